@@ -1,0 +1,109 @@
+"""masklet image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from masklet.cli.tables import show_table
+from masklet.errors import PromptError
+from masklet.files import replacing
+
+if TYPE_CHECKING:
+    from masklet.results import Masks
+
+
+def segment(
+    photo: Annotated[Path, typer.Argument(help="The picture: JPEG, PNG, TIFF, WebP …")],
+    point: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,Y[,LABEL]", help="Click, in pixels; label 0 marks the background. Repeatable."),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="Box, in pixels. Repeatable: one object each."),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Rough mask of the picture's size: anything not black is inside.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    resolution: Annotated[
+        int | None, typer.Option(help="Input side of the network, a multiple of 32; the model's own if not given.")
+    ] = None,
+    all_masks: Annotated[bool, typer.Option("--all-masks", help="Keep all candidates, not the best alone.")] = False,
+    fill_holes: Annotated[int, typer.Option(metavar="PIXELS", help="Fill holes of fewer pixels.")] = 0,
+    remove_islands: Annotated[int, typer.Option(metavar="PIXELS", help="Remove islands of fewer pixels.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="Write the picture with the masks on it.")] = None,
+    mask_out: Annotated[Path | None, typer.Option(metavar="PNG", help="Write the mask.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="JSON", help="Write COCO annotations (RLE).")
+    ] = None,
+) -> None:
+    """Segment an object of a picture by clicks, boxes or a rough mask."""
+    prompts = {
+        "points": [parse_numbers("--point", text, (2, 3)) for text in point or []] or None,
+        "boxes": [parse_numbers("--box", text, (4,)) for text in box or []] or None,
+    }
+    if prompts["points"] is None and prompts["boxes"] is None and mask is None:
+        raise PromptError("nothing to segment: give --point, --box or --mask (masklet image --help)")
+    import masklet
+
+    sam = masklet.load(model, device=device)
+    start = perf_counter()
+    encoded = sam.image(photo, resolution=resolution)
+    encode_ms = 1000 * (perf_counter() - start)
+    start = perf_counter()
+    masks = encoded.predict(
+        **prompts,
+        mask=None if mask is None else read_mask(mask),
+        multimask=True if all_masks else None,
+        fill_holes=fill_holes,
+        remove_islands=remove_islands,
+    )
+    predict_ms = 1000 * (perf_counter() - start)
+    masks = masks if all_masks else masks.best
+    write_outputs(masks, out=out, mask_out=mask_out, json_out=json_out)
+    show_table(
+        ("object", "score", "area", "box"),
+        [
+            (o, f"{score:.3f}", area, ",".join(f"{side:.0f}" for side in sides))
+            for o, score, area, sides in zip(masks.objects, masks.scores, masks.areas, masks.boxes, strict=True)
+        ],
+        title=f"{photo.name}: encoded in {encode_ms:.0f} ms, segmented in {predict_ms:.0f} ms",
+    )
+
+
+def parse_numbers(option: str, text: str, counts: tuple[int, ...]) -> tuple[float, ...]:
+    """Comma-separated numbers, or a PromptError that says what the option takes."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in counts:
+        expected = " or ".join(map(str, counts))
+        raise PromptError(f"{option} {text!r}: expected {expected} numbers with commas between, in pixels")
+    return numbers
+
+
+def read_mask(path: Path) -> Any:
+    """A mask picture as (height, width) bool."""
+    from masklet.pictures import read_picture
+
+    return read_picture(path).any(axis=2)
+
+
+def write_outputs(masks: Masks, *, out: Path | None, mask_out: Path | None, json_out: Path | None) -> None:
+    """Write what was asked for."""
+    if out is not None:
+        with replacing(out) as unfinished:
+            masks.overlay().save(unfinished)
+    if mask_out is not None:
+        masks.save(mask_out)
+    if json_out is not None:
+        with replacing(json_out) as unfinished:
+            unfinished.write_text(json.dumps(masks.to_coco()), encoding="utf-8")

@@ -1,0 +1,176 @@
+"""The numbers of a SAM 2 network: frozen dataclasses, validated, nothing else.
+
+A field exists because models in use differ in it. What never varies is a constant in its layer, and what follows
+from other fields is a property. Fields are named as in the ``config.json`` of a model folder; how they nest there is
+known to ``checkpoints`` alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from masklet.errors import ConfigError
+
+STRIDES = (4, 8, 16)
+"""Pixels per cell of the maps that leave the image encoder, finest first."""
+
+STRIDE = STRIDES[-1]
+"""Pixels per cell of the coarsest of them, the one that is prompted and remembered."""
+
+SIDE_MULTIPLE = 32
+"""Sides of the network's input are multiples of this: the deepest Hiera stage has stride 32."""
+
+NUM_MULTIMASK_OUTPUTS = 3
+"""Candidates for an ambiguous prompt (whole, part, subpart). SAM, section 3, "resolving ambiguity"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sam2ImageEncoderConfig:
+    """Hiera trunk (arXiv 2306.00989). The default is SAM 2's tiny."""
+
+    hidden_size: int = 96
+    """Channels of the first stage; they double at each further one."""
+    num_attention_heads: int = 1
+    """Heads of the first stage; they double at each further one."""
+    blocks_per_stage: tuple[int, ...] = (1, 2, 7, 2)
+    """Blocks per stage, strides 4, 8, 16, 32."""
+    global_attention_blocks: tuple[int, ...] = (5, 7, 9)
+    """Blocks, counted through all stages, that see the whole map instead of a window."""
+    window_size_per_stage: tuple[int, ...] = (8, 4, 14, 7)
+    """Side of the attention windows of each stage, in cells."""
+    window_positional_embedding_background_size: tuple[int, int] = (7, 7)
+    """(height, width) of the learned position grid that is stretched over the map."""
+
+    def __post_init__(self) -> None:
+        for name in ("blocks_per_stage", "global_attention_blocks", "window_size_per_stage"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        grid = tuple(self.window_positional_embedding_background_size)
+        object.__setattr__(self, "window_positional_embedding_background_size", grid)
+        _check_positive(self, "hidden_size", "num_attention_heads", "blocks_per_stage", "window_size_per_stage")
+        for name in ("blocks_per_stage", "window_size_per_stage"):
+            if len(getattr(self, name)) != 4:
+                raise ConfigError(f"{name} is {getattr(self, name)}: expected four numbers, one for each stage")
+        if len(grid) != 2 or min(grid) < 1:
+            raise ConfigError(f"window_positional_embedding_background_size is {grid}: expected (height, width) >= 1")
+        if odd := [window for window in self.window_size_per_stage[:3] if window % 2]:
+            raise ConfigError(
+                f"window_size_per_stage has {odd[0]}: expected even sizes in all stages but the last, since windows are "
+                "halved where the map is"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        total = sum(self.blocks_per_stage)
+        if outside := [block for block in self.global_attention_blocks if not 0 <= block < total]:
+            raise ConfigError(
+                f"global attention block {outside[0]} does not exist: {self.blocks_per_stage} makes {total} blocks, "
+                "counted from 0"
+            )
+
+    @property
+    def embed_dim_per_stage(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.hidden_size * 2**stage for stage in range(4))
+
+    @property
+    def num_attention_heads_per_stage(self) -> tuple[int, ...]:
+        """Heads of each stage."""
+        return tuple(self.num_attention_heads * 2**stage for stage in range(4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sam2PromptEncoderConfig:
+    """Prompt encoder (SAM, section 3)."""
+
+    mask_input_channels: int = 16
+    """Channels of a mask prompt before its last projection."""
+
+    def __post_init__(self) -> None:
+        if self.mask_input_channels < 4 or self.mask_input_channels % 4:
+            raise ConfigError(f"mask_input_channels is {self.mask_input_channels}: expected a multiple of 4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sam2MaskDecoderConfig:
+    """Mask decoder (SAM, appendix A; SAM 2, section 4)."""
+
+    mlp_dim: int = 2048
+    """Width of the token MLPs."""
+    num_attention_heads: int = 8
+    """Heads of every attention in the decoder."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "mlp_dim", "num_attention_heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sam2MemoryAttentionConfig:
+    """Memory attention (SAM 2, section 4)."""
+
+    num_layers: int = 4
+    """Layers of self-attention, cross-attention to memory and MLP."""
+    feed_forward_hidden_size: int = 2048
+    """Width of the MLPs."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "num_layers", "feed_forward_hidden_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sam2MemoryEncoderConfig:
+    """Memory encoder (SAM 2, section 4)."""
+
+    output_channels: int = 64
+    """Channels of a stored memory; object pointers are split into tokens of this width."""
+
+    def __post_init__(self) -> None:
+        if self.output_channels < 4 or self.output_channels % 4:
+            raise ConfigError(f"output_channels is {self.output_channels}: expected a multiple of 4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sam2Config:
+    """A whole SAM 2 network. The default is SAM 2.1 tiny."""
+
+    image_size: int = 1024
+    """Side of the square input, in pixels, that the weights were trained at; other sizes run too."""
+    hidden_size: int = 256
+    """Channels of the image embedding, the tokens and the memory attention."""
+    num_maskmem: int = 7
+    """Memories that are read: the prompted frames count as one, the rest are the last tracked frames."""
+    is_v2_1: bool = True
+    """SAM 2.1's two additions: an embedding for occluded objects, and positions in time for object pointers."""
+    has_memory: bool = True
+    """Whether it can follow objects through films; checkpoints of the image half alone exist."""
+    image_encoder: Sam2ImageEncoderConfig = field(default_factory=Sam2ImageEncoderConfig)
+    prompt_encoder: Sam2PromptEncoderConfig = field(default_factory=Sam2PromptEncoderConfig)
+    mask_decoder: Sam2MaskDecoderConfig = field(default_factory=Sam2MaskDecoderConfig)
+    memory_attention: Sam2MemoryAttentionConfig = field(default_factory=Sam2MemoryAttentionConfig)
+    memory_encoder: Sam2MemoryEncoderConfig = field(default_factory=Sam2MemoryEncoderConfig)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "image_size", "hidden_size", "num_maskmem")
+        if self.image_size % SIDE_MULTIPLE:
+            raise ConfigError(f"image_size is {self.image_size}: expected a multiple of {SIDE_MULTIPLE} pixels")
+        # The decoder's attention halves the width and splits it into heads; its upscaling goes down to an eighth.
+        heads = self.mask_decoder.num_attention_heads
+        if self.hidden_size % (2 * heads) or self.hidden_size % 8:
+            raise ConfigError(
+                f"hidden_size is {self.hidden_size}: expected a multiple of 8 and of twice the {heads} decoder heads"
+            )
+        if self.hidden_size % self.memory_encoder.output_channels:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} is not a multiple of the memory's "
+                f"{self.memory_encoder.output_channels} channels"
+            )
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    assert set(names) <= {f.name for f in fields(config)}
+    for name in names:
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(number, int) and number >= 1 for number in numbers):
+            raise ConfigError(f"{name} is {value!r}: expected whole numbers >= 1")

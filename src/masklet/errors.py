@@ -1,0 +1,25 @@
+"""What masklet raises. Each error is also the built-in it resembles, so either may be caught."""
+
+
+class MaskletError(Exception):
+    """Anything masklet itself finds wrong."""
+
+
+class PromptError(MaskletError, ValueError):
+    """Points, boxes or masks that make no sense for the picture."""
+
+
+class PictureError(MaskletError, ValueError):
+    """Something that cannot be read as a picture."""
+
+
+class ConfigError(MaskletError, ValueError):
+    """Numbers that do not make a SAM 2 network."""
+
+
+class CheckpointError(MaskletError, OSError):
+    """A file or folder of weights that is missing, damaged or of another kind."""
+
+
+class DeviceError(MaskletError, RuntimeError):
+    """A device that was asked for and is not there."""

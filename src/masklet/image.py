@@ -1,0 +1,174 @@
+"""One picture: encode once, prompt often."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from masklet.config import STRIDES
+from masklet.errors import CheckpointError, PromptError
+from masklet.files import replacing
+from masklet.masks import clean_masks, upscale_logits
+from masklet.model.sam2 import Sam2Model
+from masklet.processing import Sam2ImageProcessor
+from masklet.prompts import Prompts, SizeHW, read_prompts
+from masklet.results import Masks
+
+OBJECTS_AT_ONCE = 32
+"""Objects decoded together: enough to fill a processor, few enough that their full-size masks fit in memory."""
+
+FORMAT = "masklet-photo-1"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An encoded picture. It is a value: prompting it changes nothing, and threads may share it."""
+
+    model: Sam2Model
+    embeddings: list[Tensor]  # as Sam2Model.get_image_embeddings returns them, batch 1
+    size_hw: SizeHW  # of the original picture
+    picture: np.ndarray | None  # (height, width, 3) uint8; None for a photo that was opened from a file
+
+    @property
+    def input_hw(self) -> SizeHW:
+        """(height, width) of the network's input."""
+        finest = self.embeddings[0]
+        return finest.shape[-2] * STRIDES[0], finest.shape[-1] * STRIDES[0]
+
+    def __repr__(self) -> str:
+        height, width = self.size_hw
+        return f"Photo({width}×{height}, encoded at {self.input_hw[1]}×{self.input_hw[0]})"
+
+    @classmethod
+    def encode(cls, model: Sam2Model, picture: np.ndarray, processor: Sam2ImageProcessor) -> Photo:
+        """Run the image encoder on (height, width, 3) uint8 RGB."""
+        with torch.inference_mode():
+            embeddings = model.get_image_embeddings(processor.pixel_values(picture).to(model.device))
+        return cls(model, embeddings, (picture.shape[0], picture.shape[1]), picture)
+
+    def predict(
+        self,
+        points: Any = None,
+        labels: Any = None,
+        *,
+        box: Any = None,
+        boxes: Any = None,
+        mask: Any = None,
+        multimask: bool | None = None,
+        fill_holes: int = 0,
+        remove_islands: int = 0,
+    ) -> Masks:
+        """Masks of the prompted objects.
+
+        Coordinates are pixels of the original picture, x right and y down.
+
+        Args:
+            points: [(x, y), …] on one object, or one such list for each object; (x, y, 0) is a point beside it.
+            labels: Nested as the points: 1 on the object, 0 beside it. All 1 if None.
+            box: (x0, y0, x1, y1) around one object.
+            boxes: One box for each object.
+            mask: A rough mask to improve, one for each object: the ``logits`` of an earlier result, or a plain mask of
+                the picture's size.
+            multimask: Three candidates for each object (whole, part, subpart) instead of one mask. If None: for a
+                single click alone, which may mean any of them.
+            fill_holes: Fill holes of fewer pixels.
+            remove_islands: Remove islands of fewer pixels, but never the largest.
+
+        Returns:
+            Masks, objects in the order given; the candidates of an object follow each other.
+
+        Raises:
+            PromptError: The prompts make no sense, alone or together.
+        """
+        if box is not None and boxes is not None:
+            raise PromptError("box and boxes were both given: expected box for one object, or boxes for several")
+        prompts = read_prompts(
+            points,
+            labels,
+            boxes if box is None else [box],
+            mask,
+            size_hw=self.size_hw,
+            input_hw=self.input_hw,
+        )
+        return self._decode(
+            prompts, prompts.is_one_click if multimask is None else multimask, fill_holes, remove_islands
+        )
+
+    @torch.inference_mode()
+    def _decode(self, prompts: Prompts, multimask: bool, fill_holes: int, remove_islands: int) -> Masks:
+        masks, logits, scores = [], [], []
+        for start in range(0, len(prompts), OBJECTS_AT_ONCE):
+            part = prompts[start : start + OBJECTS_AT_ONCE].to(self.model.device)
+            decoded = self.model.decode(
+                self.embeddings, points=part.points, labels=part.labels, masks=part.masks, multimask=multimask
+            )
+            low_res = decoded.logits[0].float()  # (objects, masks, h, w)
+            masks.append((upscale_logits(low_res, self.size_hw) > 0).flatten(0, 1).cpu().numpy())
+            logits.append(low_res.flatten(0, 1).cpu().numpy())
+            scores.append(decoded.ious[0].float().flatten().cpu().numpy())
+        cleaned = clean_masks(np.concatenate(masks), fill_holes=fill_holes, remove_islands=remove_islands)
+        objects = np.repeat(np.arange(len(prompts)), len(cleaned) // len(prompts))
+        return Masks(cleaned, np.concatenate(logits), np.concatenate(scores), objects, self.picture)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Keep the encoded photo as a safetensors file, to be opened by ``Segmenter.open`` of the same model.
+
+        Raises:
+            CheckpointError: It cannot be written; an older file there is as it was.
+        """
+        tensors = {f"embeddings.{index}": t.cpu().contiguous() for index, t in enumerate(self.embeddings)}
+        metadata = {
+            "format": FORMAT,
+            "height": str(self.size_hw[0]),
+            "width": str(self.size_hw[1]),
+            "encoder": encoder_fingerprint(self.model),
+        }
+        try:
+            with replacing(path) as unfinished:
+                save_file(tensors, unfinished, metadata=metadata)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot save the photo to {path}: {error}") from error
+
+    @classmethod
+    def open(cls, model: Sam2Model, path: str | os.PathLike[str]) -> Photo:
+        """Open what ``save`` wrote; nothing is encoded again.
+
+        Raises:
+            CheckpointError: Not such a file, or written with another encoder.
+        """
+        try:
+            with safe_open(path, framework="pt", device=str(model.device)) as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise CheckpointError(f"{path} is a safetensors file, but not an encoded photo (Photo.save)")
+                tensors = [file.get_tensor(f"embeddings.{index}") for index in range(len(STRIDES))]
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"cannot open {path} as an encoded photo: {error}") from error
+        if metadata["encoder"] != encoder_fingerprint(model):
+            raise CheckpointError(
+                f"{path} was encoded by another model: expected the one that is loaded. Load that model, or encode the "
+                "picture again"
+            )
+        embeddings = [t.to(model.dtype) for t in tensors]
+        return cls(model, embeddings, (int(metadata["height"]), int(metadata["width"])), None)
+
+
+def encoder_fingerprint(model: Sam2Model) -> str:
+    """A few hex digits that differ between models whose embeddings differ."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    backbone, neck, decoder = model.vision_encoder.backbone, model.vision_encoder.neck, model.mask_decoder
+    for module in (backbone.patch_embed, backbone.blocks[-1], neck, decoder.conv_s0, decoder.conv_s1):
+        for parameter in module.parameters():
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    digest.update(model.no_memory_embedding.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,92 @@
+"""Where things are, as vectors: random Fourier features, sines, and rotations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+TEMPERATURE = 10000.0
+"""Ratio of the longest to the shortest wave of sines and rotations."""
+
+
+class FourierPositions(nn.Module):
+    """Random Fourier features of a point; the matrix is fixed, and part of a checkpoint.
+
+    Source: Tancik et al. 2020, as used in SAM, section 3 (prompt encoder).
+    """
+
+    positional_embedding: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("positional_embedding", torch.randn(2, dim // 2))
+
+    def forward(self, points_norm: Tensor) -> Tensor:
+        """(..., 2), x then y, each 0 to 1 over the picture, to (..., dim)."""
+        # In float32 whatever the weights are: half precision would blur coordinates by pixels.
+        matrix = self.positional_embedding.float()
+        angles = 2 * math.pi * ((2 * points_norm.float() - 1) @ matrix)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.positional_embedding.dtype)
+
+    def grid(self, size_hw: tuple[int, int]) -> Tensor:
+        """(height * width, dim): the centre of every cell of a map, row by row."""
+        height, width = size_hw
+        device = self.positional_embedding.device
+        y = (torch.arange(height, device=device) + 0.5) / height
+        x = (torch.arange(width, device=device) + 0.5) / width
+        return self(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)).flatten(0, 1)
+
+
+def _waves(count: int, device: torch.device) -> Tensor:
+    return TEMPERATURE ** (torch.arange(count, device=device) / count)
+
+
+def sine_positions_2d(size_hw: tuple[int, int], dim: int, device: torch.device) -> Tensor:
+    """(height * width, dim): sines of y in the first half and of x in the second, sin and cos interleaved.
+
+    Source: DETR (arXiv 2005.12872), appendix A.4, normalised to one turn over the map.
+    """
+    height, width = size_hw
+    waves = _waves(dim // 4, device)
+
+    def axis(cells: int) -> Tensor:
+        turns = (torch.arange(cells, device=device) + 1) / (cells + 1e-6) * 2 * math.pi
+        angles = turns[:, None] / waves  # (cells, dim / 4)
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)  # (cells, dim / 2)
+
+    y = axis(height)[:, None].expand(-1, width, -1)
+    x = axis(width)[None].expand(height, -1, -1)
+    return torch.cat([y, x], dim=-1).flatten(0, 1)
+
+
+def sine_positions_1d(position: Tensor, dim: int) -> Tensor:
+    """(...) to (..., dim): sines of a number in the first half, cosines in the second.
+
+    Source: Attention is all you need (arXiv 1706.03762), section 3.5.
+    """
+    angles = position[..., None] / _waves(dim // 2, position.device)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def axial_rotations(size_hw: tuple[int, int], dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each (height * width, dim / 2), that turn the pairs of a ``dim``-vector at every cell.
+
+    The first half of the pairs turns with x, the second with y.
+
+    Source: Heo et al., rotary position embedding for vision transformers (arXiv 2403.13298), "axial"; SAM 2, section 4.
+    """
+    height, width = size_hw
+    speeds = 1.0 / _waves(dim // 4, device)
+    x = torch.arange(width, device=device)[None, :, None].expand(height, -1, -1) * speeds
+    y = torch.arange(height, device=device)[:, None, None].expand(-1, width, -1) * speeds
+    angles = torch.cat([x, y], dim=-1).flatten(0, 1)  # (height * width, dim / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn neighbouring pairs of the last axis of (..., tokens, dim); real arithmetic, so that it can be exported."""
+    cos, sin = (part.to(x.dtype) for part in rotations)
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)

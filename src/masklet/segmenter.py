@@ -1,0 +1,98 @@
+"""load(): one object with the verbs people use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from masklet import checkpoints
+from masklet.errors import ConfigError, DeviceError
+from masklet.image import Photo
+from masklet.model.sam2 import Sam2Model
+from masklet.pictures import read_picture
+from masklet.processing import Sam2ImageProcessor
+from masklet.prompts import SizeHW
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A model and how its pictures are prepared. It holds no state: threads may share it."""
+
+    model: Sam2Model
+    image_processor: Sam2ImageProcessor
+
+    def image(self, picture: Any, *, resolution: int | SizeHW | None = None) -> Photo:
+        """Encode a picture, to be prompted as often as one likes.
+
+        Args:
+            picture: A path, a binary file, a PIL image, an array (height, width[, 1, 3 or 4]) or a tensor
+                (3, height, width); see ``masklet.pictures.read_picture``.
+            resolution: Input size of the network instead of the one it was trained at: a side or (height, width),
+                multiples of 32. Smaller is faster; larger shows smaller objects.
+
+        Raises:
+            PictureError: It is no picture.
+            ConfigError: A resolution that does not fit.
+        """
+        processor = self.image_processor if resolution is None else Sam2ImageProcessor(resolution)
+        return Photo.encode(self.model, read_picture(picture), processor)
+
+    def open(self, path: str | os.PathLike[str]) -> Photo:
+        """Open an encoded photo that ``Photo.save`` wrote, without encoding anything."""
+        return Photo.open(self.model, path)
+
+
+def load(
+    name: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "auto",
+    dtype: Literal["auto"] | torch.dtype = "auto",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Segmenter:
+    """Load a model.
+
+    Args:
+        name: None for the embedded model; a name of ``masklet models``, a Hub repository, a model folder, or one of
+            Meta's ``.pt`` files.
+        device: ``"auto"`` is CUDA, then MPS, then the CPU.
+        dtype: Of weights and computation; ``"auto"`` is float32.
+        revision: Branch, tag or commit of a Hub repository.
+        token: For a private Hub repository.
+
+    Raises:
+        CheckpointError: The model cannot be found, is damaged, or is of another kind.
+        DeviceError: The device is not there.
+    """
+    name = checkpoints.EMBEDDED if name is None else name
+    place = find_device(device)
+    if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(f"dtype is {dtype!r}: expected 'auto' or a floating-point torch.dtype")
+    model = Sam2Model.from_pretrained(name, revision=revision, token=token)
+    model = model.to(place, torch.float32 if dtype == "auto" else dtype)
+    return Segmenter(model, Sam2ImageProcessor.from_pretrained(name, revision=revision, token=token))
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device that is meant, or a DeviceError if it is not there."""
+    if device == "auto":
+        has_mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"no device {device!r}: expected auto, cpu, cuda, cuda:N or mps") from error
+    is_there = True
+    if place.type == "cuda":
+        is_there = (place.index or 0) < torch.cuda.device_count()
+    elif place.type == "mps":
+        is_there = torch.backends.mps.is_available()
+    if not is_there:
+        raise DeviceError(
+            f"device {str(device)!r} is not available here (torch {torch.__version__}, "
+            f"{torch.cuda.device_count()} CUDA devices): use device='cpu' or 'auto', or install a torch built for it"
+        )
+    return place

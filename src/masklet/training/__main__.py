@@ -1,0 +1,53 @@
+"""``python -m masklet.training CONFIG.yaml --data FOLDER --run FOLDER``: train, or go on with a run that was cut."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from masklet.training.config import read_config
+from masklet.training.loop import Trainer
+from masklet.training.sources import read_sources
+
+LOG_EVERY, SAVE_EVERY = 20, 200
+"""Steps."""
+
+
+def main() -> None:
+    """Parse, train, log, save."""
+    parser = argparse.ArgumentParser(prog="python -m masklet.training", description=__doc__)
+    parser.add_argument("config", type=Path, help="YAML file, such as nano.yaml beside this module")
+    parser.add_argument("--data", type=Path, required=True, help="folder of cutouts-*.zip, photos-*.zip, instances-*.zip")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the log and the state; a run there goes on")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    trainer, state = Trainer(read_config(arguments.config)), arguments.run / "state.pt"
+    if state.exists():
+        trainer.load(state)
+        logging.info("going on after step %d", trainer.step)
+    sources = read_sources(arguments.data, held_out=False)
+    logging.info("%d cut-outs, %d photos", len(sources.cutouts), len(sources.photos))
+
+    began, first = time.monotonic(), trainer.step
+    with (arguments.run / "log.jsonl").open("a") as log:
+        for report in trainer.run(sources):
+            if report.step % LOG_EVERY == 0:
+                seconds = (time.monotonic() - began) / (report.step - first)
+                line = json.dumps(dataclasses.asdict(report) | {"seconds_per_step": seconds})
+                print(line, file=log, flush=True)
+                logging.info("%s", line)
+            if report.step % SAVE_EVERY == 0 or report.step == trainer.config.steps:
+                trainer.save(state)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The training loop: one process; a step is a function of the weights, the optimizer's state and the step's number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from masklet.model.sam2 import Sam2Model
+from masklet.training.batches import Batch, make_batch
+from masklet.training.config import TrainingConfig
+from masklet.training.losses import Losses, mask_iou, segmentation_losses
+from masklet.training.prompts import correction_click, first_prompt
+from masklet.training.sources import Sources
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step says of itself."""
+
+    step: int
+    learning_rate: float
+    gradient_norm: float
+    losses: dict[str, float]
+    """Means over the rounds."""
+    ious: list[float]
+    """Mean IoU of the best candidate after each round."""
+
+
+class Trainer:
+    """Weights, their running mean, and the optimizer: what a run is at one moment."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.config = config
+        self.step = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = Sam2Model(config.model)
+        self.model.train()
+        self.ema = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        vectors = [p for p in self.model.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.95),
+        )
+
+    def run(self, sources: Sources, until: int | None = None) -> Iterator[StepReport]:
+        """Train until step ``until`` (the end if None), yielding after each step, when it may be saved."""
+        until = self.config.steps if until is None else until
+        with ThreadPoolExecutor(1) as ahead:  # composes the next pictures while the network works on these
+            coming = ahead.submit(self.batch, sources, self.step) if self.step < until else None
+            while coming is not None:
+                batch = coming.result()
+                coming = ahead.submit(self.batch, sources, self.step + 1) if self.step + 1 < until else None
+                yield self.take_step(batch)
+
+    def batch(self, sources: Sources, step: int) -> Batch:
+        """The pictures of one step."""
+        stage = self.config.stage_of(step)
+        return make_batch(
+            sources,
+            side_px=stage.image_size,
+            pictures=stage.pictures,
+            objects=stage.objects,
+            seed=self.config.seed,
+            step=step,
+        )
+
+    def take_step(self, batch: Batch) -> StepReport:
+        """Learn from one batch."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        rate = learning_rate(self.config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        rounds = self.config.stage_of(self.step).rounds
+        # On the CPU, the gradient of the fused attention in bfloat16 takes longer than all of the plain one.
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            losses, ious = interactive_losses(self.model, batch, rounds, generator)
+        total = torch.stack([round_.total for round_ in losses]).mean()
+        self.optimizer.zero_grad()
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.config.max_gradient_norm, error_if_nonfinite=True
+        )
+        self.optimizer.step()
+        self.step += 1
+        self._follow()
+        return StepReport(self.step, rate, float(norm), _means(losses), ious)
+
+    def _follow(self) -> None:
+        # The mean starts short, or the first weights would stay in it for long.
+        decay = min(self.config.ema_decay, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, weight in self.model.state_dict().items():
+                self.ema[name].lerp_(weight, 1 - decay)
+
+    def averaged_model(self) -> Sam2Model:
+        """A model of its own with the running mean of the weights, for use."""
+        model = Sam2Model(self.config.model)
+        model.load_state_dict(self.ema)
+        return model.eval().requires_grad_(False)
+
+    def save(self, path: Path) -> None:
+        """Write everything the run needs to go on; the file at ``path`` is replaced whole or not at all."""
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        beside = path.with_suffix(".part")
+        torch.save(state, beside)
+        beside.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what ``save`` wrote."""
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.ema = state["ema"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Rises linearly in the warm-up, falls to zero along a cosine."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def interactive_losses(
+    model: Sam2Model, batch: Batch, rounds: int, generator: torch.Generator
+) -> tuple[list[Losses], list[float]]:
+    """Prompt every object, then correct it click by click: the losses and the mean best IoU of each round.
+
+    Source: SAM (arXiv 2304.02643), appendix A, "training algorithm".
+    """
+    embeddings = model.get_image_embeddings(batch.pixel_values)
+    prompts = first_prompt(batch.targets, generator)
+    previous: Tensor | None = None
+    losses, ious = [], []
+    for index in range(rounds):
+        # A first prompt is ambiguous and mostly gets three answers; the single mask learns from the others.
+        multimask = index == 0 and float(torch.rand((), generator=generator)) < 0.7
+        out = model(
+            image_embeddings=embeddings,
+            input_points=prompts.points,
+            input_labels=prompts.labels,
+            input_masks=previous,
+            multimask_output=multimask,
+        )
+        logits = out.pred_masks.float()
+        losses.append(
+            segmentation_losses(logits, out.iou_scores.float(), out.object_score_logits.float(), batch.targets)
+        )
+        actual = mask_iou(logits > 0, batch.targets[:, :, None])
+        ious.append(float(actual.amax(-1).mean()))
+        if index + 1 < rounds:
+            # What a user would see: the candidate of the best predicted score.
+            chosen = out.iou_scores.argmax(-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
+            previous = logits.detach().gather(2, chosen).squeeze(2)
+            prompts = prompts.and_then(correction_click(previous > 0, batch.targets, generator))
+    return losses, ious
+
+
+def _means(losses: list[Losses]) -> dict[str, float]:
+    names = ("focal", "dice", "iou", "object_score", "total")
+    return {name: sum(float(getattr(round_, name).detach()) for round_ in losses) / len(losses) for name in names}

@@ -1,0 +1,90 @@
+"""What a prediction is told: focal and dice on masks, L1 on predicted IoU, cross-entropy on the object score.
+
+Source: SAM (arXiv 2304.02643), appendix A, "losses" and "training algorithm"; weights of SAM 2 (2408.00714), appendix D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FOCAL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, OBJECT_WEIGHT = 20.0, 1.0, 1.0, 1.0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Means over objects, unweighted: scalars that gradients flow through."""
+
+    focal: Tensor
+    dice: Tensor
+    iou: Tensor
+    object_score: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised."""
+        return (
+            FOCAL_WEIGHT * self.focal
+            + DICE_WEIGHT * self.dice
+            + IOU_WEIGHT * self.iou
+            + OBJECT_WEIGHT * self.object_score
+        )
+
+
+def segmentation_losses(logits: Tensor, ious: Tensor, object_scores: Tensor, targets: Tensor) -> Losses:
+    """Compare candidate masks with the truth; of several candidates only the best is taught the mask.
+
+    Args:
+        logits: (batch, objects, masks, h, w).
+        ious: (batch, objects, masks), predicted, 0 to 1: all are taught, so that the best can be told.
+        object_scores: (batch, objects, 1) logits; every object here is in its picture.
+        targets: (batch, objects, h, w) bool.
+    """
+    truth = targets[:, :, None].to(logits.dtype).expand_as(logits)
+    focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)  # (batch, objects, masks)
+    best = (FOCAL_WEIGHT * focal + DICE_WEIGHT * dice).argmin(-1, keepdim=True)
+    return Losses(
+        focal=focal.gather(-1, best).mean(),
+        dice=dice.gather(-1, best).mean(),
+        iou=F.l1_loss(ious, mask_iou(logits > 0, targets[:, :, None])),
+        object_score=F.binary_cross_entropy_with_logits(object_scores, torch.ones_like(object_scores)),
+    )
+
+
+def focal_loss(logits: Tensor, truth: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Mean over pixels of cross-entropy, weighted down where the answer is already right.
+
+    Args:
+        logits: (..., h, w).
+        truth: (..., h, w), 0 or 1.
+        alpha: Weight of object pixels; the others weigh ``1 - alpha``.
+        gamma: How fast the weight falls with certainty.
+
+    Returns:
+        (...).
+
+    Source: Focal loss (arXiv 1708.02002), equation 5.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    wrongness = (torch.sigmoid(logits) - truth).abs()
+    return ((alpha * truth + (1 - alpha) * (1 - truth)) * wrongness**gamma * entropy).mean((-2, -1))
+
+
+def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """(..., h, w) logits and 0-or-1 truth to (...): 1 - overlap, in which small objects count like large ones.
+
+    Source: V-Net (arXiv 1606.04797), with 1 added to both sides as in SAM, so that nothing is divided by zero.
+    """
+    probability = torch.sigmoid(logits)
+    both = 2 * (probability * truth).sum((-2, -1))
+    return 1 - (both + 1) / (probability.sum((-2, -1)) + truth.sum((-2, -1)) + 1)
+
+
+def mask_iou(masks: Tensor, targets: Tensor) -> Tensor:
+    """Intersection over union of bool masks (..., h, w) that broadcast; (...) float32, 0 where both are empty."""
+    both = (masks & targets).sum((-2, -1), dtype=torch.float32)
+    either = (masks | targets).sum((-2, -1), dtype=torch.float32)
+    return both / either.clamp(min=1)

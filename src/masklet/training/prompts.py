@@ -1,0 +1,91 @@
+"""The user of the training: a first click or box, then clicks where the mask is wrong.
+
+Source: SAM (arXiv 2304.02643), appendix A, "training algorithm".
+
+Points are (x, y) in pixels of the network's input. Masks are at its stride of 4, so a point falls anywhere in a cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from masklet.config import STRIDES
+
+MASK_STRIDE = STRIDES[0]
+BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING = 0, 1, 2, 3, -10
+BOX_NOISE, MAX_BOX_NOISE_PX = 0.1, 20
+"""Standard deviation of a box's sides, as a share of its own, and its limit."""
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """Prompts so far: boxes are two points with labels 2 and 3 that come first."""
+
+    points: Tensor  # (batch, objects, points, 2)
+    labels: Tensor  # (batch, objects, points)
+
+    def and_then(self, other: Clicks) -> Clicks:
+        """These, then the others."""
+        return Clicks(torch.cat([self.points, other.points], 2), torch.cat([self.labels, other.labels], 2))
+
+
+def first_prompt(targets: Tensor, generator: torch.Generator) -> Clicks:
+    """A click inside each object, or a box drawn carelessly around it, with equal chance.
+
+    Args:
+        targets: (batch, objects, h, w) bool, none empty.
+        generator: Decides.
+    """
+    click = torch.stack([_random_points(targets, generator), torch.zeros(*targets.shape[:2], 2)], 2)
+    box = _noisy_boxes(targets, generator).unflatten(-1, (2, 2))
+    is_box = torch.rand(targets.shape[:2], generator=generator) < 0.5
+    labels = torch.where(is_box[..., None], torch.tensor([TOP_LEFT, BOTTOM_RIGHT]), torch.tensor([FOREGROUND, PADDING]))
+    return Clicks(torch.where(is_box[..., None, None], box, click), labels)
+
+
+def correction_click(predicted: Tensor, targets: Tensor, generator: torch.Generator) -> Clicks:
+    """A click somewhere in the error region, foreground where the object was missed; in the object if nothing is wrong.
+
+    Args:
+        predicted: (batch, objects, h, w) bool.
+        targets: (batch, objects, h, w) bool, none empty.
+        generator: Decides.
+    """
+    errors = predicted ^ targets
+    errors = torch.where(errors.any(-1).any(-1)[..., None, None], errors, targets)
+    points = _random_points(errors, generator)
+    cells = (points / MASK_STRIDE).long()
+    flat = cells[..., 1] * targets.shape[-1] + cells[..., 0]
+    is_object = targets.flatten(2).gather(2, flat[..., None])
+    return Clicks(points[:, :, None], torch.where(is_object, FOREGROUND, BACKGROUND))
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """(..., h, w) bool masks, none empty, to (..., 4) boxes x0 y0 x1 y1 around them, in pixels of the network's input."""
+    sides = []
+    for is_filled in (masks.any(-2), masks.any(-1)):  # columns, then rows
+        first = is_filled.float().argmax(-1)
+        last = is_filled.shape[-1] - is_filled.flip(-1).float().argmax(-1)
+        sides.append((first * MASK_STRIDE, last * MASK_STRIDE))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack([x0, y0, x1, y1], -1).float()
+
+
+def _noisy_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
+    boxes = boxes_of(masks)
+    sides = (boxes[..., 2:] - boxes[..., :2]).repeat_interleave(2, -1).reshape(*boxes.shape[:-1], 2, 2)
+    noise = torch.randn(boxes.shape, generator=generator) * BOX_NOISE * sides.transpose(-1, -2).flatten(-2)
+    height, width = masks.shape[-2] * MASK_STRIDE, masks.shape[-1] * MASK_STRIDE
+    noisy = boxes + noise.clamp(-MAX_BOX_NOISE_PX, MAX_BOX_NOISE_PX)
+    return noisy.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+
+
+def _random_points(masks: Tensor, generator: torch.Generator) -> Tensor:
+    """A uniformly random place inside each mask: (batch, objects, h, w) to (batch, objects, 2)."""
+    width = masks.shape[-1]
+    cell = torch.multinomial(masks.flatten(0, 1).flatten(1).float(), 1, generator=generator)
+    xy = torch.cat([cell % width, cell // width], -1) + torch.rand(len(cell), 2, generator=generator) * 0.999
+    return (xy * MASK_STRIDE).unflatten(0, masks.shape[:2])

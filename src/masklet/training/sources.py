@@ -1,0 +1,95 @@
+"""What training pictures are made of: cut-outs, photos, and photos with instance masks, decoded once into memory."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+CUTOUT_ARCHIVES = ("openclipart", "fluent3d", "notoemoji", "kenney3d", "coco-photo")
+PHOTO_ARCHIVES = ("photos-coco-ccby", "photos-misc")
+INSTANCE_ARCHIVES = ("instances-coco-ccby", "instances-dsb2018-cc0")
+MAX_SIDE_PX = 640
+"""Photos are kept no larger: crops of them fill inputs of about 512 pixels."""
+PHOTO_REPEATS = 3
+"""Annotated photos are this many times as frequent as annotated microscopy."""
+HELD_OUT_EVERY = 20
+"""One group of sources in so many is never trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The material, decoded."""
+
+    cutouts: list[Image.Image]
+    """RGBA."""
+    photos: list[Image.Image]
+    """RGB, without masks."""
+    instances: list[tuple[Image.Image, Image.Image]]
+    """RGB photo and, of the same size, its L label map: 0 background, 1..k instances, 255 not known."""
+
+
+def read_sources(folder: Path, *, held_out: bool) -> Sources:
+    """Decode one side of the split from a folder laid out as ``shared/data/train``.
+
+    Args:
+        folder: Holds the ``cutouts-*.zip``, ``photos-*.zip`` and ``instances-*.zip`` archives.
+        held_out: Take the sources kept for measuring instead of those for training.
+
+    Raises:
+        FileNotFoundError: An archive is missing.
+    """
+    cutouts = [_cutout(data) for name in CUTOUT_ARCHIVES for _, data in _read(folder / f"cutouts-{name}.zip", held_out)]
+    photos = [_photo(data) for name in PHOTO_ARCHIVES for _, data in _read(folder / f"{name}.zip", held_out)]
+    instances = []
+    for archive in INSTANCE_ARCHIVES:
+        files = dict(_read(folder / f"{archive}.zip", held_out))
+        for name in sorted(name for name in files if name.startswith("images/")):
+            photo = _photo(files[name])
+            labels = Image.open(io.BytesIO(files[f"masks/{Path(name).stem}.png"]))
+            pair = (photo, labels.resize(photo.size, Image.Resampling.NEAREST))
+            instances += [pair] * (PHOTO_REPEATS if "coco" in archive else 1)
+    return Sources(cutouts, photos, instances)
+
+
+def is_held_out(name: str) -> bool:
+    """Whether the file ``name`` of an archive belongs to the measuring side; what shows the same thing goes together."""
+    return zlib.crc32(source_group(name).encode()) % HELD_OUT_EVERY == 0
+
+
+def source_group(name: str) -> str:
+    """What a file shows: the photo it was cut from, the 3D model it renders, the first code point of an emoji.
+
+    Without this a cut-out could be held out while its photo, its other views or its twin in another skin tone or emoji
+    font are trained on.
+    """
+    path = Path(name)
+    if coco := re.search(r"coco_(\d+)", path.name):
+        return f"coco {int(coco[1])}"
+    if emoji := re.match(r"(?:emoji_)?u?0*([0-9a-f]{2,6})(?:[-_]|$)", path.stem):
+        return f"emoji {emoji[1]}"
+    return path.parent.name if path.stem.isdigit() else path.stem
+
+
+def _read(archive: Path, held_out: bool) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(archive) as files:
+        for name in sorted(files.namelist()):
+            if not name.endswith("/") and is_held_out(name) == held_out:
+                yield name, files.read(name)
+
+
+def _cutout(data: bytes) -> Image.Image:
+    cutout = Image.open(io.BytesIO(data)).convert("RGBA")
+    return cutout.crop(cutout.getchannel("A").getbbox())
+
+
+def _photo(data: bytes) -> Image.Image:
+    photo = Image.open(io.BytesIO(data)).convert("RGB")
+    photo.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+    return photo

@@ -1,0 +1,345 @@
+import json
+
+import numpy as np
+import pycocotools.mask as coco
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from masklet.masks import (
+    clean_masks,
+    decode_rle,
+    encode_rle,
+    mask_areas,
+    mask_boxes,
+    mask_ious,
+    mask_polygons,
+    stability_scores,
+    upscale_logits,
+)
+
+some = settings(max_examples=80, deadline=None)
+
+
+def bool_masks(min_masks=0, max_masks=4, max_side=12):
+    side = st.integers(1, max_side)
+    return st.tuples(st.integers(min_masks, max_masks), side, side).flatmap(lambda shape: arrays(bool, shape))
+
+
+def drawn(*rows):
+    """One mask from text: # is inside."""
+    return np.array([[pixel == "#" for pixel in row] for row in rows])
+
+
+def pieces_of(mask, neighbours):
+    """The connected pieces of a mask as sets of (row, column), by a plain flood."""
+    steps = [(-1, 0), (1, 0), (0, -1), (0, 1)]
+    steps += [(-1, -1), (-1, 1), (1, -1), (1, 1)] if neighbours == 8 else []
+    left = set(zip(*mask.nonzero(), strict=True))
+    pieces = []
+    while left:
+        piece, front = set(), [left.pop()]
+        while front:
+            row, column = front.pop()
+            piece.add((row, column))
+            near = {(row + down, column + right) for down, right in steps} & left
+            left -= near
+            front += near
+        pieces.append(piece)
+    return pieces
+
+
+def filled(rings, height, width):
+    """Pixels whose centre is inside: by the even-odd rule, and by the winding number."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    crossings, winding = np.zeros((2, height, width), int)
+    for ring in rings:
+        for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+            if y0 == y1:
+                continue
+            right_of = x > x0 + (y - y0) * (x1 - x0) / (y1 - y0)
+            spans = (min(y0, y1) <= y) & (y < max(y0, y1))
+            crossings += spans & right_of
+            winding += (spans & right_of) * (1 if y1 > y0 else -1)
+    return crossings % 2 == 1, winding != 0
+
+
+def signed_area(ring):
+    """Positive where the ring runs clockwise on the screen, y down."""
+    x, y = ring.astype(float).T
+    return (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
+
+
+# Logits
+
+
+def test_logits_are_interpolated_between_pixel_centres():
+    logits = torch.tensor([[0.0, 4.0]])
+    torch.testing.assert_close(upscale_logits(logits, (1, 4)), torch.tensor([[0.0, 1.0, 3.0, 4.0]]))
+    torch.testing.assert_close(upscale_logits(logits.T, (4, 2)), torch.tensor([[0.0, 1, 3, 4]] * 2).T)
+
+
+def test_downscaling_does_not_antialias():
+    row = torch.tensor([[9.0, 0, 0, 9, 9, 0, 0, 9]])
+    torch.testing.assert_close(upscale_logits(row, (1, 2)), torch.tensor([[0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,), (2, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_upscaling_keeps_leading_dimensions_and_returns_float32(leading, dtype):
+    upscaled = upscale_logits(torch.ones(*leading, 3, 4, dtype=dtype), (7, 9))
+    assert upscaled.dtype == torch.float32
+    torch.testing.assert_close(upscaled, torch.ones(*leading, 7, 9))
+
+
+def test_stability_is_the_iou_of_the_strict_and_the_loose_mask():
+    logits = 3 * torch.randn(2, 5, 20, 30, generator=torch.Generator().manual_seed(0))
+    scores = stability_scores(logits, threshold=0.5, offset=2.0)
+    assert scores.shape == (2, 5)
+    assert scores.dtype == torch.float32
+    strict, loose = (logits > 2.5).numpy(), (logits > -1.5).numpy()
+    expected = (strict & loose).sum((-2, -1)) / (strict | loose).sum((-2, -1))
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    assert 0.1 < scores.min() < scores.max() < 0.5, "the comparison is of something"
+
+
+def test_masks_without_doubt_are_stable_and_those_without_core_are_not():
+    logits = torch.stack([torch.full((4, 4), value) for value in (9.0, -9.0, 0.0)])
+    assert stability_scores(logits).tolist() == [1, 1, 0]
+    assert stability_scores(torch.zeros(0, 4, 4)).shape == (0,)
+    assert stability_scores(logits, offset=0).tolist() == [1, 1, 1]
+
+
+def test_a_negative_offset_is_refused():
+    with pytest.raises(ValueError, match="offset must be >= 0 logits, got -1"):
+        stability_scores(torch.zeros(1, 4, 4), offset=-1)
+
+
+# Cleaning
+
+
+def test_a_hole_below_the_area_is_filled_and_one_of_it_is_not():
+    mask = drawn("########", "#.###..#", "########")
+    filled_in = drawn("########", "#####..#", "########")
+    np.testing.assert_array_equal(clean_masks(mask[None], fill_holes=2)[0], filled_in)
+    assert clean_masks(mask[None], fill_holes=3).all()
+    np.testing.assert_array_equal(clean_masks(mask[None], fill_holes=1)[0], mask)
+
+
+def test_background_is_connected_through_edges_and_the_mask_through_corners():
+    mask = drawn("....", ".#..", "..#.", "....")
+    np.testing.assert_array_equal(clean_masks(mask[None], remove_islands=2)[0], mask)
+    assert clean_masks(~mask[None], fill_holes=2).all(), "two holes of one pixel, not one of two"
+
+
+def test_an_island_goes_unless_it_is_the_largest():
+    mask = drawn("#..##", "...##", "#....", "#....")
+    np.testing.assert_array_equal(
+        clean_masks(mask[None], remove_islands=2)[0], drawn("...##", "...##", "#....", "#....")
+    )
+    largest = drawn("...##", "...##", ".....", ".....")
+    for area in (3, 4, 5, 1000):
+        np.testing.assert_array_equal(clean_masks(mask[None], remove_islands=area)[0], largest)
+
+
+def test_an_empty_mask_is_no_hole():
+    empty = np.zeros((1, 2, 3), bool)
+    assert not clean_masks(empty, fill_holes=100, remove_islands=100).any()
+    assert clean_masks(~empty, fill_holes=100, remove_islands=100).all()
+
+
+def test_masks_are_cleaned_each_alone():
+    masks = np.stack([drawn("##..", "##.#"), drawn("....", "...#"), drawn("....", "....")])
+    cleaned = clean_masks(masks, remove_islands=3)
+    np.testing.assert_array_equal(cleaned, np.stack([drawn("##..", "##.."), masks[1], masks[2]]))
+
+
+@given(bool_masks(), st.integers(0, 8), st.integers(0, 8))
+@some
+def test_cleaning_is_that_of_a_plain_flood(masks, fill_holes, remove_islands):
+    expected = masks.copy()
+    for mask in expected:
+        for hole in pieces_of(~mask, 4) if mask.any() else []:
+            if len(hole) < fill_holes:
+                mask[tuple(zip(*hole, strict=True))] = True
+        islands = pieces_of(mask, 8)
+        largest = max(map(len, islands), default=0)
+        for island in islands:
+            if len(island) < min(remove_islands, largest):
+                mask[tuple(zip(*island, strict=True))] = False
+    before = masks.copy()
+    np.testing.assert_array_equal(clean_masks(masks, fill_holes=fill_holes, remove_islands=remove_islands), expected)
+    np.testing.assert_array_equal(masks, before)
+
+
+@given(bool_masks(), st.integers(0, 8), st.integers(0, 8))
+@some
+def test_cleaning_again_changes_nothing_and_never_empties_a_mask(masks, fill_holes, remove_islands):
+    cleaned = clean_masks(masks, fill_holes=fill_holes, remove_islands=remove_islands)
+    again = clean_masks(cleaned, fill_holes=fill_holes, remove_islands=remove_islands)
+    np.testing.assert_array_equal(again, cleaned)
+    np.testing.assert_array_equal(cleaned.any((1, 2)), masks.any((1, 2)))
+    assert not (clean_masks(masks, remove_islands=remove_islands) & ~masks).any(), "islands only shrink a mask"
+    assert not (masks & ~clean_masks(masks, fill_holes=fill_holes)).any(), "holes only grow it"
+
+
+# Boxes, areas, overlaps
+
+
+@given(bool_masks())
+@some
+def test_boxes_and_areas_are_those_of_plain_loops(masks):
+    boxes, areas = mask_boxes(masks), mask_areas(masks)
+    assert boxes.shape == (len(masks), 4)
+    assert boxes.dtype == np.float32
+    assert areas.shape == (len(masks),)
+    for mask, box, area in zip(masks, boxes, areas, strict=True):
+        pixels = [(x, y) for y, row in enumerate(mask) for x, inside in enumerate(row) if inside]
+        x, y = zip(*pixels, strict=True) if pixels else ((0, -1), (0, -1))
+        assert box.tolist() == [min(x), min(y), max(x) + 1, max(y) + 1] if pixels else [0, 0, 0, 0]
+        assert area == len(pixels)
+
+
+@given(
+    st.tuples(*[st.integers(1, 8)] * 2).flatmap(lambda hw: st.tuples(arrays(bool, (3, *hw)), arrays(bool, (2, *hw))))
+)
+@some
+def test_ious_are_those_of_sets_of_pixels(pair):
+    first, second = pair
+    ious = mask_ious(first, second)
+    assert ious.shape == (3, 2)
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            union = (a | b).sum()
+            np.testing.assert_allclose(ious[i, j], (a & b).sum() / union if union else 1, rtol=1e-6)
+    np.testing.assert_array_equal(ious.T, mask_ious(second, first))
+
+
+def test_no_masks_overlap_nothing():
+    none, two = np.zeros((0, 4, 5), bool), np.ones((2, 4, 5), bool)
+    assert mask_ious(none, two).shape == (0, 2)
+    assert mask_ious(two, none).shape == (2, 0)
+    with pytest.raises(ValueError, match=r"masks of \(4, 5\) and of \(5, 4\) pixels cannot be compared"):
+        mask_ious(two, two.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("function", [clean_masks, mask_boxes, mask_areas, encode_rle])
+@pytest.mark.parametrize(
+    "masks",
+    [np.zeros((4, 5), bool), np.zeros((1, 4, 5), np.float32), np.zeros((1, 0, 5), bool)],
+    ids=["one mask", "logits", "no rows"],
+)
+def test_what_are_no_masks_are_refused(function, masks):
+    with pytest.raises(
+        ValueError, match=r"expected bool masks \(masks, height, width\), got \w+ of shape .*mask\[None\]"
+    ):
+        function(masks)
+
+
+# Run lengths
+
+
+@given(bool_masks(min_masks=1, max_side=40))
+@some
+def test_run_lengths_return_as_the_same_masks(masks):
+    runs = json.loads(json.dumps(encode_rle(masks)))
+    decoded = decode_rle(runs)
+    assert decoded.dtype == bool
+    np.testing.assert_array_equal(decoded, masks)
+    assert coco.area(runs).tolist() == mask_areas(masks).tolist()
+
+
+def test_run_lengths_are_those_of_coco():
+    # By columns: one outside, two inside, one outside; and a mask that begins inside has a first run of 0.
+    masks = np.stack([drawn(".#", "#."), drawn("##", "##")])
+    assert encode_rle(masks) == [{"size": [2, 2], "counts": "121"}, {"size": [2, 2], "counts": "04"}]
+    np.testing.assert_array_equal(decode_rle([{"size": [1, 3], "counts": "111"}]), [drawn(".#.")])
+
+
+def test_no_run_lengths_are_no_masks():
+    assert encode_rle(np.zeros((0, 4, 5), bool)) == []
+    assert decode_rle([]).shape == (0, 0, 0)
+
+
+def test_empty_runs_of_other_encoders_are_read():
+    run = coco.frPyObjects({"size": [1, 6], "counts": [1, 0, 1, 2, 0, 1, 1]}, 1, 6)
+    np.testing.assert_array_equal(decode_rle([run]), [drawn("..###.")])
+
+
+@pytest.mark.parametrize("counts", ["", "1", "3", "12", "41", "05", "0>"])
+def test_counts_that_do_not_add_up_are_refused(counts):
+    with pytest.raises(ValueError, match=r"Invalid RLE|end before their size of 2×2 pixels is filled"):
+        decode_rle([{"size": [2, 2], "counts": counts}])
+    assert decode_rle([{"size": [2, 2], "counts": "4"}]).sum() == 0
+
+
+def test_run_lengths_of_two_sizes_are_refused():
+    runs = encode_rle(np.ones((1, 2, 3), bool)) + encode_rle(np.ones((1, 3, 2), bool))
+    with pytest.raises(ValueError, match=r"run lengths of one size were expected, got \[\(2, 3\), \(3, 2\)\]"):
+        decode_rle(runs)
+
+
+# Polygons
+
+SHAPES = {
+    "empty": drawn("...", "..."),
+    "one pixel": drawn("#"),
+    "full": drawn("###", "###"),
+    "corner": drawn("#.", ".#"),
+    "other corner": drawn(".#", "#."),
+    "ring": drawn("###", "#.#", "###"),
+    "holes that touch": drawn("####", "#.##", "##.#", "####"),
+    "hole at a corner of the border": drawn("##.", "#.#", "###"),
+    "island in a hole": drawn("#####", "#...#", "#.#.#", "#...#", "#####"),
+    "island that touches the rim of its hole": drawn("#####", "##..#", "#.#.#", "#...#", "#####"),
+    "chess": np.indices((5, 6)).sum(0) % 2 == 0,
+}
+
+
+def check_polygons(mask):
+    polygons = mask_polygons(mask)
+    fills = [filled([p.exterior, *p.holes], *mask.shape) for p in polygons]
+    total = np.zeros(mask.shape, int)
+    for by_parity, by_winding in fills:
+        np.testing.assert_array_equal(by_parity, by_winding)
+        total += by_parity
+    np.testing.assert_array_equal(total, mask)  # as numbers: no pixel is in two polygons
+    pieces = pieces_of(mask, 8)
+    assert {frozenset(zip(*f.nonzero(), strict=True)) for f, _ in fills} == set(map(frozenset, pieces))
+    background = pieces_of(np.pad(~mask, 1, constant_values=True), 4)
+    assert sum(len(p.holes) for p in polygons) == len(background) - 1
+    for polygon in polygons:
+        assert signed_area(polygon.exterior) > 0
+        assert all(signed_area(hole) < 0 for hole in polygon.holes)
+        for ring in (polygon.exterior, *polygon.holes):
+            assert ring.dtype == np.float32
+            steps = np.roll(ring, -1, axis=0) - ring
+            is_flat = steps[:, 1] == 0
+            assert ((steps != 0).sum(1) == 1).all(), "each step runs along an edge of pixels"
+            assert (is_flat != np.roll(is_flat, 1)).all(), "each point is a turn"
+    tops = [polygon.exterior[0, 1] for polygon in polygons]
+    assert tops == sorted(tops)
+
+
+@pytest.mark.parametrize("mask", SHAPES.values(), ids=SHAPES)
+def test_polygons_of_a_shape_fill_to_it(mask):
+    check_polygons(mask)
+
+
+@given(bool_masks(min_masks=1, max_masks=1))
+@some
+def test_polygons_of_any_mask_fill_to_it(masks):
+    check_polygons(masks[0])
+
+
+def test_the_outline_of_a_pixel_runs_along_its_edges_clockwise():
+    (polygon,) = mask_polygons(drawn("...", "..#"))
+    assert polygon.exterior.tolist() == [[2, 1], [3, 1], [3, 2], [2, 2]]
+    assert polygon.holes == ()
+
+
+def test_a_stack_of_masks_has_no_polygons():
+    with pytest.raises(ValueError, match=r"expected one bool mask \(height, width\), got bool of shape \(1, 2, 3\)"):
+        mask_polygons(np.ones((1, 2, 3), bool))

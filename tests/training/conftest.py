@@ -1,0 +1,66 @@
+"""What the tests of training share: made-up sources, and the real ones where they are."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from masklet.config import (
+    Sam2Config,
+    Sam2ImageEncoderConfig,
+    Sam2MaskDecoderConfig,
+    Sam2MemoryAttentionConfig,
+    Sam2MemoryEncoderConfig,
+)
+from masklet.training.config import Stage, TrainingConfig
+from masklet.training.sources import Sources
+
+DATA = Path(__file__).parents[3] / "shared/data/train"
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    if not DATA.exists():
+        pytest.skip(f"the training data are not at {DATA}")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def made_up_sources():
+    """Two bright cut-outs, one dull photo, one photo with two annotated squares."""
+    cutouts = [Image.new("RGBA", (40, 30), colour) for colour in ("red", "yellow")]
+    photo = Image.fromarray(np.full((90, 120, 3), 60, np.uint8))
+    labels = np.zeros((90, 120), np.uint8)
+    labels[10:50, 10:50], labels[30:80, 70:110], labels[:5] = 1, 2, 255
+    scene = np.array(photo)
+    scene[labels == 1], scene[labels == 2] = (0, 200, 0), (0, 0, 200)
+    return Sources(cutouts, [photo], [(Image.fromarray(scene), Image.fromarray(labels))])
+
+
+@pytest.fixture(scope="session")
+def tiny_run():
+    """A run of a network that takes a moment."""
+    model = Sam2Config(
+        image_size=64,
+        hidden_size=32,
+        image_encoder=Sam2ImageEncoderConfig(
+            hidden_size=8, blocks_per_stage=(1, 1, 1, 1), global_attention_blocks=(2,), window_size_per_stage=(4, 4, 4, 4)
+        ),
+        mask_decoder=Sam2MaskDecoderConfig(mlp_dim=32, num_attention_heads=2),
+        memory_attention=Sam2MemoryAttentionConfig(num_layers=1, feed_forward_hidden_size=16),
+        memory_encoder=Sam2MemoryEncoderConfig(output_channels=16),
+    )
+    stage = Stage(image_size=64, steps=4, pictures=2, objects=2, rounds=2)
+    return TrainingConfig(
+        model=model,
+        stages=(stage, replace(stage, image_size=96, steps=2)),
+        seed=7,
+        learning_rate=1e-3,
+        warmup_steps=2,
+        weight_decay=0.05,
+        max_gradient_norm=1.0,
+        ema_decay=0.9,
+        bfloat16=False,
+    )

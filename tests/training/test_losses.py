@@ -1,0 +1,66 @@
+"""Losses against values computed by hand and against finite differences."""
+
+import math
+
+import pytest
+import torch
+
+from masklet.training.losses import dice_loss, focal_loss, mask_iou, segmentation_losses
+
+
+def test_focal_loss_of_an_undecided_pixel_is_a_quarter_of_its_weighted_cross_entropy():
+    logits = torch.zeros(2, 1, 1)
+    truth = torch.tensor([1.0, 0.0]).view(2, 1, 1)
+    expected = torch.tensor([0.25, 0.75]) * 0.5**2 * math.log(2)
+    torch.testing.assert_close(focal_loss(logits, truth), expected)
+
+
+def test_focal_loss_hardly_counts_what_is_right_already():
+    right, wrong = focal_loss(torch.full((1, 1), 6.0), torch.ones(1, 1)), focal_loss(torch.full((1, 1), -6.0), torch.ones(1, 1))
+    assert right < 1e-6 * wrong
+
+
+def test_dice_loss_of_half_an_overlap():
+    logits = torch.tensor([[100.0, 100.0, -100.0]])
+    truth = torch.tensor([[1.0, 0.0, 0.0]])
+    torch.testing.assert_close(dice_loss(logits, truth), torch.tensor(1 - (2 * 1 + 1) / (2 + 1 + 1)))
+
+
+@pytest.mark.parametrize("loss", [focal_loss, dice_loss])
+def test_gradients_agree_with_finite_differences(loss):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    truth = (torch.rand(2, 3, 3, generator=generator) > 0.5).double()
+    assert torch.autograd.gradcheck(lambda x: loss(x, truth), logits)
+
+
+def test_the_sum_of_losses_agrees_with_finite_differences():
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1, 2, 3, 4, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    ious = torch.rand(1, 2, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    scores = torch.randn(1, 2, 1, dtype=torch.float64, generator=generator, requires_grad=True)
+    targets = torch.rand(1, 2, 4, 4, generator=generator) > 0.5
+    assert torch.autograd.gradcheck(lambda *x: segmentation_losses(*x, targets).total, (logits, ious, scores))
+
+
+def test_iou_by_hand():
+    masks = torch.tensor([[[1, 1, 0]], [[0, 0, 0]]], dtype=torch.bool)
+    truth = torch.tensor([[0, 1, 1]], dtype=torch.bool)
+    torch.testing.assert_close(mask_iou(masks, truth), torch.tensor([1 / 3, 0.0]))
+    assert mask_iou(~truth & truth, ~truth & truth) == 0
+
+
+def test_only_the_best_candidate_is_taught_the_mask_and_all_are_taught_their_iou():
+    targets = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    targets[..., :2] = True
+    good = torch.where(targets, 2.0, -2.0)
+    logits = torch.stack([-good, good, -good], 2).requires_grad_()
+    ious = torch.full((1, 1, 3), 0.5, requires_grad=True)
+    losses = segmentation_losses(logits, ious, torch.zeros(1, 1, 1), targets)
+    losses.total.backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0].flatten(1).any(-1).tolist() == [False, True, False]
+    torch.testing.assert_close(losses.iou, torch.tensor(0.5))  # they are 0, 1 and 0
+    torch.testing.assert_close(losses.object_score, torch.tensor(math.log(2)))
+    assert ious.grad is not None
+    assert (ious.grad.sign() == torch.tensor([1, -1, 1])).all()

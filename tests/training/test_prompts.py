@@ -1,0 +1,81 @@
+"""The simulated user."""
+
+import pytest
+import torch
+
+from masklet.training.prompts import boxes_of, correction_click, first_prompt
+
+
+@pytest.fixture
+def targets():
+    masks = torch.zeros(2, 3, 16, 24, dtype=torch.bool)
+    masks[0, 0, 2:5, 3:9] = True
+    masks[0, 1, 15, 23] = True
+    masks[0, 2] = True
+    masks[1, 0, :, 4] = True
+    masks[1, 1, 7:9, 0:2] = True
+    masks[1, 2, 3, 3] = masks[1, 2, 12, 20] = True
+    return masks
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def at(masks, points):
+    """Whether each point (batch, objects, 2) lies in its mask."""
+    cells = (points / 4).floor().long()
+    batch, objects = torch.meshgrid(*map(torch.arange, masks.shape[:2]), indexing="ij")
+    return masks[batch, objects, cells[..., 1], cells[..., 0]]
+
+
+def test_boxes_enclose_their_masks_exactly(targets):
+    assert boxes_of(targets)[0].tolist() == [[12, 8, 36, 20], [92, 60, 96, 64], [0, 0, 96, 64]]
+
+
+def test_first_prompts_are_clicks_inside_or_boxes_around_with_equal_chance(targets, generator):
+    boxes = 0
+    exact = boxes_of(targets)
+    for _ in range(200):
+        prompt = first_prompt(targets, generator)
+        assert prompt.points.shape == (2, 3, 2, 2)
+        is_box = prompt.labels[..., 0] == 2
+        boxes += int(is_box.sum())
+        assert (prompt.labels[is_box] == torch.tensor([2, 3])).all()
+        assert (prompt.labels[~is_box] == torch.tensor([1, -10])).all()
+        assert at(targets, prompt.points[:, :, 0])[~is_box].all()
+        assert ((prompt.points.flatten(2) - exact)[is_box].abs() <= 20).all()
+        assert (prompt.points >= 0).all()
+        assert (prompt.points <= torch.tensor([96, 64])).all()
+    assert 500 < boxes < 700  # of 1200
+
+
+def test_corrections_fall_where_the_mask_is_wrong_and_say_how(targets, generator):
+    predicted = targets.roll(2, -1)
+    for _ in range(20):
+        click = correction_click(predicted, targets, generator)
+        wrong = predicted ^ targets
+        is_wrong_somewhere = wrong.flatten(2).any(-1)
+        inside = at(targets, click.points[:, :, 0])
+        assert at(wrong, click.points[:, :, 0])[is_wrong_somewhere].all()
+        assert (click.labels[..., 0] == inside.long()).all()
+
+
+def test_a_perfect_mask_gets_one_more_click_inside(targets, generator):
+    click = correction_click(targets, targets, generator)
+    assert at(targets, click.points[:, :, 0]).all()
+    assert (click.labels == 1).all()
+
+
+def test_corrections_follow_the_first_prompt(targets, generator):
+    first = first_prompt(targets, generator)
+    both = first.and_then(correction_click(~targets, targets, generator))
+    assert both.points.shape == (2, 3, 3, 2)
+    assert both.labels.shape == (2, 3, 3)
+    assert torch.equal(both.points[:, :, :2], first.points)
+
+
+def test_the_same_generator_state_makes_the_same_prompts(targets):
+    prompts = [first_prompt(targets, torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(prompts[0].points, prompts[1].points)
