@@ -144,6 +144,12 @@ def test_an_island_goes_unless_it_is_the_largest():
         np.testing.assert_array_equal(clean_masks(mask[None], remove_islands=area)[0], largest)
 
 
+def test_islands_of_a_mask_with_odd_sides_are_told_apart():
+    """Here cc3d 4.1.1 labels the second row of a bool mask as if it were inside."""
+    mask = drawn("#.", "..", "..", "..", "#.")
+    np.testing.assert_array_equal(clean_masks(mask[None], remove_islands=2)[0], mask)
+
+
 def test_an_empty_mask_is_no_hole():
     empty = np.zeros((1, 2, 3), bool)
     assert not clean_masks(empty, fill_holes=100, remove_islands=100).any()

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import re
@@ -234,6 +235,11 @@ def test_a_url_is_not_fetched():
 
 def test_a_folder_is_not_a_picture(tmp_path):
     assert refusal_of(tmp_path) == f"{tmp_path} is a folder, not a picture: name one file in it"
+
+
+def test_what_the_system_will_not_open_is_told_in_its_words():
+    name = "x" * 300
+    assert refusal_of(name) == f"cannot open {name}: {os.strerror(errno.ENAMETOOLONG)}"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, I am text"], ids=["empty", "text"])

@@ -123,8 +123,8 @@ def locate(name_or_path: StrPath, filename: str, *, revision: str | None = None,
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         raise CheckpointError(
-            f"no model {name!r}: {hint}Expected one of {', '.join(known)}, a Hub repository (owner/name), a model folder "
-            "or a .pt file that exists"
+            f"no model {name!r}: {hint}Expected one of {', '.join(known)}, a Hub repository (owner/name), a model "
+            "folder or a .pt file that exists"
         )
     return _fetch(repository, filename, revision, token)
 
@@ -442,7 +442,7 @@ def preprocessor_to_json(config: Sam2Config) -> dict[str, Any]:
 # Meta's .pt
 
 META_SIZES = {
-    # (channels, blocks per stage): (heads, global blocks, position grid, windows). The tensors tell no more than the key.
+    # (channels, blocks per stage): (heads, global blocks, position grid, windows). Tensors tell no more than the key.
     (96, (1, 2, 7, 2)): (1, (5, 7, 9), (7, 7), (8, 4, 14, 7)),
     (96, (1, 2, 11, 2)): (1, (7, 10, 13), (7, 7), (8, 4, 14, 7)),
     (112, (2, 3, 16, 3)): (2, (12, 16, 20), (14, 14), (8, 4, 14, 7)),

@@ -55,8 +55,8 @@ class Sam2ImageEncoderConfig:
             raise ConfigError(f"window_positional_embedding_background_size is {grid}: expected (height, width) >= 1")
         if odd := [window for window in self.window_size_per_stage[:3] if window % 2]:
             raise ConfigError(
-                f"window_size_per_stage has {odd[0]}: expected even sizes in all stages but the last, since windows are "
-                "halved where the map is"
+                f"window_size_per_stage has {odd[0]}: expected even sizes in all stages but the last, since windows "
+                "are halved where the map is"
             )
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(

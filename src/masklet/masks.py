@@ -109,13 +109,19 @@ def small_pieces(
     mask: np.ndarray, min_area: int, connectivity: Literal[4, 8], keep_largest: bool = False
 ) -> np.ndarray:
     """(height, width) bool: the pieces of ``mask`` with fewer pixels than ``min_area``, but for the largest if kept."""
-    pieces = cc3d.connected_components(mask, connectivity=connectivity, binary_image=True)
+    pieces = label_pieces(mask, connectivity)
     areas = cc3d.statistics(pieces, no_slice_conversion=True)["voxel_counts"]
     is_small = areas < min_area
     is_small[0] = False  # what is not of the mask
     if keep_largest and len(areas) > 1:
         is_small &= areas < areas[1:].max()
     return is_small[pieces]
+
+
+def label_pieces(mask: np.ndarray, connectivity: Literal[4, 8]) -> np.ndarray:
+    """(height, width) int: the connected pieces of ``mask`` numbered from 1, and 0 outside."""
+    # As numbers, since for bools cc3d 4.1.1 takes a way that, with 8 neighbours and an odd side, labels wrong pixels.
+    return cc3d.connected_components(mask.astype(np.uint8), connectivity=connectivity)
 
 
 def mask_boxes(masks: np.ndarray) -> np.ndarray:
@@ -218,7 +224,7 @@ def mask_polygons(mask: np.ndarray) -> list[Polygon]:
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise ValueError(f"expected one bool mask (height, width), got {mask.dtype} of shape {mask.shape}")
     corners_xy, rings = trace_rings(mask)
-    pieces = cc3d.connected_components(np.pad(mask, 1), connectivity=8, binary_image=True)
+    pieces = label_pieces(np.pad(mask, 1), connectivity=8)
     exteriors: dict[int, np.ndarray] = {}
     holes: dict[int, list[np.ndarray]] = {}
     for ring in rings:

@@ -47,8 +47,8 @@ class Sam2ImageProcessor:
         self.input_hw: SizeHW = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         if any(side < SIDE_MULTIPLE or side % SIDE_MULTIPLE for side in self.input_hw):
             raise ConfigError(
-                f"input size {size} does not fit the network: expected a multiple of {SIDE_MULTIPLE} for the height and "
-                "the width"
+                f"input size {size} does not fit the network: expected a multiple of {SIDE_MULTIPLE} for the height "
+                "and the width"
             )
 
     @classmethod

@@ -158,7 +158,8 @@ def check_box(box_xyxy: Sequence[float], size_hw: SizeHW, index: int) -> None:
         raise PromptError(f"{shown}: expected four finite numbers, x0 y0 x1 y1 in pixels")
     if x1 <= x0 or y1 <= y0:
         raise PromptError(
-            f"{shown}: expected x0 < x1 and y0 < y1 (pixels of the {width}×{height} image; corners, not width and height)"
+            f"{shown}: expected x0 < x1 and y0 < y1 (pixels of the {width}×{height} image; corners, not a width and "
+            "a height)"
         )
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise PromptError(f"{shown}: it lies outside the image, which is {width} pixels wide and {height} high")
@@ -232,8 +233,8 @@ def read_masks(mask: Any, *, size_hw: SizeHW, input_hw: SizeHW) -> tuple[Tensor,
         return values.float(), None
     if not bool(((values == 0) | (values == values.max())).all()):
         raise PromptError(
-            "mask of the picture's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or logits "
-            f"of size {logits_hw}"
+            "mask of the picture's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
+            f"logits of size {logits_hw}"
         )
     inside = values > 0
     if empty := [index for index, one in enumerate(inside) if not one.any()]:
@@ -265,8 +266,8 @@ def pad_points(points: Any, labels: Any, sizes_hw: Sequence[SizeHW]) -> tuple[np
     depth = _depth(nested, "input_points")
     if depth not in (3, 4):
         raise PromptError(
-            f"input_points are nested {depth} deep: expected 4 levels (image, object, point, xy), or 3 (image, point, xy) "
-            "with one object an image"
+            f"input_points are nested {depth} deep: expected 4 levels (image, object, point, xy), or 3 (image, point, "
+            "xy) with one object an image"
         )
     label_lists = None if labels is None else _as_lists(labels)
     if label_lists is not None and _depth(label_lists, "input_labels") != depth - 1:
@@ -283,8 +284,8 @@ def pad_points(points: Any, labels: Any, sizes_hw: Sequence[SizeHW]) -> tuple[np
     counts = [[_count(row) for row in picture] for picture in nested]
     if (label_counts := [[_count(row) for row in picture] for picture in label_lists]) != counts:
         raise PromptError(
-            f"input_labels hold {label_counts} labels for each image and object, input_points {counts} points: expected "
-            "one label for each point"
+            f"input_labels hold {label_counts} labels for each image and object, input_points {counts} points: "
+            "expected one label for each point"
         )
     for picture, size_hw in zip(nested, sizes_hw, strict=True):
         for row in picture:

@@ -4,10 +4,13 @@ Source: SAM (arXiv 2304.02643), appendix A, "lightweight mask decoder"; SAM 2 (2
 
 All objects of a picture share its embedding. The image side keeps an ``objects`` axis of length 1 for as long as it is
 the same for every object, so that what is common is computed once and never copied.
+
+Inference on a CPU takes a second way to the same masks, "folded": see ``TokenToImageAttention`` and ``draw_folded``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +27,9 @@ NARROWING = 2
 NUM_MASK_TOKENS = NUM_MULTIMASK_OUTPUTS + 1
 STABILITY_DELTA = 0.05
 STABILITY_THRESHOLD = 0.98
+FOLDED_ELEMENTS = 2**22
+"""Size up to which objects are decoded together on a CPU: larger maps fall out of its caches, and out of the memory
+that the allocator keeps, whose return costs more than the arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,54 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, is_padding: Tensor | None) -> Tenso
     return out.unflatten(0, (batch, objects))
 
 
+class TokenToImageAttention(Attention):
+    """Tokens look at the cells of the image.
+
+    Folded, the queries are projected to where the image is: a score q·(W x) is (Wᵀ q)·x, and a sum of projected values
+    is the projection of the sum. A few tokens, once for each head, are then projected instead of thousands of cells.
+    """
+
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, image: Tensor, image_pos: Tensor, *, folded: bool
+    ) -> Tensor:
+        """(batch, objects, tokens, dim), image (batch, objects or 1, h*w, dim) and its positions (h*w, dim)."""
+        if not folded or image.shape[1] < tokens.shape[1]:  # a shared image is projected once for all anyway
+            return super().forward(tokens, image + image_pos, image)
+        q = split_heads(self.q_proj(tokens), self.heads)  # (batch, objects, heads, tokens, head_dim)
+        heads, count, head_dim = q.shape[2:]
+        from_keys, from_values = (
+            project.weight.unflatten(0, (heads, head_dim)) for project in (self.k_proj, self.v_proj)
+        )  # (heads, head_dim, dim)
+        scores = (q @ from_keys).flatten(2, 3) @ image.transpose(2, 3)  # (batch, objects, heads * tokens, h*w)
+        scores = scores.unflatten(2, (heads, count)) + q @ split_heads(self.k_proj(image_pos), heads).transpose(1, 2)
+        weights = (scores * head_dim**-0.5).softmax(-1)
+        sums = (weights.flatten(2, 3) @ image).unflatten(2, (heads, count))  # (batch, objects, heads, tokens, dim)
+        values = sums @ from_values.transpose(1, 2)  # the weights sum to one, so the bias comes through as it is
+        return self.o_proj(join_heads(values) + self.v_proj.bias)
+
+
+class ImageToTokenAttention(Attention):
+    """Cells of the image look at the tokens. Folded, the tokens are projected to where the image is, as above."""
+
+    def forward(  # type: ignore[override]
+        self, image: Tensor, image_pos: Tensor, k: Tensor, v: Tensor, is_padding: Tensor | None, *, folded: bool
+    ) -> Tensor:
+        """Image (batch, objects or 1, h*w, dim), positions (h*w, dim), tokens (batch, objects, tokens, dim)."""
+        if not folded:
+            return super().forward(image + image_pos, k, v, is_padding)
+        k, v = split_heads(self.k_proj(k), self.heads), split_heads(self.v_proj(v), self.heads)
+        heads, count, head_dim = k.shape[2:]
+        from_queries = self.q_proj.weight.unflatten(0, (heads, head_dim))  # (heads, head_dim, dim)
+        to_image = self.o_proj.weight.unflatten(1, (heads, head_dim)).permute(1, 2, 0)  # (heads, head_dim, dim)
+        scores = (k @ from_queries).flatten(2, 3) @ image.transpose(2, 3)  # (batch, objects, heads * tokens, h*w)
+        scores = scores.unflatten(2, (heads, count)) + k @ split_heads(self.q_proj(image_pos), heads).transpose(1, 2)
+        scores *= head_dim**-0.5
+        if is_padding is not None:
+            scores = scores.masked_fill(is_padding[:, :, None, :, None], -torch.inf)
+        weights = scores.softmax(3).flatten(2, 3)
+        return weights.transpose(2, 3) @ (v @ to_image).flatten(2, 3) + self.o_proj.bias
+
+
 class TwoWayAttentionBlock(nn.Module):
     """Tokens look at each other and at the image, then the image looks at the tokens."""
 
@@ -84,15 +138,22 @@ class TwoWayAttentionBlock(nn.Module):
         self.is_first = is_first
         self.self_attn = Attention(dim, heads)
         self.layer_norm1 = nn.LayerNorm(dim)
-        self.cross_attn_token_to_image = Attention(dim, heads, NARROWING)
+        self.cross_attn_token_to_image = TokenToImageAttention(dim, heads, NARROWING)
         self.layer_norm2 = nn.LayerNorm(dim)
         self.mlp = FeedForward(dim, mlp_dim, dim, num_layers=2)
         self.layer_norm3 = nn.LayerNorm(dim)
         self.layer_norm4 = nn.LayerNorm(dim)
-        self.cross_attn_image_to_token = Attention(dim, heads, NARROWING)
+        self.cross_attn_image_to_token = ImageToTokenAttention(dim, heads, NARROWING)
 
     def forward(
-        self, tokens: Tensor, image: Tensor, token_pos: Tensor, image_pos: Tensor, is_padding: Tensor | None
+        self,
+        tokens: Tensor,
+        image: Tensor,
+        token_pos: Tensor,
+        image_pos: Tensor,
+        is_padding: Tensor | None,
+        *,
+        folded: bool,
     ) -> tuple[Tensor, Tensor]:
         """(batch, objects, tokens, dim) and (batch, objects or 1, h*w, dim), with their positions; both come back."""
         if self.is_first:
@@ -102,12 +163,13 @@ class TwoWayAttentionBlock(nn.Module):
             placed = tokens + token_pos
             tokens = tokens + self.self_attn(placed, placed, tokens, is_padding)
         tokens = self.layer_norm1(tokens)
-        tokens = self.layer_norm2(tokens + self.cross_attn_token_to_image(tokens + token_pos, image + image_pos, image))
+        read = self.cross_attn_token_to_image(tokens + token_pos, image, image_pos, folded=folded)
+        tokens = self.layer_norm2(tokens + read)
         tokens = self.layer_norm3(tokens + self.mlp(tokens))
-        image = self.layer_norm4(
-            image + self.cross_attn_image_to_token(image + image_pos, tokens + token_pos, tokens, is_padding)
+        written = self.cross_attn_image_to_token(
+            image, image_pos, tokens + token_pos, tokens, is_padding, folded=folded
         )
-        return tokens, image
+        return tokens, self.layer_norm4(image + written)
 
 
 class TwoWayTransformer(nn.Module):
@@ -118,17 +180,17 @@ class TwoWayTransformer(nn.Module):
         self.layers = nn.ModuleList(
             TwoWayAttentionBlock(dim, heads, mlp_dim, is_first=index == 0) for index in range(NUM_LAYERS)
         )
-        self.final_attn_token_to_image = Attention(dim, heads, NARROWING)
+        self.final_attn_token_to_image = TokenToImageAttention(dim, heads, NARROWING)
         self.layer_norm_final_attn = nn.LayerNorm(dim)
 
     def forward(
-        self, tokens: Tensor, image: Tensor, image_pos: Tensor, is_padding: Tensor | None
+        self, tokens: Tensor, image: Tensor, image_pos: Tensor, is_padding: Tensor | None, *, folded: bool
     ) -> tuple[Tensor, Tensor]:
         """As in a block; the tokens given are also their positions."""
         token_pos = tokens
         for layer in self.layers:
-            tokens, image = layer(tokens, image, token_pos, image_pos, is_padding)
-        tokens = tokens + self.final_attn_token_to_image(tokens + token_pos, image + image_pos, image)
+            tokens, image = layer(tokens, image, token_pos, image_pos, is_padding, folded=folded)
+        tokens = tokens + self.final_attn_token_to_image(tokens + token_pos, image, image_pos, folded=folded)
         return self.layer_norm_final_attn(tokens), image
 
 
@@ -170,40 +232,136 @@ class MaskDecoder(nn.Module):
             fine_maps: (batch, dim / 8, 4h, 4w) and (batch, dim / 4, 2h, 2w).
             multimask: Three candidates instead of one mask.
         """
-        objects = prompts.tokens.shape[1]
-        own_tokens = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own_tokens.expand(*prompts.tokens.shape[:2], -1, -1), prompts.tokens], dim=2)
-        is_padding = None
-        if prompts.is_padding is not None:
-            is_padding = F.pad(prompts.is_padding, (len(own_tokens), 0), value=False)
-        prompted = image[:, None] + prompts.dense  # (batch, objects or 1, dim, h, w)
-        tokens, cells = self.transformer(tokens, prompted.flatten(3).transpose(2, 3), image_pos, is_padding)
-
-        mask_tokens = tokens[:, :, 2 : 2 + NUM_MASK_TOKENS]
-        cells = cells.expand(-1, objects, -1, -1)
-        kernels = torch.stack(
-            [mlp(mask_tokens[:, :, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=2
-        )  # (batch, objects, masks, dim / 8)
-        logits = self.draw(cells, kernels, fine_maps)
-        ious = self.iou_prediction_head(tokens[:, :, 1]).sigmoid()
-        object_scores = self.pred_obj_score_head(tokens[:, :, 0])
+        if torch.is_grad_enabled() or image.device.type != "cpu":
+            decoded = self._decode(
+                image, image_pos, prompts, lambda cells, kernels: self.draw(cells, kernels, fine_maps)
+            )
+        else:
+            decoded = self._decode_folded(image, image_pos, prompts, fine_maps)
+        logits, ious, object_scores, mask_tokens = decoded
         if multimask:
             return DecodedMasks(logits[:, :, 1:], ious[:, :, 1:], object_scores, mask_tokens[:, :, 1:])
         if not self.training:
             logits, ious = _replace_unstable(logits, ious)
         return DecodedMasks(logits[:, :, :1], ious[:, :, :1], object_scores, mask_tokens[:, :, :1])
 
+    def _decode(
+        self,
+        image: Tensor,
+        image_pos: Tensor,
+        prompts: PromptEmbeddings,
+        draw: Callable[[Tensor, Tensor], Tensor],
+        folded: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, predicted IoU, object scores and tokens of all four masks."""
+        own_tokens = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([own_tokens.expand(*prompts.tokens.shape[:2], -1, -1), prompts.tokens], dim=2)
+        is_padding = None
+        if prompts.is_padding is not None:
+            is_padding = F.pad(prompts.is_padding, (len(own_tokens), 0), value=False)
+        cells = (image[:, None] + prompts.dense).flatten(3).transpose(2, 3)  # (batch, objects or 1, h*w, dim)
+        tokens, cells = self.transformer(tokens, cells.contiguous(), image_pos, is_padding, folded=folded)
+        mask_tokens = tokens[:, :, 2 : 2 + NUM_MASK_TOKENS]
+        kernels = torch.stack(
+            [mlp(mask_tokens[:, :, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=2
+        )  # (batch, objects, masks, dim / 8)
+        logits = draw(cells, kernels)
+        ious = self.iou_prediction_head(tokens[:, :, 1]).sigmoid()
+        return logits, ious, self.pred_obj_score_head(tokens[:, :, 0]), mask_tokens
+
     def draw(self, cells: Tensor, kernels: Tensor, fine_maps: tuple[Tensor, Tensor]) -> Tensor:
-        """(batch, objects, h*w, dim) and kernels (batch, objects, masks, dim / 8) to logits (batch, objects, masks, 4h, 4w)."""
+        """Upscale the image and take its dot product with each mask's kernel.
+
+        Args:
+            cells: (batch, objects, h*w, dim).
+            kernels: (batch, objects, masks, dim / 8).
+            fine_maps: As in ``forward``.
+
+        Returns:
+            (batch, objects, masks, 4h, 4w) logits.
+        """
         stride4, stride8 = fine_maps
-        batch, objects = cells.shape[:2]
+        leading = cells.shape[:2]
         h, w = stride8.shape[-2] // 2, stride8.shape[-1] // 2
         x = cells.transpose(2, 3).flatten(0, 1).unflatten(-1, (h, w))
-        x = self.upscale_conv1(x).unflatten(0, (batch, objects)) + stride8[:, None]
+        x = self.upscale_conv1(x).unflatten(0, leading) + stride8[:, None]
         x = F.gelu(self.upscale_layer_norm(x.flatten(0, 1)))
-        x = self.upscale_conv2(x).unflatten(0, (batch, objects)) + stride4[:, None]
+        x = self.upscale_conv2(x).unflatten(0, leading) + stride4[:, None]
         x = F.gelu(x)  # (batch, objects, dim / 8, 4h, 4w)
         return (kernels @ x.flatten(3)).unflatten(-1, x.shape[-2:])
+
+    def _decode_folded(
+        self, image: Tensor, image_pos: Tensor, prompts: PromptEmbeddings, fine_maps: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As ``_decode``, a few objects at a time, without a gradient."""
+        batch, objects, tokens = prompts.tokens.shape[:3]
+        map_hw = image.shape[-2:]
+        stride4, stride8 = fine_maps
+        by_cell8 = _unshuffle(stride8, map_hw) + self.upscale_conv1.bias
+        by_cell4 = _unshuffle(stride4, map_hw) + self.upscale_conv2.bias
+        head_dim = image.shape[1] // NARROWING // self.transformer.layers[0].cross_attn_image_to_token.heads
+        folded = tokens + 2 + NUM_MASK_TOKENS <= 2 * head_dim  # beyond, folding costs more than it saves
+        step = max(1, FOLDED_ELEMENTS // by_cell4[0].numel())
+        parts = []
+        for b in range(batch):
+            for o in range(0, objects, step):
+                some = prompts.select(b, slice(o, o + step))
+                finer = (by_cell4[b], by_cell8[b])
+                parts.append(
+                    self._decode(
+                        image[b : b + 1],
+                        image_pos,
+                        some,
+                        lambda cells, kernels, finer=finer: self.draw_folded(cells, kernels, finer, map_hw),
+                        folded,
+                    )
+                )
+        logits, ious, object_scores, mask_tokens = (
+            torch.cat(columns, dim=1)[0].unflatten(0, (batch, objects)) for columns in zip(*parts, strict=True)
+        )
+        return logits, ious, object_scores, mask_tokens
+
+    def draw_folded(
+        self, cells: Tensor, kernels: Tensor, by_cell: tuple[Tensor, Tensor], map_hw: tuple[int, int]
+    ) -> Tensor:
+        """As ``draw``: the stride of a 2x2 transposed convolution is its size, so it is one product for each cell.
+
+        The four parts of a cell stay beside it until the end, where only the logits have to be put in their place.
+
+        Args:
+            cells: (1, objects, h*w, dim).
+            kernels: (1, objects, masks, dim / 8).
+            by_cell: (h*w, 4, 4, dim / 8) and (h*w, 4, dim / 4), biases included.
+            map_hw: (h, w).
+        """
+        by_cell4, by_cell8 = by_cell
+        x = (cells @ _by_part(self.upscale_conv1)).unflatten(-1, by_cell8.shape[1:])  # (1, objects, h*w, 4, dim / 4)
+        x += by_cell8
+        norm = self.upscale_layer_norm
+        x = F.gelu(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+        x = (x @ _by_part(self.upscale_conv2)).unflatten(-1, by_cell4.shape[2:])  # (1, objects, h*w, 4, 4, dim / 8)
+        x += by_cell4
+        logits = F.gelu(x).flatten(2, 4) @ kernels.transpose(2, 3)  # (1, objects, h*w * 16, masks)
+        # (1, objects, h, w, 2, 2, 2, 2, masks): the pairs are (down, across) at stride 8, then at stride 4.
+        logits = logits.unflatten(2, (*map_hw, 2, 2, 2, 2)).permute(0, 1, 8, 2, 4, 6, 3, 5, 7)
+        return logits.reshape(*kernels.shape[:3], 4 * map_hw[0], 4 * map_hw[1])
+
+
+def _by_part(conv: nn.Module) -> Tensor:
+    """A 2x2 transposed convolution's weight as (dim_in, 4 * dim_out): down, across, channel."""
+    assert isinstance(conv.weight, Tensor)
+    return conv.weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _unshuffle(finer: Tensor, map_hw: tuple[int, int]) -> Tensor:
+    """(batch, dim, h * 2**n, w * 2**n) to (batch, h*w, 4 [, 4], dim): every part beside the coarse cell it lies in."""
+    h, w = map_hw
+    if (scale := finer.shape[-2] // h) == 2:
+        x = finer.unflatten(-1, (w, 2)).unflatten(-3, (h, 2))  # (batch, dim, h, 2, w, 2)
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+    assert scale == 4
+    x = finer.unflatten(-1, (w, 2, 2)).unflatten(-4, (h, 2, 2))  # (batch, dim, h, 2, 2, w, 2, 2)
+    return x.permute(0, 2, 5, 3, 6, 4, 7, 1).flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
 def _replace_unstable(logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:

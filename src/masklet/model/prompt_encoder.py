@@ -29,6 +29,16 @@ class PromptEmbeddings:
     is_padding: Tensor | None  # (batch, objects, tokens) bool; None where no token is padding
     dense: Tensor  # (batch or 1, objects or 1, dim, h, w): 1 where no mask was given and all share one map
 
+    def select(self, picture: int, objects: slice) -> PromptEmbeddings:
+        """Those of some objects of one picture, as a batch of 1."""
+        pick = (slice(picture, picture + 1), objects)
+        is_shared = self.dense.shape[:2] == (1, 1)
+        return PromptEmbeddings(
+            self.tokens[pick],
+            None if self.is_padding is None else self.is_padding[pick],
+            self.dense if is_shared else self.dense[pick],
+        )
+
 
 class MaskEmbed(nn.Module):
     """A mask prompt, a quarter of the input's size, shrunk to the image embedding."""

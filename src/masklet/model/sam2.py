@@ -276,6 +276,7 @@ def _group_masks(masks: Tensor, embeddings: list[Tensor], points: Tensor | None,
     objects = len(grouped) // batch if prompts is None else prompts.shape[1]
     if len(grouped) != batch * objects or objects == 0:
         raise PromptError(
-            f"input_masks holds {len(grouped)} masks: expected one for each of {objects or 'the'} objects of {batch} pictures"
+            f"input_masks holds {len(grouped)} masks: expected one for each of {objects or 'the'} objects of {batch} "
+            "pictures"
         )
     return grouped.unflatten(0, (batch, objects))

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Batch, make_batch
 from masklet.training.config import TrainingConfig
+from masklet.training.initialise import initialise
 from masklet.training.losses import Losses, mask_iou, segmentation_losses
 from masklet.training.prompts import correction_click, first_prompt
 from masklet.training.sources import Sources
@@ -43,6 +44,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = Sam2Model(config.model)
+            initialise(self.model)
         self.model.train()
         self.ema = {name: weight.clone() for name, weight in self.model.state_dict().items()}
         matrices = [p for p in self.model.parameters() if p.ndim > 1]

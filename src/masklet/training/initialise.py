@@ -1,0 +1,26 @@
+"""First weights for training from nothing; models made for loading or fine-tuning need none of this."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from masklet.model.sam2 import Sam2Model
+
+
+def initialise(model: Sam2Model) -> None:
+    """Scale the first weights, in place, so that what the image says is heard in the decoder from the first step.
+
+    With the usual small weights of a transformer (0.02), made for wide networks, the image embedding of a narrow one
+    varies over the image by a tenth of the constant vectors that are added to it, and hundreds of steps pass before masks
+    follow the picture at all.
+    """
+    seeing = [model.vision_encoder, model.mask_decoder.conv_s0, model.mask_decoder.conv_s1]
+    for module in (module for part in seeing for module in part.modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=1 / math.sqrt(fan_in))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.normal_(model.prompt_encoder.no_mask_embed.weight, std=0.02)
