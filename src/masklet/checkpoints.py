@@ -94,29 +94,33 @@ def read_input_hw(name_or_path: StrPath, *, revision: str | None = None, token: 
     if is_meta_file(name_or_path):
         side = Sam2Config().image_size
         return side, side
+    if (folder := Path(name_or_path)).is_dir() and not (folder / PREPROCESSOR).is_file():
+        # transformers saves a model alone without one.
+        config_path = locate(folder, CONFIG)
+        side = config_from_json(_read_json(config_path), has_memory=False, where=config_path).image_size
+        return side, side
     path = locate(name_or_path, PREPROCESSOR, revision=revision, token=token)
-    content = _read_json(path)
-    size = content.get("image_processor", content).get("size")
-    if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
+    size = _read_json(path).get("size")
+    if not isinstance(size, dict) or not all(isinstance(size.get(side), int) for side in ("height", "width")):
         raise CheckpointError(f'{path} has size {size!r}: expected {{"height": …, "width": …}} in pixels')
-    return int(size["height"]), int(size["width"])
+    return size["height"], size["width"]
 
 
 def is_meta_file(name_or_path: StrPath) -> bool:
     """Whether this names a file of weights rather than a folder or a repository."""
-    return Path(name_or_path).is_file()
+    return os.fspath(name_or_path) != EMBEDDED and Path(name_or_path).is_file()
 
 
 def locate(name_or_path: StrPath, filename: str, *, revision: str | None = None, token: str | None = None) -> Path:
     """Path of one file of a model: in the package, in a folder, or in the Hub's cache, fetched if need be."""
     name = os.fspath(name_or_path)
-    if name == EMBEDDED:
-        return _EMBEDDED_FOLDER / filename
-    if (folder := Path(name)).is_dir():
+    if (folder := _EMBEDDED_FOLDER if name == EMBEDDED else Path(name)).is_dir():
         if not (folder / filename).is_file():
             there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
             raise CheckpointError(f"{folder} holds no {filename} (it holds {there}): expected a model folder")
         return folder / filename
+    if folder.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        raise CheckpointError(f"there is no file {name}; looked in {Path.cwd()}")
     repository = {model.name: model.source for model in KNOWN_MODELS}.get(name, name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or repository.startswith((".", "/")):
         known = [model.name for model in KNOWN_MODELS]
@@ -137,7 +141,9 @@ def _fetch(repository: str, filename: str, revision: str | None, token: str | No
     except hub_errors.RepositoryNotFoundError as error:
         near = difflib.get_close_matches(repository, [m.source for m in KNOWN_MODELS], n=1)
         hint = f"; did you mean {near[0]}?" if near else "; if it is private, pass token="
-        raise CheckpointError(f"the Hub has no repository {repository!r}{hint}") from error
+        raise CheckpointError(
+            f"there is no folder {repository!r} here, and the Hub has no such repository{hint}"
+        ) from error
     except hub_errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{repository} has no revision {revision!r}") from error
     except hub_errors.LocalEntryNotFoundError as error:  # also what a lost connection ends in
@@ -148,6 +154,11 @@ def _fetch(repository: str, filename: str, revision: str | None, token: str | No
         ) from error
     except hub_errors.EntryNotFoundError as error:
         raise CheckpointError(f"{repository} holds no {filename}: expected a transformers SAM 2 model") from error
+    except (
+        hub_errors.HFValidationError,
+        OSError,
+    ) as error:  # no name for a repository; the Hub's or the disk's trouble
+        raise CheckpointError(f"cannot fetch {filename} of {repository!r}: {error}") from error
 
 
 # Reading and writing files
@@ -182,6 +193,8 @@ def _what_is(path: Path) -> str:
         return "this is a Git LFS pointer, not the weights: run git lfs pull"
     if head.lstrip()[:1] == b"<":
         return "this is a web page, not weights"
+    if head[8:10] == b'{"':
+        return "this is a safetensors file, of which masklet takes the folder, with its config.json"
     return f"{size} bytes that are cut off or of another kind"
 
 
@@ -192,6 +205,10 @@ def write(folder: StrPath, config: Sam2Config, tensors: Mapping[str, Tensor], *,
         CheckpointError: It cannot be written; an older model in the folder is as it was.
     """
     folder = Path(folder)
+    if taken := [name for name in (WEIGHTS, CONFIG, PREPROCESSOR) if (folder / name).is_dir()]:
+        raise CheckpointError(
+            f"cannot save the model to {folder}: its {taken[0]} is a folder. Expected a file, or nothing"
+        )
     stored = {
         name: t.detach().to("cpu", dtype if t.is_floating_point() else None).contiguous().clone()
         for name, t in tensors.items()
@@ -362,9 +379,14 @@ def config_from_json(content: dict[str, Any], *, has_memory: bool, where: StrPat
     """
     if (kind := content.get("model_type")) not in ("sam2", "sam2_video"):
         raise CheckpointError(f"{where} describes a model of type {kind!r}: expected sam2 or sam2_video")
-    vision = content.get("vision_config", {})
-    backbone = vision.get("backbone_config", {})
-    prompts, decoder = content.get("prompt_encoder_config", {}), content.get("mask_decoder_config", {})
+
+    def section(source: dict[str, Any], name: str) -> dict[str, Any]:
+        if not isinstance(inner := source.get(name, {}), dict):
+            raise CheckpointError(f"{where} has {name} {inner!r}: expected a JSON object")
+        return inner
+
+    backbone = section(section(content, "vision_config"), "backbone_config")
+    prompts, decoder = section(content, "prompt_encoder_config"), section(content, "mask_decoder_config")
 
     def given(source: dict[str, Any], **names: str) -> dict[str, Any]:
         """Fields of ours that the file gives; the rest keep their default, which is transformers' too."""
@@ -538,7 +560,7 @@ def config_from_meta(tensors: Mapping[str, Tensor], *, where: StrPath) -> Sam2Co
         raise CheckpointError(
             f"{where} holds {what}: expected SAM 2 in Meta's layout (image_encoder.trunk.pos_embed, …)"
         )
-    dim = position.shape[1]
+    dim = position.shape[1] if position.ndim == 4 else 0
     pattern = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.norm2\.weight")
     widths = {int(m[1]): t.shape[0] for name, t in tensors.items() if (m := pattern.fullmatch(name))}
     blocks = tuple(sum(width == dim * 2**stage for width in widths.values()) for stage in range(4))

@@ -28,7 +28,7 @@ OBJECTS_AT_ONCE = 32
 FORMAT = "masklet-photo-1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Photo:
     """An encoded picture. It is a value: prompting it changes nothing, and threads may share it."""
 
@@ -36,6 +36,12 @@ class Photo:
     embeddings: list[Tensor]  # as Sam2Model.get_image_embeddings returns them, batch 1
     size_hw: SizeHW  # of the original picture
     picture: np.ndarray | None  # (height, width, 3) uint8; None for a photo that was opened from a file
+
+    def __post_init__(self) -> None:
+        if self.picture is not None:
+            frozen = self.picture.view()  # the caller's own array stays as writable as it was
+            frozen.flags.writeable = False
+            object.__setattr__(self, "picture", frozen)
 
     @property
     def input_hw(self) -> SizeHW:

@@ -44,12 +44,14 @@ class Sam2ImageProcessor:
     """
 
     def __init__(self, size: int | SizeHW = 1024) -> None:
-        self.input_hw: SizeHW = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        if any(side < SIDE_MULTIPLE or side % SIDE_MULTIPLE for side in self.input_hw):
+        sides = list(size) if isinstance(size, Sequence) else [size, size]
+        fitting = [int(s) for s in sides if isinstance(s, int | np.integer) and s > 0 and s % SIDE_MULTIPLE == 0]
+        if len(sides) != 2 or len(fitting) != 2:
             raise ConfigError(
-                f"input size {size} does not fit the network: expected a multiple of {SIDE_MULTIPLE} for the height "
-                "and the width"
+                f"input size {size!r} does not fit the network: expected a multiple of {SIDE_MULTIPLE} for the height "
+                "and for the width"
             )
+        self.input_hw: SizeHW = (fitting[0], fitting[1])
 
     @classmethod
     def from_pretrained(
@@ -205,15 +207,16 @@ class Sam2Processor:
             raise PromptError("input_labels came without input_points: expected one label for each point")
         if input_points is not None:
             points, labels = pad_points(input_points, input_labels, sizes_hw)
-            inputs["input_points"] = self._to_model_pixels(points, sizes_hw)
+            inputs["input_points"] = self._to_model_pixels(points, labels == PADDING, sizes_hw)
             inputs["input_labels"] = torch.from_numpy(labels)
         if input_boxes is not None:
             boxes = pad_boxes(input_boxes, sizes_hw)
             corners = boxes.reshape(*boxes.shape[:2], 2, 2)
-            inputs["input_boxes"] = self._to_model_pixels(corners, sizes_hw).flatten(2)
+            is_padding = (boxes == PADDING).all(-1, keepdims=True)  # a single -10 may be a place
+            inputs["input_boxes"] = self._to_model_pixels(corners, is_padding, sizes_hw).flatten(2)
         return inputs
 
-    def _to_model_pixels(self, points: np.ndarray, sizes_hw: list[SizeHW]) -> Tensor:
+    def _to_model_pixels(self, points: np.ndarray, is_padding: np.ndarray, sizes_hw: list[SizeHW]) -> Tensor:
         """(batch, objects, points, 2), each picture by its own scale; padding stays padding."""
         original = torch.from_numpy(points)
         moved = torch.stack(
@@ -222,7 +225,7 @@ class Sam2Processor:
                 for p, size_hw in zip(original, sizes_hw, strict=True)
             ]
         )
-        return torch.where(original == PADDING, original, moved)
+        return torch.where(torch.from_numpy(is_padding)[..., None], original, moved)
 
     def post_process_masks(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """As ``Sam2ImageProcessor.post_process_masks``."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from masklet.config import STRIDES
 from masklet.errors import PromptError
-from masklet.model.prompt_encoder import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
+from masklet.model.prompt_encoder import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PADDING
 
 SizeHW = tuple[int, int]
 
@@ -173,10 +173,10 @@ def _read_clicks(points: Any, labels: Any) -> list[list[tuple[float, float, int]
         raise PromptError(
             f"points are nested {depth} deep: expected [(x, y), …] for one object, or one such list for each object"
         )
-    if label_lists is not None and [_count(row) for row in label_lists] != [len(row) for row in nested]:
+    if label_lists is not None and (counts := _counts(label_lists)) != _counts(nested):
         raise PromptError(
-            f"labels {labels!r} do not match the points, {[len(row) for row in nested]} for each object: expected one "
-            "label (1 foreground, 0 background) for each point, nested as the points are"
+            f"labels do not match the points: {counts} labels and {_counts(nested)} points for each object. Expected "
+            "one label (1 foreground, 0 background) for each point, nested as the points are"
         )
     clicks = []
     for index, row in enumerate(nested):
@@ -218,29 +218,48 @@ def read_masks(mask: Any, *, size_hw: SizeHW, input_hw: SizeHW) -> tuple[Tensor,
     Returns:
         (objects, height / 4, width / 4) logits; and for plain masks (objects, 4) boxes, x0 y0 x1 y1.
     """
-    values = torch.as_tensor(np.asarray(mask)) if not isinstance(mask, Tensor) else mask.detach().cpu()
+    values = _mask_array(mask)
     values = values[None] if values.ndim == 2 else values
     logits_hw = (input_hw[0] // STRIDES[0], input_hw[1] // STRIDES[0])
-    shape_hw = tuple(values.shape[-2:])
-    if values.ndim != 3 or len(values) == 0 or shape_hw not in (size_hw, logits_hw):
+    shape_hw, is_float = values.shape[-2:], values.dtype.kind == "f"
+    may_be_logits = is_float and shape_hw == logits_hw
+    if values.ndim != 3 or len(values) == 0 or not (shape_hw == size_hw or may_be_logits):
         raise PromptError(
-            f"mask has shape {tuple(values.shape)}: expected the picture's size {size_hw} (rows, columns) for a plain "
-            f"mask, or {logits_hw} for logits of an earlier prediction, with one more axis in front for several objects"
+            f"mask has shape {values.shape} of {values.dtype}: expected the picture's size {size_hw} (rows, columns) "
+            f"for a plain mask, or {logits_hw} of floats for logits of an earlier prediction, with one more axis in "
+            "front for several objects"
         )
-    if values.is_floating_point() and not values.isfinite().all():
+    if is_float and not np.isfinite(values).all():
         raise PromptError("mask holds NaN or infinite values: expected finite logits, or a plain mask")
-    if values.is_floating_point() and shape_hw == logits_hw:
-        return values.float(), None
-    if not bool(((values == 0) | (values == values.max())).all()):
+    if may_be_logits:
+        return torch.from_numpy(values.astype(np.float32)), None
+    if not ((values == 0) | (values == values.max())).all():
         raise PromptError(
             "mask of the picture's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
             f"logits of size {logits_hw}"
         )
-    inside = values > 0
+    inside = torch.from_numpy(values > 0)
     if empty := [index for index, one in enumerate(inside) if not one.any()]:
         raise PromptError(f"mask {empty[0]} is empty: expected at least one pixel of the object")
     share = F.interpolate(inside[:, None].float(), size=logits_hw, mode="bilinear", antialias=True)[:, 0]
     return MASK_PROMPT_LOGIT * (2 * share - 1), [_box_around(one) for one in inside]
+
+
+def _mask_array(mask: Any) -> np.ndarray:
+    """Numbers of any type and nesting as an array."""
+    if isinstance(mask, Tensor):
+        mask = mask.detach().cpu()
+        mask = mask.float() if mask.is_floating_point() else mask  # numpy has no bfloat16
+    try:
+        values = np.asarray(mask)
+    except ValueError:  # lists of different lengths, or an object of the caller's that looks like a list
+        values = np.empty(0, dtype=object)
+    if values.dtype.kind not in "buif":
+        raise PromptError(
+            f"mask is a {type(mask).__name__} and holds no plain numbers: expected an array (height, width), or the "
+            "logits of an earlier result, mask=result.logits"
+        )
+    return values
 
 
 def _box_around(inside: Tensor) -> list[float]:
@@ -281,19 +300,16 @@ def pad_points(points: Any, labels: Any, sizes_hw: Sequence[SizeHW]) -> tuple[np
     _check_pictures("input_points", nested, sizes_hw)
     if label_lists is None:
         label_lists = [[[FOREGROUND] * len(row) for row in picture] for picture in nested]
-    counts = [[_count(row) for row in picture] for picture in nested]
-    if (label_counts := [[_count(row) for row in picture] for picture in label_lists]) != counts:
+    counts = [_counts(picture) for picture in nested]
+    if (label_counts := [_counts(picture) for picture in label_lists]) != counts:
         raise PromptError(
             f"input_labels hold {label_counts} labels for each image and object, input_points {counts} points: "
             "expected one label for each point"
         )
-    for picture, size_hw in zip(nested, sizes_hw, strict=True):
-        for row in picture:
-            for point in row:
-                if len(point) != 2:
-                    raise PromptError(f"point {tuple(point)} has {len(point)} numbers: expected (x, y)")
-                if tuple(point) != (PADDING, PADDING):
-                    check_point(point, size_hw)
+    for picture, picture_labels, size_hw in zip(nested, label_lists, sizes_hw, strict=True):
+        for row, row_labels in zip(picture, picture_labels, strict=True):
+            for point, label in zip(row, row_labels, strict=True):
+                _check_labelled_point(point, label, size_hw)
     objects = max(len(picture) for picture in nested)
     longest = max(len(row) for picture in nested for row in picture)
     out_points = np.full((len(nested), objects, longest, 2), PADDING, dtype=np.float32)
@@ -302,9 +318,16 @@ def pad_points(points: Any, labels: Any, sizes_hw: Sequence[SizeHW]) -> tuple[np
         for o, row in enumerate(picture):
             out_points[p, o, : len(row)] = row
             out_labels[p, o, : len(row)] = label_lists[p][o]
-    if invalid := set(np.unique(out_labels).tolist()) - {BACKGROUND, FOREGROUND, PADDING, -1}:
-        raise PromptError(f"label {min(invalid)} in input_labels: expected 1 (on the object) or 0 (not on it)")
     return out_points, out_labels
+
+
+def _check_labelled_point(point_xy: Sequence[float], label: float, size_hw: SizeHW) -> None:
+    if label not in (BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING):
+        raise PromptError(f"label {label:g} in input_labels: expected 1 (on the object) or 0 (not on it)")
+    if len(point_xy) != 2:
+        raise PromptError(f"point {tuple(point_xy)} has {len(point_xy)} numbers: expected (x, y)")
+    if label not in (NOT_A_POINT, PADDING):  # those are nowhere
+        check_point(point_xy, size_hw)
 
 
 def pad_boxes(boxes: Any, sizes_hw: Sequence[SizeHW]) -> np.ndarray:
@@ -353,5 +376,6 @@ def _depth(nested: Any, name: str) -> int:
     return depths.pop() + 1
 
 
-def _count(row: Any) -> int:
-    return len(row) if isinstance(row, list) else 0
+def _counts(rows: Any) -> list[int]:
+    """How many values each list holds; 0 for what is no list."""
+    return [len(row) if isinstance(row, list) else 0 for row in rows] if isinstance(rows, list) else []

@@ -83,16 +83,13 @@ def find_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceError(f"no device {device!r}: expected auto, cpu, cuda, cuda:N or mps") from error
-    is_there = True
-    if place.type == "cuda":
-        is_there = (place.index or 0) < torch.cuda.device_count()
-    elif place.type == "mps":
-        is_there = torch.backends.mps.is_available()
-    if not is_there:
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without it
         raise DeviceError(
             f"device {str(device)!r} is not available here (torch {torch.__version__}, "
             f"{torch.cuda.device_count()} CUDA devices): use device='cpu' or 'auto', or install a torch built for it"
-        )
+        ) from error
     return place

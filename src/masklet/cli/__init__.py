@@ -39,5 +39,5 @@ def main() -> None:
     try:
         app()
     except MaskletError as error:
-        print(f"masklet: {error}", file=sys.stderr)
+        print("masklet:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

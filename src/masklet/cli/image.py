@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.cli.tables import show_table
-from masklet.errors import PromptError
+from masklet.errors import MaskletError, PictureError, PromptError
 from masklet.files import replacing
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def segment(
     }
     if prompts["points"] is None and prompts["boxes"] is None and mask is None:
         raise PromptError("nothing to segment: give --point, --box or --mask (masklet image --help)")
+    check_outputs(out=out, mask_out=mask_out)
     import masklet
 
     sam = masklet.load(model, device=device)
@@ -91,19 +92,36 @@ def parse_numbers(option: str, text: str, counts: tuple[int, ...]) -> tuple[floa
 
 
 def read_mask(path: Path) -> Any:
-    """A mask picture as (height, width) bool."""
-    from masklet.pictures import read_picture
+    """A mask picture as (height, width) bool: inside is what is neither black nor transparent."""
+    from masklet.pictures import pixels_of
 
-    return read_picture(path).any(axis=2)
+    pixels = pixels_of(path)  # as they are stored: 1 of 65535 is inside, and 8 bits would lose it
+    if pixels.ndim == 2:
+        return pixels > 0
+    return pixels[..., :3].any(axis=2) & pixels[..., 3:].all(axis=2)
+
+
+def check_outputs(*, out: Path | None, mask_out: Path | None) -> None:
+    """Refuse pictures of an unknown kind before any work is done for them."""
+    from PIL import Image
+
+    if out is not None and Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise PictureError(f"--out {out}: expected a name that ends in .png, .jpg or another picture's suffix")
+    if mask_out is not None and mask_out.suffix.lower() != ".png":
+        raise PictureError(f"--mask-out {mask_out}: expected a name that ends in .png, which keeps masks exactly")
 
 
 def write_outputs(masks: Masks, *, out: Path | None, mask_out: Path | None, json_out: Path | None) -> None:
     """Write what was asked for."""
-    if out is not None:
-        with replacing(out) as unfinished:
-            masks.overlay().save(unfinished)
-    if mask_out is not None:
-        masks.save(mask_out)
-    if json_out is not None:
-        with replacing(json_out) as unfinished:
-            unfinished.write_text(json.dumps(masks.to_coco()), encoding="utf-8")
+    for path, write in (
+        (out, lambda file: masks.overlay().save(file)),
+        (mask_out, masks.save),
+        (json_out, lambda file: file.write_text(json.dumps(masks.to_coco()), encoding="utf-8")),
+    ):
+        if path is None:
+            continue
+        try:
+            with replacing(path) as unfinished:
+                write(unfinished)
+        except OSError as error:
+            raise MaskletError(f"cannot write {path}: {error.strerror or error}") from error

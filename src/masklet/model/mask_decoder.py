@@ -5,13 +5,14 @@ Source: SAM (arXiv 2304.02643), appendix A, "lightweight mask decoder"; SAM 2 (2
 All objects of a picture share its embedding. The image side keeps an ``objects`` axis of length 1 for as long as it is
 the same for every object, so that what is common is computed once and never copied.
 
-Inference on a CPU takes a second way to the same masks, "folded": see ``TokenToImageAttention`` and ``draw_folded``.
+A CPU takes a second way to the same masks: see ``TokenToImageAttention`` and ``draw_by_cell``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +128,8 @@ class ImageToTokenAttention(Attention):
         if is_padding is not None:
             scores = scores.masked_fill(is_padding[:, :, None, :, None], -torch.inf)
         weights = scores.softmax(3).flatten(2, 3)
-        return weights.transpose(2, 3) @ (v @ to_image).flatten(2, 3) + self.o_proj.bias
+        # Each head's weights sum to one, so its share of the bias may ride on its values.
+        return weights.transpose(2, 3) @ (v @ to_image + self.o_proj.bias / heads).flatten(2, 3)
 
 
 class TwoWayAttentionBlock(nn.Module):
@@ -199,6 +201,7 @@ class MaskDecoder(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp_dim: int) -> None:
         super().__init__()
+        self.head_dim = dim // NARROWING // heads  # of cross-attention
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(NUM_MASK_TOKENS, dim)
         self.obj_score_token = nn.Embedding(1, dim)
@@ -232,12 +235,19 @@ class MaskDecoder(nn.Module):
             fine_maps: (batch, dim / 8, 4h, 4w) and (batch, dim / 4, 2h, 2w).
             multimask: Three candidates instead of one mask.
         """
-        if torch.is_grad_enabled() or image.device.type != "cpu":
-            decoded = self._decode(
-                image, image_pos, prompts, lambda cells, kernels: self.draw(cells, kernels, fine_maps)
-            )
+        if image.device.type != "cpu":
+            decoded = self._decode(image, image_pos, prompts, partial(self.draw, fine_maps=fine_maps))
         else:
-            decoded = self._decode_folded(image, image_pos, prompts, fine_maps)
+            map_hw = (image.shape[-2], image.shape[-1])
+            parts_of_cells = [
+                _by_cell(finer, map_hw) + _bias(conv)
+                for finer, conv in zip(fine_maps, (self.upscale_conv2, self.upscale_conv1), strict=True)
+            ]
+            if torch.is_grad_enabled():
+                draw = partial(self.draw_by_cell, parts_of_cells=parts_of_cells, map_hw=map_hw)
+                decoded = self._decode(image, image_pos, prompts, draw)
+            else:
+                decoded = self._decode_folded(image, image_pos, prompts, parts_of_cells)
         logits, ious, object_scores, mask_tokens = decoded
         if multimask:
             return DecodedMasks(logits[:, :, 1:], ious[:, :, 1:], object_scores, mask_tokens[:, :, 1:])
@@ -291,69 +301,65 @@ class MaskDecoder(nn.Module):
         return (kernels @ x.flatten(3)).unflatten(-1, x.shape[-2:])
 
     def _decode_folded(
-        self, image: Tensor, image_pos: Tensor, prompts: PromptEmbeddings, fine_maps: tuple[Tensor, Tensor]
+        self, image: Tensor, image_pos: Tensor, prompts: PromptEmbeddings, parts_of_cells: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As ``_decode``, a few objects at a time, without a gradient."""
+        """As ``_decode``, a few objects at a time; for inference."""
         batch, objects, tokens = prompts.tokens.shape[:3]
-        map_hw = image.shape[-2:]
-        stride4, stride8 = fine_maps
-        by_cell8 = _unshuffle(stride8, map_hw) + self.upscale_conv1.bias
-        by_cell4 = _unshuffle(stride4, map_hw) + self.upscale_conv2.bias
-        head_dim = image.shape[1] // NARROWING // self.transformer.layers[0].cross_attn_image_to_token.heads
-        folded = tokens + 2 + NUM_MASK_TOKENS <= 2 * head_dim  # beyond, folding costs more than it saves
-        step = max(1, FOLDED_ELEMENTS // by_cell4[0].numel())
-        parts = []
+        folded = tokens + 2 + NUM_MASK_TOKENS <= 2 * self.head_dim  # beyond, folding costs more than it saves
+        step = max(1, FOLDED_ELEMENTS // parts_of_cells[0][0].numel())
+        decoded = []
         for b in range(batch):
+            here = slice(b, b + 1)
+            draw = partial(
+                self.draw_by_cell,
+                parts_of_cells=[parts[here] for parts in parts_of_cells],
+                map_hw=(image.shape[-2], image.shape[-1]),
+            )
             for o in range(0, objects, step):
                 some = prompts.select(b, slice(o, o + step))
-                finer = (by_cell4[b], by_cell8[b])
-                parts.append(
-                    self._decode(
-                        image[b : b + 1],
-                        image_pos,
-                        some,
-                        lambda cells, kernels, finer=finer: self.draw_folded(cells, kernels, finer, map_hw),
-                        folded,
-                    )
-                )
+                decoded.append(self._decode(image[here], image_pos, some, draw, folded))
         logits, ious, object_scores, mask_tokens = (
-            torch.cat(columns, dim=1)[0].unflatten(0, (batch, objects)) for columns in zip(*parts, strict=True)
+            torch.cat(columns, dim=1)[0].unflatten(0, (batch, objects)) for columns in zip(*decoded, strict=True)
         )
         return logits, ious, object_scores, mask_tokens
 
-    def draw_folded(
-        self, cells: Tensor, kernels: Tensor, by_cell: tuple[Tensor, Tensor], map_hw: tuple[int, int]
+    def draw_by_cell(
+        self, cells: Tensor, kernels: Tensor, parts_of_cells: list[Tensor], map_hw: tuple[int, int]
     ) -> Tensor:
         """As ``draw``: the stride of a 2x2 transposed convolution is its size, so it is one product for each cell.
 
         The four parts of a cell stay beside it until the end, where only the logits have to be put in their place.
 
         Args:
-            cells: (1, objects, h*w, dim).
-            kernels: (1, objects, masks, dim / 8).
-            by_cell: (h*w, 4, 4, dim / 8) and (h*w, 4, dim / 4), biases included.
+            cells: (batch, objects, h*w, dim).
+            kernels: (batch, objects, masks, dim / 8).
+            parts_of_cells: (batch, h*w, 4, 4, dim / 8) and (batch, h*w, 4, dim / 4), biases included.
             map_hw: (h, w).
         """
-        by_cell4, by_cell8 = by_cell
-        x = (cells @ _by_part(self.upscale_conv1)).unflatten(-1, by_cell8.shape[1:])  # (1, objects, h*w, 4, dim / 4)
-        x += by_cell8
+        fine, middle = (parts[:, None] for parts in parts_of_cells)
+        x = (cells @ _by_part(self.upscale_conv1)).unflatten(-1, middle.shape[3:])
+        x += middle  # (batch, objects, h*w, 4, dim / 4)
         norm = self.upscale_layer_norm
         x = F.gelu(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
-        x = (x @ _by_part(self.upscale_conv2)).unflatten(-1, by_cell4.shape[2:])  # (1, objects, h*w, 4, 4, dim / 8)
-        x += by_cell4
-        logits = F.gelu(x).flatten(2, 4) @ kernels.transpose(2, 3)  # (1, objects, h*w * 16, masks)
-        # (1, objects, h, w, 2, 2, 2, 2, masks): the pairs are (down, across) at stride 8, then at stride 4.
+        x = (x @ _by_part(self.upscale_conv2)).unflatten(-1, fine.shape[4:])
+        x += fine  # (batch, objects, h*w, 4, 4, dim / 8)
+        logits = F.gelu(x).flatten(2, 4) @ kernels.transpose(2, 3)  # (batch, objects, h*w * 16, masks)
+        # (batch, objects, h, w, 2, 2, 2, 2, masks): the pairs are (down, across) at stride 8, then at stride 4.
         logits = logits.unflatten(2, (*map_hw, 2, 2, 2, 2)).permute(0, 1, 8, 2, 4, 6, 3, 5, 7)
         return logits.reshape(*kernels.shape[:3], 4 * map_hw[0], 4 * map_hw[1])
 
 
-def _by_part(conv: nn.Module) -> Tensor:
+def _bias(conv: nn.ConvTranspose2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
+
+
+def _by_part(conv: nn.ConvTranspose2d) -> Tensor:
     """A 2x2 transposed convolution's weight as (dim_in, 4 * dim_out): down, across, channel."""
-    assert isinstance(conv.weight, Tensor)
     return conv.weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def _unshuffle(finer: Tensor, map_hw: tuple[int, int]) -> Tensor:
+def _by_cell(finer: Tensor, map_hw: tuple[int, int]) -> Tensor:
     """(batch, dim, h * 2**n, w * 2**n) to (batch, h*w, 4 [, 4], dim): every part beside the coarse cell it lies in."""
     h, w = map_hw
     if (scale := finer.shape[-2] // h) == 2:

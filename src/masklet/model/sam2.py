@@ -134,7 +134,7 @@ class Sam2Model(nn.Module):
         if (
             pixel_values.ndim != 4
             or pixel_values.shape[1] != 3
-            or any(s % SIDE_MULTIPLE for s in pixel_values.shape[2:])
+            or any(s == 0 or s % SIDE_MULTIPLE for s in pixel_values.shape[2:])
         ):
             raise PictureError(
                 f"pixel_values is {tuple(pixel_values.shape)}: expected (batch, 3, height, width) with sides that are "

@@ -23,7 +23,9 @@ def main() -> None:
     """Parse, train, log, save."""
     parser = argparse.ArgumentParser(prog="python -m masklet.training", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file, such as nano.yaml beside this module")
-    parser.add_argument("--data", type=Path, required=True, help="folder of cutouts-*.zip, photos-*.zip, instances-*.zip")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of cutouts-*.zip, photos-*.zip, instances-*.zip"
+    )
     parser.add_argument("--run", type=Path, required=True, help="folder of the log and the state; a run there goes on")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     arguments = parser.parse_args()

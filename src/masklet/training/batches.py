@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masklet.processing import Sam2ImageProcessor
+from masklet.processing import IMAGE_MEAN, IMAGE_STD
 from masklet.training.prompts import MASK_STRIDE
 from masklet.training.sources import Sources
 from masklet.training.synthetic import Pixels, compose
@@ -26,9 +26,9 @@ class Batch:
 def make_batch(sources: Sources, *, side_px: int, pictures: int, objects: int, seed: int, step: int) -> Batch:
     """Compose the pictures of one step and draw as many objects in each; in a picture of few, some are drawn twice."""
     made = [_picture_with_objects(sources, side_px, objects, seed, step, index) for index in range(pictures)]
-    processor = Sam2ImageProcessor(side_px)
-    pixel_values = torch.cat([processor.pixel_values(picture) for picture, _ in made])
-    return Batch(pixel_values, torch.from_numpy(np.stack([masks for _, masks in made])))
+    pixels = torch.from_numpy(np.stack([picture for picture, _ in made])).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    return Batch((pixels - mean) / std, torch.from_numpy(np.stack([masks for _, masks in made])))
 
 
 def _picture_with_objects(

@@ -1,0 +1,79 @@
+"""Against what Meta's own predictor computed: see ../shared/reference/README.md for how the files were made."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import masklet
+
+SIZE_HW = (1200, 1800)
+POINT, BESIDE = (500, 375), (1125, 625)
+BOX = (425, 600, 700, 875)
+CASES = {
+    "point": {"points": [POINT], "multimask": True},
+    "points": {"points": [POINT, (*BESIDE, 0)], "multimask": False},
+    "box": {"box": BOX, "multimask": False},
+    "box_point": {"box": BOX, "points": [(575, 750, 0)], "multimask": False},
+    "mask_input": {"points": [POINT, BESIDE], "multimask": False},
+}
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    return np.load(shared / "reference/meta_sam2.1_hiera_tiny/image.npz")
+
+
+@pytest.fixture(scope="module")
+def photo(shared, tmp_path_factory):
+    """The truck, through one of Meta's files with the deterministic weights of the reference."""
+    spec = importlib.util.spec_from_file_location("seeded_weights", shared / "reference/seeded_weights.py")
+    seeded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(seeded)
+    manifest = json.loads((shared / "reference/manifests/meta_sam2.1_hiera_tiny.json").read_text())
+    path = tmp_path_factory.mktemp("meta") / "sam2.1_hiera_tiny.pt"
+    torch.save({"model": seeded.seeded_state_dict(manifest)}, path)
+    return masklet.load(path, device="cpu").image(shared / "data/samples/images/truck.jpg")
+
+
+def distance(ours, theirs):
+    """Relative, over the whole tensor."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def test_the_image_embedding_is_metas(photo, golden):
+    assert distance(photo.embeddings[2][0], golden["image_embed"]) < 1e-3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_prompt_gives_metas_logits_and_scores(photo, golden, case):
+    prompts = dict(CASES[case])
+    if case == "mask_input":
+        prompts["mask"] = photo.predict(**CASES["point"]).best.logits
+    masks = photo.predict(**prompts)
+    assert distance(masks.logits, golden[f"{case}.low_res"]) < 2e-3
+    np.testing.assert_allclose(masks.scores, golden[f"{case}.ious"], atol=1e-4, rtol=0)
+
+
+def test_the_plain_way_to_decode_gives_metas_logits_too(photo, golden):
+    """The way taken on accelerators; a CPU takes another one to the same masks."""
+    model = photo.model
+    decoder = model.mask_decoder
+    map_hw = tuple(photo.embeddings[2].shape[-2:])
+    points = torch.tensor([[[POINT]]]) * torch.tensor([1024 / SIZE_HW[1], 1024 / SIZE_HW[0]])
+    labels = torch.ones(1, 1, 1, dtype=torch.long)
+    with torch.inference_mode():
+        prompts = model.prompt_encoder(points, labels, None, None, map_hw=map_hw, image_hw=(1024, 1024))
+        positions = model.shared_image_embedding.grid(map_hw)
+        logits, ious, _, _ = decoder._decode(
+            photo.embeddings[2],
+            positions,
+            prompts,
+            lambda cells, kernels: decoder.draw(cells, kernels, tuple(photo.embeddings[:2])),
+        )
+    assert distance(logits[0, 0, 1:], golden["point.low_res"]) < 2e-3
+    np.testing.assert_allclose(ious[0, 0, 1:], golden["point.ious"], atol=1e-4, rtol=0)

@@ -1,0 +1,199 @@
+"""Against the installed transformers, with the same random weights, in float32."""
+
+import pytest
+import torch
+from transformers import Sam2Config as TheirConfig
+from transformers import Sam2Model as TheirModel
+from transformers import Sam2VideoConfig as TheirVideoConfig
+from transformers import Sam2VideoModel as TheirVideoModel
+
+from masklet import (
+    Sam2Config,
+    Sam2ImageEncoderConfig,
+    Sam2MaskDecoderConfig,
+    Sam2MemoryAttentionConfig,
+    Sam2Model,
+)
+from masklet.checkpoints import config_to_json
+from masklet.model.positions import sine_positions_2d
+
+
+def shrunken(**changes):
+    """A network of all the parts, small: windows that do not divide the map, a global block in two stages."""
+    fields = {
+        "image_size": 256,
+        "hidden_size": 64,
+        "image_encoder": Sam2ImageEncoderConfig(
+            hidden_size=16,
+            num_attention_heads=2,
+            blocks_per_stage=(1, 2, 3, 2),
+            global_attention_blocks=(2, 4),
+            window_size_per_stage=(8, 4, 14, 7),
+            window_positional_embedding_background_size=(5, 5),
+        ),
+        "mask_decoder": Sam2MaskDecoderConfig(mlp_dim=96, num_attention_heads=4),
+        "memory_attention": Sam2MemoryAttentionConfig(num_layers=2, feed_forward_hidden_size=128),
+    }
+    return Sam2Config(**(fields | changes))
+
+
+CONFIGS = {
+    "tiny at full size": Sam2Config(),
+    "shrunken": shrunken(),
+    "shrunken 2.0": shrunken(is_v2_1=False),
+    "shrunken, heads of 4 channels": shrunken(
+        image_size=128, mask_decoder=Sam2MaskDecoderConfig(mlp_dim=32, num_attention_heads=8)
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def pair(request):
+    """Ours and theirs, image and video model, with the same random weights."""
+    config = CONFIGS[request.param]
+    torch.manual_seed(0)
+    ours = Sam2Model(config)
+    for parameter in ours.parameters():  # their scale decides how much an error shows, so none stays near zero
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
+        elif parameter.std() < 0.1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    ours.eval().requires_grad_(False)
+    content = config_to_json(config)
+    video = TheirVideoModel(TheirVideoConfig(**content)).eval().requires_grad_(False)
+    assert not any(video.load_state_dict(ours.state_dict(), strict=False))
+    image = TheirModel(TheirConfig(**{k: v for k, v in content.items() if k.endswith("_config")}))
+    assert not image.load_state_dict(ours.state_dict(), strict=False).missing_keys
+    return ours, image.eval().requires_grad_(False), video
+
+
+@pytest.fixture(scope="module")
+def embeddings(pair):
+    """(theirs, ours) of two pictures."""
+    ours, theirs, _ = pair
+    side = ours.config.image_size
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return theirs.get_image_embeddings(pixels), ours.get_image_embeddings(pixels)
+
+
+def close(ours, theirs, tolerance=1e-4):
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def prompts_for(side):
+    """Two pictures of three objects."""
+    generator = torch.Generator().manual_seed(2)
+    points = torch.rand(2, 3, 2, 2, generator=generator) * side
+    labels = torch.tensor([[[1, 0], [1, 1], [0, 1]], [[1, 1], [1, 0], [1, 0]]])
+    corners = torch.rand(2, 3, 2, 2, generator=generator) * side
+    boxes = torch.cat([corners.amin(2), corners.amax(2)], -1)
+    return {
+        "points": {"input_points": points, "input_labels": labels},
+        "one click": {"input_points": points[:, :, :1], "input_labels": labels[:, :, :1]},
+        "boxes": {"input_boxes": boxes},
+        "points and boxes": {"input_points": points, "input_labels": labels, "input_boxes": boxes},
+        "many points": {  # more tokens than the folded decoder folds
+            "input_points": torch.rand(2, 3, 40, 2, generator=generator) * side,
+            "input_labels": torch.ones(2, 3, 40, dtype=torch.long),
+        },
+    }
+
+
+def test_the_image_encoder_gives_their_maps(embeddings):
+    for theirs, ours in zip(*embeddings, strict=True):
+        close(ours, theirs)
+
+
+def test_the_prompt_encoder_gives_their_embeddings(pair):
+    ours, theirs, _ = pair
+    side = ours.config.image_size
+    prompts = prompts_for(side)["points and boxes"]
+    masks = torch.randn(6, 1, side // 4, side // 4, generator=torch.Generator().manual_seed(3)) * 5
+    sparse, dense = theirs.prompt_encoder(
+        prompts["input_points"], prompts["input_labels"], prompts["input_boxes"], masks
+    )
+    embedded = ours.prompt_encoder(
+        prompts["input_points"],
+        prompts["input_labels"],
+        prompts["input_boxes"],
+        masks.view(2, 3, side // 4, side // 4),
+        map_hw=(side // 16, side // 16),
+        image_hw=(side, side),
+    )
+    close(embedded.tokens, sparse)
+    close(embedded.dense.flatten(0, 1), dense)
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("kind", ["points", "one click", "boxes", "points and boxes", "many points"])
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training arithmetic"])
+def test_the_decoder_gives_their_masks(pair, embeddings, kind, multimask, grad):
+    ours, theirs, _ = pair
+    prompts = prompts_for(ours.config.image_size)[kind]
+    with torch.inference_mode(not grad):
+        expected = theirs(image_embeddings=embeddings[0], multimask_output=multimask, **prompts)
+        got = ours(image_embeddings=embeddings[0], multimask_output=multimask, **prompts)
+    close(got.pred_masks, expected.pred_masks)
+    close(got.iou_scores, expected.iou_scores)
+    close(got.object_score_logits, expected.object_score_logits)
+
+
+@pytest.mark.parametrize("with_point", [True, False])
+def test_a_mask_prompt_gives_their_masks(pair, embeddings, with_point):
+    ours, theirs, _ = pair
+    side = ours.config.image_size
+    mask = torch.randn(1, 1, side // 4, side // 4, generator=torch.Generator().manual_seed(3)) * 5
+    prompts = {"input_masks": mask}
+    if with_point:
+        prompts["input_points"] = torch.full((1, 1, 1, 2), side / 3)
+        prompts["input_labels"] = torch.ones(1, 1, 1, dtype=torch.long)
+    one = [embedding[:1] for embedding in embeddings[0]]
+    with torch.inference_mode():
+        expected = theirs(image_embeddings=one, **prompts)
+        got = ours(image_embeddings=one, **prompts)
+    close(got.pred_masks, expected.pred_masks)
+    close(got.iou_scores, expected.iou_scores)
+
+
+def test_unstable_single_masks_are_replaced_as_theirs_are(pair, embeddings):
+    """The random weights must reach both branches, or the comparison above would prove little."""
+    ours, theirs, _ = pair
+    side = ours.config.image_size
+    points = torch.rand(2, 24, 1, 2, generator=torch.Generator().manual_seed(4)) * side
+    with torch.inference_mode():
+        expected = theirs(image_embeddings=embeddings[0], input_points=points, multimask_output=False)
+        got = ours(image_embeddings=embeddings[0], input_points=points, multimask_output=False)
+    close(got.pred_masks, expected.pred_masks)
+
+
+def test_the_memory_attention_gives_their_features(pair):
+    ours, _, theirs = pair
+    side = ours.config.image_size // 16
+    cells, dim, memory_dim = side * side, ours.config.hidden_size, ours.config.memory_encoder.output_channels
+    generator = torch.Generator().manual_seed(5)
+    features, positions = (torch.randn(cells, 2, dim, generator=generator) for _ in range(2))
+    memory, memory_positions = (torch.randn(cells * 2 + 8, 2, memory_dim, generator=generator) for _ in range(2))
+    with torch.inference_mode():
+        expected = theirs.memory_attention(features, memory, positions, memory_positions, 8)
+        got = ours.memory_attention(
+            *(t.transpose(0, 1) for t in (features, positions, memory, memory_positions)),
+            map_hw=(side, side),
+            num_pointers=8,
+        )
+    close(got, expected.squeeze(0) if expected.ndim == 4 else expected)
+
+
+def test_the_memory_encoder_gives_their_memories(pair):
+    ours, _, theirs = pair
+    side = ours.config.image_size
+    generator = torch.Generator().manual_seed(6)
+    features = torch.randn(2, ours.config.hidden_size, side // 16, side // 16, generator=generator)
+    masks = torch.randn(2, 1, side, side, generator=generator) * 10
+    with torch.inference_mode():
+        expected, positions = theirs.memory_encoder(features, masks)
+        got = ours.memory_encoder(features, masks)
+    close(got, expected)
+    memory_dim = ours.config.memory_encoder.output_channels
+    sines = sine_positions_2d((side // 16, side // 16), memory_dim, got.device)
+    close(sines, positions[0].flatten(1).T)

@@ -1,0 +1,77 @@
+import subprocess
+import sys
+
+import pytest
+
+import masklet
+from masklet import errors
+
+PUBLIC_NAMES = """
+    CheckpointError ConfigError DeviceError Masks MaskletError Photo PictureError PromptError Sam2Config
+    Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig Sam2MemoryAttentionConfig Sam2MemoryEncoderConfig
+    Sam2Model Sam2Processor Sam2PromptEncoderConfig Segmenter __version__ load
+""".split()
+
+
+def test_the_public_names_are_these():
+    assert sorted(masklet.__all__) == sorted(PUBLIC_NAMES)
+    assert sorted(dir(masklet)) == sorted(PUBLIC_NAMES)
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_every_public_name_is_there_and_is_called_so(name):
+    value = getattr(masklet, name)
+    assert getattr(value, "__name__", name) == name
+
+
+def test_another_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'masklet' has no attribute 'lode'"):
+        _ = masklet.lode
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        ("PromptError", ValueError),
+        ("PictureError", ValueError),
+        ("ConfigError", ValueError),
+        ("CheckpointError", OSError),
+        ("DeviceError", RuntimeError),
+    ],
+)
+def test_each_error_is_also_the_builtin_it_resembles(error, builtin):
+    assert issubclass(getattr(errors, error), (errors.MaskletError, builtin))
+    assert issubclass(getattr(errors, error), builtin)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import masklet",
+        "import masklet; masklet.__version__; dir(masklet); masklet.MaskletError; masklet.Sam2Config()",
+        "import sys; sys.argv = ['masklet', '--help']\ntry: import masklet.cli; masklet.cli.main()\nexcept SystemExit: pass",
+        "import sys; sys.argv = ['masklet', 'image', '--help']\n"
+        "try: import masklet.cli; masklet.cli.main()\nexcept SystemExit: pass",
+    ],
+    ids=["import", "config", "help", "help of image"],
+)
+def test_what_needs_no_torch_loads_none(code):
+    code += "\nimport sys; heavy = {'torch', 'numpy', 'PIL', 'huggingface_hub', 'av'} & sys.modules.keys(); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+
+
+def test_importing_changes_nothing_global():
+    code = """
+import os, warnings, logging, torch
+before = (torch.get_num_threads(), torch.get_default_dtype(), torch.backends.cuda.matmul.allow_tf32,
+          torch.is_grad_enabled(), dict(os.environ), list(warnings.filters), list(logging.root.handlers),
+          torch.initial_seed())
+from masklet import *
+after = (torch.get_num_threads(), torch.get_default_dtype(), torch.backends.cuda.matmul.allow_tf32,
+         torch.is_grad_enabled(), dict(os.environ), list(warnings.filters), list(logging.root.handlers),
+         torch.initial_seed())
+changed = [index for index, (old, new) in enumerate(zip(before, after)) if old != new]
+print(changed)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,63 @@
+import os
+import stat
+
+import pytest
+
+from masklet.files import replacing
+
+
+def test_what_was_written_takes_the_place_of_the_old_file(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"old")
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["model.bin"]
+
+
+def test_missing_folders_are_made(tmp_path):
+    with replacing(tmp_path / "a" / "b" / "c.txt") as unfinished:
+        unfinished.write_text("new")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "new"
+
+
+def test_the_unfinished_file_lies_beside_and_keeps_the_suffix(tmp_path):
+    with replacing(str(tmp_path / "look.png")) as unfinished:
+        assert unfinished.parent == tmp_path
+        assert unfinished.suffix == ".png"
+        unfinished.touch()
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), ValueError("no such format")])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(type(error)), replacing(path) as unfinished:  # noqa: PT012
+        unfinished.write_bytes(b"half of the n")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model.bin"]
+
+
+def test_a_block_that_writes_nothing_is_an_error_and_changes_nothing(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert path.read_bytes() == b"old"
+
+
+def test_a_file_only_its_owner_could_read_becomes_readable(tmp_path):
+    with replacing(tmp_path / "private") as unfinished:
+        unfinished.touch(mode=0o600)
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o644
+
+
+def test_two_at_once_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "both"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert os.listdir(tmp_path) == ["both"]

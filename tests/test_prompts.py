@@ -1,0 +1,552 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from masklet.errors import PromptError
+from masklet.prompts import (
+    MASK_PROMPT_LOGIT,
+    from_model_pixels,
+    pad_boxes,
+    pad_points,
+    read_masks,
+    read_prompts,
+    to_model_pixels,
+)
+
+SIZE_HW = (48, 80)
+INPUT_HW = (64, 96)
+
+
+def read(points=None, labels=None, boxes=None, mask=None):
+    return read_prompts(points, labels, boxes, mask, size_hw=SIZE_HW, input_hw=INPUT_HW)
+
+
+def refusal_of(*args, **kwargs):
+    with pytest.raises(PromptError) as caught:
+        read(*args, **kwargs)
+    return str(caught.value)
+
+
+# Coordinates
+
+
+@given(
+    height=st.integers(1, 4000),
+    width=st.integers(1, 4000),
+    input_hw=st.tuples(st.integers(1, 64), st.integers(1, 64)).map(lambda hw: (32 * hw[0], 32 * hw[1])),
+    u=st.floats(0, 1),
+    v=st.floats(0, 1),
+)
+def test_a_point_returns_from_model_pixels(height, width, input_hw, u, v):
+    point_xy = torch.tensor([u * width, v * height])
+    model_xy = to_model_pixels(point_xy, size_hw=(height, width), input_hw=input_hw)
+    assert (model_xy <= 1.00001 * torch.tensor([input_hw[1], input_hw[0]])).all()
+    back_xy = from_model_pixels(model_xy, size_hw=(height, width), input_hw=input_hw)
+    torch.testing.assert_close(back_xy, point_xy)
+
+
+def test_each_axis_has_its_own_scale():
+    corners = torch.tensor([[0.0, 0.0], [80.0, 0.0], [0.0, 48.0], [40.0, 24.0]])
+    moved = to_model_pixels(corners, size_hw=SIZE_HW, input_hw=INPUT_HW)
+    assert moved.tolist() == [[0, 0], [96, 0], [0, 64], [48, 32]]
+
+
+# Prompts of one picture
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(40, 24), (0, 48)],
+        ((40, 24), (0, 48)),
+        [[(40, 24), (0, 48)]],
+        np.array([[40, 24], [0, 48]]),
+        np.array([[[40.0, 24.0], [0.0, 48.0]]], dtype=np.float16),
+        torch.tensor([[40, 24], [0, 48]]),
+        [torch.tensor([40, 24]), np.array([0, 48])],
+        [(40, 24, 1), (0, 48, 1)],
+    ],
+    ids=["lists", "tuples", "one object", "integers", "float16", "tensor", "mixed", "with labels"],
+)
+def test_points_of_one_object_come_in_many_ways(points):
+    prompts = read(points)
+    assert prompts.points.tolist() == [[[[48, 32], [0, 64]]]]
+    assert prompts.labels.tolist() == [[[1, 1]]]
+    assert prompts.labels.dtype == torch.int64
+    assert prompts.masks is None
+
+
+@pytest.mark.parametrize("labels", [[1, 0], (1, 0), np.array([1, 0]), torch.tensor([1.0, 0.0]), [True, False]])
+def test_labels_come_in_many_ways(labels):
+    assert read([(1, 2), (3, 4)], labels).labels.tolist() == [[[1, 0]]]
+
+
+def test_ragged_objects_are_filled_up():
+    prompts = read([[(0, 0)], [(80, 48), (40, 24, 0)]])
+    assert prompts.points.shape == (1, 2, 2, 2)
+    assert prompts.labels.tolist() == [[[1, -10], [1, 0]]]
+    assert len(prompts) == 2
+    assert prompts[1:].labels.tolist() == [[[1, 0]]]
+
+
+def test_a_box_travels_as_two_corners_before_the_clicks():
+    prompts = read([[(40, 24)], [(0, 0)]], boxes=[(0, 0, 80, 48), (-5, 10, 40, 100)])
+    assert prompts.labels.tolist() == [[[2, 3, 1], [2, 3, 1]]]
+    torch.testing.assert_close(prompts.points[0, 0], torch.tensor([[0.0, 0.0], [96.0, 64.0], [48.0, 32.0]]))
+    assert not prompts.is_one_click
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_one_click"),
+    [
+        ({"points": [(1, 2)]}, True),
+        ({"points": [[(1, 2)], [(3, 4)]]}, True),
+        ({"points": [(1, 2), (3, 4)]}, False),
+        ({"points": [[(1, 2)], [(1, 2), (3, 4)]]}, False),
+        ({"boxes": [(1, 2, 3, 4)]}, False),
+        ({"points": [(1, 2)], "boxes": [(1, 2, 3, 4)]}, False),
+        ({"points": [(1, 2)], "mask": np.zeros((16, 24))}, False),
+        ({"mask": np.zeros((16, 24))}, False),
+    ],
+)
+def test_only_single_clicks_alone_are_ambiguous(prompt, is_one_click):
+    assert read(**prompt).is_one_click == is_one_click
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({}, "nothing to segment: expected points, a box or a mask"),
+        ({"labels": [1]}, "labels came without points: expected one label for each point"),
+        ({"labels": [1], "boxes": [(1, 2, 3, 4)]}, "labels came without points: expected one label for each point"),
+        (
+            {"points": [(100, 10)]},
+            "point (100, 10) is outside the image: x runs from 0 to 80, y from 0 to 48. Points are (x, y) in pixels of "
+            "the original image, not (row, column) and not 0 to 1",
+        ),
+        (
+            {"points": [(-0.5, 10)]},
+            "point (-0.5, 10) is outside the image: x runs from 0 to 80, y from 0 to 48. Points are (x, y) in pixels of "
+            "the original image, not (row, column) and not 0 to 1",
+        ),
+        (
+            {"points": [(math.nan, 10)]},
+            "point (nan, 10) is not a place: expected two finite numbers, x and y in pixels",
+        ),
+        (
+            {"points": [(1, math.inf)]},
+            "point (1, inf) is not a place: expected two finite numbers, x and y in pixels",
+        ),
+        ({"points": []}, "points hold an empty list: expected at least one value in every list"),
+        ({"points": [[]]}, "points hold an empty list: expected at least one value in every list"),
+        ({"points": np.zeros((0, 2))}, "points hold an empty list: expected at least one value in every list"),
+        ({"points": [[(1, 2)], []]}, "points hold an empty list: expected at least one value in every list"),
+        (
+            {"points": (40, 24)},
+            "points are nested 1 deep: expected [(x, y), …] for one object, or one such list for each object",
+        ),
+        (
+            {"points": [[[(40, 24)]]]},
+            "points are nested 4 deep: expected [(x, y), …] for one object, or one such list for each object",
+        ),
+        ({"points": [(1, 2), [(3, 4)]]}, "points are nested 1 deep in one place and 2 in another"),
+        ({"points": [(1, 2), 3]}, "points are nested 0 deep in one place and 1 in another"),
+        ({"points": [(1, 2), (3,)]}, "point (3,) has 1 numbers: expected (x, y), or (x, y, label)"),
+        ({"points": [(1, 2, 1, 0)]}, "point (1, 2, 1, 0) has 4 numbers: expected (x, y), or (x, y, label)"),
+        ({"points": "40,24"}, "points hold '40,24': expected numbers in nested lists"),
+        ({"points": [("40", "24")]}, "points hold '40': expected numbers in nested lists"),
+        ({"points": [(None, 24)]}, "points hold None: expected numbers in nested lists"),
+        ({"points": {"x": 1}}, "points hold {'x': 1}: expected numbers in nested lists"),
+        ({"points": [(1, 2, 7)]}, "label 7: expected 1 (on the object) or 0 (not on it)"),
+        ({"points": [(1, 2)], "labels": [2]}, "label 2: expected 1 (on the object) or 0 (not on it)"),
+        ({"points": [(1, 2)], "labels": [-1]}, "label -1: expected 1 (on the object) or 0 (not on it)"),
+        ({"points": [(1, 2)], "labels": [0.5]}, "label 0.5: expected 1 (on the object) or 0 (not on it)"),
+        ({"points": [(1, 2)], "labels": [math.nan]}, "label nan: expected 1 (on the object) or 0 (not on it)"),
+        ({"points": [(1, 2)], "labels": ["1"]}, "label '1': expected 1 (on the object) or 0 (not on it)"),
+        (
+            {"points": [(1, 2, 0)], "labels": [1]},
+            "point (1, 2, 0) has 3 numbers: expected (x, y), or (x, y, label)",
+        ),
+        (
+            {"boxes": [(30, 5, 10, 20)]},
+            "box 0 is (30, 5, 10, 20): expected x0 < x1 and y0 < y1 (pixels of the 80×48 image; corners, not a width "
+            "and a height)",
+        ),
+        (
+            {"boxes": [(1, 2, 3, 4), (5, 6, 9, 6)]},
+            "box 1 is (5, 6, 9, 6): expected x0 < x1 and y0 < y1 (pixels of the 80×48 image; corners, not a width and "
+            "a height)",
+        ),
+        (
+            {"boxes": [(1, 2, math.nan, 4)]},
+            "box 0 is (1, 2, nan, 4): expected four finite numbers, x0 y0 x1 y1 in pixels",
+        ),
+        (
+            {"boxes": [(80, 0, 90, 10)]},
+            "box 0 is (80, 0, 90, 10): it lies outside the image, which is 80 pixels wide and 48 high",
+        ),
+        (
+            {"boxes": (1, 2, 3, 4)},
+            "boxes are (1, 2, 3, 4): expected a list of (x0, y0, x1, y1), or box= for a single one",
+        ),
+        (
+            {"boxes": [(1, 2, 3)]},
+            "boxes are [(1, 2, 3)]: expected a list of (x0, y0, x1, y1), or box= for a single one",
+        ),
+        ({"boxes": []}, "boxes hold an empty list: expected at least one value in every list"),
+        ({"boxes": "box"}, "boxes hold 'box': expected numbers in nested lists"),
+        (
+            {"points": [(1, 2)], "boxes": [(1, 2, 3, 4), (5, 6, 7, 8)]},
+            "prompts are for different numbers of objects: points for 1, boxes for 2. Expected the same number in each",
+        ),
+        (
+            {"points": [(1, 2)], "mask": np.zeros((3, 16, 24))},
+            "prompts are for different numbers of objects: points for 1, mask for 3. Expected the same number in each",
+        ),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused(prompt, message):
+    assert refusal_of(**prompt) == message
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "counts"),
+    [
+        ([(1, 2), (3, 4)], [1], "[1] labels and [2] points"),
+        ([(1, 2)], [], "[0] labels and [1] points"),
+        ([(1, 2)], 1, "[0] labels and [1] points"),
+        ([[(1, 2)], [(3, 4)]], [1, 1], "[0, 0] labels and [1, 1] points"),
+        ([[(1, 2)], [(3, 4)]], [[1]], "[1] labels and [1, 1] points"),
+        ([[(1, 2)]], 1, "[] labels and [1] points"),
+    ],
+)
+def test_labels_that_do_not_match_the_points_are_refused(points, labels, counts):
+    assert refusal_of(points, labels) == (
+        f"labels do not match the points: {counts} for each object. Expected one label (1 foreground, 0 background) "
+        "for each point, nested as the points are"
+    )
+
+
+@pytest.mark.parametrize("point", [(0, 0), (80, 48), (79.999, 0.001)])
+def test_the_edges_belong_to_the_image(point):
+    read([point])
+
+
+def test_a_box_may_reach_over_the_edge():
+    read(boxes=[(-100, -100, 1000, 1000)])
+
+
+# Masks as prompts
+
+
+def read_mask(mask, size_hw=SIZE_HW):
+    return read_masks(mask, size_hw=size_hw, input_hw=INPUT_HW)
+
+
+@pytest.fixture
+def block():
+    """A plain mask of the picture's size."""
+    mask = np.zeros(SIZE_HW, bool)
+    mask[12:36, 20:60] = True
+    return mask
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", torch.bfloat16])
+def test_logits_pass_as_they_are(dtype):
+    given = np.random.default_rng(0).integers(-30, 30, (2, 16, 24))
+    given = torch.tensor(given, dtype=dtype) if isinstance(dtype, torch.dtype) else given.astype(dtype)
+    logits, boxes = read_mask(given)
+    assert boxes is None
+    assert logits.dtype == torch.float32
+    np.testing.assert_array_equal(logits, torch.as_tensor(given).float())
+
+
+def test_read_only_logits_are_taken_too_and_stay_as_they_are():
+    given = np.ones((16, 24), np.float32)
+    given.flags.writeable = False
+    logits, _ = read_mask(given)
+    logits += 1
+    assert (given == 1).all()
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bool", "uint8", "int8", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"]
+)
+def test_a_plain_mask_may_have_any_type(block, dtype):
+    logits, boxes = read_mask(block)
+    for value in (1, 100):
+        same_logits, same_boxes = read_mask(block.astype(dtype) * np.array(value, dtype))
+        torch.testing.assert_close(same_logits, logits)
+        assert same_boxes == boxes
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda block: block.tolist(),
+        lambda block: torch.from_numpy(block),
+        lambda block: block[::-1][::-1],
+        lambda block: np.asfortranarray(block),
+        lambda block: block[None],
+        lambda block: [block],
+    ],
+    ids=["lists", "tensor", "views", "column-major", "one of several", "list of one"],
+)
+def test_a_plain_mask_comes_in_many_ways(block, given):
+    logits, boxes = read_mask(given(block))
+    torch.testing.assert_close(logits, read_mask(block)[0])
+    assert boxes == [[20, 12, 60, 36]]
+
+
+def test_a_mirrored_mask_is_read_mirrored(block):
+    block[:20] = False
+    logits, boxes = read_mask(block[::-1, ::-1])
+    torch.testing.assert_close(logits, read_mask(block)[0].flip(-1, -2))
+    assert boxes == [[20, 12, 60, 28]]
+
+
+def test_a_plain_mask_becomes_logits_and_its_box(block):
+    logits, boxes = read_mask(block)
+    assert logits.shape == (1, 16, 24)
+    assert boxes == [[20, 12, 60, 36]]
+    assert logits[0, 8, 12] == MASK_PROMPT_LOGIT
+    assert logits[0, 0, 0] == -MASK_PROMPT_LOGIT
+    assert logits.abs().max() <= MASK_PROMPT_LOGIT
+
+
+def test_a_plain_mask_brings_its_box_unless_one_is_given(block):
+    assert read(mask=block).labels.tolist() == [[[2, 3]]]
+    prompts = read(boxes=[(0, 0, 80, 48)], mask=block)
+    torch.testing.assert_close(prompts.points[0, 0], torch.tensor([[0.0, 0.0], [96.0, 64.0]]))
+
+
+def test_a_mask_that_fills_the_picture_is_a_mask():
+    logits, boxes = read_mask(np.ones(SIZE_HW, np.uint8) * 255)
+    assert boxes == [[0, 0, 80, 48]]
+    assert (logits == MASK_PROMPT_LOGIT).all()
+
+
+def test_where_both_sizes_agree_floats_are_logits_and_the_rest_is_plain():
+    values = np.zeros((16, 24))
+    values[4:8, 4:8] = 1
+    assert read_mask(values, size_hw=(16, 24))[1] is None
+    assert read_mask(values > 0, size_hw=(16, 24))[1] == [[4, 4, 8, 8]]
+    assert read_mask(values.astype(int), size_hw=(16, 24))[1] == [[4, 4, 8, 8]]
+
+
+SIZES = (
+    "expected the picture's size (48, 80) (rows, columns) for a plain mask, or (16, 24) of floats for logits of an "
+    "earlier prediction, with one more axis in front for several objects"
+)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((80, 48), bool), f"mask has shape (1, 80, 48) of bool: {SIZES}"),
+        (np.zeros((24, 16), "f4"), f"mask has shape (1, 24, 16) of float32: {SIZES}"),
+        (np.ones((16, 24), bool), f"mask has shape (1, 16, 24) of bool: {SIZES}"),
+        (np.zeros((1, 1, 16, 24), "f4"), f"mask has shape (1, 1, 16, 24) of float32: {SIZES}"),
+        (np.zeros((0, 16, 24), "f4"), f"mask has shape (0, 16, 24) of float32: {SIZES}"),
+        (np.zeros((48, 80, 3), "u1"), f"mask has shape (48, 80, 3) of uint8: {SIZES}"),
+        (np.zeros(5, "u1"), f"mask has shape (5,) of uint8: {SIZES}"),
+        (1, f"mask has shape () of int64: {SIZES}"),
+        (
+            np.full((16, 24), np.nan),
+            "mask holds NaN or infinite values: expected finite logits, or a plain mask",
+        ),
+        (
+            np.full((48, 80), np.inf),
+            "mask holds NaN or infinite values: expected finite logits, or a plain mask",
+        ),
+        (
+            np.arange(48 * 80).reshape(48, 80),
+            "mask of the picture's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
+            "logits of size (16, 24)",
+        ),
+        (
+            -np.eye(48, 80),
+            "mask of the picture's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
+            "logits of size (16, 24)",
+        ),
+        (np.zeros((48, 80), bool), "mask 0 is empty: expected at least one pixel of the object"),
+        (
+            np.stack([np.ones((48, 80), bool), np.zeros((48, 80), bool)]),
+            "mask 1 is empty: expected at least one pixel of the object",
+        ),
+        (
+            [[1, 2], [1]],
+            "mask is a list and holds no plain numbers: expected an array (height, width), or the logits of an earlier "
+            "result, mask=result.logits",
+        ),
+        (
+            "mask.png",
+            "mask is a str and holds no plain numbers: expected an array (height, width), or the logits of an earlier "
+            "result, mask=result.logits",
+        ),
+    ],
+)
+def test_masks_that_fit_nothing_are_refused(mask, message):
+    assert refusal_of(mask=mask) == message
+
+
+# Batches of pictures
+
+coordinates = st.tuples(st.integers(0, 80), st.integers(0, 48)).map(list)
+objects = st.lists(coordinates, min_size=1, max_size=4)
+pictures = st.lists(st.lists(objects, min_size=1, max_size=3), min_size=1, max_size=3)
+
+
+@given(batch=pictures, data=st.data())
+def test_padded_points_hold_what_was_given_and_nothing_else(batch, data):
+    labels = [[[data.draw(st.sampled_from([0, 1])) for _ in row] for row in picture] for picture in batch]
+    points, out_labels = pad_points(batch, labels, [SIZE_HW] * len(batch))
+    assert points.dtype == np.float32
+    assert out_labels.dtype == np.int64
+    assert points.shape == (
+        len(batch),
+        max(map(len, batch)),
+        max(len(row) for picture in batch for row in picture),
+        2,
+    )
+    assert out_labels.shape == points.shape[:3]
+    for p, picture in enumerate(batch):
+        for o, row in enumerate(picture):
+            assert points[p, o, : len(row)].tolist() == row
+            assert out_labels[p, o, : len(row)].tolist() == labels[p][o]
+    is_padding = out_labels == -10
+    assert (points[is_padding] == -10).all()
+    assert (~is_padding).sum() == sum(len(row) for picture in batch for row in picture)
+
+
+@given(batch=pictures)
+def test_without_labels_all_points_are_foreground(batch):
+    _, labels = pad_points(batch, None, [SIZE_HW] * len(batch))
+    assert set(np.unique(labels)) <= {1, -10}
+
+
+@given(batch=st.lists(objects, min_size=1, max_size=3))
+def test_three_levels_are_one_object_an_image(batch):
+    sizes = [SIZE_HW] * len(batch)
+    three, four = pad_points(batch, None, sizes), pad_points([[row] for row in batch], None, sizes)
+    for a, b in zip(three, four, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@given(batch=pictures)
+def test_padding_a_padded_batch_changes_nothing(batch):
+    sizes = [SIZE_HW] * len(batch)
+    points, labels = pad_points(batch, None, sizes)
+    for again in (pad_points(points, labels, sizes), pad_points(torch.tensor(points), torch.tensor(labels), sizes)):
+        np.testing.assert_array_equal(again[0], points)
+        np.testing.assert_array_equal(again[1], labels)
+
+
+one_box = st.tuples(st.integers(-20, 79), st.integers(-20, 47), st.integers(1, 99), st.integers(1, 99)).map(
+    lambda b: [b[0], b[1], max(1, b[0] + b[2]), max(1, b[1] + b[3])]
+)
+
+
+@given(batch=st.lists(st.lists(one_box, min_size=1, max_size=3), min_size=1, max_size=3))
+def test_padded_boxes_hold_what_was_given_and_nothing_else(batch):
+    boxes = pad_boxes(batch, [SIZE_HW] * len(batch))
+    assert boxes.dtype == np.float32
+    assert boxes.shape == (len(batch), max(map(len, batch)), 4)
+    for p, picture in enumerate(batch):
+        assert boxes[p, : len(picture)].tolist() == picture
+        assert (boxes[p, len(picture) :] == -10).all()
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "message"),
+    [
+        (
+            [[1, 2]],
+            None,
+            "input_points are nested 2 deep: expected 4 levels (image, object, point, xy), or 3 (image, point, xy) with "
+            "one object an image",
+        ),
+        (
+            [[[[[1, 2]]]]],
+            None,
+            "input_points are nested 5 deep: expected 4 levels (image, object, point, xy), or 3 (image, point, xy) with "
+            "one object an image",
+        ),
+        (
+            [[[[1, 2]]]],
+            [[1]],
+            "input_labels are nested 2 deep and input_points 4: expected labels nested as the points, without the last "
+            "level (xy)",
+        ),
+        (
+            [[[1, 2]]],
+            1,
+            "input_labels are nested 0 deep and input_points 3: expected labels nested as the points, without the last "
+            "level (xy)",
+        ),
+        (
+            [[[[1, 2]]], [[[3, 4]]]],
+            None,
+            "input_points are for 2 images, but 1 came",
+        ),
+        (
+            [[[[1, 2], [3, 4]]]],
+            [[[1]]],
+            "input_labels hold [[1]] labels for each image and object, input_points [[2]] points: expected one label "
+            "for each point",
+        ),
+        (
+            [[[[1, 2]], [[3, 4]]]],
+            [[[1]]],
+            "input_labels hold [[1]] labels for each image and object, input_points [[1, 1]] points: expected one label "
+            "for each point",
+        ),
+        ([[[[1, 2, 1]]]], None, "point (1, 2, 1) has 3 numbers: expected (x, y)"),
+        ([[[[1, 2]]]], [[[4]]], "label 4 in input_labels: expected 1 (on the object) or 0 (not on it)"),
+        ([[[[1, 2]]]], [[[0.5]]], "label 0.5 in input_labels: expected 1 (on the object) or 0 (not on it)"),
+        ([[[[1, 2]]]], [[[math.nan]]], "label nan in input_labels: expected 1 (on the object) or 0 (not on it)"),
+        (
+            [[[[math.nan, 2]]]],
+            None,
+            "point (nan, 2) is not a place: expected two finite numbers, x and y in pixels",
+        ),
+        (
+            [[[[-10, -10]]]],
+            [[[1]]],
+            "point (-10, -10) is outside the image: x runs from 0 to 80, y from 0 to 48. Points are (x, y) in pixels of "
+            "the original image, not (row, column) and not 0 to 1",
+        ),
+        ([], None, "input_points hold an empty list: expected at least one value in every list"),
+        ([[[]]], None, "input_points hold an empty list: expected at least one value in every list"),
+        ([[[[1, 2]]]], [[[]]], "input_labels hold an empty list: expected at least one value in every list"),
+    ],
+)
+def test_points_of_a_batch_that_make_no_sense_are_refused(points, labels, message):
+    with pytest.raises(PromptError) as caught:
+        pad_points(points, labels, [SIZE_HW])
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([1, 2, 3, 4], "input_boxes are nested 1 deep: expected 3 levels (image, box, x0 y0 x1 y1)"),
+        ([[1, 2, 3, 4]], "input_boxes are nested 2 deep: expected 3 levels (image, box, x0 y0 x1 y1)"),
+        ([[[1, 2, 3]]], "box 0 has 3 numbers: expected x0 y0 x1 y1"),
+        ([[[1, 2, 3, 4]], [[1, 2, 3, 4]]], "input_boxes are for 2 images, but 1 came"),
+        ([[]], "input_boxes hold an empty list: expected at least one value in every list"),
+        (
+            [[[1, 2, 3, 4], [3, 2, 1, 4]]],
+            "box 1 is (3, 2, 1, 4): expected x0 < x1 and y0 < y1 (pixels of the 80×48 image; corners, not a width and a "
+            "height)",
+        ),
+    ],
+)
+def test_boxes_of_a_batch_that_make_no_sense_are_refused(boxes, message):
+    with pytest.raises(PromptError) as caught:
+        pad_boxes(boxes, [SIZE_HW])
+    assert str(caught.value) == message
