@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from masklet.config import (
     Sam2Config,
@@ -17,6 +18,10 @@ from masklet.config import (
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.segmenter import Segmenter
+
+# Time says nothing on a machine that does other work as well.
+settings.register_profile("masklet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("masklet")
 
 SHARED = Path(__file__).parents[2] / "shared"
 

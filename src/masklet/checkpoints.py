@@ -158,7 +158,8 @@ def _fetch(repository: str, filename: str, revision: str | None, token: str | No
         hub_errors.HFValidationError,
         OSError,
     ) as error:  # no name for a repository; the Hub's or the disk's trouble
-        raise CheckpointError(f"cannot fetch {filename} of {repository!r}: {error}") from error
+        reason = " ".join(str(error).split())  # the Hub answers in several lines
+        raise CheckpointError(f"cannot fetch {filename} of {repository!r}: {reason}") from error
 
 
 # Reading and writing files

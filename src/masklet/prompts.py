@@ -94,10 +94,10 @@ def read_prompts(
     Raises:
         PromptError: They make no sense, alone or together.
     """
-    if points is None and boxes is None and mask is None:
-        raise PromptError("nothing to segment: expected points, a box or a mask")
     if labels is not None and points is None:
         raise PromptError("labels came without points: expected one label for each point")
+    if points is None and boxes is None and mask is None:
+        raise PromptError("nothing to segment: expected points, a box or a mask")
     clicks: list[list[tuple[float, float, int]]] | None = None
     if points is not None:
         clicks = _read_clicks(points, labels)

@@ -46,13 +46,16 @@ def tiny_run():
         image_size=64,
         hidden_size=32,
         image_encoder=Sam2ImageEncoderConfig(
-            hidden_size=8, blocks_per_stage=(1, 1, 1, 1), global_attention_blocks=(2,), window_size_per_stage=(4, 4, 4, 4)
+            hidden_size=8,
+            blocks_per_stage=(1, 1, 1, 1),
+            global_attention_blocks=(2,),
+            window_size_per_stage=(4, 4, 4, 4),
         ),
         mask_decoder=Sam2MaskDecoderConfig(mlp_dim=32, num_attention_heads=2),
         memory_attention=Sam2MemoryAttentionConfig(num_layers=1, feed_forward_hidden_size=16),
         memory_encoder=Sam2MemoryEncoderConfig(output_channels=16),
     )
-    stage = Stage(image_size=64, steps=4, pictures=2, objects=2, rounds=2)
+    stage = Stage(image_size=64, steps=4, pictures=2, objects=2, rounds=2, focal_weight=5)
     return TrainingConfig(
         model=model,
         stages=(stage, replace(stage, image_size=96, steps=2)),

@@ -68,6 +68,13 @@ def test_the_learning_rate_rises_then_falls_to_nothing(tiny_run):
     assert rates[-1] < 0.2e-3
 
 
+def test_progress_counts_pixels(tiny_run):
+    shares = [tiny_run.progress(step) for step in range(7)]
+    assert shares[0] == 0
+    assert shares[6] == 1
+    assert (shares[5] - shares[4]) / (shares[1] - shares[0]) == pytest.approx((96 / 64) ** 2)
+
+
 def test_stages_follow_each_other(tiny_run):
     assert [tiny_run.stage_of(step).image_size for step in range(6)] == [64] * 4 + [96] * 2
     with pytest.raises(IndexError, match="ended"):

@@ -16,7 +16,10 @@ def test_focal_loss_of_an_undecided_pixel_is_a_quarter_of_its_weighted_cross_ent
 
 
 def test_focal_loss_hardly_counts_what_is_right_already():
-    right, wrong = focal_loss(torch.full((1, 1), 6.0), torch.ones(1, 1)), focal_loss(torch.full((1, 1), -6.0), torch.ones(1, 1))
+    right, wrong = (
+        focal_loss(torch.full((1, 1), 6.0), torch.ones(1, 1)),
+        focal_loss(torch.full((1, 1), -6.0), torch.ones(1, 1)),
+    )
     assert right < 1e-6 * wrong
 
 
@@ -40,7 +43,9 @@ def test_the_sum_of_losses_agrees_with_finite_differences():
     ious = torch.rand(1, 2, 3, dtype=torch.float64, generator=generator, requires_grad=True)
     scores = torch.randn(1, 2, 1, dtype=torch.float64, generator=generator, requires_grad=True)
     targets = torch.rand(1, 2, 4, 4, generator=generator) > 0.5
-    assert torch.autograd.gradcheck(lambda *x: segmentation_losses(*x, targets).total, (logits, ious, scores))
+    assert torch.autograd.gradcheck(
+        lambda *x: segmentation_losses(*x, targets, focal_weight=20).total, (logits, ious, scores)
+    )
 
 
 def test_iou_by_hand():
@@ -56,7 +61,7 @@ def test_only_the_best_candidate_is_taught_the_mask_and_all_are_taught_their_iou
     good = torch.where(targets, 2.0, -2.0)
     logits = torch.stack([-good, good, -good], 2).requires_grad_()
     ious = torch.full((1, 1, 3), 0.5, requires_grad=True)
-    losses = segmentation_losses(logits, ious, torch.zeros(1, 1, 1), targets)
+    losses = segmentation_losses(logits, ious, torch.zeros(1, 1, 1), targets, focal_weight=20)
     losses.total.backward()
     assert logits.grad is not None
     assert logits.grad[0, 0].flatten(1).any(-1).tolist() == [False, True, False]

@@ -45,7 +45,7 @@ def test_first_prompts_are_clicks_inside_or_boxes_around_with_equal_chance(targe
         assert (prompt.labels[is_box] == torch.tensor([2, 3])).all()
         assert (prompt.labels[~is_box] == torch.tensor([1, -10])).all()
         assert at(targets, prompt.points[:, :, 0])[~is_box].all()
-        assert ((prompt.points.flatten(2) - exact)[is_box].abs() <= 20).all()
+        assert ((prompt.points.flatten(2) - exact)[is_box].abs() <= 2).all()
         assert (prompt.points >= 0).all()
         assert (prompt.points <= torch.tensor([96, 64])).all()
     assert 500 < boxes < 700  # of 1200

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from masklet.training.batches import make_batch, shrink_labels
-from masklet.training.sources import CUTOUT_ARCHIVES, INSTANCE_ARCHIVES, PHOTO_ARCHIVES, is_held_out, read_sources, source_group
+from masklet.training.sources import (
+    CUTOUT_ARCHIVES,
+    INSTANCE_ARCHIVES,
+    PHOTO_ARCHIVES,
+    is_held_out,
+    read_sources,
+    source_group,
+)
 from masklet.training.synthetic import MIN_AREA, compose
 
 
@@ -39,9 +46,7 @@ def test_objects_shrink_to_disjoint_cells_that_they_fill():
 
 
 def test_a_batch_is_a_function_of_seed_and_step(made_up_sources):
-    batches = [
-        make_batch(made_up_sources, side_px=64, pictures=2, objects=3, seed=1, step=step) for step in (4, 4, 5)
-    ]
+    batches = [make_batch(made_up_sources, side_px=64, pictures=2, objects=3, seed=1, step=step) for step in (4, 4, 5)]
     assert batches[0].pixel_values.shape == (2, 3, 64, 64)
     assert batches[0].targets.shape == (2, 3, 16, 16)
     assert batches[0].targets.flatten(2).any(-1).all()

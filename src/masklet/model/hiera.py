@@ -89,8 +89,10 @@ class HieraBlock(nn.Module):
             return self.attn(x)
         batch, height, width, _ = x.shape
         down, across = -(-height // self.window), -(-width // self.window)  # windows, rounded up
-        # Zeros are added after the norm, and attended to: the checkpoints were trained so.
-        x = F.pad(x, (0, 0, 0, across * self.window - width, 0, down * self.window - height))
+        missing = (0, 0, 0, across * self.window - width, 0, down * self.window - height)
+        if any(missing):
+            # Zeros are added after the norm, and attended to: the checkpoints were trained so.
+            x = F.pad(x, missing)
         windows = x.unflatten(2, (across, self.window)).unflatten(1, (down, self.window)).transpose(2, 3)
         out = self.attn(windows.flatten(0, 2))  # (batch * down * across, window', window', dim)
         out = out.unflatten(0, (batch, down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)

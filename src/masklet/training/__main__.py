@@ -16,7 +16,7 @@ from masklet.training.loop import Trainer
 from masklet.training.sources import read_sources
 
 LOG_EVERY, SAVE_EVERY = 20, 200
-"""Steps."""
+"""Steps. Saved are ``state.pt``, to go on from, and ``model/``, the running mean of the weights, for use."""
 
 
 def main() -> None:
@@ -49,6 +49,7 @@ def main() -> None:
                 logging.info("%s", line)
             if report.step % SAVE_EVERY == 0 or report.step == trainer.config.steps:
                 trainer.save(state)
+                trainer.averaged_model().save_pretrained(arguments.run / "model", dtype=torch.float16)
 
 
 if __name__ == "__main__":

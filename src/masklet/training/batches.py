@@ -1,4 +1,4 @@
-"""Batches of composed pictures. Batch ``step`` is a function of the seed and the step, so a resumed run sees the same."""
+"""Batches of composed pictures. A batch is a function of the seed and the step, so a resumed run sees the same."""
 
 from __future__ import annotations
 

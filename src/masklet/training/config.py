@@ -42,6 +42,8 @@ class Stage:
     """Prompted objects in each picture."""
     rounds: int
     """Decodings of each object: the first prompt, then one correction click a round."""
+    focal_weight: float
+    """Of the focal loss. The papers' 20 invites a network that knows nothing to call all background."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "steps", "pictures", "objects", "rounds"):
@@ -62,7 +64,7 @@ class TrainingConfig:
     seed: int
     """Of the first weights, the pictures and the prompts."""
     learning_rate: float
-    """At its height, after the warm-up; then it falls to zero along a cosine."""
+    """At its height, after the warm-up; then it falls to zero along a cosine of the pixels seen."""
     warmup_steps: int
     """Steps in which the learning rate rises from zero."""
     weight_decay: float
@@ -86,6 +88,16 @@ class TrainingConfig:
                 return stage
             step -= stage.steps
         raise IndexError("the run has ended before this step")
+
+    def progress(self, step: int) -> float:
+        """Share of the run's pixels that were seen before step ``step``: 0 to 1, roughly the share of its time."""
+        seen, total = 0, 0
+        for stage in self.stages:
+            pixels = stage.pictures * stage.image_size**2
+            seen += pixels * min(max(step, 0), stage.steps)
+            total += pixels * stage.steps
+            step -= stage.steps
+        return seen / total
 
 
 def read_config(path: Path) -> TrainingConfig:

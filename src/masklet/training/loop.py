@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Batch, make_batch
-from masklet.training.config import TrainingConfig
+from masklet.training.config import Stage, TrainingConfig
 from masklet.training.initialise import initialise
 from masklet.training.losses import Losses, mask_iou, segmentation_losses
 from masklet.training.prompts import correction_click, first_prompt
@@ -47,10 +47,12 @@ class Trainer:
             initialise(self.model)
         self.model.train()
         self.ema = {name: weight.clone() for name, weight in self.model.state_dict().items()}
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.model.parameters() if p.ndim > 1]},
+            {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+            groups,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             betas=(0.9, 0.95),
@@ -84,10 +86,10 @@ class Trainer:
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        rounds = self.config.stage_of(self.step).rounds
+        stage = self.config.stage_of(self.step)
         # On the CPU, the gradient of the fused attention in bfloat16 takes longer than all of the plain one.
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            losses, ious = interactive_losses(self.model, batch, rounds, generator)
+            losses, ious = interactive_losses(self.model, batch, stage, generator)
         total = torch.stack([round_.total for round_ in losses]).mean()
         self.optimizer.zero_grad()
         total.backward()
@@ -134,15 +136,14 @@ class Trainer:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Rises linearly in the warm-up, falls to zero along a cosine."""
+    """Rises linearly in the warm-up, falls to zero along a cosine of the pixels seen."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * config.progress(step)))
 
 
 def interactive_losses(
-    model: Sam2Model, batch: Batch, rounds: int, generator: torch.Generator
+    model: Sam2Model, batch: Batch, stage: Stage, generator: torch.Generator
 ) -> tuple[list[Losses], list[float]]:
     """Prompt every object, then correct it click by click: the losses and the mean best IoU of each round.
 
@@ -152,7 +153,7 @@ def interactive_losses(
     prompts = first_prompt(batch.targets, generator)
     previous: Tensor | None = None
     losses, ious = [], []
-    for index in range(rounds):
+    for index in range(stage.rounds):
         # A first prompt is ambiguous and mostly gets three answers; the single mask learns from the others.
         multimask = index == 0 and float(torch.rand((), generator=generator)) < 0.7
         out = model(
@@ -164,11 +165,17 @@ def interactive_losses(
         )
         logits = out.pred_masks.float()
         losses.append(
-            segmentation_losses(logits, out.iou_scores.float(), out.object_score_logits.float(), batch.targets)
+            segmentation_losses(
+                logits,
+                out.iou_scores.float(),
+                out.object_score_logits.float(),
+                batch.targets,
+                focal_weight=stage.focal_weight,
+            )
         )
         actual = mask_iou(logits > 0, batch.targets[:, :, None])
         ious.append(float(actual.amax(-1).mean()))
-        if index + 1 < rounds:
+        if index + 1 < stage.rounds:
             # What a user would see: the candidate of the best predicted score.
             chosen = out.iou_scores.argmax(-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
             previous = logits.detach().gather(2, chosen).squeeze(2)

@@ -1,6 +1,6 @@
 """What a prediction is told: focal and dice on masks, L1 on predicted IoU, cross-entropy on the object score.
 
-Source: SAM (arXiv 2304.02643), appendix A, "losses" and "training algorithm"; weights of SAM 2 (2408.00714), appendix D.
+Source: SAM (arXiv 2304.02643), appendix A, "losses" and "training algorithm"; SAM 2 (2408.00714), appendix D.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FOCAL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT, OBJECT_WEIGHT = 20.0, 1.0, 1.0, 1.0
+DICE_WEIGHT, IOU_WEIGHT, OBJECT_WEIGHT = 1.0, 1.0, 1.0
 
 
 @dataclass(frozen=True)
 class Losses:
     """Means over objects, unweighted: scalars that gradients flow through."""
 
+    focal_weight: float
     focal: Tensor
     dice: Tensor
     iou: Tensor
@@ -27,14 +28,16 @@ class Losses:
     def total(self) -> Tensor:
         """What is minimised."""
         return (
-            FOCAL_WEIGHT * self.focal
+            self.focal_weight * self.focal
             + DICE_WEIGHT * self.dice
             + IOU_WEIGHT * self.iou
             + OBJECT_WEIGHT * self.object_score
         )
 
 
-def segmentation_losses(logits: Tensor, ious: Tensor, object_scores: Tensor, targets: Tensor) -> Losses:
+def segmentation_losses(
+    logits: Tensor, ious: Tensor, object_scores: Tensor, targets: Tensor, *, focal_weight: float
+) -> Losses:
     """Compare candidate masks with the truth; of several candidates only the best is taught the mask.
 
     Args:
@@ -42,11 +45,13 @@ def segmentation_losses(logits: Tensor, ious: Tensor, object_scores: Tensor, tar
         ious: (batch, objects, masks), predicted, 0 to 1: all are taught, so that the best can be told.
         object_scores: (batch, objects, 1) logits; every object here is in its picture.
         targets: (batch, objects, h, w) bool.
+        focal_weight: Of the focal loss in the total; the papers' is 20.
     """
     truth = targets[:, :, None].to(logits.dtype).expand_as(logits)
     focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)  # (batch, objects, masks)
-    best = (FOCAL_WEIGHT * focal + DICE_WEIGHT * dice).argmin(-1, keepdim=True)
+    best = (focal_weight * focal + DICE_WEIGHT * dice).argmin(-1, keepdim=True)
     return Losses(
+        focal_weight=focal_weight,
         focal=focal.gather(-1, best).mean(),
         dice=dice.gather(-1, best).mean(),
         iou=F.l1_loss(ious, mask_iou(logits > 0, targets[:, :, None])),

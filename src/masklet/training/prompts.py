@@ -16,8 +16,8 @@ from masklet.config import STRIDES
 
 MASK_STRIDE = STRIDES[0]
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING = 0, 1, 2, 3, -10
-BOX_NOISE, MAX_BOX_NOISE_PX = 0.1, 20
-"""Standard deviation of a box's sides, as a share of its own, and its limit."""
+BOX_NOISE, MAX_BOX_NOISE = 0.1, 20 / 1024
+"""Standard deviation of a box's edges, as a share of its own sides, and its limit, as a share of the picture's."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def correction_click(predicted: Tensor, targets: Tensor, generator: torch.Genera
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """(..., h, w) bool masks, none empty, to (..., 4) boxes x0 y0 x1 y1 around them, in pixels of the network's input."""
+    """Boxes around masks, (..., h, w) bool, none empty: (..., 4) as x0 y0 x1 y1, in pixels of the network's input."""
     sides = []
     for is_filled in (masks.any(-2), masks.any(-1)):  # columns, then rows
         first = is_filled.float().argmax(-1)
@@ -79,8 +79,9 @@ def _noisy_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
     sides = (boxes[..., 2:] - boxes[..., :2]).repeat_interleave(2, -1).reshape(*boxes.shape[:-1], 2, 2)
     noise = torch.randn(boxes.shape, generator=generator) * BOX_NOISE * sides.transpose(-1, -2).flatten(-2)
     height, width = masks.shape[-2] * MASK_STRIDE, masks.shape[-1] * MASK_STRIDE
-    noisy = boxes + noise.clamp(-MAX_BOX_NOISE_PX, MAX_BOX_NOISE_PX)
-    return noisy.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+    picture = torch.tensor([width, height, width, height])
+    limit = MAX_BOX_NOISE * picture
+    return (boxes + noise.clamp(-limit, limit)).clamp(min=0).minimum(picture)
 
 
 def _random_points(masks: Tensor, generator: torch.Generator) -> Tensor:

@@ -59,7 +59,7 @@ def read_sources(folder: Path, *, held_out: bool) -> Sources:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the file ``name`` of an archive belongs to the measuring side; what shows the same thing goes together."""
+    """Whether a file of an archive belongs to the measuring side; what shows the same thing goes together."""
     return zlib.crc32(source_group(name).encode()) % HELD_OUT_EVERY == 0
 
 

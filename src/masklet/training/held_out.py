@@ -1,0 +1,47 @@
+"""Compositions of sources that are never trained on; ``python -m masklet.training.held_out`` measures on them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from masklet.evaluation.folder import Example
+from masklet.evaluation.measure import measure, summarise
+from masklet.segmenter import load
+from masklet.training.sources import Sources, read_sources
+from masklet.training.synthetic import compose
+
+SIDE_PX = 512
+SEED = 2024
+"""Of the compositions that are measured on; training draws from (seed, step, picture), never from (seed, picture)."""
+MAX_OBJECTS = 6
+"""Objects asked for in one composition, or a few pictures of nuclei would outweigh all others."""
+
+
+def held_out_examples(sources: Sources, count: int, side_px: int = SIDE_PX) -> Iterator[Example]:
+    """The first ``count`` compositions, of ``sources`` that were read with ``held_out=True``."""
+    for index in range(count):
+        rng = np.random.default_rng((SEED, index))
+        picture, labels = compose(sources, side_px, rng)
+        kept = np.zeros(256, np.uint8)
+        kept[1 + rng.permutation(labels.max())[:MAX_OBJECTS]] = 1
+        yield Example(f"composition {index}", picture, labels * kept[labels])
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m masklet.training.held_out", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of cutouts-, photos- and instances-*.zip")
+    parser.add_argument("--model", help="name, folder or .pt file; the embedded model if not given")
+    parser.add_argument("--count", type=int, default=200, help="of compositions")
+    arguments = parser.parse_args()
+    examples = held_out_examples(read_sources(arguments.data, held_out=True), arguments.count)
+    print(json.dumps(summarise(measure(load(arguments.model), examples))))
+
+
+if __name__ == "__main__":
+    main()
