@@ -23,6 +23,12 @@ from masklet.segmenter import Segmenter
 settings.register_profile("masklet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("masklet")
 
+
+def pytest_configure(config):
+    # What hypothesis prints of a failure may hold a whole network; the failure matters more.
+    config.addinivalue_line("filterwarnings", "ignore:Generating overly large repr")
+
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -125,13 +125,13 @@ def test_only_single_clicks_alone_are_ambiguous(prompt, is_one_click):
         ({"labels": [1], "boxes": [(1, 2, 3, 4)]}, "labels came without points: expected one label for each point"),
         (
             {"points": [(100, 10)]},
-            "point (100, 10) is outside the image: x runs from 0 to 80, y from 0 to 48. Points are (x, y) in pixels of "
-            "the original image, not (row, column) and not 0 to 1",
+            "point (100, 10) is outside the image: x runs from 0 to 80, y from 0 to 48. Points are (x, y) in pixels "
+            "of the original image, not (row, column) and not 0 to 1",
         ),
         (
             {"points": [(-0.5, 10)]},
-            "point (-0.5, 10) is outside the image: x runs from 0 to 80, y from 0 to 48. Points are (x, y) in pixels of "
-            "the original image, not (row, column) and not 0 to 1",
+            "point (-0.5, 10) is outside the image: x runs from 0 to 80, y from 0 to 48. Points are (x, y) in pixels "
+            "of the original image, not (row, column) and not 0 to 1",
         ),
         (
             {"points": [(math.nan, 10)]},
@@ -467,14 +467,14 @@ def test_padded_boxes_hold_what_was_given_and_nothing_else(batch):
         (
             [[1, 2]],
             None,
-            "input_points are nested 2 deep: expected 4 levels (image, object, point, xy), or 3 (image, point, xy) with "
-            "one object an image",
+            "input_points are nested 2 deep: expected 4 levels (image, object, point, xy), or 3 (image, point, xy) "
+            "with one object an image",
         ),
         (
             [[[[[1, 2]]]]],
             None,
-            "input_points are nested 5 deep: expected 4 levels (image, object, point, xy), or 3 (image, point, xy) with "
-            "one object an image",
+            "input_points are nested 5 deep: expected 4 levels (image, object, point, xy), or 3 (image, point, xy) "
+            "with one object an image",
         ),
         (
             [[[[1, 2]]]],
@@ -496,14 +496,14 @@ def test_padded_boxes_hold_what_was_given_and_nothing_else(batch):
         (
             [[[[1, 2], [3, 4]]]],
             [[[1]]],
-            "input_labels hold [[1]] labels for each image and object, input_points [[2]] points: expected one label "
-            "for each point",
+            "input_labels hold [[1]] labels for each image and object, input_points [[2]] points: expected one "
+            "label for each point",
         ),
         (
             [[[[1, 2]], [[3, 4]]]],
             [[[1]]],
-            "input_labels hold [[1]] labels for each image and object, input_points [[1, 1]] points: expected one label "
-            "for each point",
+            "input_labels hold [[1]] labels for each image and object, input_points [[1, 1]] points: expected one "
+            "label for each point",
         ),
         ([[[[1, 2, 1]]]], None, "point (1, 2, 1) has 3 numbers: expected (x, y)"),
         ([[[[1, 2]]]], [[[4]]], "label 4 in input_labels: expected 1 (on the object) or 0 (not on it)"),
@@ -517,8 +517,8 @@ def test_padded_boxes_hold_what_was_given_and_nothing_else(batch):
         (
             [[[[-10, -10]]]],
             [[[1]]],
-            "point (-10, -10) is outside the image: x runs from 0 to 80, y from 0 to 48. Points are (x, y) in pixels of "
-            "the original image, not (row, column) and not 0 to 1",
+            "point (-10, -10) is outside the image: x runs from 0 to 80, y from 0 to 48. Points are (x, y) in pixels "
+            "of the original image, not (row, column) and not 0 to 1",
         ),
         ([], None, "input_points hold an empty list: expected at least one value in every list"),
         ([[[]]], None, "input_points hold an empty list: expected at least one value in every list"),
@@ -541,8 +541,8 @@ def test_points_of_a_batch_that_make_no_sense_are_refused(points, labels, messag
         ([[]], "input_boxes hold an empty list: expected at least one value in every list"),
         (
             [[[1, 2, 3, 4], [3, 2, 1, 4]]],
-            "box 1 is (3, 2, 1, 4): expected x0 < x1 and y0 < y1 (pixels of the 80×48 image; corners, not a width and a "
-            "height)",
+            "box 1 is (3, 2, 1, 4): expected x0 < x1 and y0 < y1 (pixels of the 80×48 image; corners, not a width and "
+            "a height)",
         ),
     ],
 )

@@ -194,8 +194,6 @@ def _what_is(path: Path) -> str:
         return "this is a Git LFS pointer, not the weights: run git lfs pull"
     if head.lstrip()[:1] == b"<":
         return "this is a web page, not weights"
-    if head[8:10] == b'{"':
-        return "this is a safetensors file, of which masklet takes the folder, with its config.json"
     return f"{size} bytes that are cut off or of another kind"
 
 
@@ -529,7 +527,17 @@ def _our_name(name: str) -> str:
     return name
 
 
+# All that torch.load has been seen to raise on damaged files.
+_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
+
+
 def _read_meta_file(path: Path) -> tuple[Sam2Config, dict[str, Tensor]]:
+    with path.open("rb") as file:
+        is_safetensors = file.read(10)[8:] == b'{"'
+    if is_safetensors or path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path} holds weights alone: expected its folder, with {CONFIG}, or a .pt file of Meta's"
+        )
     try:
         # Only tensors and plain containers: a pickle that would run code is refused.
         payload = torch.load(path, map_location="cpu", weights_only=True)
@@ -538,7 +546,7 @@ def _read_meta_file(path: Path) -> tuple[Sam2Config, dict[str, Tensor]]:
             f"{path}: {_what_is(path)}, or a pickle of more than tensors, which is not loaded since it could run code. "
             'Expected one of Meta\'s files, {"model": tensors}; save another one as that first'
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: {_what_is(path)} ({first_line}). Expected a whole .pt file of Meta's; fetch or copy it again"

@@ -160,7 +160,7 @@ class Sam2Config:
             raise ConfigError(
                 f"hidden_size is {self.hidden_size}: expected a multiple of 8 and of twice the {heads} decoder heads"
             )
-        if self.hidden_size % self.memory_encoder.output_channels:
+        if self.has_memory and self.hidden_size % self.memory_encoder.output_channels:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not a multiple of the memory's "
                 f"{self.memory_encoder.output_channels} channels"

@@ -13,6 +13,10 @@ class PictureError(MaskletError, ValueError):
     """Something that cannot be read as a picture."""
 
 
+class FilmError(MaskletError, ValueError):
+    """Something that cannot be read, or written, as a film."""
+
+
 class ConfigError(MaskletError, ValueError):
     """Numbers that do not make a SAM 2 network."""
 
@@ -23,3 +27,7 @@ class CheckpointError(MaskletError, OSError):
 
 class DeviceError(MaskletError, RuntimeError):
     """A device that was asked for and is not there."""
+
+
+class SpoolError(MaskletError, OSError):
+    """No room to keep what was tracked."""

@@ -171,10 +171,8 @@ class Photo:
 
 def encoder_fingerprint(model: Sam2Model) -> str:
     """A few hex digits that differ between models whose embeddings differ."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    backbone, neck, decoder = model.vision_encoder.backbone, model.vision_encoder.neck, model.mask_decoder
-    for module in (backbone.patch_embed, backbone.blocks[-1], neck, decoder.conv_s0, decoder.conv_s1):
-        for parameter in module.parameters():
-            digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    digest.update(model.no_memory_embedding.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    encoders = (model.vision_encoder, model.mask_decoder.conv_s0, model.mask_decoder.conv_s1)
+    weights = [model.no_memory_embedding, *(t for encoder in encoders for t in encoder.state_dict().values())]
+    # Bits summed as integers: exact in any order, on any device, and many times faster than hashing them.
+    sums = torch.stack([t.detach().float().view(torch.int32).sum(dtype=torch.int64) for t in weights])
+    return hashlib.sha256(repr((model.config, sums.tolist())).encode()).hexdigest()[:16]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
@@ -93,9 +94,17 @@ class Sam2ImageProcessor:
         rounds to 8 bits in between, which differs by half a step at most.
         """
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
-        pixels = F.interpolate(pixels, size=self.input_hw, mode="bilinear", antialias=True) / 255
+        return self._normalise(F.interpolate(pixels, size=self.input_hw, mode="bilinear", antialias=True))
+
+    def frame_values(self, picture: np.ndarray) -> Tensor:
+        """As ``pixel_values`` for a film's frame, which Meta's loader stretches by Pillow: bicubic, 8 bits."""
+        height, width = self.input_hw
+        resized = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+        return self._normalise(torch.from_numpy(resized).permute(2, 0, 1)[None].float())
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-        return (pixels - mean) / std
+        return (pixels / 255 - mean) / std
 
     def resize_maps(self, maps: Any, *, count: int) -> Tensor:
         """Segmentation maps to (batch, height / 4, width / 4) int64, nearest, so that no new value arises."""

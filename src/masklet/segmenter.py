@@ -15,6 +15,10 @@ from masklet.model.sam2 import Sam2Model
 from masklet.pictures import read_picture
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import SizeHW
+from masklet.video.frames import open_film
+from masklet.video.memory import PaperPolicy
+from masklet.video.session import Session
+from masklet.video.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,40 @@ class Segmenter:
             PictureError: It is no picture.
             ConfigError: A resolution that does not fit.
         """
-        processor = self.image_processor if resolution is None else Sam2ImageProcessor(resolution)
-        return Photo.encode(self.model, read_picture(picture), processor)
+        return Photo.encode(self.model, read_picture(picture), self._processor(resolution))
+
+    def video(self, film: Any, *, resolution: int | SizeHW | None = None, max_prompted: int | None = 8) -> Session:
+        """Open a film, to show objects in it and follow them.
+
+        Args:
+            film: A video file, a folder of pictures in natural order, or any iterable of pictures.
+            resolution: As in ``image``.
+            max_prompted: A frame reads at most this many prompted frames, the nearest; all of them if None.
+
+        Raises:
+            FilmError: It is no film.
+            CheckpointError: The model was saved without its memory.
+        """
+        opened = open_film(film)
+        policy = PaperPolicy(self.model.config.num_maskmem, max_prompted, opened.count)
+        return Session(self.model, self._processor(resolution), opened, policy)
+
+    def stream(self, *, resolution: int | SizeHW | None = None, max_prompted: int = 8, fps: float = 30.0) -> Stream:
+        """Follow objects through frames that arrive one at a time, for ever.
+
+        Args:
+            resolution: As in ``image``.
+            max_prompted: A frame reads at most this many prompted frames, the nearest.
+            fps: Frames in a second, for the time of each result.
+
+        Raises:
+            CheckpointError: The model was saved without its memory.
+        """
+        policy = PaperPolicy(self.model.config.num_maskmem, max_prompted)
+        return Stream(self.model, self._processor(resolution), policy, fps=fps)
+
+    def _processor(self, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
+        return self.image_processor if resolution is None else Sam2ImageProcessor(resolution)
 
     def open(self, path: str | os.PathLike[str]) -> Photo:
         """Open an encoded photo that ``Photo.save`` wrote, without encoding anything."""

@@ -1,13 +1,8 @@
 """Against what Meta's own predictor computed: see ../shared/reference/README.md for how the files were made."""
 
-import importlib.util
-import json
-
 import numpy as np
 import pytest
 import torch
-
-import masklet
 
 SIZE_HW = (1200, 1800)
 POINT, BESIDE = (500, 375), (1125, 625)
@@ -27,15 +22,8 @@ def golden(shared):
 
 
 @pytest.fixture(scope="module")
-def photo(shared, tmp_path_factory):
-    """The truck, through one of Meta's files with the deterministic weights of the reference."""
-    spec = importlib.util.spec_from_file_location("seeded_weights", shared / "reference/seeded_weights.py")
-    seeded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(seeded)
-    manifest = json.loads((shared / "reference/manifests/meta_sam2.1_hiera_tiny.json").read_text())
-    path = tmp_path_factory.mktemp("meta") / "sam2.1_hiera_tiny.pt"
-    torch.save({"model": seeded.seeded_state_dict(manifest)}, path)
-    return masklet.load(path, device="cpu").image(shared / "data/samples/images/truck.jpg")
+def photo(seeded_sam, shared):
+    return seeded_sam.image(shared / "data/samples/images/truck.jpg")
 
 
 def distance(ours, theirs):

@@ -58,6 +58,7 @@ def tiny_run():
     stage = Stage(image_size=64, steps=4, pictures=2, objects=2, rounds=2, focal_weight=5)
     return TrainingConfig(
         model=model,
+        geometry_steps=2,
         stages=(stage, replace(stage, image_size=96, steps=2)),
         seed=7,
         learning_rate=1e-3,

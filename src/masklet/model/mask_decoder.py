@@ -232,7 +232,7 @@ class MaskDecoder(nn.Module):
             image: (batch, dim, h, w) image embedding; objects that were conditioned on memory are a batch each.
             image_pos: (h * w, dim) Fourier positions of its cells.
             prompts: (batch, objects, ...) as the prompt encoder made them.
-            fine_maps: (batch, dim / 8, 4h, 4w) and (batch, dim / 4, 2h, 2w).
+            fine_maps: (batch or 1, dim / 8, 4h, 4w) and (batch or 1, dim / 4, 2h, 2w).
             multimask: Three candidates instead of one mask.
         """
         if image.device.type != "cpu":
@@ -312,7 +312,7 @@ class MaskDecoder(nn.Module):
             here = slice(b, b + 1)
             draw = partial(
                 self.draw_by_cell,
-                parts_of_cells=[parts[here] for parts in parts_of_cells],
+                parts_of_cells=[parts[here] if len(parts) == batch else parts for parts in parts_of_cells],
                 map_hw=(image.shape[-2], image.shape[-1]),
             )
             for o in range(0, objects, step):

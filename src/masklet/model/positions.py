@@ -62,11 +62,11 @@ def sine_positions_2d(size_hw: tuple[int, int], dim: int, device: torch.device) 
 
 
 def sine_positions_1d(position: Tensor, dim: int) -> Tensor:
-    """(...) to (..., dim): sines of a number in the first half, cosines in the second.
+    """(...) to (..., dim): sines of a number in the first half, cosines in the second, each wave twice in a row.
 
-    Source: Attention is all you need (arXiv 1706.03762), section 3.5.
+    Source: Attention is all you need (arXiv 1706.03762), section 3.5; the repetition is what SAM 2's weights expect.
     """
-    angles = position[..., None] / _waves(dim // 2, position.device)
+    angles = position[..., None] / _waves(dim // 4, position.device).repeat_interleave(2)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 

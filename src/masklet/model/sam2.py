@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -20,11 +21,14 @@ from masklet.model.mask_decoder import DecodedMasks, MaskDecoder
 from masklet.model.memory_attention import MemoryAttention
 from masklet.model.memory_encoder import MemoryEncoder
 from masklet.model.neck import ImageEncoder
-from masklet.model.positions import FourierPositions
+from masklet.model.positions import FourierPositions, sine_positions_2d
 from masklet.model.prompt_encoder import NOT_A_POINT, PromptEncoder
 
 IGNORED_INPUTS = {"original_sizes", "reshaped_input_sizes", "labels"}
 """What a processor returns for later steps, and ``model(**inputs)`` therefore hands over too."""
+
+MEMORY_SCALE, MEMORY_BIAS = 20.0, -10.0
+"""A mask's probabilities are stretched to -10 … 10 before they are remembered."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,52 @@ class Sam2Model(nn.Module):
         """
         stride4, stride8, stride16 = self.get_image_features(pixel_values)
         return [stride4, stride8, stride16 + self.no_memory_embedding.view(1, -1, 1, 1)]
+
+    def condition(self, features: Tensor, memory: Tensor, memory_positions: Tensor, *, num_pointers: int) -> Tensor:
+        """A frame's coarsest map, having read what is remembered of each object.
+
+        Args:
+            features: (1, dim, h, w), the last of ``get_image_features``.
+            memory: (objects, tokens, memory_dim): maps of h*w tokens one after another, then pointer tokens.
+            memory_positions: (tokens, memory_dim).
+            num_pointers: Tokens at the end that are pointers.
+
+        Returns:
+            (objects, dim, h, w), to be decoded in the place of an image embedding.
+        """
+        _, dim, height, width = features.shape
+        cells = features.flatten(2).transpose(1, 2).expand(len(memory), -1, -1)
+        positions = sine_positions_2d((height, width), dim, features.device).to(features.dtype)
+        read = self.memory_attention(
+            cells, positions, memory, memory_positions, map_hw=(height, width), num_pointers=num_pointers
+        )
+        return read.transpose(1, 2).unflatten(2, (height, width))
+
+    def encode_memory(self, features: Tensor, logits: Tensor, object_scores: Tensor, *, binarize: bool) -> Tensor:
+        """What to remember of objects in a frame.
+
+        Args:
+            features: (1, dim, h, w), the last of ``get_image_features``.
+            logits: (objects, 4h, 4w) masks.
+            object_scores: (objects, 1) logits.
+            binarize: For frames that a person prompted: their mask is certain.
+
+        Returns:
+            (objects, h*w, memory_dim).
+        """
+        size_hw = (features.shape[-2] * STRIDE, features.shape[-1] * STRIDE)
+        masks = F.interpolate(logits[:, None], size=size_hw, mode="bilinear", align_corners=False)
+        certainty = (masks > 0).to(masks.dtype) if binarize else masks.sigmoid()
+        memory = self.memory_encoder(features, certainty * MEMORY_SCALE + MEMORY_BIAS).flatten(2).transpose(1, 2)
+        if self.config.is_v2_1:
+            is_absent = (object_scores <= 0)[:, None].to(memory.dtype)  # (objects, 1, 1)
+            memory = memory + is_absent * self.occlusion_spatial_embedding_parameter
+        return memory
+
+    def point_to_objects(self, mask_tokens: Tensor, object_scores: Tensor) -> Tensor:
+        """Object pointers: (objects, dim) mask tokens and (objects, 1) scores to (objects, dim)."""
+        pointers = self.object_pointer_proj(mask_tokens)
+        return torch.where(object_scores > 0, pointers, self.no_object_pointer)
 
     def decode(
         self,

@@ -36,6 +36,11 @@ def main() -> None:
     if state.exists():
         trainer.load(state)
         logging.info("going on after step %d", trainer.step)
+    else:
+        for step, iou in enumerate(trainer.teach_geometry(), start=1):
+            if step % 100 == 0:
+                logging.info("geometry: step %d, IoU %.3f", step, iou)
+        trainer.save(state)
     sources = read_sources(arguments.data, held_out=False)
     logging.info("%d cut-outs, %d photos", len(sources.cutouts), len(sources.photos))
 

@@ -59,6 +59,8 @@ class TrainingConfig:
 
     model: Sam2Config
     """The network."""
+    geometry_steps: int
+    """Steps of the lesson before the first picture."""
     stages: tuple[Stage, ...]
     """In order; small pictures first, as many of them are seen in the time of a large one."""
     seed: int

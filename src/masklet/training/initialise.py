@@ -17,16 +17,27 @@ def initialise(model: Sam2Model) -> None:
     a tenth of the constant vectors that are added to it, and hundreds of steps pass before masks
     follow the picture at all.
     """
-    seeing = [model.vision_encoder, model.mask_decoder.conv_s0, model.mask_decoder.conv_s1]
-    for module in (module for part in seeing for module in part.modules()):
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            fan_in = module.weight[0].numel()
-            nn.init.normal_(module.weight, std=1 / math.sqrt(fan_in))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    nn.init.normal_(model.prompt_encoder.no_mask_embed.weight, std=0.02)
-    for name, module in model.mask_decoder.named_modules():
-        if isinstance(module, Attention) and "self_attn" not in name:
-            # Equal projections make a token look where it lies, and a cell at the token that lies on it, from the start.
-            nn.init.normal_(module.q_proj.weight, std=math.sqrt(2 / module.q_proj.in_features))
-            module.k_proj.load_state_dict(module.q_proj.state_dict())
+    decoder, prompts = model.mask_decoder, model.prompt_encoder
+    for module in model.vision_encoder.modules():
+        _preserve_variance(module)
+    for module in model.vision_encoder.neck.modules():
+        _preserve_variance(module, gain=0.3)  # not so loud that positions drown
+    for module in (decoder.conv_s0, decoder.conv_s1):
+        _preserve_variance(module)
+    for embedding in (prompts.point_embed, prompts.not_a_point_embed, prompts.no_mask_embed):
+        nn.init.normal_(embedding.weight, std=0.2)  # nor these
+    for name, module in decoder.transformer.named_modules():
+        if isinstance(module, Attention):
+            _preserve_variance(module.v_proj)
+            _preserve_variance(module.o_proj)
+            if "self_attn" not in name:
+                # Equal projections make a token look where it lies, and a cell at the token that lies on it.
+                _preserve_variance(module.q_proj, gain=math.sqrt(2))
+                module.k_proj.load_state_dict(module.q_proj.state_dict())
+
+
+def _preserve_variance(module: nn.Module, gain: float = 1.0) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.normal_(module.weight, std=gain / math.sqrt(module.weight[0].numel()))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Batch, make_batch
-from masklet.training.config import Stage, TrainingConfig
+from masklet.training.config import TrainingConfig
+from masklet.training.geometry import noise_embeddings, random_shapes
 from masklet.training.initialise import initialise
 from masklet.training.losses import Losses, mask_iou, segmentation_losses
 from masklet.training.prompts import correction_click, first_prompt
@@ -58,6 +59,27 @@ class Trainer:
             betas=(0.9, 0.95),
         )
 
+    def teach_geometry(self) -> Iterator[float]:
+        """The lesson before the first step (see ``geometry``), yielding each step's mean IoU."""
+        assert self.step == 0
+        generator = torch.Generator().manual_seed(self.config.seed)
+        stage = self.config.stages[0]
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.95))
+        for step in range(self.config.geometry_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * min(1.0, (step + 1) / self.config.warmup_steps)
+            targets = random_shapes(stage.pictures, stage.objects, stage.image_size, generator)
+            embeddings = noise_embeddings(self.config.model, stage.pictures, stage.image_size, generator)
+            losses, ious = interactive_losses(
+                self.model, embeddings, targets, rounds=2, focal_weight=stage.focal_weight, generator=generator
+            )
+            optimizer.zero_grad()
+            torch.stack([round_.total for round_ in losses]).mean().backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
+            optimizer.step()
+            yield sum(ious) / len(ious)
+        self.ema = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+
     def run(self, sources: Sources, until: int | None = None) -> Iterator[StepReport]:
         """Train until step ``until`` (the end if None), yielding after each step, when it may be saved."""
         until = self.config.steps if until is None else until
@@ -89,7 +111,14 @@ class Trainer:
         stage = self.config.stage_of(self.step)
         # On the CPU, the gradient of the fused attention in bfloat16 takes longer than all of the plain one.
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            losses, ious = interactive_losses(self.model, batch, stage, generator)
+            losses, ious = interactive_losses(
+                self.model,
+                self.model.get_image_embeddings(batch.pixel_values),
+                batch.targets,
+                rounds=stage.rounds,
+                focal_weight=stage.focal_weight,
+                generator=generator,
+            )
         total = torch.stack([round_.total for round_ in losses]).mean()
         self.optimizer.zero_grad()
         total.backward()
@@ -143,17 +172,22 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def interactive_losses(
-    model: Sam2Model, batch: Batch, stage: Stage, generator: torch.Generator
+    model: Sam2Model,
+    embeddings: list[Tensor],
+    targets: Tensor,
+    *,
+    rounds: int,
+    focal_weight: float,
+    generator: torch.Generator,
 ) -> tuple[list[Losses], list[float]]:
     """Prompt every object, then correct it click by click: the losses and the mean best IoU of each round.
 
     Source: SAM (arXiv 2304.02643), appendix A, "training algorithm".
     """
-    embeddings = model.get_image_embeddings(batch.pixel_values)
-    prompts = first_prompt(batch.targets, generator)
+    prompts = first_prompt(targets, generator)
     previous: Tensor | None = None
     losses, ious = [], []
-    for index in range(stage.rounds):
+    for index in range(rounds):
         # A first prompt is ambiguous and mostly gets three answers; the single mask learns from the others.
         multimask = index == 0 and float(torch.rand((), generator=generator)) < 0.7
         out = model(
@@ -169,17 +203,17 @@ def interactive_losses(
                 logits,
                 out.iou_scores.float(),
                 out.object_score_logits.float(),
-                batch.targets,
-                focal_weight=stage.focal_weight,
+                targets,
+                focal_weight=focal_weight,
             )
         )
-        actual = mask_iou(logits > 0, batch.targets[:, :, None])
+        actual = mask_iou(logits > 0, targets[:, :, None])
         ious.append(float(actual.amax(-1).mean()))
-        if index + 1 < stage.rounds:
+        if index + 1 < rounds:
             # What a user would see: the candidate of the best predicted score.
             chosen = out.iou_scores.argmax(-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
             previous = logits.detach().gather(2, chosen).squeeze(2)
-            prompts = prompts.and_then(correction_click(previous > 0, batch.targets, generator))
+            prompts = prompts.and_then(correction_click(previous > 0, targets, generator))
     return losses, ious
 
 

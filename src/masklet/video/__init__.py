@@ -1,0 +1,1 @@
+"""Films: frames in, and the memory that carries masks from frame to frame."""

@@ -1,0 +1,551 @@
+"""Read and write film: a video file, a folder of pictures, or pictures one after the other."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from hashlib import sha256
+from itertools import chain, dropwhile, islice, pairwise
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import av
+import numpy as np
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from masklet.errors import FilmError, PictureError
+from masklet.files import replacing
+from masklet.pictures import PictureSource, read_picture
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+FilmSource: TypeAlias = str | os.PathLike[str] | Iterable[PictureSource]
+
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+WRITABLE_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4")
+ENCODERS = {"libx264": {"crf": "18"}, "libopenh264": {"rc_mode": "quality"}, "mpeg4": {"qmin": "2", "qmax": "4"}}
+"""The first that PyAV was built with writes our films; each with what makes it look like the original."""
+
+FRAMES_AHEAD = 8
+BACKWARD_BYTES = 128 * 2**20
+"""Of frames kept while reading backward, since every codec runs forward; at least FRAMES_AHEAD of them."""
+PICTURES_FPS = Fraction(25)
+"""For pictures, which do not say how fast they follow each other."""
+CHECKSUM_BYTES = 2**20
+
+
+class FilmWarning(UserWarning):
+    """A film of which a part could not be read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture of a film."""
+
+    index: int
+    """From 0, in the order of showing."""
+    time: float
+    """Seconds since frame 0 was shown."""
+    picture: np.ndarray
+    """(height, width, 3) uint8, red first, upright."""
+
+
+class Reader(Protocol):
+    """What a film is read from."""
+
+    fps: Fraction
+    count: int | None
+    ends_early: bool
+    reads_ahead: bool
+
+    def read(self, wanted: range) -> Generator[Frame]:
+        """The frames ``wanted``, one at least, in that order; those that cannot be decoded are left out."""
+
+
+def open_film(source: FilmSource) -> Film:
+    """A film to read frames from, whatever it is kept in.
+
+    Args:
+        source: One of
+
+            - the path of a video file, of any format that PyAV decodes. It is read through once, without decoding, to
+              know its frames;
+            - a folder of pictures, taken in natural order (``frame2`` before ``frame10``); other files are passed over;
+            - a sequence of pictures, as ``read_picture`` takes them: a list of paths, an array (frames, height, width, 3);
+            - any other iterable of pictures, read once, as frames are asked for: no way back, no known end.
+
+    Raises:
+        FilmError: ``source`` is missing, is not a film, or has no frames.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not path.exists():
+            way_out = "URLs are not fetched: download it first" if "://" in str(source) else f"looked in {os.getcwd()}"
+            raise FilmError(f"there is no film at {source}: expected a video file or a folder of pictures; {way_out}")
+        if not path.is_dir():
+            return Film(VideoFile(path), str(path), path)
+        if not (pictures := pictures_in(path)):
+            raise FilmError(f"{path} has no pictures in it: expected files that end in {', '.join(PICTURE_SUFFIXES)}")
+        return Film(PictureSequence(pictures, str(path)), str(path), path)
+    kind = type(source).__name__
+    if getattr(source, "ndim", 4) != 4:
+        raise FilmError(
+            f"{kind} of shape {tuple(getattr(source, 'shape', ()))} is not a film: "
+            "expected (frames, height, width, 3). For a film of one picture pass [picture]"
+        )
+    is_bytes = isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read")
+    if is_bytes or isinstance(source, Mapping) or not isinstance(source, Iterable):
+        way_out = "Save it to a file and pass its path" if is_bytes else "For a film of one picture pass [picture]"
+        raise FilmError(f"expected a path, a folder or an iterable of pictures, not {kind}. {way_out}")
+    name = f"the {kind} of pictures"
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+        return Film(PictureSequence(source, name), name)
+    return Film(PassingPictures(source, name), name)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """In natural order: runs of digits count as numbers."""
+
+    def order(file: Path) -> tuple[list[str | int], str]:
+        # Text and numbers take turns, so like is compared with like; the name itself settles img1 against img01.
+        parts = re.split("([0-9]+)", file.name.lower())
+        return [int(part) if place % 2 else part for place, part in enumerate(parts)], file.name
+
+    files = folder.iterdir()
+    return sorted((f for f in files if f.suffix.lower() in PICTURE_SUFFIXES and f.name[0] != "."), key=order)
+
+
+class Film:
+    """Frames of one size, read a few at a time. Made by ``open_film``."""
+
+    def __init__(self, reader: Reader, name: str, path: Path | None = None) -> None:
+        self.name = name
+        self.path = path
+        first = None if reader.count == 0 else next(reader.read(range(1)), None)
+        if first is None:
+            raise FilmError(f"{name} has no frames that can be read: expected at least one")
+        self.size_hw = (first.picture.shape[0], first.picture.shape[1])
+        """Of its frames as they are shown: rotation is applied, pixels are as stored (none is stretched)."""
+        self.fps = reader.fps
+        """Frames per second, on average."""
+        self.count = reader.count
+        """Frames that can be read; None if that shows only at the end."""
+        self._reader = reader
+
+    def __len__(self) -> int:
+        if self.count is None:
+            raise TypeError(f"{self.name} has no known length: film.count is None")
+        return self.count
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self.frames()
+
+    def __getitem__(self, index: int) -> Frame:
+        """One frame, the same as when the film is read through. Frames from the keyframe before it are decoded too."""
+        if index < 0 and self.count is not None:
+            index += self.count
+        for frame in self._checked(range(self._existing(index), index + 1)):
+            return frame
+        reason = "there are not so many" if self.count is None else "it is damaged, take the one before or after it"
+        raise FilmError(f"frame {index} of {self.name} cannot be read: {reason}")
+
+    def frames(self, start: int | None = None, stop: int | None = None, step: int = 1) -> Generator[Frame]:
+        """Read frames, those of a file or folder in a background thread and up to ``FRAMES_AHEAD`` in advance.
+
+        Args:
+            start: The first; the film's first if None, or its last when ``step`` is negative.
+            stop: The first no longer read, as in ``range``; None reads to the film's end, or back to its beginning.
+            step: From one to the next. Negative reads backward.
+
+        Returns:
+            A generator. The thread ends with it: at its last frame, on ``close()``, and when it is forgotten.
+
+        Raises:
+            FilmError: There is no such frame; the film cannot go back; while reading, its frames change size.
+
+        Warns:
+            FilmWarning: Frames are missing. What could be read has been.
+        """
+        if step == 0:
+            raise FilmError("step is 0: expected 1 to read forward, -1 to read backward, or a multiple")
+        if step < 0 and self.count is None:
+            raise FilmError(f"{self.name} cannot be read backward: pass a list, a folder or a video file")
+        count = sys.maxsize if self.count is None else self.count
+        first = self._existing(start if start is not None else 0 if step > 0 else count - 1)
+        last = (count if step > 0 else -1) if stop is None else min(max(stop, -1), count)
+        return self._read(range(first, last, step))
+
+    def checksum(self) -> str | None:
+        """Recognises the same file or folder later, from its size and ends or its names and sizes; None for others."""
+        if self.path is None:
+            return None
+        if self.path.is_dir():
+            entries = (f"{file.name}/{file.stat().st_size}\n" for file in pictures_in(self.path))
+            return sha256("".join(entries).encode(errors="surrogateescape")).hexdigest()
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            digest = sha256(f"{size}\n".encode() + file.read(CHECKSUM_BYTES))
+            file.seek(max(0, size - CHECKSUM_BYTES))
+            digest.update(file.read(CHECKSUM_BYTES))
+        return digest.hexdigest()
+
+    def _existing(self, index: int) -> int:
+        if index < 0 or (self.count is not None and index >= self.count):
+            known = "frames count from 0" if self.count is None else f"its {self.count} frames count from 0"
+            raise FilmError(f"there is no frame {index} in {self.name}: {known}")
+        return index
+
+    def _read(self, wanted: range) -> Generator[Frame]:
+        if not wanted:
+            return
+        frames = self._checked(wanted)
+        seen = 0
+        with closing(ahead(frames) if self._reader.reads_ahead else frames) as frames:
+            for frame in frames:
+                seen += 1
+                yield frame
+        if self.count is None:
+            return
+        if seen < len(wanted):
+            left_out = f"{len(wanted) - seen} of {len(wanted)} frames could not be decoded and were left out"
+            warnings.warn(f"{self.name} is damaged: {left_out}", FilmWarning, stacklevel=2)
+        if self._reader.ends_early and self.count - 1 in wanted:
+            missing = f"frames 0 to {self.count - 1} could be read, what should follow is missing. Fetch it again"
+            warnings.warn(f"{self.name} is cut off: {missing}", FilmWarning, stacklevel=2)
+
+    def _checked(self, wanted: range) -> Generator[Frame]:
+        for frame in self._reader.read(wanted):
+            if frame.picture.shape[:2] != self.size_hw:
+                (height, width), (first_height, first_width) = frame.picture.shape[:2], self.size_hw
+                raise FilmError(
+                    f"frame {frame.index} of {self.name} is {width}×{height}, but frame 0 is {first_width}×{first_height}: "
+                    "expected one size throughout. Scale its pictures to one size, or cut the film where it changes"
+                )
+            yield frame
+
+
+def ahead(frames: Generator[Frame], count: int = FRAMES_AHEAD) -> Generator[Frame]:
+    """The same frames, produced in a thread, up to ``count`` before they are asked for."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="masklet-film")
+
+    def request() -> Future[Frame | None]:
+        return pool.submit(lambda: next(frames, None))
+
+    try:
+        requested = deque(request() for _ in range(count))
+        while (frame := requested.popleft().result()) is not None:
+            requested.append(request())
+            yield frame
+    finally:
+        # The garbage collector may come by in the thread itself, which ends but cannot wait for its own end.
+        with suppress(RuntimeError):
+            pool.shutdown(cancel_futures=True)
+            frames.close()
+
+
+class PictureSequence:
+    """Pictures that can be had in any order."""
+
+    ends_early = False
+    reads_ahead = True
+
+    def __init__(self, pictures: Sequence[PictureSource], name: str) -> None:
+        self.name = name
+        self.fps = PICTURES_FPS
+        self.count: int | None = len(pictures)
+        self._pictures = pictures
+
+    def read(self, wanted: range) -> Generator[Frame]:
+        for index in wanted:
+            yield picture_frame(index, self._pictures[index], self.name)
+
+
+class PassingPictures:
+    """Pictures that come once. The one that came last is kept: it is looked at, prompted, and then tracked."""
+
+    count = None
+    ends_early = False
+    reads_ahead = False  # a camera's pictures are taken when asked for, and where: its code may not like threads
+
+    def __init__(self, pictures: Iterable[PictureSource], name: str) -> None:
+        self.name = name
+        self.fps = PICTURES_FPS
+        self._coming = enumerate(pictures)
+        self._last: Frame | None = None
+
+    def read(self, wanted: range) -> Generator[Frame]:
+        for index in wanted:
+            if self._last is not None and index < self._last.index:
+                raise FilmError(
+                    f"frame {index} of {self.name} has passed, it is at frame {self._last.index} and gives each once: "
+                    "to go back pass a list, a folder or a video file"
+                )
+            if self._last is None or index > self._last.index:
+                picture = next((picture for passing, picture in self._coming if passing == index), None)
+                if picture is None:
+                    return
+                self._last = picture_frame(index, picture, self.name)
+            yield self._last
+
+
+def picture_frame(index: int, picture: PictureSource, name: str) -> Frame:
+    try:
+        return Frame(index, float(index / PICTURES_FPS), read_picture(picture))
+    except PictureError as error:
+        raise FilmError(f"frame {index} of {name}: {error}") from error
+
+
+class VideoFile:
+    """A file that PyAV decodes. Its packets tell when each frame is shown, and so which one has been decoded."""
+
+    reads_ahead = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with opened(path) as (container, stream):
+            self.fps = Fraction(stream.average_rate or stream.guessed_rate or PICTURES_FPS)
+            self._tick = stream.time_base or 1 / self.fps
+            self._batch = max(FRAMES_AHEAD, BACKWARD_BYTES // max(3 * stream.width * stream.height, 1))
+            packets_suffice = stream.codec_context.name != "vp8"  # it has packets that show nothing
+            times, self._keyframes, self.ends_early = scan(container, stream)
+        self._times: Sequence[int] = times
+        if packets_suffice and rising(times):
+            with opened(path) as (container, stream):
+                frames = islice(decoded(stream, whole_packets(container, stream)), FRAMES_AHEAD)
+                packets_suffice = [frame.pts for frame in frames] == times[:FRAMES_AHEAD].tolist()
+        # Some formats keep no times, and a recording that starts in the middle has packets that no decoder can use.
+        self._is_counted = False
+        if not (packets_suffice and rising(times)):
+            with opened(path) as (container, stream):
+                shown = [frame.pts for frame in decoded(stream, whole_packets(container, stream))]
+            self._is_counted = not rising(shown)
+            if self._is_counted:
+                self._times, self._keyframes, self._tick = range(len(shown)), [], 1 / self.fps
+            else:
+                self._times = array("q", [time for time in shown if time is not None])
+        self.count: int | None = len(self._times)
+
+    def read(self, wanted: range) -> Generator[Frame]:
+        if wanted.step > 0:
+            yield from self._forward(wanted)
+            return
+        rising_wanted = wanted[::-1]
+        for end in range(len(wanted), 0, -self._batch):
+            batch = list(self._forward(rising_wanted[max(0, end - self._batch) : end]))
+            while batch:
+                yield batch.pop()
+
+    def _forward(self, wanted: range) -> Generator[Frame]:
+        for time, frame in self._decoded(self._times[wanted[0]]):
+            if time is None:
+                continue
+            index = bisect_left(self._times, time)
+            if index in wanted and self._times[index] == time:
+                yield Frame(index, float((time - self._times[0]) * self._tick), upright_pixels(frame))
+            if index >= wanted[-1]:
+                return
+
+    def _decoded(self, start: int) -> Iterator[tuple[int | None, VideoFrame]]:
+        """Frames with their times, from the keyframe at or before the time ``start`` on."""
+        keyframe = bisect_right(self._keyframes, (start, inf)) - 1
+        if keyframe > 0:
+            pts, dts = self._keyframes[keyframe]
+            with opened(self.path) as (container, stream):
+                with suppress(av.FFmpegError):  # without an index the packets before are read, too
+                    container.seek(dts, stream=stream)
+                # Formats seek as well as they can: what comes before the keyframe is passed over.
+                packets = dropwhile(
+                    lambda packet: packet.pts != pts and (packet.dts is None or packet.dts <= dts),
+                    whole_packets(container, stream),
+                )
+                first = next(packets, None)
+                if first is not None and first.pts == pts:
+                    yield from ((frame.pts, frame) for frame in decoded(stream, chain([first], packets)))
+                    return
+        with opened(self.path) as (container, stream):
+            for place, frame in enumerate(decoded(stream, whole_packets(container, stream))):
+                yield (place if self._is_counted else frame.pts), frame
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A video file and the stream of its pictures."""
+    try:
+        # An absolute path is never taken for a URL. Titles in forgotten encodings are no reason to refuse a film.
+        container = av.open(str(path.absolute()), metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise FilmError(
+            f"{path} is not a film that PyAV can read ({error.strerror}): expected MP4, MOV, MKV, WebM, AVI …, whole. "
+            "If its recording or download broke off, repeat that"
+        ) from error
+    with container:
+        if container.format.name == "tty":
+            raise FilmError(f"{path} is not a film but text: expected MP4, MOV, MKV, WebM, AVI …")
+        streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+        if not streams:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+            raise FilmError(f"{path} has no video in it, only {kinds}: expected a file with moving pictures")
+        if streams[0].codec_context is None:
+            raise FilmError(f"{path} needs a decoder that this PyAV lacks: convert it to H.264 or VP9")
+        streams[0].thread_type = "AUTO"
+        yield container, streams[0]
+
+
+def scan(container: InputContainer, stream: VideoStream) -> tuple[array[int], list[tuple[int, int]], bool]:
+    """Read all packets: when frames are shown, where decoding can begin (pts, dts), and whether some are missing."""
+    times, keyframes = array("q"), []
+    packets, end, is_damaged = 0, 0, False
+    try:
+        for packet in container.demux(stream):
+            packets += packet.dts is not None or packet.size > 0  # all but the last, which only says so
+            if packet.is_corrupt:
+                is_damaged = True
+            elif packet.size and not packet.is_discard:
+                times.append(packet.pts if packet.pts is not None else -1 << 63)
+                end = max(end, (packet.pts or 0) + (packet.duration or 0))
+                if packet.is_keyframe and packet.pts is not None and packet.dts is not None:
+                    keyframes.append((packet.pts, packet.dts))
+    except av.FFmpegError:
+        is_damaged = True
+    times = array("q", sorted(times))
+    if stream.frames:
+        return times, sorted(keyframes), is_damaged or packets < stream.frames
+    seconds = float((end - times[0]) * (stream.time_base or 0)) if times else 0.0
+    return times, sorted(keyframes), is_damaged or seconds + 1 < announced_seconds(container, stream)
+
+
+def announced_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """How long the file says its video is; 0 if it does not. The whole file's length may be that of its sound."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if tag := stream.metadata.get("DURATION"):  # Matroska: 00:01:02.5
+        with suppress(ValueError):
+            return sum(float(part) * 60**place for place, part in enumerate(reversed(tag.split(":"))))
+    return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
+
+
+def rising(times: Sequence[int | None]) -> bool:
+    """Whether times are all there and tell frames apart."""
+    known = [time for time in times if time is not None and time > -1 << 63]
+    return len(known) == len(times) and all(a < b for a, b in pairwise(known))
+
+
+def whole_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    with suppress(av.FFmpegError):  # where a film is cut off
+        yield from (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
+
+
+def decoded(stream: VideoStream, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
+    for packet in chain(packets, [None]):  # None: what the decoder still holds
+        try:
+            frames = stream.decode(packet)
+        except av.FFmpegError:  # a damaged frame; those after it may be whole
+            continue
+        yield from frames
+
+
+def upright_pixels(frame: VideoFrame) -> np.ndarray:
+    """(height, width, 3) uint8, turned and mirrored as the film says."""
+    pixels = frame.to_ndarray(format="rgb24")
+    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+        return pixels
+    # A stored pixel (x, y) is shown at (a x + c y, b x + d y), but for an offset.
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+class FilmWriter:
+    """Writes pictures of one size as a film that every player shows: H.264 if PyAV can, else MPEG-4; 8 bits, 4:2:0.
+
+    A context manager: ``with FilmWriter("out.mp4", film.fps) as out: out.write(picture)``. The file appears when the
+    block ends well, and not at all when it fails. 4:2:0 has even sizes: an odd one repeats its last row or column.
+
+    Args:
+        path: Where to; its suffix chooses the format.
+        fps: Pictures per second.
+
+    Raises:
+        FilmError: The suffix is not one of ``WRITABLE_SUFFIXES``; ``fps`` is not positive; nothing was written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fps: Fraction | float = PICTURES_FPS) -> None:
+        self.path = Path(path)
+        self.count = 0
+        if self.path.suffix.lower() not in WRITABLE_SUFFIXES:
+            raise FilmError(f"cannot write a film to {path}: expected a name ending in {', '.join(WRITABLE_SUFFIXES)}")
+        if not 1e-2 <= fps <= 1e3:
+            raise FilmError(f"fps is {fps}: expected 0.01 to 1000 pictures per second")
+        self.fps = Fraction(fps).limit_denominator(1001)  # 30000/1001 is the finest step in use
+        self._container: OutputContainer | None = None
+        self._stream: VideoStream | None = None
+        self._size_hw = (0, 0)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            unfinished = stack.enter_context(replacing(self.path))
+            self._container = stack.enter_context(av.open(str(unfinished.absolute()), "w"))
+            stack.push(self._finish)
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._closing.__exit__(*error)
+
+    def write(self, picture: PictureSource) -> None:
+        """Add a picture, as ``read_picture`` takes it.
+
+        Raises:
+            PictureError: It is none.
+            FilmError: Its size differs from the first one's; the writer is not open.
+        """
+        if self._container is None:
+            raise FilmError(f"{self.path} is not open: write inside 'with FilmWriter(path, fps) as film:'")
+        pixels = read_picture(picture)
+        height, width, _ = pixels.shape
+        if self._stream is None:
+            self._size_hw = (height, width)
+            self._stream = self._started(self._container, height + height % 2, width + width % 2)
+        if (height, width) != self._size_hw:
+            raise FilmError(
+                f"picture {self.count} is {width}×{height}, but those before are {self._size_hw[1]}×{self._size_hw[0]}: "
+                "expected one size throughout"
+            )
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        frame = VideoFrame.from_ndarray(pixels).reformat(format="yuv420p", dst_colorspace="ITU709")
+        frame.pts = self.count
+        self._container.mux(self._stream.encode(frame))
+        self.count += 1
+
+    def _started(self, container: OutputContainer, height: int, width: int) -> VideoStream:
+        encoder = next(name for name in ENCODERS if name in av.codecs_available)
+        stream: VideoStream = container.add_stream(encoder, self.fps, options=ENCODERS[encoder])
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # BT.709, said so that players do not guess; 1 is its number in all three lists, and limited range in the last.
+        stream.colorspace = stream.color_primaries = stream.color_trc = stream.color_range = 1
+        return stream
+
+    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        container, self._container = self._container, None
+        if kind is not None:
+            return
+        if container is None or self._stream is None:
+            raise FilmError(f"no picture was written to {self.path}: expected one at least")
+        container.mux(self._stream.encode(None))

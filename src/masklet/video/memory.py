@@ -1,0 +1,246 @@
+"""What is remembered of an object, and which of it a frame reads.
+
+Source: SAM 2 (arXiv 2408.00714), section 4, "memory bank".
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masklet.errors import SpoolError
+from masklet.model.positions import sine_positions_1d, sine_positions_2d
+from masklet.model.sam2 import Sam2Model
+
+MAX_POINTERS = 16
+"""Frames, this one included, whose object pointers are read."""
+
+
+@dataclass(frozen=True)
+class ObjectFrame:
+    """One object in one frame: the result, and all that its memory is made of."""
+
+    logits: Tensor  # (4h, 4w), -1024 everywhere where the object is absent
+    iou: Tensor  # () predicted IoU, 0 to 1
+    score: Tensor  # () logit: above 0 the object is in the frame
+    pointer: Tensor  # (dim,)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The frames whose memory a frame reads. Slots and distances follow from the frames; order does not matter."""
+
+    maps: tuple[tuple[int, int], ...]  # (frame, temporal slot): the last slot is that of prompted frames
+    pointers: tuple[tuple[int, int], ...]  # (frame, distance in frames)
+    max_pointers: int  # what distances are measured in
+
+
+class ReadingPolicy(Protocol):
+    """Chooses what a frame reads."""
+
+    def __call__(self, frame: int, prompted: Iterable[int], tracked: Iterable[int], *, step: int) -> Reading:
+        """What ``frame`` reads of an object with these frames behind it, on the way forward (1) or back (-1)."""
+        ...
+
+
+@dataclass(frozen=True)
+class PaperPolicy:
+    """All prompted frames, or the nearest; the last tracked ones; and pointers of both.
+
+    Source: SAM 2, section 4; the choice of the nearest prompted frames is the reference's.
+    """
+
+    num_maskmem: int = 7
+    max_prompted: int | None = None
+    length: int | None = None  # frames of the film, where known: in a short one, distances count for more
+
+    @property
+    def max_pointers(self) -> int:
+        """Frames, this one included, whose pointers are read."""
+        return MAX_POINTERS if self.length is None else min(MAX_POINTERS, self.length)
+
+    def __call__(self, frame: int, prompted: Iterable[int], tracked: Iterable[int], *, step: int) -> Reading:
+        """See ``ReadingPolicy``."""
+        everything = set(prompted)
+        selected = self.nearest(frame, everything)
+        # A prompted frame that is too far to be read as one still counts as a frame that was tracked.
+        passed = (set(tracked) - everything) | (everything - selected)
+        recent = [(frame - back * step, back - 1) for back in range(1, self.num_maskmem)]
+        pointers = [(f, (frame - f) * step) for f in sorted(selected) if (frame - f) * step >= 0]
+        pointers += [
+            (frame - back * step, back) for back in range(1, self.max_pointers) if frame - back * step in passed
+        ]
+        return Reading(
+            maps=tuple((f, self.num_maskmem - 1) for f in sorted(selected))
+            + tuple((f, slot) for f, slot in recent if f in passed),
+            pointers=tuple(pointers),
+            max_pointers=self.max_pointers,
+        )
+
+    def nearest(self, frame: int, prompted: set[int]) -> set[int]:
+        """At most ``max_prompted`` of them: the nearest on either side first, then by distance."""
+        if self.max_prompted is None or len(prompted) <= self.max_prompted:
+            return prompted
+        before = sorted((f for f in prompted if f < frame), reverse=True)[:1]
+        after = sorted(f for f in prompted if f >= frame)[:1]
+        first = before + after
+        rest = sorted(prompted - set(first), key=lambda f: (abs(f - frame), f))
+        return set((first + rest)[: self.max_prompted])
+
+
+class ObjectMemory:
+    """The bank of one object.
+
+    Of every frame the result is kept, packed into a spool if there is one. A memory map is a function of the frame and
+    its result, so maps are a cache: those that a frame nearby may read are held, others are made again when needed.
+    """
+
+    def __init__(self, spool: Spool | None) -> None:
+        self.spool = spool
+        self.prompted: set[int] = set()
+        self.maps: dict[int, Tensor] = {}  # (h*w, memory_dim) bfloat16 each
+        self._frames: dict[int, ObjectFrame | Packed] = {}
+
+    @property
+    def tracked(self) -> set[int]:
+        """Frames with a result of the tracker's own."""
+        return self._frames.keys() - self.prompted
+
+    def __contains__(self, frame: int) -> bool:
+        return frame in self._frames
+
+    def __getitem__(self, frame: int) -> ObjectFrame:
+        seen = self._frames[frame]
+        if isinstance(seen, ObjectFrame):
+            return seen
+        assert self.spool is not None
+        return seen.unpack(self.spool)
+
+    def pointer(self, frame: int) -> Tensor:
+        """The object pointer of one frame, (dim,)."""
+        return self._frames[frame].pointer
+
+    def put(self, frame: int, seen: ObjectFrame, memory: Tensor, *, is_prompted: bool) -> None:
+        """Keep a result, in the place of an earlier one."""
+        self._frames[frame] = seen if self.spool is None else Packed.pack(seen, self.spool)
+        self.maps[frame] = memory
+        if is_prompted:
+            self.prompted.add(frame)
+
+    def drop_maps(self, keep: set[int]) -> None:
+        """Let go of the maps of all other frames."""
+        self.maps = {frame: memory for frame, memory in self.maps.items() if frame in keep}
+
+    def forget(self, keep: set[int], latest: int) -> None:
+        """For films that never come back: let go of all other frames, and of all masks but the latest."""
+        self.drop_maps(keep)
+        self.prompted &= keep
+        for frame, seen in list(self._frames.items()):
+            if frame not in keep:
+                del self._frames[frame]
+            elif frame != latest and isinstance(seen, ObjectFrame):
+                self._frames[frame] = replace(seen, logits=seen.logits[:0].clone())
+
+    def tensor_bytes(self) -> int:
+        """Size of the tensors held; what lies in the spool is not counted."""
+        tensors = list(self.maps.values())
+        for seen in self._frames.values():
+            tensors += [seen.pointer, seen.logits] if isinstance(seen, ObjectFrame) else [seen.pointer]
+        return sum(t.untyped_storage().nbytes() for t in tensors)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An ``ObjectFrame`` whose logits lie compressed in a spool, without loss: a rewind must find what was there."""
+
+    place: tuple[int, int]
+    shape: tuple[int, int]
+    iou: Tensor
+    score: Tensor
+    pointer: Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def pack(cls, seen: ObjectFrame, spool: Spool) -> Packed:
+        """Compress and put away."""
+        values = seen.logits.float().cpu().numpy()
+        # Bytes of equal rank side by side: signs and exponents of neighbours are alike, fractions are not.
+        planes = values.reshape(-1, 1).view(np.uint8).T
+        place = spool.append(zlib.compress(planes.tobytes(), level=1))
+        return cls(place, values.shape, seen.iou, seen.score, seen.pointer, seen.logits.dtype)
+
+    def unpack(self, spool: Spool) -> ObjectFrame:
+        """Read back, on the pointer's device."""
+        planes = np.frombuffer(zlib.decompress(spool.read(self.place)), np.uint8).reshape(4, -1)
+        values = np.ascontiguousarray(planes.T).view(np.float32).reshape(self.shape)
+        logits = torch.from_numpy(values).to(self.pointer.device, self.dtype)
+        return ObjectFrame(logits, self.iou, self.score, self.pointer)
+
+
+class Spool:
+    """Bytes put away in memory up to a limit, and in a temporary file beyond it; the file goes with the object."""
+
+    def __init__(self, limit_bytes: int = 16 * 2**20) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=limit_bytes)  # noqa: SIM115
+        self._end = 0
+        weakref.finalize(self, self._file.close)
+
+    def append(self, data: bytes) -> tuple[int, int]:
+        """Put away; what comes back finds it again.
+
+        Raises:
+            SpoolError: No room; what was put away before is still there.
+        """
+        try:
+            self._file.seek(self._end)
+            self._file.write(data)
+        except OSError as error:
+            raise SpoolError(
+                f"cannot keep past masks in {tempfile.gettempdir()}: {error}. Make room there, or set TMPDIR to a "
+                "folder that has some; what was tracked so far is kept"
+            ) from error
+        place = (self._end, len(data))
+        self._end += len(data)
+        return place
+
+    def read(self, place: tuple[int, int]) -> bytes:
+        """What ``append`` put there."""
+        self._file.seek(place[0])
+        return self._file.read(place[1])
+
+
+def memory_tokens(
+    model: Sam2Model, bank: ObjectMemory, reading: Reading, *, map_hw: tuple[int, int]
+) -> tuple[Tensor, Tensor, int]:
+    """What memory attention reads of one object; the maps of the frames it reads must be there.
+
+    Returns:
+        (tokens, memory_dim) memory, as many positions, and how many of the tokens, at the end, are pointers.
+    """
+    memory_dim = model.config.memory_encoder.output_channels
+    sines = sine_positions_2d(map_hw, memory_dim, model.device).to(model.dtype)
+    memory = [bank.maps[frame].to(model.dtype) for frame, _ in reading.maps]
+    positions = [sines + model.memory_temporal_positional_encoding[slot, 0] for _, slot in reading.maps]
+    pieces = model.config.hidden_size // memory_dim
+    if reading.pointers:
+        pointers = torch.stack([bank.pointer(frame) for frame, _ in reading.pointers])
+        memory.append(pointers.view(-1, memory_dim))  # each pointer is cut into tokens of the memory's width
+        positions.append(_pointer_positions(model, reading).repeat_interleave(pieces, 0))
+    return torch.cat(memory), torch.cat(positions), len(reading.pointers) * pieces
+
+
+def _pointer_positions(model: Sam2Model, reading: Reading) -> Tensor:
+    if not model.config.is_v2_1:
+        width = model.config.memory_encoder.output_channels
+        return torch.zeros(len(reading.pointers), width, device=model.device, dtype=model.dtype)
+    distances = torch.tensor([float(distance) for _, distance in reading.pointers], device=model.device)
+    sines = sine_positions_1d(distances / max(reading.max_pointers - 1, 1), model.config.hidden_size)
+    return model.temporal_positional_encoding_projection_layer(sines.to(model.dtype))

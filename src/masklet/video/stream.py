@@ -1,0 +1,90 @@
+"""Live frames: one at a time, no end known, memory that does not grow."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from masklet.errors import PromptError
+from masklet.model.sam2 import Sam2Model
+from masklet.pictures import read_picture
+from masklet.processing import Sam2ImageProcessor
+from masklet.video.memory import ObjectFrame, PaperPolicy
+from masklet.video.tracks import FrameResult, Tracks
+
+
+class Stream:
+    """Follows objects through frames as they arrive. Made by ``Segmenter.stream``."""
+
+    def __init__(self, model: Sam2Model, processor: Sam2ImageProcessor, policy: PaperPolicy, *, fps: float) -> None:
+        self.model = model
+        self.processor = processor
+        self.policy = policy
+        self.fps = fps
+        self.count = 0
+        """Frames pushed so far."""
+        self._tracks: Tracks | None = None
+        self._features: list[Tensor] = []
+        self._picture: Any = None
+
+    @property
+    def objects(self) -> tuple[Hashable, ...]:
+        """Names of the objects that are followed."""
+        return () if self._tracks is None else tuple(self._tracks.objects)
+
+    def push(self, frame: Any, prompts: Mapping[Hashable, Mapping[str, Any]] | None = None) -> FrameResult:
+        """Take the next frame.
+
+        Args:
+            frame: A picture, of the same size each time: see ``masklet.pictures.read_picture``.
+            prompts: Objects to add or to show again on this frame, by name, each with ``points``, ``labels``, ``box``
+                or ``mask`` as ``Session.prompt`` takes them: ``{"cup": {"box": (300, 0, 500, 400)}}``.
+
+        Returns:
+            All objects in this frame.
+
+        Raises:
+            PromptError: A prompt makes no sense; the frame has been taken, ``correct`` may add the mended prompt.
+            PictureError: The frame is no picture, or its size is another than before; it has not been taken.
+        """
+        picture = read_picture(frame)
+        size_hw = (picture.shape[0], picture.shape[1])
+        if self._tracks is None:
+            input_hw = self.processor.input_hw
+            self._tracks = Tracks(self.model, self.policy, size_hw=size_hw, input_hw=input_hw, spool=None)
+        self._tracks.check_size(size_hw, self.count)
+        with torch.inference_mode():
+            self._features = self.model.get_image_features(self.processor.frame_values(picture).to(self.model.device))
+        self._picture = picture
+        self.count += 1
+        for name, prompt in (prompts or {}).items():
+            self._tracks.prompt(name, self.count - 1, self._features_of, **prompt)
+        seen = self._tracks.advance(self.count - 1, self._features_of, step=1)
+        self._tracks.forget_before(self.count - 1)
+        return self._result(seen)
+
+    def correct(self, name: Hashable, **prompt: Any) -> FrameResult:
+        """Show an object again, or for the first time, on the frame that came last; its result is given anew."""
+        if self._tracks is None:
+            raise PromptError("no frame has been pushed yet: expected one before a correction")
+        self._tracks.prompt(name, self.count - 1, self._features_of, **prompt)
+        return self._result(self._tracks.seen(self.count - 1))
+
+    def remove(self, name: Hashable) -> None:
+        """Follow an object no longer."""
+        if self._tracks is None:
+            raise PromptError(f"no object {name!r}: none has been shown yet")
+        self._tracks.remove(name)
+
+    def _result(self, seen: dict[Hashable, ObjectFrame]) -> FrameResult:
+        assert self._tracks is not None
+        index = self.count - 1
+        return self._tracks.result(index, index / self.fps, seen, self._picture)
+
+    def _features_of(self, frame: int) -> list[Tensor]:
+        # Maps of the frames that may still be read are never let go, so no other frame is asked for.
+        assert frame == self.count - 1
+        return self._features

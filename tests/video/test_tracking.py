@@ -1,0 +1,272 @@
+"""Following objects: a file and a stream, corrections, rewinds, and what is remembered. Weights are random."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from masklet.errors import CheckpointError, PictureError, PromptError
+from masklet.model.sam2 import Sam2Model
+from masklet.segmenter import Segmenter
+from masklet.video.memory import ObjectFrame, ObjectMemory, PaperPolicy, Spool
+
+HEIGHT, WIDTH = 48, 80
+CUP = {"points": [(20, 20), (30, 24)]}
+BALL = {"box": (40, 8, 70, 40)}
+
+
+def moving_square(frames, size=12):
+    """A bright square that crosses a noisy picture."""
+    rng = np.random.default_rng(0)
+    back = rng.integers(0, 90, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    film = []
+    for index in range(frames):
+        frame = back.copy()
+        x = (10 + 2 * index) % (WIDTH - size)
+        frame[16 : 16 + size, x : x + size] = (240, 200, 40)
+        film.append(frame)
+    return film
+
+
+@pytest.fixture(scope="module")
+def film():
+    return moving_square(20)
+
+
+def logits_of(results):
+    return {(r.index, name): r[name].logits[0] for r in results for name in r.objects}
+
+
+def assert_same(ours, theirs, among=None):
+    keys = theirs.keys() if among is None else among
+    assert set(ours) >= set(keys)
+    for key in keys:
+        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=str(key))
+
+
+def test_a_result_carries_all_that_is_known_of_each_object(sam, film):
+    session = sam.video(film)
+    session.prompt(0, "cup", **CUP)
+    session.prompt(0, "ball", **BALL)
+    results = list(session.track(end=3))
+    assert [r.index for r in results] == [0, 1, 2, 3]
+    for result in results:
+        assert result.objects == ("cup", "ball")
+        assert result.masks.masks.shape == (2, HEIGHT, WIDTH)
+        assert result.scores.shape == result.visible.shape == result.object_scores.shape == (2,)
+        assert result.masks.boxes.shape == (2, 4)
+        assert len(result["ball"]) == 1
+
+
+def test_a_stream_gives_what_the_file_gives_bit_for_bit(sam, film):
+    session, live = sam.video(film), sam.stream()
+    session.prompt(0, "cup", **CUP)
+    session.prompt(3, "ball", **BALL)
+    session.remove("ball")
+    session.prompt(0, "ball", **BALL)
+    filed = list(session.track())
+    pushed = [live.push(frame, {"cup": CUP, "ball": BALL} if not index else None) for index, frame in enumerate(film)]
+    assert_same(logits_of(pushed), logits_of(filed))
+
+
+@pytest.mark.parametrize("kind", ["corrected", "removed", "added"])
+def test_what_one_object_is_told_changes_no_other(sam, film, kind):
+    alone, together = sam.video(film), sam.video(film)
+    for session in (alone, together):
+        session.prompt(0, "cup", **CUP)
+    if kind != "added":
+        together.prompt(0, "ball", **BALL)
+    expected = list(alone.track())
+    list(together.track(end=9))
+    if kind == "corrected":
+        together.prompt(5, "ball", points=[(10, 10, 0)])
+    elif kind == "removed":
+        together.remove("ball")
+    else:
+        together.prompt(6, "ball", **BALL)
+    assert_same(logits_of(together.track()), logits_of(expected), among=logits_of(expected))
+
+
+def test_a_correction_sticks_and_steers_what_follows(sam, film):
+    session = sam.video(film)
+    session.prompt(0, "cup", **CUP)
+    before = logits_of(session.track())
+    corrected = session.prompt(6, "cup", points=[(40, 30, 0)])
+    after = logits_of(session.track())
+    assert_same(after, {(6, "cup"): corrected.logits[0]})
+    assert not np.array_equal(after[6, "cup"], before[6, "cup"])
+    assert any(not np.array_equal(after[i, "cup"], before[i, "cup"]) for i in range(7, len(film)))
+
+
+def test_a_correction_sees_memory_and_all_clicks_of_its_frame(sam, film):
+    def corrected(first, second, tracked):
+        session = sam.video(film)
+        session.prompt(0, "cup", **CUP)
+        if tracked:
+            list(session.track(end=8))
+        session.prompt(5, "cup", points=[first])
+        return session.prompt(5, "cup", points=[second]).logits
+
+    base = corrected((30, 30), (50, 20, 0), tracked=True)
+    assert not np.array_equal(base, corrected((30, 30), (50, 20, 0), tracked=False))
+    assert not np.array_equal(base, corrected((12, 40), (50, 20, 0), tracked=True))
+
+
+def test_a_mask_is_taken_as_it_is(sam, film):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[12:36, 20:60] = True
+    session = sam.video(film)
+    shown = session.prompt(2, "cup", mask=mask)
+    assert (shown.masks[0] == mask).mean() > 0.97
+    first = next(session.track(start=2))
+    np.testing.assert_array_equal(first["cup"].logits, shown.logits)
+    assert first.scores[0] == 1
+
+
+def test_tracking_goes_backward_and_both_ways(sam, film):
+    session = sam.video(film)
+    session.prompt(10, "cup", **CUP)
+    assert [r.index for r in session.track(direction="backward")] == list(range(10, -1, -1))
+    both = [r.index for r in session.track(direction="both")]
+    assert both == [*range(10, len(film)), *range(9, -1, -1)]
+    assert [r.index for r in session.track(start=12, end=7, direction="backward")] == [12, 11, 10, 9, 8, 7]
+
+
+def test_going_back_gives_what_never_having_forgotten_gives(sam, film):
+    """Bit for bit: maps are made again from the packed masks, one object and one frame at a time as at first."""
+    forgetful, attentive = sam.video(film), sam.video(film)
+    for session in (forgetful, attentive):
+        session.prompt(0, "cup", **CUP)
+        list(session.track())
+    bank = forgetful._tracks.objects["cup"].bank
+    kept = dict(attentive._tracks.objects["cup"].bank.maps)
+    bank.drop_maps(set())
+    assert not bank.maps
+    assert kept
+    assert_same(logits_of(forgetful.track(start=9)), logits_of(attentive.track(start=9)))
+
+
+def bank_bytes_after(make, frames):
+    held = make(moving_square(frames))
+    return held._tracks.objects["cup"].bank.tensor_bytes()
+
+
+def test_the_stream_remembers_no_more_after_160_frames_than_after_100(sam):
+    def stream(frames):
+        live = sam.stream()
+        for index, frame in enumerate(frames):
+            live.push(frame, {"cup": CUP} if index % 10 == 0 else None)
+        return live
+
+    assert bank_bytes_after(stream, 160) == bank_bytes_after(stream, 100)
+
+
+def test_the_session_holds_no_more_maps_after_60_frames_than_after_30(sam):
+    def session(frames):
+        session = sam.video(frames)
+        session.prompt(0, "cup", **CUP)
+        for _ in session.track():
+            pass
+        return session
+
+    long, short = session(moving_square(60)), session(moving_square(30))
+    assert len(long._tracks.objects["cup"].bank.maps) == len(short._tracks.objects["cup"].bank.maps)
+    assert len(long._features) <= 2
+
+
+def test_the_nearest_prompted_frames_are_read():
+    policy = PaperPolicy(num_maskmem=7, max_prompted=3)
+    assert policy.nearest(10, {0, 4, 9, 12, 30}) == {9, 12, 4}
+    assert policy.nearest(10, {0, 4}) == {0, 4}
+    reading = policy(10, {0, 4, 9, 12, 30}, set(range(10)), step=1)
+    slots = dict(reading.maps)
+    assert slots[9] == slots[12] == slots[4] == 6
+    assert 0 not in slots
+    assert slots[8] == 1
+    assert min(f for f, _ in reading.maps) == 4
+
+
+def test_a_frame_reads_the_last_six_and_fifteen_pointers():
+    reading = PaperPolicy()(40, {0}, set(range(1, 40)), step=1)
+    assert dict(reading.maps) == {0: 6, 39: 0, 38: 1, 37: 2, 36: 3, 35: 4, 34: 5}
+    assert dict(reading.pointers) == {0: 40} | {40 - back: back for back in range(1, 16)}
+
+
+def test_going_back_reads_the_frames_ahead():
+    reading = PaperPolicy()(10, {20}, set(range(11, 20)), step=-1)
+    assert dict(reading.maps) == {20: 6} | {10 + back: back - 1 for back in range(1, 7)}
+    assert dict(reading.pointers)[20] == 10
+
+
+def test_packed_results_come_back_exactly():
+    generator = torch.Generator().manual_seed(0)
+    seen = ObjectFrame(
+        torch.randn(12, 20, generator=generator) * 9, torch.tensor(0.5), torch.tensor(2.0), torch.randn(8)
+    )
+    bank = ObjectMemory(Spool(limit_bytes=100))  # goes to disk
+    for frame in range(3):
+        bank.put(frame, seen, torch.zeros(1, dtype=torch.bfloat16), is_prompted=frame == 1)
+    assert torch.equal(bank[0].logits, seen.logits)
+    assert bank.tracked == {0, 2}
+
+
+ERRORS = {
+    "nothing": (lambda s: list(s.track()), "nothing to track"),
+    "beyond the end": (lambda s: s.prompt(99, **CUP), "99"),
+    "unknown object": (lambda s: s.remove("saucer"), "no object 'saucer'"),
+    "empty mask": (lambda s: s.prompt(0, mask=np.zeros((HEIGHT, WIDTH), bool)), "mask is empty"),
+    "mask of another size": (lambda s: s.prompt(0, mask=np.ones((3, 3), bool)), r"mask has shape \(3, 3\)"),
+    "mask and clicks": (lambda s: s.prompt(0, mask=np.ones((HEIGHT, WIDTH), bool), **CUP), "give it alone"),
+    "no prompt": (lambda s: s.prompt(0), "nothing to segment"),
+    "outside": (lambda s: s.prompt(0, points=[(500, 3)]), "outside the image"),
+    "direction": (lambda s: list(s.track(direction="up")), "expected forward, backward or both"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_what_makes_no_sense_is_said_and_changes_nothing(sam, film, case):
+    act, message = ERRORS[case]
+    session = sam.video(film)
+    with pytest.raises(ValueError, match=message):
+        act(session)
+    assert session.objects == ()
+
+
+def test_a_frame_of_another_size_is_refused_and_the_stream_goes_on(sam, film):
+    live = sam.stream()
+    live.push(film[0], {"cup": CUP})
+    with pytest.raises(PictureError, match="expected one size"):
+        live.push(film[1][:20])
+    assert live.push(film[1]).index == 1
+
+
+def test_objects_of_a_stream_come_are_corrected_and_go(sam, film):
+    live = sam.stream()
+    assert live.push(film[0]).objects == ()
+    assert live.push(film[1], {"cup": CUP}).objects == ("cup",)
+    tracked = live.push(film[2])
+    corrected = live.correct("cup", points=[(40, 30, 0)])
+    assert corrected.index == 2
+    assert not np.array_equal(corrected.masks.logits, tracked.masks.logits)
+    live.remove("cup")
+    assert live.push(film[3]).objects == ()
+    with pytest.raises(PromptError, match="no object 'cup'"):
+        live.remove("cup")
+
+
+def test_an_object_that_is_not_there_has_no_mask(sam, film):
+    model = copy.deepcopy(sam.model)
+    model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(-10.0)
+    live = Segmenter(model, sam.image_processor).stream()
+    result = live.push(film[0], {"cup": CUP})
+    assert not result.visible[0]
+    assert result.masks.areas[0] == 0
+    assert (result.masks.logits == -1024).all()
+
+
+def test_a_model_without_memory_says_so(sam, film, tmp_path):
+    model = Sam2Model(replace(sam.model.config, has_memory=False)).eval()
+    with pytest.raises(CheckpointError, match="saved without its memory"):
+        Segmenter(model, sam.image_processor).video(film)
