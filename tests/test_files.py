@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from masklet.files import replacing
+from masklet.files import replacing, replacing_all
 
 
 def test_what_was_written_takes_the_place_of_the_old_file(tmp_path):
@@ -61,3 +61,28 @@ def test_two_at_once_do_not_disturb_each_other(tmp_path):
         second.write_text("second")
     assert path.read_text() == "first"
     assert os.listdir(tmp_path) == ["both"]
+
+
+def test_files_that_belong_together_are_all_replaced_or_none(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path in paths[:2]:
+        path.write_text("old")
+    real, renamed = os.replace, []
+
+    def failing(source, target):
+        renamed.append(target)
+        if len(renamed) == 3:
+            raise OSError("the disk is gone")
+        real(source, target)
+
+    monkeypatch.setattr("masklet.files.os.replace", failing)
+    with pytest.raises(OSError, match="the disk is gone"), replacing_all(*paths) as unfinished:
+        for file in unfinished:
+            file.write_text("new")
+    assert [path.read_text() for path in paths[:2]] == ["old", "old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    monkeypatch.undo()
+    with replacing_all(*paths) as unfinished:
+        for file in unfinished:
+            file.write_text("new")
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["new"] * 3

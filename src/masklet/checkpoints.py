@@ -12,7 +12,6 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from masklet.config import (
     Sam2PromptEncoderConfig,
 )
 from masklet.errors import CheckpointError, ConfigError
-from masklet.files import replacing
+from masklet.files import replacing_all
 
 StrPath = str | os.PathLike[str]
 
@@ -218,10 +217,10 @@ def write(folder: StrPath, config: Sam2Config, tensors: Mapping[str, Tensor], *,
     }
     is_new = not folder.exists()
     try:
-        with ExitStack() as stack:
-            save_file(stored, stack.enter_context(replacing(folder / WEIGHTS)), metadata={"format": "pt"})
-            for name, text in texts.items():
-                stack.enter_context(replacing(folder / name)).write_text(text, encoding="utf-8")
+        with replacing_all(folder / WEIGHTS, *(folder / name for name in texts)) as (weights, *others):
+            save_file(stored, weights, metadata={"format": "pt"})
+            for file, text in zip(others, texts.values(), strict=True):
+                file.write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         if is_new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

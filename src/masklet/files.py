@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,18 +12,59 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all: as ``replacing_all``, for one."""
+    with replacing_all(path) as (unfinished,):
+        yield unfinished
 
-    Yields a path beside ``path``, with its suffix. When the block ends well, what was written there takes the place of
-    ``path``; when it fails, nothing is left of it. Missing folders are made.
+
+@contextmanager
+def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
+    """Write files that belong together, all of them or none.
+
+    Yields a path beside each of ``paths``, with its suffix. When the block ends well, what was written there takes
+    their places; when it fails, nothing is left of it. Missing folders are made.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{secrets.token_hex(4)}-{path.name}")
+    places = [Path(path) for path in paths]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = [_beside(place, "unfinished") for place in places]
     try:
         yield unfinished
-        if unfinished.stat().st_mode & 0o077 == 0:  # safetensors writes files that only their owner may read
-            unfinished.chmod(0o644)
-        os.replace(unfinished, path)
+        for file in unfinished:
+            if file.stat().st_mode & 0o077 == 0:  # safetensors writes files that only their owner may read
+                file.chmod(0o644)
+        if len(places) == 1:
+            os.replace(unfinished[0], places[0])
+        else:
+            _put_in_place(unfinished, places)
     finally:
-        unfinished.unlink(missing_ok=True)
+        for file in unfinished:
+            file.unlink(missing_ok=True)
+
+
+def _put_in_place(files: list[Path], places: list[Path]) -> None:
+    """Rename all, or bring back what was there."""
+    spares = {place: _beside(place, "old") for place in places if place.exists()}
+    try:
+        for place, spare in spares.items():
+            try:
+                os.link(place, spare)
+            except OSError:  # a file system without links
+                shutil.copy2(place, spare)
+        try:
+            for file, place in zip(files, places, strict=True):
+                os.replace(file, place)
+        except OSError:
+            for place in places:
+                if place in spares:
+                    os.replace(spares[place], place)
+                else:
+                    place.unlink(missing_ok=True)
+            raise
+    finally:
+        for spare in spares.values():
+            spare.unlink(missing_ok=True)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{kind}-{secrets.token_hex(4)}-{path.name}")

@@ -1,7 +1,6 @@
 """Masks: what people keep of a prediction, and its ways out."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from masklet.files import replacing
 from masklet.masks import Polygon, Rle, encode_rle, mask_areas, mask_boxes, mask_polygons
 from masklet.pictures import PictureSource, read_picture
 
@@ -156,13 +156,8 @@ class Masks:
         path = Path(path)
         if path.suffix.lower() != ".png":
             raise ValueError(f"masks are saved as .png, not as {path.name!r}; to_coco() is for JSON")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
-        try:
+        with replacing(path) as unfinished:
             self.index_map().save(unfinished, format="PNG")
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def index_map(self) -> Image.Image:
         """The image that ``save`` writes."""

@@ -7,7 +7,7 @@ from PIL import Image
 from masklet.errors import PictureError
 from masklet.evaluation.clicks import centre_click, squared_border_distances
 from masklet.evaluation.folder import read_folder
-from masklet.evaluation.measure import ObjectScore, box_of, mask_iou, summarise
+from masklet.evaluation.measure import ObjectScore, box_of, mask_iou, roughen, summarise
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -55,9 +55,26 @@ def test_the_box_of_a_mask_ends_behind_its_last_pixel():
     assert box_of(mask) == (2, 1, 6, 3)
 
 
+def test_a_rough_mask_is_blocky_and_near():
+    y, x = np.mgrid[:100, :120]
+    disc = (x - 50) ** 2 + (y - 45) ** 2 <= 30**2
+    rough = roughen(disc)
+    assert 0.8 < mask_iou(rough, disc) < 0.97
+    assert np.array_equal(rough[:96, :120], rough[:96:6, :120:6].repeat(6, 0).repeat(6, 1))
+
+
+def test_an_object_too_thin_for_the_brush_stays_as_it_is():
+    line = np.zeros((50, 50), bool)
+    line[20, 5:45] = True
+    assert np.array_equal(roughen(line), line)
+
+
 def test_means_are_over_objects():
-    scores = [ObjectScore("a", 1, 0.5, 0.6, 1.0), ObjectScore("a", 2, 0.7, 0.8, 0.0)]
-    assert summarise(scores) == pytest.approx({"one_click": 0.6, "oracle_click": 0.7, "box": 0.5, "objects": 2})
+    one, other = (0.5, 0.6, 1.0, 0.9, 0.8, 0.7), (0.7, 0.8, 0.0, 0.9, 0.8, 0.7)
+    means = summarise([ObjectScore("a", 1, *one), ObjectScore("a", 2, *other)])
+    assert means.pop("objects") == 2
+    assert list(means.values()) == pytest.approx([0.6, 0.7, 0.5, 0.9, 0.8, 0.7])
+    assert list(means) == ["one_click", "oracle_click", "box", "rough", "rough_box", "rough_mask"]
     with pytest.raises(ValueError, match="no picture has an object"):
         summarise([])
 

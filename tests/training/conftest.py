@@ -1,5 +1,7 @@
 """What the tests of training share: made-up sources, and the real ones where they are."""
 
+import io
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from masklet.config import (
     Sam2MemoryEncoderConfig,
 )
 from masklet.training.config import Stage, TrainingConfig
-from masklet.training.sources import Sources
+from masklet.training.sources import CUTOUT_ARCHIVES, INSTANCE_ARCHIVES, PHOTO_ARCHIVES, Sources
 
 DATA = Path(__file__).parents[3] / "shared/data/train"
 
@@ -68,3 +70,28 @@ def tiny_run():
         ema_decay=0.9,
         bfloat16=False,
     )
+
+
+@pytest.fixture(scope="session")
+def made_up_archives(tmp_path_factory):
+    """A data folder of a few files, laid out as the real one."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def pack(name, **pictures):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            for path, (picture, kind) in pictures.items():
+                file = io.BytesIO()
+                picture.save(file, kind)
+                archive.writestr(path, file.getvalue())
+
+    photo, cutout = Image.new("RGB", (60, 40), "grey"), Image.new("RGBA", (20, 20), "red")
+    labels = Image.new("L", photo.size)
+    labels.paste(1, (10, 10, 40, 30))
+    for name in CUTOUT_ARCHIVES:
+        pack(f"cutouts-{name}", **{f"thing{n}.webp": (cutout, "WEBP") for n in range(60)})
+    for name in PHOTO_ARCHIVES:
+        pack(name, **{f"view{n}.jpg": (photo, "JPEG") for n in range(60)})
+    for name in INSTANCE_ARCHIVES:
+        images = {f"images/view{n}.jpg": (photo, "JPEG") for n in range(60)}
+        pack(name, **images, **{f"masks/view{n}.png": (labels, "PNG") for n in range(60)})
+    return folder

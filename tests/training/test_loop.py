@@ -20,9 +20,10 @@ def test_the_loss_on_one_batch_falls(tiny_run, made_up_sources):
 
 
 def test_a_run_that_was_cut_ends_as_one_that_was_not(tiny_run, made_up_sources, tmp_path):
-    straight = Trainer(tiny_run)
+    straight, cut = Trainer(tiny_run), Trainer(tiny_run)
+    for trainer in (straight, cut):
+        assert len(list(trainer.teach_geometry())) == tiny_run.geometry_steps
     reports = list(straight.run(made_up_sources))
-    cut = Trainer(tiny_run)
     for _ in cut.run(made_up_sources, until=3):
         pass
     cut.save(tmp_path / "state.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 
@@ -10,10 +11,12 @@ from masklet.cli import image, models
 from masklet.errors import MaskletError
 from masklet.version import __version__
 
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What the parser raises for wrong options; newer versions of Typer keep the class to themselves."""
+
 app = typer.Typer(
     name="masklet",
     help="SAM 2: a click, a box or a rough mask gives the object's mask.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -37,7 +40,12 @@ def _common(
 def main() -> None:
     """Run a command. Bad input ends it with one line and exit status 2."""
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except MaskletError as error:
-        print("masklet:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except USAGE_ERROR as error:
+        message = f"{error.format_message()} (masklet --help)"
+    except typer.Abort:  # Ctrl-C
+        sys.exit(130)
+    print("masklet:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

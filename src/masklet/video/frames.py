@@ -18,7 +18,7 @@ from hashlib import sha256
 from itertools import chain, dropwhile, islice, pairwise
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import av
 import numpy as np
@@ -27,19 +27,17 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from typing_extensions import Self
 
 from masklet.errors import FilmError, PictureError
 from masklet.files import replacing
 from masklet.pictures import PictureSource, read_picture
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 FilmSource: TypeAlias = str | os.PathLike[str] | Iterable[PictureSource]
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 WRITABLE_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4")
-ENCODERS = {"libx264": {"crf": "18"}, "libopenh264": {"rc_mode": "quality"}, "mpeg4": {"qmin": "2", "qmax": "4"}}
+ENCODERS = {"libx264": {"crf": "18"}, "libopenh264": {"b": "8M"}, "mpeg4": {"qmin": "2", "qmax": "4"}}
 """The first that PyAV was built with writes our films; each with what makes it look like the original."""
 
 FRAMES_AHEAD = 8
@@ -71,7 +69,7 @@ class Reader(Protocol):
 
     fps: Fraction
     count: int | None
-    ends_early: bool
+    is_incomplete: bool
     reads_ahead: bool
 
     def read(self, wanted: range) -> Generator[Frame]:
@@ -86,8 +84,9 @@ def open_film(source: FilmSource) -> Film:
 
             - the path of a video file, of any format that PyAV decodes. It is read through once, without decoding, to
               know its frames;
-            - a folder of pictures, taken in natural order (``frame2`` before ``frame10``); other files are passed over;
-            - a sequence of pictures, as ``read_picture`` takes them: a list of paths, an array (frames, height, width, 3);
+            - a folder of pictures, in natural order (``frame2`` before ``frame10``); other files are passed over;
+            - a sequence of pictures, as ``read_picture`` takes them: a list of paths, an array (frames, height, width,
+              3);
             - any other iterable of pictures, read once, as frames are asked for: no way back, no known end.
 
     Raises:
@@ -111,10 +110,10 @@ def open_film(source: FilmSource) -> Film:
         )
     is_bytes = isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read")
     if is_bytes or isinstance(source, Mapping) or not isinstance(source, Iterable):
-        way_out = "Save it to a file and pass its path" if is_bytes else "For a film of one picture pass [picture]"
+        way_out = "Save it to a file and pass its path" if is_bytes else "Pass a list, of one picture if need be"
         raise FilmError(f"expected a path, a folder or an iterable of pictures, not {kind}. {way_out}")
     name = f"the {kind} of pictures"
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+    if isinstance(source, Sequence) or hasattr(source, "__getitem__"):
         return Film(PictureSequence(source, name), name)
     return Film(PassingPictures(source, name), name)
 
@@ -225,17 +224,16 @@ class Film:
         if seen < len(wanted):
             left_out = f"{len(wanted) - seen} of {len(wanted)} frames could not be decoded and were left out"
             warnings.warn(f"{self.name} is damaged: {left_out}", FilmWarning, stacklevel=2)
-        if self._reader.ends_early and self.count - 1 in wanted:
-            missing = f"frames 0 to {self.count - 1} could be read, what should follow is missing. Fetch it again"
-            warnings.warn(f"{self.name} is cut off: {missing}", FilmWarning, stacklevel=2)
+        if self._reader.is_incomplete and self.count - 1 in wanted:
+            missing = f"its first {self.count} frames could be read, others are missing. Fetch or export it again"
+            warnings.warn(f"{self.name} is cut off or damaged: {missing}", FilmWarning, stacklevel=2)
 
     def _checked(self, wanted: range) -> Generator[Frame]:
         for frame in self._reader.read(wanted):
             if frame.picture.shape[:2] != self.size_hw:
-                (height, width), (first_height, first_width) = frame.picture.shape[:2], self.size_hw
                 raise FilmError(
-                    f"frame {frame.index} of {self.name} is {width}×{height}, but frame 0 is {first_width}×{first_height}: "
-                    "expected one size throughout. Scale its pictures to one size, or cut the film where it changes"
+                    f"frame {frame.index} of {self.name} is {width_by_height(frame.picture.shape)}, but frame 0 is "
+                    f"{width_by_height(self.size_hw)}: expected one size. Scale the frames, or split the film there"
                 )
             yield frame
 
@@ -262,16 +260,16 @@ def ahead(frames: Generator[Frame], count: int = FRAMES_AHEAD) -> Generator[Fram
 class PictureSequence:
     """Pictures that can be had in any order."""
 
-    ends_early = False
+    is_incomplete = False
     reads_ahead = True
 
-    def __init__(self, pictures: Sequence[PictureSource], name: str) -> None:
+    def __init__(self, pictures: Any, name: str) -> None:
         self.name = name
         self.fps = PICTURES_FPS
         self.count: int | None = len(pictures)
         self._pictures = pictures
 
-    def read(self, wanted: range) -> Generator[Frame]:
+    def read(self, wanted: range) -> Generator[Frame]:  # noqa: D102
         for index in wanted:
             yield picture_frame(index, self._pictures[index], self.name)
 
@@ -279,32 +277,42 @@ class PictureSequence:
 class PassingPictures:
     """Pictures that come once. The one that came last is kept: it is looked at, prompted, and then tracked."""
 
-    count = None
-    ends_early = False
+    count: int | None = None
+    is_incomplete = False
     reads_ahead = False  # a camera's pictures are taken when asked for, and where: its code may not like threads
 
     def __init__(self, pictures: Iterable[PictureSource], name: str) -> None:
         self.name = name
         self.fps = PICTURES_FPS
-        self._coming = enumerate(pictures)
+        self._coming = iter(pictures)
+        self._passed = 0
         self._last: Frame | None = None
 
-    def read(self, wanted: range) -> Generator[Frame]:
+    def read(self, wanted: range) -> Generator[Frame]:  # noqa: D102
         for index in wanted:
-            if self._last is not None and index < self._last.index:
-                raise FilmError(
-                    f"frame {index} of {self.name} has passed, it is at frame {self._last.index} and gives each once: "
-                    "to go back pass a list, a folder or a video file"
-                )
-            if self._last is None or index > self._last.index:
-                picture = next((picture for passing, picture in self._coming if passing == index), None)
-                if picture is None:
+            if self._last is None or index != self._last.index:
+                if index < self._passed:
+                    raise FilmError(
+                        f"frame {index} of {self.name} has passed, and it gives each once: {self._passed} have been "
+                        "taken. To go back pass a list, a folder or a video file"
+                    )
+                for picture in self._coming:
+                    self._passed += 1
+                    if self._passed > index:
+                        break
+                else:
                     return
                 self._last = picture_frame(index, picture, self.name)
             yield self._last
 
 
+def width_by_height(size_hw: tuple[int, ...]) -> str:
+    """As people say it."""
+    return f"{size_hw[1]}×{size_hw[0]}"
+
+
 def picture_frame(index: int, picture: PictureSource, name: str) -> Frame:
+    """What ``read_picture`` makes of a picture, or complaints that say which it was."""
     try:
         return Frame(index, float(index / PICTURES_FPS), read_picture(picture))
     except PictureError as error:
@@ -323,25 +331,23 @@ class VideoFile:
             self._tick = stream.time_base or 1 / self.fps
             self._batch = max(FRAMES_AHEAD, BACKWARD_BYTES // max(3 * stream.width * stream.height, 1))
             packets_suffice = stream.codec_context.name != "vp8"  # it has packets that show nothing
-            times, self._keyframes, self.ends_early = scan(container, stream)
+            times, self._keyframes, self.is_incomplete = scan(container, stream)
+        with opened(path) as (container, stream):
+            frames = islice(decoded(stream, whole_packets(container, stream)), FRAMES_AHEAD)
+            packets_suffice &= [frame.pts for frame in frames] == times[:FRAMES_AHEAD].tolist()
         self._times: Sequence[int] = times
-        if packets_suffice and rising(times):
-            with opened(path) as (container, stream):
-                frames = islice(decoded(stream, whole_packets(container, stream)), FRAMES_AHEAD)
-                packets_suffice = [frame.pts for frame in frames] == times[:FRAMES_AHEAD].tolist()
-        # Some formats keep no times, and a recording that starts in the middle has packets that no decoder can use.
         self._is_counted = False
+        # Some formats keep no times, and a recording that starts in the middle has packets that no decoder can use.
         if not (packets_suffice and rising(times)):
             with opened(path) as (container, stream):
                 shown = [frame.pts for frame in decoded(stream, whole_packets(container, stream))]
-            self._is_counted = not rising(shown)
-            if self._is_counted:
+            self._times = array("q", [time for time in shown if time is not None])
+            if None in shown or not rising(self._times):
+                self._is_counted = True
                 self._times, self._keyframes, self._tick = range(len(shown)), [], 1 / self.fps
-            else:
-                self._times = array("q", [time for time in shown if time is not None])
         self.count: int | None = len(self._times)
 
-    def read(self, wanted: range) -> Generator[Frame]:
+    def read(self, wanted: range) -> Generator[Frame]:  # noqa: D102
         if wanted.step > 0:
             yield from self._forward(wanted)
             return
@@ -367,16 +373,16 @@ class VideoFile:
         if keyframe > 0:
             pts, dts = self._keyframes[keyframe]
             with opened(self.path) as (container, stream):
-                with suppress(av.FFmpegError):  # without an index the packets before are read, too
+                with suppress(av.FFmpegError):  # a file without an index is read from its beginning
                     container.seek(dts, stream=stream)
-                # Formats seek as well as they can: what comes before the keyframe is passed over.
                 packets = dropwhile(
                     lambda packet: packet.pts != pts and (packet.dts is None or packet.dts <= dts),
                     whole_packets(container, stream),
                 )
-                first = next(packets, None)
-                if first is not None and first.pts == pts:
-                    yield from ((frame.pts, frame) for frame in decoded(stream, chain([first], packets)))
+                frames = dropwhile(lambda frame: frame.pts is None or frame.pts < pts, decoded(stream, packets))
+                # Seeking may have gone too far, and from some keyframes the picture builds up only slowly.
+                if (first := next(frames, None)) is not None and first.pts == pts:
+                    yield from ((frame.pts, frame) for frame in chain([first], frames))
                     return
         with opened(self.path) as (container, stream):
             for place, frame in enumerate(decoded(stream, whole_packets(container, stream))):
@@ -417,41 +423,42 @@ def scan(container: InputContainer, stream: VideoStream) -> tuple[array[int], li
             if packet.is_corrupt:
                 is_damaged = True
             elif packet.size and not packet.is_discard:
-                times.append(packet.pts if packet.pts is not None else -1 << 63)
+                times.append(-1 << 63 if packet.pts is None else packet.pts)  # no frame has this time: all get decoded
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
                 if packet.is_keyframe and packet.pts is not None and packet.dts is not None:
                     keyframes.append((packet.pts, packet.dts))
     except av.FFmpegError:
         is_damaged = True
-    times = array("q", sorted(times))
+    times, keyframes = array("q", sorted(times)), sorted(keyframes)
     if stream.frames:
-        return times, sorted(keyframes), is_damaged or packets < stream.frames
+        return times, keyframes, is_damaged or packets < stream.frames
     seconds = float((end - times[0]) * (stream.time_base or 0)) if times else 0.0
-    return times, sorted(keyframes), is_damaged or seconds + 1 < announced_seconds(container, stream)
+    return times, keyframes, is_damaged or seconds + 1 < announced_seconds(stream)
 
 
-def announced_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """How long the file says its video is; 0 if it does not. The whole file's length may be that of its sound."""
+def announced_seconds(stream: VideoStream) -> float:
+    """How long the file says its video is; 0 if it does not."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    if tag := stream.metadata.get("DURATION"):  # Matroska: 00:01:02.5
-        with suppress(ValueError):
-            return sum(float(part) * 60**place for place, part in enumerate(reversed(tag.split(":"))))
-    return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
+    with suppress(ValueError):  # Matroska: 00:01:02.5
+        parts = reversed(stream.metadata.get("DURATION", "").split(":"))
+        return sum(float(part) * 60**place for place, part in enumerate(parts))
+    return 0.0
 
 
-def rising(times: Sequence[int | None]) -> bool:
-    """Whether times are all there and tell frames apart."""
-    known = [time for time in times if time is not None and time > -1 << 63]
-    return len(known) == len(times) and all(a < b for a, b in pairwise(known))
+def rising(times: Sequence[int]) -> bool:
+    """Whether times tell frames apart."""
+    return all(before < after for before, after in pairwise(times))
 
 
 def whole_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """Of a film that is cut off, those before the cut."""
     with suppress(av.FFmpegError):  # where a film is cut off
         yield from (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
 
 
 def decoded(stream: VideoStream, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
+    """The frames of packets that begin with a keyframe, in the order of showing."""
     for packet in chain(packets, [None]):  # None: what the decoder still holds
         try:
             frames = stream.decode(packet)
@@ -463,10 +470,11 @@ def decoded(stream: VideoStream, packets: Iterable[Packet]) -> Iterator[VideoFra
 def upright_pixels(frame: VideoFrame) -> np.ndarray:
     """(height, width, 3) uint8, turned and mirrored as the film says."""
     pixels = frame.to_ndarray(format="rgb24")
-    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
         return pixels
     # A stored pixel (x, y) is shown at (a x + c y, b x + d y), but for an offset.
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
     if abs(b) > abs(a):
         pixels, a, d = pixels.swapaxes(0, 1), c, b
     return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
@@ -525,8 +533,8 @@ class FilmWriter:
             self._stream = self._started(self._container, height + height % 2, width + width % 2)
         if (height, width) != self._size_hw:
             raise FilmError(
-                f"picture {self.count} is {width}×{height}, but those before are {self._size_hw[1]}×{self._size_hw[0]}: "
-                "expected one size throughout"
+                f"picture {self.count} for {self.path} is {width}×{height}, but picture 0 was "
+                f"{width_by_height(self._size_hw)}: expected one size. Scale them before"
             )
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = VideoFrame.from_ndarray(pixels).reformat(format="yuv420p", dst_colorspace="ITU709")
@@ -536,7 +544,8 @@ class FilmWriter:
 
     def _started(self, container: OutputContainer, height: int, width: int) -> VideoStream:
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
-        stream: VideoStream = container.add_stream(encoder, self.fps, options=ENCODERS[encoder])
+        stream = container.add_stream(encoder, self.fps, options=ENCODERS[encoder])
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # BT.709, said so that players do not guess; 1 is its number in all three lists, and limited range in the last.
         stream.colorspace = stream.color_primaries = stream.color_trc = stream.color_range = 1

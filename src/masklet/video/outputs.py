@@ -1,0 +1,164 @@
+"""What tracking leaves behind: a film with the masks painted in, a folder of masks, or lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+
+from masklet.errors import FilmError
+from masklet.files import replacing
+from masklet.masks import upscale_logits
+from masklet.prompts import SizeHW
+from masklet.results import Masks, colour_of
+from masklet.video.frames import WRITABLE_SUFFIXES, FilmWriter, width_by_height
+from masklet.video.tracks import FrameResult
+
+
+@dataclass(frozen=True)
+class Writers:
+    """Files that results are added to, frame by frame. Made by ``open_writers``."""
+
+    size_hw: SizeHW
+    outputs: tuple[tuple[Path, Callable[[FrameResult], None]], ...]
+
+    def write(self, result: FrameResult) -> None:
+        """Add a frame to every file.
+
+        Raises:
+            FilmError: It has another size than the film; a file cannot be written.
+        """
+        if (size_hw := result.masks.masks.shape[1:]) != self.size_hw:
+            raise FilmError(
+                f"frame {result.index} is {width_by_height(size_hw)}, but the film to write is "
+                f"{width_by_height(self.size_hw)}: expected one size throughout"
+            )
+        for path, add in self.outputs:
+            with naming(path):
+                add(result)
+
+
+@contextmanager
+def open_writers(
+    overlay: Path | None = None,
+    masks: Path | None = None,
+    jsonl: Path | None = None,
+    *,
+    fps: Fraction | float,
+    size_hw: SizeHW,
+) -> Iterator[Writers]:
+    """Open what results will be written to; none of it holds more than a frame.
+
+    The film and the lines appear when the block ends well, and not at all when it fails; masks as they are written.
+
+    Args:
+        overlay: A film of the pictures with their masks painted over them, see ``FilmWriter``.
+        masks: A folder of PNGs, as DAVIS has them: ``00000.png`` for frame 0, where 0 is background and the first
+            object 1. It is made if need be; other files in it are left alone.
+        jsonl: A line of JSON for each frame, see ``json_line``.
+        fps: Of the film, frames per second.
+        size_hw: Of the film and so of every result.
+
+    Raises:
+        FilmError: One of them cannot be written.
+    """
+    with ExitStack() as stack:
+        outputs: list[tuple[Path, Callable[[FrameResult], None]]] = []
+        if overlay is not None:
+            with naming(overlay):
+                film = stack.enter_context(FilmWriter(overlay, fps))
+            outputs.append((overlay, lambda result: film.write(result.masks.overlay())))
+        if masks is not None:
+            with naming(masks):
+                masks.mkdir(parents=True, exist_ok=True)
+            outputs.append((masks, lambda result: save_index_picture(masks, result)))
+        if jsonl is not None:
+            with naming(jsonl):
+                lines = stack.enter_context(stack.enter_context(replacing(jsonl)).open("w", encoding="utf-8"))
+            outputs.append((jsonl, lambda result: print(json_line(result), file=lines)))
+        yield Writers(size_hw, tuple(outputs))
+
+
+def output_kind(path: str | os.PathLike[str]) -> dict[str, Path]:
+    """Which of the files of ``open_writers`` a path is meant to be, by its suffix; without one it is a folder."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        return {"jsonl": path}
+    if suffix in WRITABLE_SUFFIXES:
+        return {"overlay": path}
+    if not suffix or path.is_dir():
+        return {"masks": path}
+    raise FilmError(
+        f"cannot write masks to {path}: expected a film ({', '.join(WRITABLE_SUFFIXES)}), lines of JSON (.jsonl), or a "
+        "folder, which has no suffix"
+    )
+
+
+def index_picture(masks: Masks) -> Image.Image:
+    """(height, width) of object numbers, from 1: 8 bits with the colours of ``overlay``, 16 bits beyond 255 objects.
+
+    Where masks overlap, the object of the higher logit is seen.
+    """
+    numbers = masks.objects + 1
+    if (last := numbers.max(initial=0)) > 65535:
+        raise FilmError(f"object {last} does not fit the 65535 values of a 16-bit PNG: write lines of JSON (.jsonl)")
+    size_hw = (masks.masks.shape[1], masks.masks.shape[2])
+    values = np.zeros(size_hw, np.uint8 if last <= 255 else np.uint16)
+    highest = np.full(size_hw, -np.inf, np.float32)
+    # One at a time: hundreds of objects at the film's size would not fit in memory.
+    for mask, low_res, number in zip(masks.masks, masks.logits, numbers, strict=True):
+        logits = upscale_logits(torch.tensor(low_res), size_hw).numpy()
+        wins = mask & (logits > highest)
+        values[wins], highest[wins] = number, logits[wins]
+    image = Image.fromarray(values)
+    if last <= 255:
+        image.putpalette(np.concatenate([np.zeros((1, 3), np.uint8), colour_of(np.arange(255))]).tobytes())
+    return image
+
+
+def save_index_picture(folder: Path, result: FrameResult) -> None:
+    """Add one frame's ``index_picture`` to a folder."""
+    with replacing(folder / f"{result.index:05}.png") as unfinished:
+        index_picture(result.masks).save(unfinished)
+
+
+def json_line(result: FrameResult) -> str:
+    """All that is known of a frame, without its line's end.
+
+    ``frame``, ``time`` in seconds, and ``objects``: of each its name (``object``), ``segmentation`` (COCO's compressed
+    run lengths), ``score`` (predicted IoU), ``object_score`` (above 0: it is in the frame), ``bbox`` [x, y, width,
+    height] and ``area`` in pixels. Names that are no JSON become text.
+    """
+    masks, objects = result.masks, []
+    columns = (masks.to_rle(), masks.scores, result.object_scores, masks.boxes, masks.areas)
+    for name, rle, score, object_score, (x0, y0, x1, y1), area in zip(result.objects, *columns, strict=True):
+        entry: dict[str, Any] = {
+            "object": name,
+            "segmentation": rle,
+            "score": float(score),
+            "object_score": float(object_score),
+            "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+            "area": int(area),
+        }
+        objects.append(entry)
+    return json.dumps({"frame": result.index, "time": result.time, "objects": objects}, ensure_ascii=False, default=str)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the file system, told as errors of this file."""
+    try:
+        yield
+    except (OSError, av.FFmpegError) as error:
+        raise FilmError(f"cannot write {path}: {error.strerror or error}") from error
