@@ -29,5 +29,9 @@ class DeviceError(MaskletError, RuntimeError):
     """A device that was asked for and is not there."""
 
 
+class SessionError(MaskletError, ValueError):
+    """A saved session that cannot be written, or gone on with."""
+
+
 class SpoolError(MaskletError, OSError):
     """No room to keep what was tracked."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from masklet.config import STRIDES
 from masklet.errors import CheckpointError, PromptError
 from masklet.files import replacing
 from masklet.masks import clean_masks, upscale_logits
+from masklet.model.fingerprint import fingerprint
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import Prompts, SizeHW, read_prompts
@@ -173,6 +173,4 @@ def encoder_fingerprint(model: Sam2Model) -> str:
     """A few hex digits that differ between models whose embeddings differ."""
     encoders = (model.vision_encoder, model.mask_decoder.conv_s0, model.mask_decoder.conv_s1)
     weights = [model.no_memory_embedding, *(t for encoder in encoders for t in encoder.state_dict().values())]
-    # Bits summed as integers: exact in any order, on any device, and many times faster than hashing them.
-    sums = torch.stack([t.detach().float().view(torch.int32).sum(dtype=torch.int64) for t in weights])
-    return hashlib.sha256(repr((model.config, sums.tolist())).encode()).hexdigest()[:16]
+    return fingerprint(model.config, weights)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from masklet.model.sam2 import Sam2Model
+from masklet.training.affinity import AffinityHead
 from masklet.training.batches import Batch, make_batch
 from masklet.training.config import TrainingConfig
 from masklet.training.geometry import noise_embeddings, random_shapes
@@ -46,11 +47,13 @@ class Trainer:
             torch.manual_seed(config.seed)
             self.model = Sam2Model(config.model)
             initialise(self.model)
+            self.affinity = AffinityHead(config.model.hidden_size)
         self.model.train()
         self.ema = {name: weight.clone() for name, weight in self.model.state_dict().items()}
         groups: list[dict[str, Any]] = [
             {"params": [p for p in self.model.parameters() if p.ndim > 1]},
             {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": list(self.affinity.parameters()), "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(
             groups,
@@ -111,15 +114,17 @@ class Trainer:
         stage = self.config.stage_of(self.step)
         # On the CPU, the gradient of the fused attention in bfloat16 takes longer than all of the plain one.
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            embeddings = self.model.get_image_embeddings(batch.pixel_values)
+            affinity = self.affinity(embeddings, batch.targets, generator)
             losses, ious = interactive_losses(
                 self.model,
-                self.model.get_image_embeddings(batch.pixel_values),
+                embeddings,
                 batch.targets,
                 rounds=stage.rounds,
                 focal_weight=stage.focal_weight,
                 generator=generator,
             )
-        total = torch.stack([round_.total for round_ in losses]).mean()
+        total = torch.stack([round_.total for round_ in losses]).mean() + affinity
         self.optimizer.zero_grad()
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(
@@ -128,7 +133,7 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self._follow()
-        return StepReport(self.step, rate, float(norm), _means(losses), ious)
+        return StepReport(self.step, rate, float(norm), _means(losses) | {"affinity": float(affinity.detach())}, ious)
 
     def _follow(self) -> None:
         # The mean starts short, or the first weights would stay in it for long.
@@ -148,6 +153,7 @@ class Trainer:
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
+            "affinity": self.affinity.state_dict(),
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
         }
@@ -160,6 +166,7 @@ class Trainer:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
+        self.affinity.load_state_dict(state["affinity"])
         self.ema = state["ema"]
         self.optimizer.load_state_dict(state["optimizer"])
 

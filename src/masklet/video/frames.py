@@ -36,7 +36,7 @@ from masklet.pictures import PictureSource, read_picture
 FilmSource: TypeAlias = str | os.PathLike[str] | Iterable[PictureSource]
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-WRITABLE_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4")
+WRITABLE_SUFFIXES = (".mkv", ".mov", ".mp4")
 ENCODERS = {"libx264": {"crf": "18"}, "libopenh264": {"b": "8M"}, "mpeg4": {"qmin": "2", "qmax": "4"}}
 """The first that PyAV was built with writes our films; each with what makes it look like the original."""
 
@@ -296,13 +296,12 @@ class PassingPictures:
                         f"frame {index} of {self.name} has passed, and it gives each once: {self._passed} have been "
                         "taken. To go back pass a list, a folder or a video file"
                     )
-                for picture in self._coming:
-                    self._passed += 1
-                    if self._passed > index:
-                        break
+                for picture in islice(self._coming, index - self._passed, None):
+                    self._passed = index + 1
+                    self._last = picture_frame(index, picture, self.name)
+                    break
                 else:
                     return
-                self._last = picture_frame(index, picture, self.name)
             yield self._last
 
 

@@ -135,6 +135,18 @@ class ObjectMemory:
         if is_prompted:
             self.prompted.add(frame)
 
+    def packed(self, frame: int) -> Packed:
+        """A result as it lies in the spool."""
+        seen = self._frames[frame]
+        assert isinstance(seen, Packed)
+        return seen
+
+    def restore(self, frame: int, seen: Packed, *, is_prompted: bool) -> None:
+        """Put a packed result back; its map is made when a frame reads it."""
+        self._frames[frame] = seen
+        if is_prompted:
+            self.prompted.add(frame)
+
     def drop_maps(self, keep: set[int]) -> None:
         """Let go of the maps of all other frames."""
         self.maps = {frame: memory for frame, memory in self.maps.items() if frame in keep}

@@ -1,0 +1,280 @@
+"""A session as a file: all that is needed to go on, here or on another device, with the same masks.
+
+A zip archive, not compressed again, that is written and read one mask at a time:
+
+- ``session.json``: format, model, film, policy, resolution, names of the objects;
+- ``tensors.safetensors``: prompts, scores, pointers, and which frames were passed which way;
+- ``masks/0``, ``masks/1`` …: the packed logits of each object, one frame after the other.
+
+Memory maps are not in it: they follow from the film and the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from masklet.config import STRIDES
+from masklet.errors import MaskletError, SessionError
+from masklet.files import replacing
+from masklet.model.fingerprint import fingerprint
+from masklet.model.sam2 import Sam2Model
+from masklet.prompts import SizeHW
+from masklet.version import __version__
+from masklet.video.frames import Film, FilmSource, open_film, width_by_height
+from masklet.video.memory import ObjectMemory, Packed, PaperPolicy
+from masklet.video.tracker import FramePrompt
+from masklet.video.tracks import FrameResult, Track, Tracks
+
+FORMAT = "masklet-session-"
+VERSION = "1"
+PROMPT_PARTS = ("points", "labels", "mask")
+
+
+def save_session(path: str | os.PathLike[str], tracks: Tracks, film: Film, times: dict[int, float]) -> None:
+    """Write the file, whole or not at all.
+
+    Args:
+        path: Where to.
+        tracks: The objects, of a film that can be gone back to.
+        film: What they are followed through; it stays where it is.
+        times: Seconds from the film's beginning, of every frame that was tracked.
+
+    Raises:
+        SessionError: It cannot be written, or an object's name cannot; an older file there is as it was.
+    """
+    spool = tracks.spool
+    assert spool is not None
+    for name in tracks.objects:
+        if not isinstance(name, str | int):
+            raise SessionError(f"object {name!r} cannot be saved: expected names that are text or whole numbers")
+    tensors = {"times.frames": torch.tensor(list(times)), "times.seconds": torch.tensor(list(times.values())).double()}
+    for number, track in enumerate(tracks.objects.values()):
+        tensors |= {f"{number}.{key}": value.cpu().contiguous() for key, value in object_tensors(track).items()}
+    try:
+        header = {
+            "format": FORMAT + VERSION,
+            "masklet": __version__,
+            "model": model_identity(tracks.model),
+            "film": film_identity(film),
+            "input_hw": tracks.input_hw,
+            "policy": asdict(tracks.policy),
+            "objects": list(tracks.objects),
+        }
+        with replacing(path) as unfinished, ZipFile(unfinished, "w") as archive:
+            archive.writestr("session.json", json.dumps(header, indent=1))
+            archive.writestr("tensors.safetensors", safetensors.torch.save(tensors))
+            for number, track in enumerate(tracks.objects.values()):
+                with archive.open(f"masks/{number}", "w", force_zip64=True) as masks:
+                    for frame in frames_of(track):
+                        masks.write(spool.read(track.bank.packed(frame).place))
+    except OSError as error:
+        raise SessionError(f"cannot save the session to {path}: {error.strerror or error}") from error
+
+
+def frames_of(track: Track) -> list[int]:
+    """Frames that have a result, in the order in which they are saved."""
+    return sorted(track.bank.prompted | track.bank.tracked)
+
+
+def object_tensors(track: Track) -> dict[str, Tensor]:
+    """All of one object but its masks."""
+    frames = frames_of(track)
+    seen = [track.bank.packed(frame) for frame in frames]
+    told = {
+        f"prompts.{frame}.{part}": values
+        for frame, prompt in track.prompts.items()
+        for part in PROMPT_PARTS
+        if (values := getattr(prompt, part)) is not None
+    }
+    return {
+        "frames": torch.tensor(frames),
+        "is_prompted": torch.tensor([frame in track.bank.prompted for frame in frames]),
+        "mask_bytes": torch.tensor([one.place[1] for one in seen]),
+        "ious": torch.stack([one.iou for one in seen]),
+        "scores": torch.stack([one.score for one in seen]),
+        "pointers": torch.stack([one.pointer for one in seen]),
+        "passed": torch.tensor(list(track.passed.items()), dtype=torch.int64).view(-1, 2),  # (frame, step)
+        **told,
+    }
+
+
+def model_identity(model: Sam2Model) -> str:
+    """Differs between models whose masks differ; the same on every device."""
+    return f"{model.dtype} {fingerprint(model.config, model.state_dict().values())}"
+
+
+def film_identity(film: Film) -> dict[str, Any]:
+    """Where the film is, and what it is recognised by."""
+    return {
+        "name": film.name,
+        "path": None if film.path is None else str(film.path.absolute()),
+        "checksum": film.checksum(),
+        "size_hw": list(film.size_hw),
+        "count": film.count,
+    }
+
+
+@contextmanager
+def open_saved(path: str | os.PathLike[str]) -> Iterator[SavedSession]:
+    """Open what ``save_session`` wrote.
+
+    Raises:
+        SessionError: It is not there, not such a file, of another version, or damaged, which shows while reading, too.
+    """
+    damaged = f"{path} is damaged or was cut off: expected a whole saved session. Copy it again, or take an older one"
+    try:
+        with ZipFile(path) as archive:
+            yield SavedSession(Path(path), archive, read_header(path, archive))
+    except FileNotFoundError as error:
+        raise SessionError(f"there is no saved session at {path} (looked in {os.getcwd()})") from error
+    except BadZipFile as error:
+        raise SessionError(damaged if starts_as_archive(path) else not_a_session(path)) from error
+    except EOFError as error:
+        raise SessionError(damaged) from error
+    except OSError as error:
+        if isinstance(error, MaskletError):
+            raise
+        raise SessionError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_header(path: str | os.PathLike[str], archive: ZipFile) -> dict[str, Any]:
+    """``session.json``, of this version."""
+    if "session.json" not in archive.namelist():
+        raise SessionError(not_a_session(path))
+    header = json.loads(archive.read("session.json"))
+    version = str(header.get("format", "")).removeprefix(FORMAT)
+    if version != VERSION:
+        raise SessionError(
+            f"{path} was saved in version {version} of the format by masklet {header.get('masklet')}: masklet "
+            f"{__version__} reads version {VERSION}. Go on with the masklet that saved it"
+        )
+    return header
+
+
+def not_a_session(path: str | os.PathLike[str]) -> str:
+    """What to say of another kind of file."""
+    return f"{path} is not a saved session: expected a file that Session.save or track(autosave=…) wrote"
+
+
+def starts_as_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a file that is no zip archive began as one."""
+    with Path(path).open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+@dataclass(frozen=True)
+class SavedSession:
+    """A session's file, open. Made by ``open_saved``."""
+
+    path: Path
+    archive: ZipFile
+    header: dict[str, Any]
+
+    @property
+    def input_hw(self) -> SizeHW:
+        """Of the network's input."""
+        height, width = self.header["input_hw"]
+        return height, width
+
+    @property
+    def policy(self) -> PaperPolicy:
+        """What frames read."""
+        return PaperPolicy(**self.header["policy"])
+
+    def check_model(self, model: Sam2Model) -> None:
+        """Refuse a model that would track otherwise."""
+        if model_identity(model) != self.header["model"]:
+            raise SessionError(
+                f"{self.path} was saved with another model, or with this one in another dtype: load the model it was "
+                f"saved with, in {self.header['model'].split()[0]}; its masks would not fit together with this one's"
+            )
+
+    def open_film(self, source: FilmSource | None) -> Film:
+        """The film, from ``source`` or from where it was."""
+        saved = self.header["film"]
+        if source is None:
+            call = f"sam.resume({str(self.path)!r}, film=…)"
+            if saved["path"] is None:
+                raise SessionError(f"{self.path} was saved from {saved['name']}, not from a file: pass them, {call}")
+            if not Path(saved["path"]).exists():
+                raise SessionError(
+                    f"the film of {self.path} was at {saved['path']} and is gone: say where it is, {call}"
+                )
+            source = saved["path"]
+        film = open_film(source)
+        found = film_identity(film)
+        if found["checksum"] not in (None, saved["checksum"]) and saved["checksum"] is not None:
+            raise SessionError(
+                f"{film.name} is not the film that {self.path} was saved from, or has changed since: its checksum is "
+                f"{found['checksum'][:12]}, expected {saved['checksum'][:12]}, of {saved['name']}"
+            )
+        # Pictures have no checksum: that they are the same is for whoever passes them to know.
+        if (
+            found["size_hw"] != saved["size_hw"]
+            or None not in (counts := (found["count"], saved["count"]))
+            and (counts[0] != counts[1])
+        ):
+            raise SessionError(f"{film.name} has {extent(found)}, but {self.path} was saved from {extent(saved)}")
+        return film
+
+    def restore(self, tracks: Tracks) -> dict[int, float]:
+        """Put the objects into ``tracks``, which has none yet; returns ``times``, see ``save_session``."""
+        tensors = safetensors.torch.load(self.archive.read("tensors.safetensors"))
+        for number, name in enumerate(self.header["objects"]):
+            prefix = f"{number}."
+            of_object = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            tracks.objects[name] = self._track(tracks, number, of_object)
+        return dict(zip(tensors["times.frames"].tolist(), tensors["times.seconds"].tolist(), strict=True))
+
+    def _track(self, tracks: Tracks, number: int, tensors: dict[str, Tensor]) -> Track:
+        device, spool = tracks.model.device, tracks.spool
+        assert spool is not None
+        bank = ObjectMemory(spool)
+        shape = (tracks.input_hw[0] // STRIDES[0], tracks.input_hw[1] // STRIDES[0])
+        columns = [tensors[key].tolist() for key in ("frames", "is_prompted", "mask_bytes")]
+        rows = [tensors[key].to(device) for key in ("ious", "scores", "pointers")]
+        with self.archive.open(f"masks/{number}") as masks:
+            for row, (frame, is_prompted, size) in enumerate(zip(*columns, strict=True)):
+                place = spool.append(masks.read(size))
+                # Cloned: a row of a shared tensor would keep all of it.
+                iou, score, pointer = (values[row].clone() for values in rows)
+                bank.restore(frame, Packed(place, shape, iou, score, pointer, pointer.dtype), is_prompted=is_prompted)
+        told: dict[int, dict[str, Tensor]] = {}
+        for key, values in tensors.items():
+            if key.startswith("prompts."):
+                _, frame, part = key.split(".")
+                told.setdefault(int(frame), {})[part] = values.to(device)
+        prompts = {frame: FramePrompt(**parts) for frame, parts in told.items()}
+        return Track(bank, prompts, dict(tensors["passed"].tolist()))
+
+
+def extent(film: dict[str, Any]) -> str:
+    """A film's size, as people say it."""
+    count = "frames" if film["count"] is None else f"{film['count']} frames"
+    return f"{count} of {width_by_height(tuple(film['size_hw']))}"
+
+
+def autosaving(results: Iterator[FrameResult], save: Callable[[], None], seconds: float) -> Iterator[FrameResult]:
+    """The same results; ``save`` is called at most every so many seconds, and when they end, however that comes."""
+    due = monotonic() + seconds
+    try:
+        for result in results:
+            if (started := monotonic()) >= due:
+                save()
+                # A long film takes long to write: nine tenths of the time are for tracking.
+                due = monotonic() + max(seconds, 9 * (monotonic() - started))
+            yield result
+    finally:
+        save()
