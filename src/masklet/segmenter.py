@@ -59,6 +59,19 @@ class Segmenter:
         policy = PaperPolicy(self.model.config.num_maskmem, max_prompted, opened.count)
         return Session(self.model, self._processor(resolution), opened, policy)
 
+    def resume(self, path: str | os.PathLike[str], film: Any = None) -> Session:
+        """Go on with a session that ``Session.save`` or ``Session.track(autosave=…)`` kept, with the same masks.
+
+        Args:
+            path: The saved session.
+            film: Where its film is now, if it is no longer where it was, or if it was no file: as in ``video``.
+
+        Raises:
+            SessionError: It is no such file, damaged, or of another version, model or film; or its film is gone.
+            FilmError: ``film`` is no film.
+        """
+        return Session.resume(self.model, path, film)
+
     def stream(self, *, resolution: int | SizeHW | None = None, max_prompted: int = 8, fps: float = 30.0) -> Stream:
         """Follow objects through frames that arrive one at a time, for ever.
 

@@ -22,6 +22,11 @@ class Batch:
     pixel_values: Tensor  # (batch, 3, height, width), normalised
     targets: Tensor  # (batch, objects, height / 4, width / 4) bool, none empty
 
+    def split(self, parts: int) -> list[Batch]:
+        """As many batches of a part of the pictures."""
+        pairs = zip(self.pixel_values.chunk(parts), self.targets.chunk(parts), strict=True)
+        return [Batch(pixels, targets) for pixels, targets in pairs]
+
 
 def make_batch(sources: Sources, *, side_px: int, pictures: int, objects: int, seed: int, step: int) -> Batch:
     """Compose the pictures of one step and draw as many objects in each; in a picture of few, some are drawn twice."""

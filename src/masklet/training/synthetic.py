@@ -15,18 +15,18 @@ from masklet.training.sources import Sources
 
 Pixels = NDArray[np.uint8]
 
-REAL_SHARE = 0.3
+REAL_SHARE = 0.2
 """Pictures that begin with a photo whose instances are annotated."""
 TEXTURE_SHARE = 0.2
 """Backgrounds that are procedural."""
 SHAPE_SHARE = 0.15
 """Pasted objects that are procedural shapes."""
-REFILL_SHARE = 0.2
+REFILL_SHARE = 0.1
 """Pasted cut-outs that keep their outline and are filled with a piece of photo or a texture."""
-MAX_OBJECTS = 7
-OBJECT_SIDES = (0.1, 0.95)
+MAX_OBJECTS = 5
+OBJECT_SIDES = (0.2, 0.95)
 """Longer side of a pasted object."""
-MIN_AREA = 0.003
+MIN_AREA = 0.01
 """Visible fragments below this share of the picture are not asked for."""
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -59,7 +59,8 @@ def save_session(path: str | os.PathLike[str], tracks: Tracks, film: Film, times
     for name in tracks.objects:
         if not isinstance(name, str | int):
             raise SessionError(f"object {name!r} cannot be saved: expected names that are text or whole numbers")
-    tensors = {"times.frames": torch.tensor(list(times)), "times.seconds": torch.tensor(list(times.values())).double()}
+    seconds = torch.tensor(list(times.values()), dtype=torch.float64)
+    tensors = {"times.frames": torch.tensor(list(times)), "times.seconds": seconds}
     for number, track in enumerate(tracks.objects.values()):
         tensors |= {f"{number}.{key}": value.cpu().contiguous() for key, value in object_tensors(track).items()}
     try:
@@ -221,11 +222,8 @@ class SavedSession:
                 f"{found['checksum'][:12]}, expected {saved['checksum'][:12]}, of {saved['name']}"
             )
         # Pictures have no checksum: that they are the same is for whoever passes them to know.
-        if (
-            found["size_hw"] != saved["size_hw"]
-            or None not in (counts := (found["count"], saved["count"]))
-            and (counts[0] != counts[1])
-        ):
+        counts = {found["count"], saved["count"]} - {None}
+        if found["size_hw"] != saved["size_hw"] or len(counts) > 1:
             raise SessionError(f"{film.name} has {extent(found)}, but {self.path} was saved from {extent(saved)}")
         return film
 
@@ -266,15 +264,16 @@ def extent(film: dict[str, Any]) -> str:
     return f"{count} of {width_by_height(tuple(film['size_hw']))}"
 
 
-def autosaving(results: Iterator[FrameResult], save: Callable[[], None], seconds: float) -> Iterator[FrameResult]:
+def autosaving(results: Generator[FrameResult], save: Callable[[], None], seconds: float) -> Generator[FrameResult]:
     """The same results; ``save`` is called at most every so many seconds, and when they end, however that comes."""
     due = monotonic() + seconds
     try:
-        for result in results:
-            if (started := monotonic()) >= due:
-                save()
-                # A long film takes long to write: nine tenths of the time are for tracking.
-                due = monotonic() + max(seconds, 9 * (monotonic() - started))
-            yield result
+        with closing(results):
+            for result in results:
+                if (started := monotonic()) >= due:
+                    save()
+                    # A long film takes long to write: nine tenths of the time are for tracking.
+                    due = monotonic() + max(seconds, 9 * (monotonic() - started))
+                yield result
     finally:
         save()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Generator, Hashable
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
-from masklet.errors import PromptError
+from masklet.errors import PromptError, SessionError
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
-from masklet.video.frames import Film, Frame
+from masklet.video.frames import Film, FilmSource, Frame
 from masklet.video.memory import PaperPolicy, Spool
+from masklet.video.outputs import open_writers, output_kind
+from masklet.video.saved import autosaving, open_saved, save_session
 from masklet.video.tracks import FrameResult, Tracks
 
 Direction = Literal["forward", "backward", "both"]
@@ -33,11 +37,26 @@ class Session:
         self.film = film
         self._tracks = Tracks(model, policy, size_hw=film.size_hw, input_hw=processor.input_hw, spool=Spool())
         self._features: OrderedDict[int, list[Tensor]] = OrderedDict()
+        self._times: dict[int, float] = {}  # of frames that were tracked
+
+    @classmethod
+    def resume(cls, model: Sam2Model, path: str | os.PathLike[str], film: FilmSource | None = None) -> Self:
+        """See ``Segmenter.resume``."""
+        with open_saved(path) as saved:
+            saved.check_model(model)
+            session = cls(model, Sam2ImageProcessor(saved.input_hw), saved.open_film(film), saved.policy)
+            session._times = saved.restore(session._tracks)
+        return session
 
     @property
     def objects(self) -> tuple[Hashable, ...]:
         """Names of the objects."""
         return tuple(self._tracks.objects)
+
+    @property
+    def tracked(self) -> tuple[int, ...]:
+        """Frames that an object was tracked in, from first to last."""
+        return tuple(sorted({frame for track in self._tracks.objects.values() for frame in track.passed}))
 
     def prompt(
         self,
@@ -83,23 +102,80 @@ class Session:
             self._tracks.remove(name)
 
     def track(
-        self, start: int | None = None, end: int | None = None, direction: Direction = "forward"
-    ) -> Iterator[FrameResult]:
+        self,
+        start: int | None = None,
+        end: int | None = None,
+        direction: Direction = "forward",
+        *,
+        autosave: float | None = None,
+        autosave_to: str | os.PathLike[str] | None = None,
+    ) -> Generator[FrameResult]:
         """Follow all objects through the film, yielding each frame as it is done.
 
         Args:
             start: First frame; the first that was prompted if None, or the last one when going backward.
             end: Last frame, included; the film's end if None, or its beginning when going backward.
             direction: ``"forward"``, ``"backward"``, or ``"both"``: first forward from ``start``, then backward.
+            autosave: ``save`` to ``autosave_to`` once in so many seconds, and when tracking ends or is broken off.
+            autosave_to: Where to. After a crash, ``sam.resume`` it and track on from ``session.tracked[-1] + 1``.
 
         Raises:
             PromptError: Nothing was prompted.
+            SessionError: It cannot be saved.
         """
         if direction not in ("forward", "backward", "both"):
             raise PromptError(f"direction is {direction!r}: expected forward, backward or both")
         prompted = {frame for track in self._tracks.objects.values() for frame in track.bank.prompted}
         if not prompted:
             raise PromptError("nothing to track: show an object first, film.prompt(frame=0, points=[(x, y)])")
+        if (autosave is None) != (autosave_to is None):
+            raise SessionError("autosave=seconds and autosave_to=path go together: expected both, or none of them")
+        results = self._passes(prompted, start, end, direction)
+        if autosave is not None and autosave_to is not None:
+            results = autosaving(results, partial(self.save, autosave_to), autosave)
+        yield from results
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Keep the session in a file, for ``Segmenter.resume`` to go on with. The film is not in it.
+
+        Raises:
+            SessionError: It cannot be written, or names of objects are neither text nor whole numbers; an older file
+                there is as it was.
+        """
+        save_session(path, self._tracks, self.film, self._times)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write what was tracked, in the film's order; nothing is tracked again.
+
+        Args:
+            path: By its suffix a film with the masks painted over it (``.mp4``, ``.mkv`` …), a line of JSON for each
+                frame (``.jsonl``), or, without suffix, a folder of PNGs as DAVIS has them. See ``video.outputs``.
+
+        Raises:
+            FilmError: Another suffix; it cannot be written; a film that came frame by frame cannot be read again.
+            PromptError: Nothing was tracked yet.
+        """
+        kind = output_kind(path)
+        if not self.tracked:
+            raise PromptError("nothing to write: track first, for result in film.track(): ...")
+        with open_writers(**kind, fps=self.film.fps, size_hw=self.film.size_hw) as writers:
+            for result in self._stored_results(with_pictures="overlay" in kind):
+                writers.write(result)
+
+    def _stored_results(self, *, with_pictures: bool) -> Generator[FrameResult]:
+        tracked = self.tracked
+        if not with_pictures:
+            for index in tracked:
+                yield self._tracks.result(index, self._times[index], self._tracks.seen(index), None)
+            return
+        wanted = set(tracked)
+        for frame in self.film.frames(tracked[0], tracked[-1] + 1):
+            if frame.index in wanted:
+                yield self._tracks.result(frame.index, frame.time, self._tracks.seen(frame.index), frame.picture)
+
+    def _passes(
+        self, prompted: set[int], start: int | None, end: int | None, direction: Direction
+    ) -> Generator[FrameResult]:
         if direction in ("forward", "both"):
             yield from self._go(min(prompted) if start is None else start, end, step=1)
         if direction == "backward":
@@ -108,7 +184,7 @@ class Session:
             first = min(prompted) if start is None else start
             yield from self._go(first - 1, None, step=-1)
 
-    def _go(self, start: int, end: int | None, step: int) -> Iterator[FrameResult]:
+    def _go(self, start: int, end: int | None, step: int) -> Generator[FrameResult]:
         if start < 0:
             return
         stop = None if end is None else end + step
@@ -116,6 +192,7 @@ class Session:
             stop = None
         for frame in self.film.frames(start, stop, step):
             seen = self._tracks.advance(frame.index, partial(self._features_of, at_hand=frame), step)
+            self._times[frame.index] = frame.time
             yield self._tracks.result(frame.index, frame.time, seen, frame.picture)
 
     def _features_of(self, index: int, at_hand: Frame | None = None) -> list[Tensor]:

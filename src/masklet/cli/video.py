@@ -1,0 +1,121 @@
+"""masklet video."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from masklet.cli.image import parse_numbers
+from masklet.cli.tables import show_table
+from masklet.errors import PromptError
+
+if TYPE_CHECKING:
+    from masklet.video.session import Session
+    from masklet.video.tracks import FrameResult
+
+PLACE = "[OBJECT@]FRAME:"
+
+
+def track(
+    film: Annotated[Path, typer.Argument(help="Video file, or folder of pictures in name order.")],
+    point: Annotated[
+        list[str] | None,
+        typer.Option(metavar=f"{PLACE}X,Y[,LABEL]", help="Click, in pixels; label 0 is beside the object. Repeatable."),
+    ] = None,
+    box: Annotated[
+        list[str] | None, typer.Option(metavar=f"{PLACE}X0,Y0,X1,Y1", help="Box, in pixels. Repeatable.")
+    ] = None,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(metavar=f"{PLACE}PNG", help="Mask of the film's size, taken as it is. Repeatable."),
+    ] = None,
+    object: Annotated[str, typer.Option(metavar="NAME", help="Object of the prompts that name none.")] = "1",
+    start: Annotated[int | None, typer.Option(help="First frame; the first that was prompted if not given.")] = None,
+    end: Annotated[int | None, typer.Option(help="Last frame, included.")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Track backward.")] = False,
+    model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    resolution: Annotated[
+        int | None, typer.Option(help="Input side of the network, a multiple of 32; the model's own if not given.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="MP4", help="Write the film with the masks on it.")] = None,
+    masks: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write a palette PNG for each frame.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(metavar="JSONL", help="Write a line of JSON for each frame.")] = None,
+) -> None:
+    """Follow objects through a film, from clicks, boxes or masks on any frame."""
+    prompts = {
+        **_by_place("--point", point, object, lambda text: parse_numbers("--point", text, (2, 3))),
+        **_by_place("--box", box, object, lambda text: parse_numbers("--box", text, (4,))),
+        **_by_place("--mask", mask, object, Path),
+    }
+    if not prompts:
+        raise PromptError("nothing to track: give --point, --box or --mask (masklet video --help)")
+    import masklet
+    from masklet.video.outputs import open_writers
+
+    session = masklet.load(model, device=device).video(film, resolution=resolution)
+    show_prompts(session, prompts)
+    opened = session.film
+    results = session.track(start, end, "backward" if reverse else "forward")
+    scores: dict[Any, list[float]] = {name: [] for name in session.objects}
+    with open_writers(out, masks, jsonl, fps=opened.fps, size_hw=opened.size_hw) as writers:
+        for result in show_progress(results, opened.count):
+            writers.write(result)
+            for name, score, visible in zip(result.objects, result.scores, result.visible, strict=True):
+                if visible:
+                    scores[name].append(float(score))
+    show_table(
+        ("object", "frames seen", "mean score"),
+        [(name, len(seen), f"{sum(seen) / max(len(seen), 1):.3f}") for name, seen in scores.items()],
+        title=film.name,
+    )
+
+
+def _by_place(option: str, texts: list[str] | None, default: str, parse: Any) -> dict[tuple[str, str, int], list[Any]]:
+    """Values of one option by (option, object, frame)."""
+    found: dict[tuple[str, str, int], list[Any]] = {}
+    for text in texts or []:
+        place, colon, value = text.partition(":")
+        name, at, frame = place.rpartition("@")
+        if not colon or not frame.isdigit():
+            raise PromptError(f"{option} {text!r}: expected {PLACE}…, as in 0:210,350 or cup@0:210,350")
+        found.setdefault((option, name if at else default, int(frame)), []).append(parse(value))
+    return found
+
+
+def show_prompts(session: Session, prompts: dict[tuple[str, str, int], list[Any]]) -> None:
+    """Give the session its prompts, all those of one object in one frame together."""
+    from masklet.cli.image import read_mask
+
+    for name, frame in dict.fromkeys((name, frame) for _, name, frame in prompts):
+        points, boxes, masks = (prompts.get((option, name, frame), []) for option in ("--point", "--box", "--mask"))
+        if len(boxes) > 1 or len(masks) > 1:
+            raise PromptError(f"object {name!r} has several boxes or masks in frame {frame}: expected one")
+        session.prompt(
+            frame,
+            name,
+            points=points or None,
+            box=boxes[0] if boxes else None,
+            mask=read_mask(masks[0]) if masks else None,
+        )
+
+
+def show_progress(results: Iterable[FrameResult], total: int | None) -> Iterator[FrameResult]:
+    """A progress bar on a terminal: frames, frames a second, time left. Nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} frames/s"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total, rate=0.0)
+        for result in results:
+            progress.advance(task)
+            progress.update(task, rate=progress.tasks[0].speed or 0.0)
+            yield result

@@ -1,0 +1,263 @@
+"""What tracking leaves behind: films, folders of masks, lines of JSON."""
+
+import json
+import weakref
+
+import numpy as np
+import pytest
+from PIL import Image
+from video.test_tracking import BALL, CUP, HEIGHT, WIDTH, moving_square
+
+from masklet.errors import FilmError, PromptError
+from masklet.masks import decode_rle
+from masklet.model.sam2 import Sam2Model
+from masklet.results import PALETTE, Masks
+from masklet.video.frames import FilmWriter, open_film
+from masklet.video.outputs import Writers, index_picture, json_line, open_writers
+from masklet.video.tracks import FrameResult
+
+SIZE_HW = (HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def session(sam):
+    """Two objects, tracked through all but the frames 6 to 8 of 12; the later ones first."""
+    session = sam.video(moving_square(12))
+    session.prompt(9, "cup", **CUP)
+    session.prompt(2, "ball", **BALL)
+    list(session.track(start=9))
+    list(session.track(start=5, direction="backward"))
+    return session
+
+
+@pytest.fixture(scope="module")
+def results(session):
+    return list(session._stored_results(with_pictures=True))
+
+
+TRACKED = [0, 1, 2, 3, 4, 5, 9, 10, 11]
+
+
+def result_of(masks, logits=None, index=0, objects=None):
+    """A frame with these masks, (objects, height, width) bool."""
+    count = len(masks)
+    logits = np.where(masks, 1.0, -1.0).astype(np.float32) if logits is None else logits
+    scores = np.full(count, 0.5, np.float32)
+    made = Masks(masks, logits, scores, np.arange(count), np.zeros((*masks.shape[1:], 3), np.uint8))
+    return FrameResult(index, index / 25, objects or tuple(range(1, count + 1)), made, np.ones(count, np.float32))
+
+
+def test_masks_lie_in_a_folder_as_davis_has_them(session, results, tmp_path):
+    session.write(tmp_path / "new" / "masks")
+    files = sorted((tmp_path / "new" / "masks").iterdir())
+    assert [file.name for file in files] == [f"{index:05}.png" for index in TRACKED]
+    for file, result in zip(files, results, strict=True):
+        image = Image.open(file)
+        assert image.mode == "P"
+        assert image.getpalette()[:9] == [0, 0, 0, *PALETTE[0], *PALETTE[1]]
+        values = np.asarray(image)
+        np.testing.assert_array_equal(values > 0, result.masks.masks.any(0))
+        for number, mask in enumerate(result.masks.masks, start=1):
+            assert mask[values == number].all()
+
+
+def test_a_single_object_has_the_number_one(tmp_path):
+    mask = np.zeros((1, *SIZE_HW), bool)
+    mask[0, :10] = True
+    with open_writers(masks=tmp_path / "masks", fps=25, size_hw=SIZE_HW) as writers:
+        writers.write(result_of(mask, index=123456))
+    values = np.asarray(Image.open(tmp_path / "masks" / "123456.png"))
+    np.testing.assert_array_equal(values, mask[0])
+
+
+def test_where_masks_overlap_the_higher_logit_is_seen():
+    logits = np.zeros((2, 4, 6), np.float32)
+    logits[0, :, :4], logits[1, :, 2:] = (1, 2, 3, 4), (4, 3, 2, 1)
+    picture = index_picture(result_of(logits > 0, logits).masks)
+    assert np.asarray(picture)[0].tolist() == [1, 1, 2, 1, 2, 2]
+
+
+def test_a_mask_is_seen_wherever_nothing_overlaps_it_whatever_its_logits():
+    mask = np.ones((1, 4, 6), bool)
+    assert (np.asarray(index_picture(result_of(mask, -np.ones((1, 4, 6), np.float32)).masks)) == 1).all()
+
+
+@pytest.mark.parametrize(("count", "mode"), [(0, "P"), (1, "P"), (255, "P"), (256, "I;16"), (300, "I;16")])
+def test_beyond_255_objects_numbers_have_16_bits(count, mode, tmp_path):
+    masks = np.arange(1, 321).reshape(16, 20) == np.arange(1, count + 1)[:, None, None]
+    index_picture(result_of(masks).masks).save(tmp_path / "m.png")
+    image = Image.open(tmp_path / "m.png")
+    assert image.mode == mode
+    numbers = np.arange(1, 321).reshape(16, 20)
+    np.testing.assert_array_equal(np.asarray(image), np.where(numbers <= count, numbers, 0))
+
+
+def test_more_objects_than_a_png_has_values_are_refused():
+    masks = Masks(np.ones((1, 2, 2), bool), np.ones((1, 2, 2), "f4"), np.ones(1, "f4"), np.array([65535]))
+    with pytest.raises(FilmError, match=r"object 65536 does not fit .* write lines of JSON \(\.jsonl\)"):
+        index_picture(masks)
+
+
+def test_lines_of_json_hold_all_that_is_known(session, results, tmp_path):
+    session.write(tmp_path / "masks.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "masks.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["frame"] for line in lines] == TRACKED
+    for line, result in zip(lines, results, strict=True):
+        assert line["time"] == result.time
+        assert [entry["object"] for entry in line["objects"]] == list(result.objects)
+        np.testing.assert_array_equal(decode_rle([o["segmentation"] for o in line["objects"]]), result.masks.masks)
+        for place, entry in enumerate(line["objects"]):
+            x0, y0, x1, y1 = result.masks.boxes[place].tolist()
+            assert entry["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+            assert entry["area"] == result.masks.areas[place]
+            assert entry["score"] == result.scores[place]
+            assert entry["object_score"] == result.object_scores[place]
+
+
+def test_names_in_json_stay_what_they_are_where_json_can():
+    line = json_line(result_of(np.zeros((3, 2, 2), bool), objects=("Becher süß", 7, frozenset({1}))))
+    assert "Becher süß" in line
+    assert "\n" not in line
+    assert [entry["object"] for entry in json.loads(line)["objects"]] == ["Becher süß", 7, "frozenset({1})"]
+
+
+def test_a_frame_without_objects_has_a_line_and_a_picture(tmp_path):
+    with open_writers(tmp_path / "o.mp4", tmp_path / "m", tmp_path / "l.jsonl", fps=25, size_hw=SIZE_HW) as writers:
+        writers.write(result_of(np.zeros((0, *SIZE_HW), bool)))
+    assert json.loads((tmp_path / "l.jsonl").read_text()) == {"frame": 0, "time": 0.0, "objects": []}
+    assert not np.asarray(Image.open(tmp_path / "m" / "00000.png")).any()
+    assert len(open_film(tmp_path / "o.mp4")) == 1
+
+
+def test_a_film_shows_the_masks_painted_over_it(session, results, tmp_path):
+    session.write(tmp_path / "masks.mp4")
+    film = open_film(tmp_path / "masks.mp4")
+    assert (film.size_hw, film.fps, len(film)) == (SIZE_HW, session.film.fps, len(TRACKED))
+    with FilmWriter(tmp_path / "expected.mp4", session.film.fps) as expected:
+        for result in results:
+            expected.write(result.masks.overlay())
+    for frame, theirs in zip(film, open_film(tmp_path / "expected.mp4"), strict=True):
+        np.testing.assert_array_equal(frame.picture, theirs.picture)
+
+
+def test_written_while_tracking_or_afterwards_it_is_the_same(sam, tmp_path, monkeypatch):
+    session = sam.video(moving_square(6))
+    session.prompt(0, "cup", **CUP)
+    session.prompt(0, "ball", **BALL)
+    now, later = tmp_path / "now", tmp_path / "later"
+    paths = [now / name for name in ("o.mkv", "m", "l.jsonl")]
+    with open_writers(*paths, fps=session.film.fps, size_hw=session.film.size_hw) as writers:
+        for result in session.track():
+            writers.write(result)
+    # Nothing is computed again.
+    monkeypatch.setattr(Sam2Model, "get_image_features", None)
+    monkeypatch.setattr(Sam2Model, "decode", None)
+    for path in paths:
+        session.write(later / path.name)
+    written = sorted(path.relative_to(now) for path in now.rglob("*") if path.is_file())
+    assert len(written) == 8
+    for path in written:
+        if path.suffix != ".mkv":  # its header has a random number
+            assert (now / path).read_bytes() == (later / path).read_bytes()
+    pairs = zip(open_film(now / "o.mkv"), open_film(later / "o.mkv"), strict=True)
+    assert all(np.array_equal(first.picture, second.picture) for first, second in pairs)
+
+
+@pytest.mark.parametrize("name", ["masks.mp4", "masks", "masks.jsonl"])
+def test_no_more_than_two_frames_are_held(session, tmp_path, monkeypatch, name):
+    alive = weakref.WeakSet()
+    write = Writers.write
+
+    def counting(self, result):
+        alive.add(result)
+        assert len(alive) <= 2
+        write(self, result)
+
+    # Results compare by value, which arrays do not; here it matters which they are.
+    monkeypatch.setattr(FrameResult, "__eq__", object.__eq__)
+    monkeypatch.setattr(FrameResult, "__hash__", object.__hash__)
+    monkeypatch.setattr(Writers, "write", counting)
+    session.write(tmp_path / name)
+
+
+def test_masks_of_a_film_that_passed_are_still_there(sam, tmp_path):
+    session = sam.video(iter(moving_square(5)))
+    session.prompt(0, "cup", **CUP)
+    list(session.track())
+    session.write(tmp_path / "masks")
+    session.write(tmp_path / "masks.jsonl")
+    assert len(list((tmp_path / "masks").iterdir())) == 5
+    with pytest.raises(FilmError, match="has passed"):
+        session.write(tmp_path / "masks.mp4")
+    assert not (tmp_path / "masks.mp4").exists()
+
+
+@pytest.mark.parametrize("name", ["masks.json", "masks.png", "masks.xyz"])
+def test_an_unknown_suffix_is_refused(session, tmp_path, name):
+    with pytest.raises(
+        FilmError, match=r"cannot write masks to .*: expected a film \(\.m.*\.mp4\), .*\.jsonl.* or a folder"
+    ):
+        session.write(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_may_have_a_dot_in_its_name(session, tmp_path):
+    (tmp_path / "clip.v2").mkdir()
+    session.write(tmp_path / "clip.v2")
+    assert len(list((tmp_path / "clip.v2").iterdir())) == len(TRACKED)
+
+
+def test_before_tracking_there_is_nothing_to_write(sam, tmp_path):
+    session = sam.video(moving_square(3))
+    session.prompt(0, **CUP)
+    with pytest.raises(PromptError, match="nothing to write: track first"):
+        session.write(tmp_path / "masks.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_frame_of_another_size_is_refused(tmp_path):
+    with (
+        pytest.raises(FilmError, match="frame 4 is 6×4, but the film to write is 80×48"),
+        open_writers(jsonl=tmp_path / "l.jsonl", fps=25, size_hw=SIZE_HW) as writers,
+    ):
+        writers.write(result_of(np.ones((1, 4, 6), bool), index=4))
+
+
+@pytest.mark.parametrize("kind", ["overlay", "masks", "jsonl"])
+def test_what_cannot_be_written_is_named(tmp_path, kind):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / {"overlay": "o.mp4", "masks": "m", "jsonl": "l.jsonl"}[kind]
+    with (
+        pytest.raises(FilmError, match=rf"cannot write {path}: (Not a directory|File exists)"),
+        open_writers(**{kind: path}, fps=25, size_hw=SIZE_HW),
+    ):
+        pass
+
+
+def test_a_full_disk_is_told_of_and_leaves_what_was_there(results, tmp_path, monkeypatch):
+    (tmp_path / "00000.png").write_bytes(b"old")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with (
+        pytest.raises(FilmError, match=f"cannot write {tmp_path}: No space left on device"),
+        open_writers(masks=tmp_path, fps=25, size_hw=SIZE_HW) as writers,
+    ):
+        writers.write(results[0])
+    assert [file.name for file in tmp_path.iterdir()] == ["00000.png"]
+    assert (tmp_path / "00000.png").read_bytes() == b"old"
+
+
+def test_when_tracking_fails_no_half_film_and_no_half_lines_are_left(results, tmp_path):
+    def tracking():
+        yield results[0]
+        raise OSError("the camera is gone")
+
+    with (
+        pytest.raises(OSError, match="the camera is gone"),
+        open_writers(tmp_path / "o.mp4", None, tmp_path / "l.jsonl", fps=25, size_hw=SIZE_HW) as writers,
+    ):
+        list(map(writers.write, tracking()))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,314 @@
+"""A session goes on where it was broken off, bit for bit; what cannot be gone on with is said."""
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from video.test_tracking import BALL, CUP, HEIGHT, WIDTH, assert_same, logits_of, moving_square
+
+from masklet.errors import SessionError
+from masklet.segmenter import Segmenter, load
+from masklet.video import saved
+
+FRAMES = 20
+
+
+def write_pictures(folder, frames):
+    folder.mkdir()
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A film as a folder of pictures."""
+    return write_pictures(tmp_path_factory.mktemp("films") / "clip", moving_square(FRAMES))
+
+
+def begun(sam, film, **options):
+    """A session with all there is to save: clicks, a box, a mask, a correction, frames passed either way."""
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[30:44, 50:76] = True
+    session = sam.video(film, **options)
+    session.prompt(2, "cup", **CUP)
+    session.prompt(0, 7, **BALL)
+    session.prompt(4, "lid", mask=mask)
+    list(session.track(end=11))
+    list(session.track(start=5, direction="backward"))
+    session.prompt(8, "cup", points=[(40, 30, 0)])
+    return session
+
+
+@pytest.fixture(scope="module")
+def session_file(sam, clip, tmp_path_factory):
+    path = tmp_path_factory.mktemp("sessions") / "clip.masklet"
+    begun(sam, clip).save(path)
+    return path
+
+
+def test_a_resumed_session_goes_on_bit_for_bit(sam, clip, session_file):
+    unbroken, resumed = begun(sam, clip), sam.resume(session_file)
+    assert resumed.objects == unbroken.objects == ("cup", 7, "lid")
+    assert resumed.tracked == unbroken.tracked == tuple(range(12))
+    for go_on in (
+        lambda s: s.track(start=12),
+        lambda s: s.track(start=6, end=9),
+        lambda s: s.track(start=9, direction="backward"),
+    ):
+        assert_same(logits_of(go_on(resumed)), logits_of(go_on(unbroken)))
+    corrected = [s.prompt(5, "cup", points=[(10, 40, 0)]).logits for s in (resumed, unbroken)]
+    np.testing.assert_array_equal(*corrected)
+    assert_same(logits_of(resumed.track()), logits_of(unbroken.track()))
+
+
+def test_past_results_come_back_without_tracking(sam, clip, session_file):
+    def everything(session):
+        return [
+            (r.index, r.time, r.objects, r.scores.tolist(), r.object_scores.tolist(), r.masks.masks.tobytes())
+            for r in session._stored_results(with_pictures=False)
+        ]
+
+    assert everything(sam.resume(session_file)) == everything(begun(sam, clip))
+
+
+def test_a_resumed_session_can_be_saved_again(sam, session_file, tmp_path):
+    sam.resume(session_file).save(tmp_path / "again")
+    with zipfile.ZipFile(session_file) as first, zipfile.ZipFile(tmp_path / "again") as second:
+        assert first.namelist() == second.namelist()
+        assert "tensors.safetensors" in first.namelist()
+        for name in first.namelist():
+            assert first.read(name) == second.read(name)
+
+
+def test_resolution_and_what_is_read_are_kept(sam, clip, tmp_path):
+    session = begun(sam, clip, resolution=(96, 64), max_prompted=2)
+    session.save(tmp_path / "s")
+    resumed = sam.resume(tmp_path / "s")
+    assert resumed.processor.input_hw == (96, 64)
+    assert resumed._tracks.policy == session._tracks.policy
+    assert_same(logits_of(resumed.track(start=12)), logits_of(session.track(start=12)))
+
+
+def test_a_session_without_objects_can_be_saved(sam, clip, tmp_path):
+    sam.video(clip).save(tmp_path / "s")
+    resumed = sam.resume(tmp_path / "s")
+    assert resumed.objects == resumed.tracked == ()
+
+
+def test_a_session_in_bfloat16_keeps_its_dtype(sam, clip, tmp_path):
+    half = Segmenter(copy.deepcopy(sam.model).to(torch.bfloat16), sam.image_processor)
+    session = half.video(clip)
+    session.prompt(0, "cup", **CUP)
+    list(session.track(end=11))
+    session.save(tmp_path / "s")
+    assert_same(logits_of(half.resume(tmp_path / "s").track(start=12)), logits_of(session.track(start=12)))
+    with pytest.raises(SessionError, match=r"in another dtype: load the model it was saved with, in torch\.bfloat16"):
+        sam.resume(tmp_path / "s")
+
+
+def test_maps_are_made_when_they_are_read_and_restored_tensors_are_no_larger(sam, session_file):
+    bank = sam.resume(session_file)._tracks.objects["cup"].bank
+    assert not bank.maps
+    assert bank.tensor_bytes() == len(bank.prompted | bank.tracked) * bank.pointer(2).nbytes
+
+
+def test_a_film_that_moved_is_followed(sam, clip, session_file, tmp_path):
+    moved = write_pictures(tmp_path / "moved", moving_square(FRAMES))
+    expected = logits_of(sam.resume(session_file).track(start=12))
+    assert_same(logits_of(sam.resume(session_file, film=moved).track(start=12)), expected)
+
+
+def test_a_film_of_pictures_is_passed_again(sam, tmp_path):
+    film = moving_square(FRAMES)
+    session = begun(sam, film)
+    session.save(tmp_path / "s")
+    with pytest.raises(SessionError, match=r"was saved from the list of pictures, not .*film=…"):
+        sam.resume(tmp_path / "s")
+    assert_same(logits_of(sam.resume(tmp_path / "s", film=film).track(start=12)), logits_of(session.track(start=12)))
+    with pytest.raises(SessionError, match=r"has 3 frames of 80×48, but .* was saved from 20 frames of 80×48"):
+        sam.resume(tmp_path / "s", film=film[:3])
+    with pytest.raises(SessionError, match="has frames of 40×24, but"):
+        sam.resume(tmp_path / "s", film=(picture[::2, ::2] for picture in film))
+
+
+def rewritten(source, path, **changes):
+    """The same file with another header."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "session.json":
+                content = json.dumps(json.loads(content) | changes).encode()
+            new.writestr(name, content)
+
+
+def of_another_version(source, path):
+    rewritten(source, path, format="masklet-session-9", masklet="7.0")
+
+
+def of_another_archive(source, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", "Dear Sir,")
+
+
+def with_a_flipped_bit(source, path):
+    content = bytearray(source.read_bytes())
+    content[content.index(b"masks/1") + 60] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGED = {
+    "missing": (lambda source, path: None, "there is no saved session at"),
+    "a folder": (lambda source, path: path.mkdir(), "cannot read .*: Is a directory"),
+    "text": (lambda source, path: path.write_text("no zip"), "is not a saved session: expected a file that"),
+    "empty": (lambda source, path: path.touch(), "is not a saved session"),
+    "another archive": (of_another_archive, "is not a saved session"),
+    "cut off": (lambda source, path: path.write_bytes(source.read_bytes()[:-100]), "is damaged or was cut off"),
+    "cut in half": (
+        lambda source, path: path.write_bytes(source.read_bytes()[: source.stat().st_size // 2]),
+        "is damaged or was cut off",
+    ),
+    "a flipped bit": (with_a_flipped_bit, "is damaged or was cut off"),
+    "another version": (of_another_version, "in version 9 of the format by masklet 7.0: masklet .* reads version 1"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_file_that_is_no_whole_session_is_refused(sam, session_file, tmp_path, case):
+    spoil, message = DAMAGED[case]
+    spoil(session_file, tmp_path / "s")
+    with pytest.raises(SessionError, match=message):
+        sam.resume(tmp_path / "s")
+
+
+def test_another_model_is_refused(sam, session_file):
+    other = copy.deepcopy(sam.model)
+    other.memory_attention.layers[0].linear1.bias[0] += 1
+    with pytest.raises(SessionError, match="was saved with another model"):
+        Segmenter(other, sam.image_processor).resume(session_file)
+
+
+def test_another_film_or_none_is_refused(sam, tmp_path):
+    film = write_pictures(tmp_path / "film", moving_square(4))
+    session = sam.video(film)
+    session.prompt(0, **CUP)
+    session.save(tmp_path / "s")
+    other = write_pictures(tmp_path / "other", moving_square(5))
+    with pytest.raises(SessionError, match="other is not the film that .* was saved from.* its checksum is"):
+        sam.resume(tmp_path / "s", film=other)
+    film.rename(tmp_path / "renamed")
+    with pytest.raises(SessionError, match=r"was at .*film and is gone: say where it is, sam\.resume\('.*', film=…\)"):
+        sam.resume(tmp_path / "s")
+    assert sam.resume(tmp_path / "s", film=tmp_path / "renamed").objects == (1,)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(sam, clip, tmp_path, monkeypatch):
+    session = begun(sam, clip)
+    session.save(tmp_path / "s")
+    before = (tmp_path / "s").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saved.ZipFile, "writestr", full)
+    with pytest.raises(SessionError, match="cannot save the session to .*: No space left on device"):
+        session.save(tmp_path / "s")
+    assert (tmp_path / "s").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["s"]
+
+
+def test_names_that_no_file_can_hold_are_refused(sam, clip, tmp_path):
+    session = sam.video(clip)
+    session.prompt(0, ("cup", 1), **CUP)
+    with pytest.raises(SessionError, match=r"object \('cup', 1\) cannot be saved: expected names that are text or"):
+        session.save(tmp_path / "s")
+
+
+@pytest.mark.parametrize(("cost", "saves"), [(0, [20, 40, 60, 60]), (3, [20, 53, 66])])
+def test_autosave_waits_between_and_saves_at_the_end(monkeypatch, cost, saves):
+    now, calls = 0, []
+    monkeypatch.setattr(saved, "monotonic", lambda: now)
+
+    def results():
+        nonlocal now
+        for index in range(6):
+            now += 10
+            yield index
+
+    def save():
+        nonlocal now
+        calls.append(now)
+        now += cost
+
+    assert list(saved.autosaving(results(), save, seconds=15)) == list(range(6))
+    assert calls == saves
+
+
+def test_autosave_also_saves_what_is_broken_off(sam, clip, tmp_path):
+    session = sam.video(clip)
+    session.prompt(0, **CUP)
+    results = session.track(autosave=1000, autosave_to=tmp_path / "s")
+    for result in results:
+        if result.index == 6:
+            break
+    results.close()
+    assert sam.resume(tmp_path / "s").tracked == tuple(range(7))
+
+
+@pytest.mark.parametrize("given", [{"autosave": 5}, {"autosave_to": "here"}])
+def test_autosave_needs_a_time_and_a_place(sam, clip, given):
+    session = sam.video(clip)
+    session.prompt(0, **CUP)
+    with pytest.raises(SessionError, match="autosave=seconds and autosave_to=path go together"):
+        next(session.track(**given))
+
+
+CHILD = """
+import sys, masklet
+session = masklet.load(sys.argv[1], device="cpu").video(sys.argv[2])
+session.prompt(0, "cup", points=[(20, 20), (30, 24)])
+session.prompt(3, "ball", box=(40, 8, 70, 40))
+for result in session.track(autosave=0, autosave_to=sys.argv[3]):
+    print(result.index, flush=True)
+"""
+
+
+def test_a_killed_process_is_gone_on_with_from_the_last_autosave(sam, tmp_path):
+    sam.model.save_pretrained(tmp_path / "model")
+    film = write_pictures(tmp_path / "film", moving_square(60))
+    arguments = [str(tmp_path / name) for name in ("model", "film", "s")]
+    with subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True) as child:
+        assert any(line.strip() == "25" for line in child.stdout)
+        child.kill()
+    assert child.returncode == -signal.SIGKILL
+    here = load(tmp_path / "model", device="cpu")
+    unbroken, resumed = here.video(film), here.resume(tmp_path / "s")
+    unbroken.prompt(0, "cup", **CUP)
+    unbroken.prompt(3, "ball", **BALL)
+    expected = logits_of(unbroken.track())
+    last = resumed.tracked[-1]
+    assert 0 <= last < 59
+    assert_same(
+        logits_of(resumed._stored_results(with_pictures=False)), expected, [k for k in expected if k[0] <= last]
+    )
+    assert_same(logits_of(resumed.track(start=last + 1)), expected, [k for k in expected if k[0] > last])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_session_moves_between_devices(sam, clip, tmp_path):
+    there = Segmenter(copy.deepcopy(sam.model).to("cuda"), sam.image_processor)
+    for saver, reader in ((sam, there), (there, sam), (there, there)):
+        session = begun(saver, clip)
+        session.save(tmp_path / "s")
+        ours = logits_of(reader.resume(tmp_path / "s").track(start=12))
+        theirs = logits_of(session.track(start=12))
+        for key, logits in theirs.items():
+            np.testing.assert_allclose(ours[key], logits, rtol=0, atol=0 if saver is reader else 1e-3)
