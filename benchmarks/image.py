@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import masklet
-from masklet.checkpoints import META_SIZES
+from masklet.checkpoints.meta import META_SIZES
 
 SIZES = dict(zip(("tiny", "small", "base-plus", "large"), META_SIZES.items(), strict=True))
 

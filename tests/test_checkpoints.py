@@ -17,15 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from masklet import checkpoints
-from masklet.checkpoints import (
-    KNOWN_MODELS,
-    check_tensors,
-    config_from_json,
-    config_from_meta,
-    config_to_json,
-    convert_meta,
-    read,
-)
+from masklet.checkpoints import KNOWN_MODELS, check_tensors, read
+from masklet.checkpoints.meta import config_from_meta, convert_meta
+from masklet.checkpoints.transformers import config_from_json, config_to_json
 from masklet.config import Sam2Config, Sam2ImageEncoderConfig, Sam2MemoryAttentionConfig, Sam2MemoryEncoderConfig
 from masklet.errors import CheckpointError
 from masklet.model.sam2 import Sam2Model

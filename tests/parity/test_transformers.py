@@ -14,7 +14,7 @@ from masklet import (
     Sam2MemoryAttentionConfig,
     Sam2Model,
 )
-from masklet.checkpoints import config_to_json
+from masklet.checkpoints.transformers import config_to_json
 from masklet.model.positions import sine_positions_2d
 
 

@@ -17,7 +17,7 @@ from transformers import Sam2VideoModel as TheirModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession as TheirSession
 
 from masklet import Sam2Model
-from masklet.checkpoints import config_to_json
+from masklet.checkpoints.transformers import config_to_json
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import to_model_pixels
 from masklet.segmenter import Segmenter

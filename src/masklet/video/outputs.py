@@ -84,9 +84,12 @@ def open_writers(
             outputs.append((masks, lambda result: save_index_picture(masks, result)))
         if jsonl is not None:
             with naming(jsonl):
-                lines = stack.enter_context(stack.enter_context(replacing(jsonl)).open("w", encoding="utf-8"))
+                unfinished = stack.enter_context(replacing(jsonl))
+                lines = stack.enter_context(unfinished.open("w", encoding="utf-8"))
             outputs.append((jsonl, lambda result: print(json_line(result), file=lines)))
         yield Writers(size_hw, tuple(outputs))
+        with naming(" or ".join(str(path) for path, _ in outputs)):  # a disk may be full by now
+            stack.close()
 
 
 def output_kind(path: str | os.PathLike[str]) -> dict[str, Path]:
@@ -156,8 +159,8 @@ def json_line(result: FrameResult) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the file system, told as errors of this file."""
+def naming(path: Path | str) -> Iterator[None]:
+    """Errors of the file system, told as errors of this path."""
     try:
         yield
     except (OSError, av.FFmpegError) as error:

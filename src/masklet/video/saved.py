@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
 import safetensors.torch
@@ -128,21 +129,17 @@ def film_identity(film: Film) -> dict[str, Any]:
 
 
 @contextmanager
-def open_saved(path: str | os.PathLike[str]) -> Iterator[SavedSession]:
-    """Open what ``save_session`` wrote.
-
-    Raises:
-        SessionError: It is not there, not such a file, of another version, or damaged, which shows while reading, too.
-    """
+def opened(path: str | os.PathLike[str]) -> Iterator[ZipFile]:
+    """The file to read from; what goes wrong with it is told as a SessionError."""
     damaged = f"{path} is damaged or was cut off: expected a whole saved session. Copy it again, or take an older one"
     try:
         with ZipFile(path) as archive:
-            yield SavedSession(Path(path), archive, read_header(path, archive))
+            yield archive
     except FileNotFoundError as error:
         raise SessionError(f"there is no saved session at {path} (looked in {os.getcwd()})") from error
     except BadZipFile as error:
         raise SessionError(damaged if starts_as_archive(path) else not_a_session(path)) from error
-    except EOFError as error:
+    except (EOFError, KeyError, NotImplementedError, zlib.error) as error:  # an archive whose table of contents lies
         raise SessionError(damaged) from error
     except OSError as error:
         if isinstance(error, MaskletError):
@@ -150,18 +147,23 @@ def open_saved(path: str | os.PathLike[str]) -> Iterator[SavedSession]:
         raise SessionError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def read_header(path: str | os.PathLike[str], archive: ZipFile) -> dict[str, Any]:
-    """``session.json``, of this version."""
-    if "session.json" not in archive.namelist():
-        raise SessionError(not_a_session(path))
-    header = json.loads(archive.read("session.json"))
+def read_saved(path: str | os.PathLike[str]) -> SavedSession:
+    """Open what ``save_session`` wrote.
+
+    Raises:
+        SessionError: It is not there, not such a file, of another version, or damaged.
+    """
+    with opened(path) as archive:
+        if "session.json" not in archive.namelist():
+            raise SessionError(not_a_session(path))
+        header = json.loads(archive.read("session.json"))
     version = str(header.get("format", "")).removeprefix(FORMAT)
     if version != VERSION:
         raise SessionError(
             f"{path} was saved in version {version} of the format by masklet {header.get('masklet')}: masklet "
             f"{__version__} reads version {VERSION}. Go on with the masklet that saved it"
         )
-    return header
+    return SavedSession(Path(path), header)
 
 
 def not_a_session(path: str | os.PathLike[str]) -> str:
@@ -177,10 +179,9 @@ def starts_as_archive(path: str | os.PathLike[str]) -> bool:
 
 @dataclass(frozen=True)
 class SavedSession:
-    """A session's file, open. Made by ``open_saved``."""
+    """What the beginning of a session's file says. Made by ``read_saved``."""
 
     path: Path
-    archive: ZipFile
     header: dict[str, Any]
 
     @property
@@ -228,34 +229,40 @@ class SavedSession:
         return film
 
     def restore(self, tracks: Tracks) -> dict[int, float]:
-        """Put the objects into ``tracks``, which has none yet; returns ``times``, see ``save_session``."""
-        tensors = safetensors.torch.load(self.archive.read("tensors.safetensors"))
-        for number, name in enumerate(self.header["objects"]):
-            prefix = f"{number}."
-            of_object = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            tracks.objects[name] = self._track(tracks, number, of_object)
+        """Put the objects into ``tracks``, which has none yet; returns ``times``, see ``save_session``.
+
+        Raises:
+            SessionError: The file is damaged.
+        """
+        with opened(self.path) as archive:
+            tensors = safetensors.torch.load(archive.read("tensors.safetensors"))
+            for number, name in enumerate(self.header["objects"]):
+                prefix = f"{number}."
+                own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+                with archive.open(f"masks/{number}") as masks:
+                    tracks.objects[name] = read_track(tracks, own, masks)
         return dict(zip(tensors["times.frames"].tolist(), tensors["times.seconds"].tolist(), strict=True))
 
-    def _track(self, tracks: Tracks, number: int, tensors: dict[str, Tensor]) -> Track:
-        device, spool = tracks.model.device, tracks.spool
-        assert spool is not None
-        bank = ObjectMemory(spool)
-        shape = (tracks.input_hw[0] // STRIDES[0], tracks.input_hw[1] // STRIDES[0])
-        columns = [tensors[key].tolist() for key in ("frames", "is_prompted", "mask_bytes")]
-        rows = [tensors[key].to(device) for key in ("ious", "scores", "pointers")]
-        with self.archive.open(f"masks/{number}") as masks:
-            for row, (frame, is_prompted, size) in enumerate(zip(*columns, strict=True)):
-                place = spool.append(masks.read(size))
-                # Cloned: a row of a shared tensor would keep all of it.
-                iou, score, pointer = (values[row].clone() for values in rows)
-                bank.restore(frame, Packed(place, shape, iou, score, pointer, pointer.dtype), is_prompted=is_prompted)
-        told: dict[int, dict[str, Tensor]] = {}
-        for key, values in tensors.items():
-            if key.startswith("prompts."):
-                _, frame, part = key.split(".")
-                told.setdefault(int(frame), {})[part] = values.to(device)
-        prompts = {frame: FramePrompt(**parts) for frame, parts in told.items()}
-        return Track(bank, prompts, dict(tensors["passed"].tolist()))
+
+def read_track(tracks: Tracks, tensors: dict[str, Tensor], masks: IO[bytes]) -> Track:
+    """One object, from its ``object_tensors`` and packed masks."""
+    device, spool = tracks.model.device, tracks.spool
+    assert spool is not None
+    bank = ObjectMemory(spool)
+    shape = (tracks.input_hw[0] // STRIDES[0], tracks.input_hw[1] // STRIDES[0])
+    columns = [tensors[key].tolist() for key in ("frames", "is_prompted", "mask_bytes")]
+    rows = [tensors[key].to(device) for key in ("ious", "scores", "pointers")]
+    for row, (frame, is_prompted, size) in enumerate(zip(*columns, strict=True)):
+        place = spool.append(masks.read(size))
+        iou, score, pointer = (values[row].clone() for values in rows)  # a mere view would keep all rows
+        bank.restore(frame, Packed(place, shape, iou, score, pointer, pointer.dtype), is_prompted=is_prompted)
+    told: dict[int, dict[str, Tensor]] = {}
+    for key, values in tensors.items():
+        if key.startswith("prompts."):
+            _, frame, part = key.split(".")
+            told.setdefault(int(frame), {})[part] = values.to(device)
+    prompts = {frame: FramePrompt(**parts) for frame, parts in told.items()}
+    return Track(bank, prompts, dict(tensors["passed"].tolist()))
 
 
 def extent(film: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from masklet.results import Masks
 from masklet.video.frames import Film, FilmSource, Frame
 from masklet.video.memory import PaperPolicy, Spool
 from masklet.video.outputs import open_writers, output_kind
-from masklet.video.saved import autosaving, open_saved, save_session
+from masklet.video.saved import autosaving, read_saved, save_session
 from masklet.video.tracks import FrameResult, Tracks
 
 Direction = Literal["forward", "backward", "both"]
@@ -42,10 +42,10 @@ class Session:
     @classmethod
     def resume(cls, model: Sam2Model, path: str | os.PathLike[str], film: FilmSource | None = None) -> Self:
         """See ``Segmenter.resume``."""
-        with open_saved(path) as saved:
-            saved.check_model(model)
-            session = cls(model, Sam2ImageProcessor(saved.input_hw), saved.open_film(film), saved.policy)
-            session._times = saved.restore(session._tracks)
+        saved = read_saved(path)
+        saved.check_model(model)
+        session = cls(model, Sam2ImageProcessor(saved.input_hw), saved.open_film(film), saved.policy)
+        session._times = saved.restore(session._tracks)
         return session
 
     @property

@@ -1,0 +1,230 @@
+"""Files of weights <-> (config, tensors): the only place that knows foreign names.
+
+A model on disk is a transformers folder: ``config.json``, ``model.safetensors``, ``preprocessor_config.json``. Tensors
+there are called as the attributes of ``masklet.model``, so only Meta's ``.pt`` files need a map of names (``meta``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from masklet.checkpoints.damage import what_is
+from masklet.checkpoints.meta import read_meta_file
+from masklet.checkpoints.transformers import config_from_json, config_to_json, preprocessor_to_json
+from masklet.config import Sam2Config
+from masklet.errors import CheckpointError
+from masklet.files import replacing_all
+
+StrPath = str | os.PathLike[str]
+
+CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+EMBEDDED = "nano"
+_EMBEDDED_FOLDER = Path(__file__).parents[1] / "weights" / EMBEDDED
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model that can be asked for by a short name."""
+
+    name: str
+    source: str  # Hub repository, or "embedded"
+    megabytes: int
+    parameters: int
+
+
+KNOWN_MODELS = (
+    KnownModel(EMBEDDED, "embedded", 10, 4_755_492),
+    KnownModel("sam2.1-hiera-tiny", "facebook/sam2.1-hiera-tiny", 156, 38_962_754),
+    KnownModel("sam2.1-hiera-small", "facebook/sam2.1-hiera-small", 184, 46_060_610),
+    KnownModel("sam2.1-hiera-base-plus", "facebook/sam2.1-hiera-base-plus", 323, 80_850_434),
+    KnownModel("sam2.1-hiera-large", "facebook/sam2.1-hiera-large", 898, 224_446_898),
+    KnownModel("sam2-hiera-tiny", "facebook/sam2-hiera-tiny", 156, 38_946_242),
+    KnownModel("sam2-hiera-small", "facebook/sam2-hiera-small", 184, 46_044_098),
+    KnownModel("sam2-hiera-base-plus", "facebook/sam2-hiera-base-plus", 323, 80_833_922),
+    KnownModel("sam2-hiera-large", "facebook/sam2-hiera-large", 898, 224_430_386),
+)
+
+
+def read(
+    name_or_path: StrPath, *, revision: str | None = None, token: str | None = None
+) -> tuple[Sam2Config, dict[str, Tensor]]:
+    """Read a model, whatever holds it.
+
+    Args:
+        name_or_path: A known model's name, a Hub repository, a model folder, or one of Meta's ``.pt`` files.
+        revision: Branch, tag or commit of a Hub repository.
+        token: For a private Hub repository.
+
+    Raises:
+        CheckpointError: It cannot be found, is damaged, or is of another kind.
+    """
+    if is_meta_file(name_or_path):
+        return read_meta_file(Path(name_or_path))
+    config_path = locate(name_or_path, CONFIG, revision=revision, token=token)
+    weights_path = locate(name_or_path, WEIGHTS, revision=revision, token=token)
+    tensors = _read_safetensors(weights_path)
+    has_memory = any(name.startswith("memory_") for name in tensors)
+    return config_from_json(_read_json(config_path), has_memory=has_memory, where=config_path), tensors
+
+
+def read_input_hw(name_or_path: StrPath, *, revision: str | None = None, token: str | None = None) -> tuple[int, int]:
+    """(height, width) that a model's pictures are resized to, from its preprocessor file."""
+    if is_meta_file(name_or_path):
+        side = Sam2Config().image_size
+        return side, side
+    if (folder := Path(name_or_path)).is_dir() and not (folder / PREPROCESSOR).is_file():
+        # transformers saves a model alone without one.
+        config_path = locate(folder, CONFIG)
+        side = config_from_json(_read_json(config_path), has_memory=False, where=config_path).image_size
+        return side, side
+    path = locate(name_or_path, PREPROCESSOR, revision=revision, token=token)
+    size = _read_json(path).get("size")
+    if not isinstance(size, dict) or not all(isinstance(size.get(side), int) for side in ("height", "width")):
+        raise CheckpointError(f'{path} has size {size!r}: expected {{"height": …, "width": …}} in pixels')
+    return size["height"], size["width"]
+
+
+def is_meta_file(name_or_path: StrPath) -> bool:
+    """Whether this names a file of weights rather than a folder or a repository."""
+    return os.fspath(name_or_path) != EMBEDDED and Path(name_or_path).is_file()
+
+
+def locate(name_or_path: StrPath, filename: str, *, revision: str | None = None, token: str | None = None) -> Path:
+    """Path of one file of a model: in the package, in a folder, or in the Hub's cache, fetched if need be."""
+    name = os.fspath(name_or_path)
+    if (folder := _EMBEDDED_FOLDER if name == EMBEDDED else Path(name)).is_dir():
+        if not (folder / filename).is_file():
+            there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+            raise CheckpointError(f"{folder} holds no {filename} (it holds {there}): expected a model folder")
+        return folder / filename
+    if folder.suffix in (".pt", ".pth", ".bin", ".safetensors"):
+        raise CheckpointError(f"there is no file {name}; looked in {Path.cwd()}")
+    repository = {model.name: model.source for model in KNOWN_MODELS}.get(name, name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or repository.startswith((".", "/")):
+        known = [model.name for model in KNOWN_MODELS]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise CheckpointError(
+            f"no model {name!r}: {hint}Expected one of {', '.join(known)}, a Hub repository (owner/name), a model "
+            "folder or a .pt file that exists"
+        )
+    return _fetch(repository, filename, revision, token)
+
+
+def _fetch(repository: str, filename: str, revision: str | None, token: str | None) -> Path:
+    try:
+        return Path(hf_hub_download(repository, filename, revision=revision, token=token))
+    except hub_errors.GatedRepoError as error:
+        raise CheckpointError(f"{repository} is gated: ask for access on its page, then pass token=") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        near = difflib.get_close_matches(repository, [m.source for m in KNOWN_MODELS], n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; if it is private, pass token="
+        raise CheckpointError(
+            f"there is no folder {repository!r} here, and the Hub has no such repository{hint}"
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{repository} has no revision {revision!r}") from error
+    except hub_errors.LocalEntryNotFoundError as error:  # also what a lost connection ends in
+        raise CheckpointError(
+            f"{filename} of {repository} is not in the local cache and the Hub cannot be reached. To work offline, "
+            f"fetch it once where there is a network (hf download {repository}) and set HF_HUB_OFFLINE=1, copy the "
+            f"folder here and give its path, or use the embedded model, {EMBEDDED!r}"
+        ) from error
+    except hub_errors.EntryNotFoundError as error:
+        raise CheckpointError(f"{repository} holds no {filename}: expected a transformers SAM 2 model") from error
+    except (
+        hub_errors.HFValidationError,
+        OSError,
+    ) as error:  # no name for a repository; the Hub's or the disk's trouble
+        reason = " ".join(str(error).split())  # the Hub answers in several lines
+        raise CheckpointError(f"cannot fetch {filename} of {repository!r}: {reason}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}): expected a model's {path.name}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}: expected a JSON object")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: {what_is(path)} ({error}). {_EXPECTED_WEIGHTS}") from error
+
+
+_EXPECTED_WEIGHTS = "Expected a whole safetensors file; fetch or copy it again"
+
+
+def write(folder: StrPath, config: Sam2Config, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None) -> None:
+    """Write a model folder. All files are complete beside the old ones before the first takes an old one's place.
+
+    Raises:
+        CheckpointError: It cannot be written; an older model in the folder is as it was.
+    """
+    folder = Path(folder)
+    if taken := [name for name in (WEIGHTS, CONFIG, PREPROCESSOR) if (folder / name).is_dir()]:
+        raise CheckpointError(
+            f"cannot save the model to {folder}: its {taken[0]} is a folder. Expected a file, or nothing"
+        )
+    stored = {
+        name: t.detach().to("cpu", dtype if t.is_floating_point() else None).contiguous().clone()
+        for name, t in tensors.items()
+    }
+    texts = {
+        name: json.dumps(content, indent=2) + "\n"
+        for name, content in ((CONFIG, config_to_json(config)), (PREPROCESSOR, preprocessor_to_json(config)))
+    }
+    is_new = not folder.exists()
+    try:
+        with replacing_all(folder / WEIGHTS, *(folder / name for name in texts)) as (weights, *others):
+            save_file(stored, weights, metadata={"format": "pt"})
+            for file, text in zip(others, texts.values(), strict=True):
+                file.write_text(text, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise CheckpointError(f"cannot save the model to {folder}: {error}; what was there is unchanged") from error
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights that are not exactly those of the network, saying which differ.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected, or of another shape.
+    """
+    missing = sorted(expected.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - expected.keys())
+    reshaped = [
+        f"{name} is {tuple(tensors[name].shape)} instead of {expected[name]}"
+        for name in sorted(expected.keys() & tensors.keys())
+        if tuple(tensors[name].shape) != expected[name]
+    ]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the weights do not fit the network of the configuration: tensors {'; '.join(problems)}. "
+            f"Expected the {len(expected)} tensors of a SAM 2 model"
+        )
