@@ -1,10 +1,10 @@
 """Against the video model of the installed transformers: the same random weights, pixels and prompts, in float32.
 
-Its processor needs torchvision, so its sessions are built by hand: our own pixel values, prompts in model pixels. It
-differs from us in nothing that a test here must allow for: like us (and Meta) it stores memories in bfloat16, however
-the session was made. Equal sums in another order then round to different memories now and then, and a network of
-random weights feeds back what differs: the same happens to ourselves when weights are changed by 1e-7. So the seeds
-below are of networks that do not amplify it; that their masks have borders, move, and hang on memory is asserted.
+Its processor needs torchvision, so its sessions are built by hand: our own pixel values, prompts in model pixels. Like
+us (and Meta) it stores memories in bfloat16, whatever the session's type; so equal sums in another order become other
+memories now and then, and a network of random weights feeds back what differs: changing our own weights by 1e-7 does
+the same to our own masks. The seed is of a network that does not amplify it; that its masks have borders, move, and
+hang on memory is asserted. Where it goes other ways than Meta, whom we follow, a test at the end of this file says how.
 """
 
 import numpy as np
@@ -21,19 +21,22 @@ from masklet.checkpoints.transformers import config_to_json
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import to_model_pixels
 from masklet.segmenter import Segmenter
+from masklet.video.tracker import track_object
 
 FRAMES = 8
 SIZE_HW = (120, 160)
 PROMPTS = {1: {"points": [(40, 50), (50, 55), (110, 90, 0)]}, 2: {"box": (95, 76, 144, 112)}}
 
 
-def loud(config, *, presence, seed=28):
+def loud(config, *, presence, seed=8):
     """A network whose masks have borders; ``presence`` is added to the logit that an object is there."""
     generator = torch.Generator().manual_seed(seed)
     model = Sam2Model(config).eval().requires_grad_(False)
     for name, parameter in model.state_dict().items():
         noise = torch.randn(parameter.shape, generator=generator)
-        gain = 1 if name.startswith("memory_") else 2  # more, and what a frame remembers runs away from frame to frame
+        gain = (
+            1.2 if name.startswith("memory_") else 1.4
+        )  # more, and what a frame remembers runs away from frame to frame
         if parameter.ndim == 1:
             parameter.copy_(name.endswith("weight") + 0.1 * noise)
         else:
@@ -78,40 +81,48 @@ def their_session(pixels=None):
     return TheirSession(video=pixels, video_height=SIZE_HW[0], video_width=SIZE_HW[1], dtype=torch.float32)
 
 
-def tell(session, sam, frame, name, *, points=(), box=None):
+def tell(session, sam, frame, name, *, points=(), box=None, mask=None):
     """Prompt theirs as their processor does: in model pixels, box corners as points of labels 2 and 3, first."""
+    session.obj_with_new_inputs.append(name)
+    if mask is not None:
+        share = F.interpolate(torch.from_numpy(mask)[None, None].float(), (256, 256), mode="bilinear", antialias=True)
+        session.add_mask_inputs(session.obj_id_to_idx(name), frame, (share >= 0.5).float())
+        return
     corners = [] if box is None else [(*box[:2], 2), (*box[2:], 3)]
     told = torch.tensor([(*p, 1)[:3] for p in [*corners, *points]], dtype=torch.float32)
     places = to_model_pixels(told[:, :2], size_hw=SIZE_HW, input_hw=sam.image_processor.input_hw)
     inputs = {"point_coords": places[None, None], "point_labels": told[None, None, :, 2].int()}
     session.add_point_inputs(session.obj_id_to_idx(name), frame, inputs)
-    session.obj_with_new_inputs.append(name)
 
 
-def track_theirs(sam, theirs, film, prompted, prompts, *, reverse=False):
+def track_theirs(sam, theirs, film, told, *, reverse=False):
+    """From the first frame told, or the last when going back; ``told`` is {frame: {object: prompt}}."""
     session = their_session(pixels_of(sam, film))
-    for name, prompt in prompts.items():
-        tell(session, sam, prompted, name, **prompt)
     with torch.inference_mode():
-        theirs(inference_session=session, frame_idx=prompted)
-        return list(theirs.propagate_in_video_iterator(session, start_frame_idx=prompted, reverse=reverse))
+        for frame, prompts in told.items():
+            for name, prompt in prompts.items():
+                tell(session, sam, frame, name, **prompt)
+            theirs(inference_session=session, frame_idx=frame)
+        start = max(told) if reverse else min(told)
+        return list(theirs.propagate_in_video_iterator(session, start_frame_idx=start, reverse=reverse))
 
 
-def track_ours(sam, film, prompted, prompts, **options):
+def track_ours(sam, film, told, **options):
     session = sam.video(film, max_prompted=None)
-    for name, prompt in prompts.items():
-        session.prompt(prompted, name, **prompt)
+    for frame, prompts in told.items():
+        for name, prompt in prompts.items():
+            session.prompt(frame, name, **prompt)
     return list(session.track(**options))
 
 
-def assert_same_masks(ours, theirs, order=range(FRAMES)):
+def assert_same_masks(ours, theirs, order=range(FRAMES), share=0.999):
     assert [r.index for r in ours] == [r.frame_idx for r in theirs] == list(order)
     for result, other in zip(ours, theirs, strict=True):
         assert result.objects == tuple(other.object_ids)
-        np.testing.assert_allclose(result.object_scores, other.object_score_logits.flatten(), atol=0.02)
+        np.testing.assert_allclose(result.object_scores, other.object_score_logits.flatten(), atol=1 - share)
         upscaled = F.interpolate(other.pred_masks, SIZE_HW, mode="bilinear", align_corners=False)
         same = (result.masks.masks == (upscaled[:, 0] > 0).numpy()).mean((1, 2))
-        assert (same >= 0.999).all(), f"frame {result.index}: {same}"
+        assert (same >= share).all(), f"frame {result.index}: {same}"
 
 
 def assert_masks_prove_something(results):
@@ -124,23 +135,45 @@ def assert_masks_prove_something(results):
     assert (masks[:, 0] != masks[:, 1]).mean((1, 2)).min() > 0.01
 
 
-def test_two_objects_are_followed_as_theirs_are(pair, film):
-    ours = track_ours(pair[0], film, 0, PROMPTS)
-    assert_masks_prove_something(ours)
-    assert_same_masks(ours, track_theirs(*pair, film, 0, PROMPTS))
+PROMPTED = {
+    "two objects at once": {0: PROMPTS},
+    "one on two frames": {0: {1: PROMPTS[1]}, 3: {1: {"points": [(80, 50), (90, 90, 0)]}}},
+    "one later than the other": {0: {1: PROMPTS[1]}, 3: {2: PROMPTS[2]}},  # and sought before it, too, by both
+    "one click": {0: {1: {"points": [(40, 50)]}, 2: PROMPTS[2]}},
+}
+
+
+@pytest.mark.parametrize("case", PROMPTED)
+def test_objects_are_followed_as_theirs_are(pair, film, case):
+    assert_same_masks(track_ours(pair[0], film, PROMPTED[case]), track_theirs(*pair, film, PROMPTED[case]))
+
+
+def test_the_weights_reach_what_is_compared(pair, film):
+    assert_masks_prove_something(track_ours(pair[0], film, {0: PROMPTS}))
 
 
 def test_going_back_they_are_followed_as_theirs_are(pair, film):
-    last = FRAMES - 1
-    ours = track_ours(pair[0], film, last, PROMPTS, direction="backward")
-    theirs = track_theirs(*pair, film, last, PROMPTS, reverse=True)
-    assert_same_masks(ours, theirs, order=range(last, -1, -1))
+    told = {FRAMES - 1: PROMPTS}
+    ours = track_ours(pair[0], film, told, direction="backward")
+    assert_same_masks(ours, track_theirs(*pair, film, told, reverse=True), order=range(FRAMES - 1, -1, -1))
 
 
 def test_sam_2_0_follows_as_theirs_does(film):
     """Without positions of pointers in time, and without the embedding of absent objects."""
     pair = pair_of(shrunken(hidden_size=128, is_v2_1=False), presence=5.0)
-    assert_same_masks(track_ours(pair[0], film, 0, PROMPTS), track_theirs(*pair, film, 0, PROMPTS))
+    assert_same_masks(track_ours(pair[0], film, {0: PROMPTS}), track_theirs(*pair, film, {0: PROMPTS}))
+
+
+def test_objects_that_go_and_come_back_are_theirs(film):
+    sam, theirs = pair_of(shrunken(hidden_size=128), presence=-1.05)
+    for model in (sam.model, theirs):  # these weights find prompted objects the least present: the other way round
+        model.mask_decoder.pred_obj_score_head.proj_out.weight.neg_()
+    ours = track_ours(sam, film, {0: PROMPTS})
+    visible = np.stack([result.visible for result in ours])
+    assert visible[0].all()
+    assert not visible[1].any()
+    assert visible[-1].any()
+    assert_same_masks(ours, track_theirs(sam, theirs, film, {0: PROMPTS}))
 
 
 def test_a_stream_follows_as_their_stream_does(pair, film):
@@ -162,5 +195,41 @@ def test_a_stream_gives_what_a_film_of_sixteen_frames_gives_bit_for_bit(pair, fi
     frames = film + film[::-1]
     live = pair[0].stream()
     pushed = [live.push(frame, PROMPTS if index == 0 else None) for index, frame in enumerate(frames)]
-    for ours, other in zip(pushed, track_ours(pair[0], frames, 0, PROMPTS), strict=True):
+    for ours, other in zip(pushed, track_ours(pair[0], frames, {0: PROMPTS}), strict=True):
         np.testing.assert_array_equal(ours.masks.logits, other.masks.logits)
+
+
+def test_a_mask_is_followed_nearly_as_theirs_is(pair, film):
+    """Theirs remembers the mask at full size, and takes the pointer from the best of three masks.
+
+    Meta's predictor remembers the low-resolution mask, and takes it from the single one (see the golden files).
+    """
+    mask = np.zeros(SIZE_HW, bool)
+    mask[30:70, 20:60] = True
+    told = {0: {1: {"mask": mask}, 2: PROMPTS[2]}}
+    ours, theirs = track_ours(pair[0], film, told), track_theirs(*pair, film, told)
+    assert_same_masks(ours[:1], theirs[:1], order=[0])
+    assert_same_masks(ours, theirs, share=0.98)
+
+
+def test_a_correction_is_theirs_but_for_the_earlier_logits_which_they_leave_out(pair, film):
+    """Meta's predictor gives the decoder the frame's earlier logits, as we do; theirs then loses the correction."""
+    sam, theirs = pair
+    clicks = {"points": [(90, 50), (20, 90, 0)]}
+    session = their_session(pixels_of(sam, film))
+    tell(session, sam, 0, 1, **PROMPTS[1])
+    with torch.inference_mode():
+        theirs(inference_session=session, frame_idx=0)
+        list(theirs.propagate_in_video_iterator(session, start_frame_idx=0))
+        tell(session, sam, 4, 1, **clicks)
+        expected = theirs(inference_session=session, frame_idx=4).pred_masks[0, 0]
+
+    ours = sam.video(film, max_prompted=None)
+    ours.prompt(0, 1, **PROMPTS[1])
+    list(ours.track())
+    bank = ours._tracks.objects[1].bank
+    reading = ours._tracks.policy(4, bank.prompted, bank.tracked - {4}, step=1)
+    told = ours._tracks._read(**clicks)
+    with torch.inference_mode():
+        seen, _ = track_object(sam.model, ours._features_of(4), bank, reading, told, previous=None)
+    torch.testing.assert_close(seen.logits, expected, rtol=1e-3, atol=1e-3 * expected.std().item())

@@ -218,7 +218,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(sam, clip, tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(saved.ZipFile, "writestr", full)
-    with pytest.raises(SessionError, match="cannot save the session to .*: No space left on device"):
+    with pytest.raises(SessionError, match="cannot save the session to .*No space left on device"):
         session.save(tmp_path / "s")
     assert (tmp_path / "s").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["s"]

@@ -47,7 +47,7 @@ class KnownModel:
 
 
 KNOWN_MODELS = (
-    KnownModel(EMBEDDED, "embedded", 10, 4_755_492),
+    KnownModel(EMBEDDED, "embedded", 10, 4_755_506),
     KnownModel("sam2.1-hiera-tiny", "facebook/sam2.1-hiera-tiny", 156, 38_962_754),
     KnownModel("sam2.1-hiera-small", "facebook/sam2.1-hiera-small", 184, 46_060_610),
     KnownModel("sam2.1-hiera-base-plus", "facebook/sam2.1-hiera-base-plus", 323, 80_850_434),

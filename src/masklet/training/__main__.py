@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from masklet.model.sam2 import Sam2Model
 from masklet.training.config import read_config
 from masklet.training.loop import Trainer
 from masklet.training.sources import read_sources
@@ -27,6 +28,7 @@ def main() -> None:
         "--data", type=Path, required=True, help="folder of cutouts-*.zip, photos-*.zip, instances-*.zip"
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of the log and the state; a run there goes on")
+    parser.add_argument("--weights", help="model to begin a new run from, instead of from nothing; the same network")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -36,6 +38,8 @@ def main() -> None:
     if state.exists():
         trainer.load(state)
         logging.info("going on after step %d", trainer.step)
+    elif arguments.weights is not None:
+        trainer.start_from(Sam2Model.from_pretrained(arguments.weights))
     else:
         for step, iou in enumerate(trainer.teach_geometry(), start=1):
             if step % 100 == 0:

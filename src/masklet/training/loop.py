@@ -64,6 +64,11 @@ class Trainer:
             betas=(0.9, 0.95),
         )
 
+    def start_from(self, model: Sam2Model) -> None:
+        """Take the weights of a model of the same network."""
+        self.model.load_state_dict(model.state_dict())
+        self.ema = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+
     def teach_geometry(self) -> Iterator[float]:
         """The lesson before the first step (see ``geometry``), yielding each step's mean IoU."""
         assert self.step == 0
@@ -204,8 +209,8 @@ def interactive_losses(
     previous: Tensor | None = None
     losses, ious = [], []
     for index in range(rounds):
-        # A first prompt is ambiguous and mostly gets three answers; the single mask learns from the others.
-        multimask = index == 0 and float(torch.rand((), generator=generator)) < 0.7
+        # A first prompt is ambiguous and often gets three answers; the single mask learns from the others.
+        multimask = index == 0 and float(torch.rand((), generator=generator)) < 0.5
         out = model(
             image_embeddings=embeddings,
             input_points=prompts.points,

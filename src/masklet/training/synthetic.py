@@ -23,26 +23,29 @@ SHAPE_SHARE = 0.15
 """Pasted objects that are procedural shapes."""
 REFILL_SHARE = 0.1
 """Pasted cut-outs that keep their outline and are filled with a piece of photo or a texture."""
-MAX_OBJECTS = 5
-OBJECT_SIDES = (0.2, 0.95)
+MAX_OBJECTS = 4
+OBJECT_SIDES = (0.2, 0.9)
 """Longer side of a pasted object."""
 MIN_AREA = 0.01
 """Visible fragments below this share of the picture are not asked for."""
 
 
-def compose(sources: Sources, side_px: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+def compose(
+    sources: Sources, side_px: int, rng: np.random.Generator, *, real_share: float = REAL_SHARE
+) -> tuple[Pixels, Pixels]:
     """Make one picture and its label map.
 
     Args:
         sources: What to make it of.
         side_px: Height and width.
         rng: Decides everything: the same generator state makes the same picture.
+        real_share: Chance of beginning with a photo whose instances are annotated.
 
     Returns:
         (side_px, side_px, 3) uint8 RGB, and (side_px, side_px) uint8 labels: 0 background, 1..k the visible pixels
         of each object. There may be no object.
     """
-    is_real = rng.random() < REAL_SHARE
+    is_real = rng.random() < real_share
     canvas, labels = _real_scene(sources, side_px, rng) if is_real else _empty_scene(sources, side_px, rng)
     count = rng.integers(0, 3) if is_real else min(1 + rng.geometric(0.35), MAX_OBJECTS)
     patch = None
@@ -190,9 +193,11 @@ def _light(patch: Image.Image, rng: np.random.Generator) -> Image.Image:
 def _paste(canvas: Pixels, labels: Pixels, patch: Image.Image, rng: np.random.Generator) -> None:
     """Lay an object, and at times its shadow, onto the canvas; its pixels get the next label."""
     side_px = len(canvas)
-    # Mostly inside; at times cut by the border.
-    centre = rng.uniform(0.05, 0.95, 2) * side_px
-    x, y = (int(c - extent / 2) for c, extent in zip(centre, patch.size, strict=True))
+    # Mostly inside, at times cut by the border; of a few places the least crowded: occlusion stays the exception.
+    corners = [
+        [int(c - e / 2) for c, e in zip(rng.uniform(0.1, 0.9, 2) * side_px, patch.size, strict=True)] for _ in range(5)
+    ]
+    x, y = min(corners, key=lambda corner: _crowd(labels, *corner, *patch.size))
     if rng.random() < 0.3:
         dx, dy = rng.integers(-side_px // 20, side_px // 20 + 1, 2)
         shadow = Image.new("RGBA", patch.size)
@@ -203,6 +208,12 @@ def _paste(canvas: Pixels, labels: Pixels, patch: Image.Image, rng: np.random.Ge
     inside, (x0, y0, x1, y1) = _blend(canvas, pixels, x, y)
     if inside is not None:
         labels[y0:y1, x0:x1][inside] = labels.max() + 1
+
+
+def _crowd(labels: Pixels, x: int, y: int, width: int, height: int) -> int:
+    """Pixels of objects, and pixels outside the picture, in a box."""
+    piece = labels[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
+    return int(np.count_nonzero(piece)) + width * height - piece.size
 
 
 def _blend(canvas: Pixels, patch: Pixels, x: int, y: int) -> tuple[NDArray[np.bool_] | None, tuple[int, int, int, int]]:

@@ -82,7 +82,7 @@ def save_session(path: str | os.PathLike[str], tracks: Tracks, film: Film, times
                     for frame in frames_of(track):
                         masks.write(spool.read(track.bank.packed(frame).place))
     except OSError as error:
-        raise SessionError(f"cannot save the session to {path}: {error.strerror or error}") from error
+        raise SessionError(f"cannot save the session to {path}: {error}") from error
 
 
 def frames_of(track: Track) -> list[int]:
