@@ -27,19 +27,17 @@ def main() -> None:
     photo = sam.image(HERE / "photos" / "truck.jpg")
     encode_ms = 1000 * (perf_counter() - start)
 
-    table = Table(
-        "prompt", "score", "area (pixels)", "milliseconds", "picture", title="The embedded model on truck.jpg"
-    )
-    table.add_row("(encode once)", "", "", f"{encode_ms:.0f}", "")
+    table = Table("prompt", "score", "area (pixels)", "milliseconds", title="The embedded model on truck.jpg")
+    table.add_row("(encode once)", "", "", f"{encode_ms:.0f}")
     for name, prompt in PROMPTS.items():
         start = perf_counter()
         mask = photo.predict(**prompt).best
         milliseconds = 1000 * (perf_counter() - start)
-        path = OUT / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        mask.overlay().save(path)
-        table.add_row(name, f"{mask.scores[0]:.3f}", str(mask.areas[0]), f"{milliseconds:.0f}", str(path))
+        OUT.mkdir(exist_ok=True)
+        mask.overlay().save(OUT / f"{name}.png")
+        table.add_row(name, f"{mask.scores[0]:.3f}", str(mask.areas[0]), f"{milliseconds:.0f}")
     Console().print(table)
+    print(f"The pictures are in {OUT.resolve()}.")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import masklet
 from masklet import errors
 
 PUBLIC_NAMES = """
-    CheckpointError ConfigError DeviceError Masks MaskletError Photo PictureError PromptError Sam2Config
-    Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig Sam2MemoryAttentionConfig Sam2MemoryEncoderConfig
-    Sam2Model Sam2Processor Sam2PromptEncoderConfig Segmenter __version__ load
+    CheckpointError ConfigError DeviceError FilmError FrameResult Masks MaskletError Photo PictureError PromptError
+    Sam2Config Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig Sam2MemoryAttentionConfig Sam2MemoryEncoderConfig
+    Sam2Model Sam2Processor Sam2PromptEncoderConfig Segmenter Session SessionError SpoolError Stream
+    __version__ load
 """
 
 
@@ -37,6 +38,9 @@ def test_another_name_is_an_attribute_error():
         ("ConfigError", ValueError),
         ("CheckpointError", OSError),
         ("DeviceError", RuntimeError),
+        ("FilmError", ValueError),
+        ("SessionError", ValueError),
+        ("SpoolError", OSError),
     ],
 )
 def test_each_error_is_also_the_builtin_it_resembles(error, builtin):

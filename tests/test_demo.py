@@ -14,4 +14,5 @@ def test_the_demo_prints_its_table_and_writes_its_pictures(tmp_path, monkeypatch
     printed = capsys.readouterr().out
     for name in ("click", "box", "click-and-background"):
         assert name in printed
-        assert Image.open(tmp_path / "demo" / f"{name}.png").size == (900, 600)
+        with Image.open(tmp_path / "demo" / f"{name}.png") as picture:
+            assert picture.size == (900, 600)

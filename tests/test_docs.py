@@ -5,10 +5,14 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+import masklet
 from masklet.cli import app
+from masklet.video.frames import FilmWriter
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,13 +31,18 @@ def blocks(language):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     shutil.copy(ROOT / "examples/photos/truck.jpg", tmp_path)
+    with Image.open(tmp_path / "truck.jpg") as truck:
+        picture = np.array(truck.resize((180, 120)))
+    with FilmWriter(tmp_path / "cups.mp4") as film:
+        for shift in range(6):
+            film.write(np.roll(picture, 2 * shift, axis=1))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_a_snippet_runs(folder, code):
-    exec(compile(code, "snippet", "exec"), {})
+    exec(compile(code, "snippet", "exec"), {"sam": masklet.load()})
 
 
 @pytest.mark.parametrize("block", blocks("console"))

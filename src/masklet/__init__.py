@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from masklet.errors import CheckpointError as CheckpointError
     from masklet.errors import ConfigError as ConfigError
     from masklet.errors import DeviceError as DeviceError
+    from masklet.errors import FilmError as FilmError
     from masklet.errors import MaskletError as MaskletError
     from masklet.errors import PictureError as PictureError
     from masklet.errors import PromptError as PromptError
+    from masklet.errors import SessionError as SessionError
+    from masklet.errors import SpoolError as SpoolError
     from masklet.image import Photo as Photo
     from masklet.model.sam2 import Sam2Model as Sam2Model
     from masklet.processing import Sam2ImageProcessor as Sam2ImageProcessor
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from masklet.results import Masks as Masks
     from masklet.segmenter import Segmenter as Segmenter
     from masklet.segmenter import load as load
+    from masklet.video.session import Session as Session
+    from masklet.video.stream import Stream as Stream
+    from masklet.video.tracks import FrameResult as FrameResult
 
 _HOMES = {
     "config": (
@@ -38,12 +44,25 @@ _HOMES = {
         "Sam2MemoryEncoderConfig",
         "Sam2PromptEncoderConfig",
     ),
-    "errors": ("CheckpointError", "ConfigError", "DeviceError", "MaskletError", "PictureError", "PromptError"),
+    "errors": (
+        "CheckpointError",
+        "ConfigError",
+        "DeviceError",
+        "FilmError",
+        "MaskletError",
+        "PictureError",
+        "PromptError",
+        "SessionError",
+        "SpoolError",
+    ),
     "image": ("Photo",),
     "model.sam2": ("Sam2Model",),
     "processing": ("Sam2ImageProcessor", "Sam2Processor"),
     "results": ("Masks",),
     "segmenter": ("Segmenter", "load"),
+    "video.session": ("Session",),
+    "video.stream": ("Stream",),
+    "video.tracks": ("FrameResult",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -194,10 +194,9 @@ def _paste(canvas: Pixels, labels: Pixels, patch: Image.Image, rng: np.random.Ge
     """Lay an object, and at times its shadow, onto the canvas; its pixels get the next label."""
     side_px = len(canvas)
     # Mostly inside, at times cut by the border; of a few places the least crowded: occlusion stays the exception.
-    corners = [
-        [int(c - e / 2) for c, e in zip(rng.uniform(0.1, 0.9, 2) * side_px, patch.size, strict=True)] for _ in range(5)
-    ]
-    x, y = min(corners, key=lambda corner: _crowd(labels, *corner, *patch.size))
+    centres = rng.uniform(0.1, 0.9, (5, 2)) * side_px
+    corners = [(int(cx - patch.width / 2), int(cy - patch.height / 2)) for cx, cy in centres]
+    x, y = min(corners, key=lambda corner: _crowd(labels, corner[0], corner[1], patch.width, patch.height))
     if rng.random() < 0.3:
         dx, dy = rng.integers(-side_px // 20, side_px // 20 + 1, 2)
         shadow = Image.new("RGBA", patch.size)

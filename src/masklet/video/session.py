@@ -85,12 +85,12 @@ class Session:
             The object's mask in this frame.
 
         Raises:
-            PromptError: The prompt makes no sense, or the film has no such frame.
+            PromptError: The prompt makes no sense.
+            FilmError: The film has no such frame.
         """
         prompts = {"points": points, "labels": labels, "box": box, "mask": mask}
         seen = self._tracks.prompt(object, frame, self._features_of, **prompts)
-        picture = None
-        return self._tracks.result(frame, 0.0, {object: seen}, picture).masks
+        return self._tracks.result(frame, 0.0, {object: seen}, None).masks
 
     def remove(self, object: Hashable) -> None:
         """Follow an object no longer. Other objects are not touched."""

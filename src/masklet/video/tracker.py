@@ -116,7 +116,8 @@ def _take_mask(model: Sam2Model, features: list[Tensor], mask: Tensor) -> tuple[
     decoded = model.decode(features, masks=model.mask_downsample(inside), multimask=False)
     one = torch.ones((), device=model.device, dtype=model.dtype)
     seen = ObjectFrame(
-        logits=F.interpolate(certain, size=size_hw, mode="bilinear", antialias=True, align_corners=False)[0, 0],
+        # In float32, since antialias is not to be had in bfloat16 everywhere.
+        logits=F.interpolate(certain.float(), size=size_hw, mode="bilinear", antialias=True)[0, 0].to(model.dtype),
         iou=one,
         score=CERTAIN_LOGIT * one,
         pointer=model.point_to_objects(decoded.mask_tokens[0, 0, :1], decoded.object_scores[0])[0],
