@@ -2,8 +2,8 @@
 
     python benchmarks/image.py [--models tiny base-plus] [--objects 64] [--rounds 5] [--json image.json]
 
-Times are medians over the rounds; the ratio is the median of the rounds' own ratios, which holds when the machine's speed
-drifts. Above 1 masklet is faster.
+Times are medians over the rounds; the ratio is the median of the rounds' own ratios, which holds when the machine's
+speed drifts. Above 1 masklet is faster.
 """
 
 from __future__ import annotations
@@ -23,22 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 import masklet
-from masklet.checkpoints.meta import META_SIZES
+from masklet.checkpoints.meta import META_SIZES, released_config
 
-SIZES = dict(zip(("tiny", "small", "base-plus", "large"), META_SIZES.items(), strict=True))
-
-
-def config_of(size: str) -> masklet.Sam2Config:
-    (dim, blocks), (heads, global_blocks, grid, windows) = SIZES[size]
-    encoder = masklet.Sam2ImageEncoderConfig(
-        hidden_size=dim,
-        num_attention_heads=heads,
-        blocks_per_stage=blocks,
-        global_attention_blocks=global_blocks,
-        window_size_per_stage=windows,
-        window_positional_embedding_background_size=grid,
-    )
-    return masklet.Sam2Config(image_encoder=encoder)
+SIZES = dict(zip(("tiny", "small", "base-plus", "large"), META_SIZES, strict=True))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -65,7 +52,7 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: in
 def measure(size: str, objects: int, rounds: int, device: str) -> dict[str, dict[str, float]]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        masklet.Sam2Model(config_of(size)).save_pretrained(folder)
+        masklet.Sam2Model(released_config(*SIZES[size])).save_pretrained(folder)
         results = {
             "load": compare(
                 lambda: masklet.Sam2Model.from_pretrained(folder),

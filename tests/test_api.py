@@ -8,9 +8,9 @@ from masklet import errors
 
 PUBLIC_NAMES = """
     CheckpointError ConfigError DeviceError FilmError FrameResult Masks MaskletError Photo PictureError PromptError
-    Sam2Config Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig Sam2MemoryAttentionConfig Sam2MemoryEncoderConfig
-    Sam2Model Sam2Processor Sam2PromptEncoderConfig Segmenter Session SessionError SpoolError Stream
-    __version__ load
+    Sam2Config Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig Sam2MemoryAttentionConfig
+    Sam2MemoryEncoderConfig Sam2Model Sam2Processor Sam2PromptEncoderConfig Segmenter Session SessionError SpoolError
+    Stream __version__ load
 """
 
 

@@ -76,13 +76,16 @@ def test_files_that_belong_together_are_all_replaced_or_none(tmp_path, monkeypat
         real(source, target)
 
     monkeypatch.setattr("masklet.files.os.replace", failing)
-    with pytest.raises(OSError, match="the disk is gone"), replacing_all(*paths) as unfinished:
-        for file in unfinished:
-            file.write_text("new")
+
+    def write():
+        with replacing_all(*paths) as unfinished:
+            for file in unfinished:
+                file.write_text("new")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        write()
     assert [path.read_text() for path in paths[:2]] == ["old", "old"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     monkeypatch.undo()
-    with replacing_all(*paths) as unfinished:
-        for file in unfinished:
-            file.write_text("new")
+    write()
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["new"] * 3

@@ -136,7 +136,7 @@ def test_a_frame_looks_the_same_wherever_reading_began(options, tmp_path):
 
 
 def test_backward_keeps_few_frames(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BACKWARD_BYTES", 0)
+    monkeypatch.setattr("masklet.video.decoder.BACKWARD_BYTES", 0)
     film = open_film(make_film(tmp_path / "film.mkv", g="100"))
     batches = []
     forward = film._reader._forward

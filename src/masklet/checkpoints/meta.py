@@ -131,14 +131,19 @@ def config_from_meta(tensors: Mapping[str, Tensor], *, where: str | os.PathLike[
     pattern = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.norm2\.weight")
     widths = {int(m[1]): t.shape[0] for name, t in tensors.items() if (m := pattern.fullmatch(name))}
     blocks = tuple(sum(width == dim * 2**stage for width in widths.values()) for stage in range(4))
-    if (size := META_SIZES.get((dim, blocks))) is None:
+    if (dim, blocks) not in META_SIZES:
         raise CheckpointError(
             f"{where} has {dim} channels and {blocks} blocks per stage: expected tiny, small, base-plus or large "
             f"({', '.join(str(key) for key in META_SIZES)})"
         )
-    heads, global_blocks, grid, windows = size
+    return released_config(dim, blocks, is_v2_1="no_obj_embed_spatial" in tensors)
+
+
+def released_config(dim: int, blocks: tuple[int, ...], *, is_v2_1: bool = True) -> Sam2Config:
+    """Configuration of the release with these channels and blocks per stage, a key of ``META_SIZES``."""
+    heads, global_blocks, grid, windows = META_SIZES[dim, blocks]
     return Sam2Config(
-        is_v2_1="no_obj_embed_spatial" in tensors,
+        is_v2_1=is_v2_1,
         image_encoder=Sam2ImageEncoderConfig(
             hidden_size=dim,
             num_attention_heads=heads,

@@ -22,11 +22,20 @@ MAX_OBJECTS = 6
 """Objects asked for in one composition, or a few pictures of nuclei would outweigh all others."""
 
 
-def held_out_examples(sources: Sources, count: int, side_px: int = SIDE_PX) -> Iterator[Example]:
-    """The first ``count`` compositions, of ``sources`` that were read with ``held_out=True``."""
+def held_out_examples(
+    sources: Sources, count: int, side_px: int = SIDE_PX, *, real_share: float = 0.0
+) -> Iterator[Example]:
+    """The first ``count`` compositions, of ``sources`` that were read with ``held_out=True``.
+
+    Args:
+        sources: Cut-outs, photos and annotated photos.
+        count: How many.
+        side_px: Their height and width.
+        real_share: 0 pastes objects on photos and textures; 1 begins with annotated photos, whose objects count too.
+    """
     for index in range(count):
         rng = np.random.default_rng((SEED, index))
-        picture, labels = compose(sources, side_px, rng)
+        picture, labels = compose(sources, side_px, rng, real_share=real_share)
         kept = np.zeros(256, np.uint8)
         kept[1 + rng.permutation(labels.max())[:MAX_OBJECTS]] = 1
         yield Example(f"composition {index}", picture, labels * kept[labels])
@@ -38,8 +47,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of cutouts-, photos- and instances-*.zip")
     parser.add_argument("--model", help="name, folder or .pt file; the embedded model if not given")
     parser.add_argument("--count", type=int, default=200, help="of compositions")
+    parser.add_argument("--real-share", type=float, default=0.0, help="of pictures that begin with an annotated photo")
     arguments = parser.parse_args()
-    examples = held_out_examples(read_sources(arguments.data, held_out=True), arguments.count)
+    sources = read_sources(arguments.data, held_out=True)
+    examples = held_out_examples(sources, arguments.count, real_share=arguments.real_share)
     print(json.dumps(summarise(measure(load(arguments.model), examples))))
 
 

@@ -16,7 +16,8 @@ from masklet.errors import PromptError, SessionError
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
-from masklet.video.frames import Film, FilmSource, Frame
+from masklet.video.decoder import Frame
+from masklet.video.frames import Film, FilmSource
 from masklet.video.memory import PaperPolicy, Spool
 from masklet.video.outputs import open_writers, output_kind
 from masklet.video.saved import autosaving, read_saved, save_session
