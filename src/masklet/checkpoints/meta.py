@@ -15,7 +15,7 @@ from masklet.checkpoints.damage import what_is
 from masklet.config import Sam2Config, Sam2ImageEncoderConfig
 from masklet.errors import CheckpointError
 
-META_SIZES = {
+META_SIZES: dict[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...], tuple[int, int], tuple[int, ...]]] = {
     # (channels, blocks per stage): (heads, global blocks, position grid, windows). Tensors tell no more than the key.
     (96, (1, 2, 7, 2)): (1, (5, 7, 9), (7, 7), (8, 4, 14, 7)),
     (96, (1, 2, 11, 2)): (1, (7, 10, 13), (7, 7), (8, 4, 14, 7)),
