@@ -31,7 +31,7 @@ def main() -> None:
     table.add_row("(encode once)", "", "", f"{encode_ms:.0f}")
     for name, prompt in PROMPTS.items():
         start = perf_counter()
-        mask = photo.predict(**prompt).best
+        mask = photo.predict(**prompt, fill_holes=1500, remove_islands=1500).best
         milliseconds = 1000 * (perf_counter() - start)
         OUT.mkdir(exist_ok=True)
         mask.overlay().save(OUT / f"{name}.png")
