@@ -114,6 +114,22 @@ def test_a_correction_sees_memory_and_all_clicks_of_its_frame(sam, film):
     assert not np.array_equal(base, corrected((12, 40), (50, 20, 0), tracked=True))
 
 
+def test_a_prompt_that_is_taken_back_leaves_no_trace(sam, film):
+    plain, corrected = sam.video(film), sam.video(film)
+    for session in (plain, corrected):
+        session.prompt(0, "cup", **CUP)
+    expected = logits_of(plain.track())
+    list(corrected.track())
+    corrected.prompt(6, "cup", points=[(40, 30, 0)])
+    assert not np.array_equal(logits_of(corrected.track())[6, "cup"], expected[6, "cup"])
+    corrected.remove("cup", frame=6)
+    assert_same(logits_of(corrected.track()), expected)
+    with pytest.raises(PromptError, match="was not prompted in frame 6: it was in 0"):
+        corrected.remove("cup", frame=6)
+    with pytest.raises(PromptError, match="only prompt of object 'cup'"):
+        corrected.remove("cup", frame=0)
+
+
 def test_a_mask_is_taken_as_it_is(sam, film):
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[12:36, 20:60] = True

@@ -161,6 +161,12 @@ class ObjectMemory:
             elif frame != latest and isinstance(seen, ObjectFrame):
                 self._frames[frame] = replace(seen, logits=seen.logits[:0].clone())
 
+    def discard(self, frame: int) -> None:
+        """Forget one frame, prompted or not."""
+        self._frames.pop(frame, None)
+        self.maps.pop(frame, None)
+        self.prompted.discard(frame)
+
     def tensor_bytes(self) -> int:
         """Size of the tensors held; what lies in the spool is not counted."""
         tensors = list(self.maps.values())

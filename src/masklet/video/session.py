@@ -93,9 +93,16 @@ class Session:
         seen = self._tracks.prompt(object, frame, self._features_of, **prompts)
         return self._tracks.result(frame, 0.0, {object: seen}, None).masks
 
-    def remove(self, object: Hashable) -> None:
-        """Follow an object no longer. Other objects are not touched."""
-        self._tracks.remove(object)
+    def remove(self, object: Hashable, frame: int | None = None) -> None:
+        """Follow an object no longer, or take back its prompt in one frame. Other objects are not touched.
+
+        Raises:
+            PromptError: No such object or prompt, or the only prompt the object has.
+        """
+        if frame is None:
+            self._tracks.remove(object)
+        else:
+            self._tracks.remove_prompt(object, frame)
 
     def reset(self) -> None:
         """Forget all objects."""

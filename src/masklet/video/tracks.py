@@ -135,6 +135,18 @@ class Tracks:
             raise PromptError(f"no object {name!r}: the film's objects are {known}")
         del self.objects[name]
 
+    def remove_prompt(self, name: Hashable, frame: int) -> None:
+        """Take back all that was said of an object in one frame, which is then tracked as any other."""
+        track = self.objects.get(name)
+        if track is None or frame not in track.prompts:
+            shown = "nowhere" if track is None else ", ".join(map(str, sorted(track.prompts)))
+            raise PromptError(f"object {name!r} was not prompted in frame {frame}: it was in {shown}")
+        if len(track.prompts) == 1:
+            raise PromptError(f"frame {frame} holds the only prompt of object {name!r}: remove the object instead")
+        track.bank.discard(frame)
+        del track.prompts[frame]
+        track.passed.pop(frame, None)
+
     def check_size(self, size_hw: SizeHW, frame: int) -> None:
         """Raise a PictureError if a frame is of another size than the film."""
         if size_hw != self.size_hw:
