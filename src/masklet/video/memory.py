@@ -10,7 +10,6 @@ import weakref
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,14 +42,6 @@ class Reading:
     max_pointers: int  # what distances are measured in
 
 
-class ReadingPolicy(Protocol):
-    """Chooses what a frame reads."""
-
-    def __call__(self, frame: int, prompted: Iterable[int], tracked: Iterable[int], *, step: int) -> Reading:
-        """What ``frame`` reads of an object with these frames behind it, on the way forward (1) or back (-1)."""
-        ...
-
-
 @dataclass(frozen=True)
 class PaperPolicy:
     """All prompted frames, or the nearest; the last tracked ones; and pointers of both.
@@ -68,7 +59,7 @@ class PaperPolicy:
         return MAX_POINTERS if self.length is None else min(MAX_POINTERS, self.length)
 
     def __call__(self, frame: int, prompted: Iterable[int], tracked: Iterable[int], *, step: int) -> Reading:
-        """See ``ReadingPolicy``."""
+        """What ``frame`` reads of an object with these frames behind it, on the way forward (1) or back (-1)."""
         everything = set(prompted)
         selected = self.nearest(frame, everything)
         # A prompted frame that is too far to be read as one still counts as a frame that was tracked.
