@@ -20,6 +20,9 @@ from masklet.video.memory import PaperPolicy
 from masklet.video.session import Session
 from masklet.video.stream import Stream
 
+MAX_OBJECTS = 16
+"""In one batch of the tracker."""
+
 
 @dataclass(frozen=True)
 class Segmenter:
@@ -43,13 +46,22 @@ class Segmenter:
         """
         return Photo.encode(self.model, read_picture(picture), self._processor(resolution))
 
-    def video(self, film: Any, *, resolution: int | SizeHW | None = None, max_prompted: int | None = 8) -> Session:
+    def video(
+        self,
+        film: Any,
+        *,
+        resolution: int | SizeHW | None = None,
+        max_prompted: int | None = 8,
+        max_objects: int = MAX_OBJECTS,
+    ) -> Session:
         """Open a film, to show objects in it and follow them.
 
         Args:
             film: A video file, a folder of pictures in natural order, or any iterable of pictures.
             resolution: As in ``image``.
             max_prompted: A frame reads at most this many prompted frames, the nearest; all of them if None.
+            max_objects: So many objects are tracked in one batch at most; any number may be tracked. With 1, what is
+                done to one object leaves all others as they were to the bit; in a batch, to the order of sums.
 
         Raises:
             FilmError: It is no film.
@@ -57,7 +69,7 @@ class Segmenter:
         """
         opened = open_film(film)
         policy = PaperPolicy(self.model.config.num_maskmem, max_prompted, opened.count)
-        return Session(self.model, self._processor(resolution), opened, policy)
+        return Session(self.model, self._processor(resolution), opened, policy, max_objects=max_objects)
 
     def resume(self, path: str | os.PathLike[str], film: Any = None) -> Session:
         """Go on with a session that ``Session.save`` or ``Session.track(autosave=…)`` kept, with the same masks.
@@ -72,19 +84,27 @@ class Segmenter:
         """
         return Session.resume(self.model, path, film)
 
-    def stream(self, *, resolution: int | SizeHW | None = None, max_prompted: int = 8, fps: float = 30.0) -> Stream:
+    def stream(
+        self,
+        *,
+        resolution: int | SizeHW | None = None,
+        max_prompted: int = 8,
+        max_objects: int = MAX_OBJECTS,
+        fps: float = 30.0,
+    ) -> Stream:
         """Follow objects through frames that arrive one at a time, for ever.
 
         Args:
             resolution: As in ``image``.
             max_prompted: A frame reads at most this many prompted frames, the nearest.
+            max_objects: As in ``video``.
             fps: Frames in a second, for the time of each result.
 
         Raises:
             CheckpointError: The model was saved without its memory.
         """
         policy = PaperPolicy(self.model.config.num_maskmem, max_prompted)
-        return Stream(self.model, self._processor(resolution), policy, fps=fps)
+        return Stream(self.model, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
 
     def _processor(self, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
         return self.image_processor if resolution is None else Sam2ImageProcessor(resolution)

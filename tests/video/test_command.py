@@ -52,6 +52,15 @@ def test_a_part_of_a_film_is_followed_backward(film, tiny_folder, tmp_path):
     assert [json.loads(line)["frame"] for line in lines.read_text().splitlines()] == [4, 3, 2, 1]
 
 
+def test_every_other_frame_is_followed_one_object_at_a_time(film, tiny_folder, tmp_path):
+    lines, overlay = tmp_path / "masks.jsonl", tmp_path / "masked.mp4"
+    options = ("--every", 2, "--max-objects", 1, "--out", overlay, "--jsonl", lines)
+    result = run(film, "--point", "0:20,20", "--box", "ball@0:10,5,60,40", "--model", tiny_folder, *options)
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["frame"] for line in lines.read_text().splitlines()] == [0, 2, 4]
+    assert open_film(overlay).fps == open_film(film).fps / 2  # as long as the film itself
+
+
 def test_a_mask_is_read_from_a_picture(film, tiny_folder, tmp_path):
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[10:30, 10:50] = 255

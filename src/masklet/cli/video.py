@@ -36,7 +36,11 @@ def track(
     object: Annotated[str, typer.Option(metavar="NAME", help="Object of the prompts that name none.")] = "1",
     start: Annotated[int | None, typer.Option(help="First frame; the first that was prompted if not given.")] = None,
     end: Annotated[int | None, typer.Option(help="Last frame, included.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Track one frame in so many, and leave out those between.")] = 1,
     reverse: Annotated[bool, typer.Option("--reverse", help="Track backward.")] = False,
+    max_objects: Annotated[
+        int, typer.Option(min=1, help="Objects tracked in one batch; fewer need less memory, and any number may be shown.")
+    ] = 16,
     model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     resolution: Annotated[
@@ -57,12 +61,12 @@ def track(
     import masklet
     from masklet.video.outputs import open_writers
 
-    session = masklet.load(model, device=device).video(film, resolution=resolution)
+    session = masklet.load(model, device=device).video(film, resolution=resolution, max_objects=max_objects)
     show_prompts(session, prompts)
     opened = session.film
-    results = session.track(start, end, "backward" if reverse else "forward")
+    results = session.track(start, end, "backward" if reverse else "forward", every=every)
     scores: dict[Any, list[float]] = {name: [] for name in session.objects}
-    with open_writers(out, masks, jsonl, fps=opened.fps, size_hw=opened.size_hw) as writers:
+    with open_writers(out, masks, jsonl, fps=opened.fps / every, size_hw=opened.size_hw) as writers:
         for result in show_progress(results, opened.count):
             writers.write(result)
             for name, score, visible in zip(result.objects, result.scores, result.visible, strict=True):

@@ -26,8 +26,16 @@ class RotaryAttention(nn.Module):
         self.v_proj = nn.Linear(memory_dim, dim)
         self.o_proj = nn.Linear(dim, dim)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, rotations: Rotations, num_pointers: int = 0) -> Tensor:
-        """(objects, h*w, dim) attends to (objects, keys, memory_dim).
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rotations: Rotations,
+        num_pointers: int = 0,
+        is_empty: Tensor | None = None,
+    ) -> Tensor:
+        """(objects or 1, h*w, dim) attends to (objects, keys, memory_dim).
 
         Args:
             q: Queries, one for each cell.
@@ -35,13 +43,16 @@ class RotaryAttention(nn.Module):
             v: Values of the same tokens.
             rotations: Cosines and sines for the cells of one map.
             num_pointers: Keys at the end that are not turned.
+            is_empty: (objects, keys) bool: keys that nobody attends to.
         """
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
         cells = q.shape[1]
         maps, pointers = k.split([k.shape[1] - num_pointers, num_pointers], dim=1)
         turned = rotate(maps.unflatten(1, (-1, cells)), rotations).flatten(1, 2)
         k = torch.cat([turned, pointers], dim=1)
-        attended = F.scaled_dot_product_attention(rotate(q, rotations)[:, None], k[:, None], v[:, None])
+        q = rotate(q, rotations).expand(len(k), -1, -1)
+        mask = None if is_empty is None else ~is_empty[:, None, None]
+        attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], attn_mask=mask)
         return self.o_proj(attended[:, 0])
 
 
@@ -58,11 +69,19 @@ class MemoryAttentionLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(dim)
         self.layer_norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, rotations: Rotations, num_pointers: int) -> Tensor:
-        """(objects, h*w, dim) reads keys and values (objects, tokens, memory_dim)."""
+    def forward(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rotations: Rotations,
+        num_pointers: int,
+        is_empty: Tensor | None,
+    ) -> Tensor:
+        """(objects or 1, h*w, dim) reads keys and values (objects, tokens, memory_dim): (objects, h*w, dim)."""
         y = self.layer_norm1(x)
         x = x + self.self_attn(y, y, y, rotations)
-        x = x + self.cross_attn_image(self.layer_norm2(x), keys, values, rotations, num_pointers)
+        x = x + self.cross_attn_image(self.layer_norm2(x), keys, values, rotations, num_pointers, is_empty)
         return x + self.linear2(F.relu(self.linear1(self.layer_norm3(x))))
 
 
@@ -83,16 +102,19 @@ class MemoryAttention(nn.Module):
         *,
         map_hw: tuple[int, int],
         num_pointers: int = 0,
+        is_empty: Tensor | None = None,
     ) -> Tensor:
         """Condition a frame on memory.
 
         Args:
-            features: (objects, h*w, dim), the frame's coarsest map as it left the image encoder.
+            features: (objects or 1, h*w, dim), the frame's coarsest map as it left the image encoder. What objects
+                have in common, up to the first look at their memory, is computed once.
             positions: (h*w, dim), the sine positions of its cells.
             memory: (objects, tokens, memory_dim): maps of h*w tokens one after another, then pointer tokens.
             memory_positions: (objects or 1, tokens, memory_dim): sine positions and age.
             map_hw: (h, w).
             num_pointers: Tokens at the end that are pointers.
+            is_empty: (objects, tokens) bool: slots that hold nothing.
 
         Returns:
             (objects, h*w, dim).
@@ -102,5 +124,5 @@ class MemoryAttention(nn.Module):
         # Keys know where and when, values only what.
         keys = memory + memory_positions
         for layer in self.layers:
-            x = layer(x, keys, memory, rotations, num_pointers)
+            x = layer(x, keys, memory, rotations, num_pointers, is_empty)
         return self.layer_norm(x)

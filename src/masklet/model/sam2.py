@@ -155,23 +155,38 @@ class Sam2Model(nn.Module):
         stride4, stride8, stride16 = self.get_image_features(pixel_values)
         return [stride4, stride8, stride16 + self.no_memory_embedding.view(1, -1, 1, 1)]
 
-    def condition(self, features: Tensor, memory: Tensor, memory_positions: Tensor, *, num_pointers: int) -> Tensor:
+    def condition(
+        self,
+        features: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        *,
+        num_pointers: int,
+        is_empty: Tensor | None = None,
+    ) -> Tensor:
         """A frame's coarsest map, having read what is remembered of each object.
 
         Args:
             features: (1, dim, h, w), the last of ``get_image_features``.
             memory: (objects, tokens, memory_dim): maps of h*w tokens one after another, then pointer tokens.
-            memory_positions: (tokens, memory_dim).
+            memory_positions: (objects or 1, tokens, memory_dim).
             num_pointers: Tokens at the end that are pointers.
+            is_empty: (objects, tokens) bool: slots that hold nothing.
 
         Returns:
             (objects, dim, h, w), to be decoded in the place of an image embedding.
         """
         _, dim, height, width = features.shape
-        cells = features.flatten(2).transpose(1, 2).expand(len(memory), -1, -1)
+        cells = features.flatten(2).transpose(1, 2)
         positions = sine_positions_2d((height, width), dim, features.device).to(features.dtype)
         read = self.memory_attention(
-            cells, positions, memory, memory_positions, map_hw=(height, width), num_pointers=num_pointers
+            cells,
+            positions,
+            memory,
+            memory_positions,
+            map_hw=(height, width),
+            num_pointers=num_pointers,
+            is_empty=is_empty,
         )
         return read.transpose(1, 2).unflatten(2, (height, width))
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,12 +35,40 @@ class ObjectFrame:
 
 
 @dataclass(frozen=True)
+class MemoryShape:
+    """Room for memory maps and pointers: objects of one shape share a batch."""
+
+    maps: int
+    pointers: int
+
+
+@dataclass(frozen=True)
 class Reading:
     """The frames whose memory a frame reads. Slots and distances follow from the frames; order does not matter."""
 
     maps: tuple[tuple[int, int], ...]  # (frame, temporal slot): the last slot is that of prompted frames
-    pointers: tuple[tuple[int, int], ...]  # (frame, distance in frames)
+    pointers: tuple[tuple[int, float], ...]  # (frame, distance in steps)
     max_pointers: int  # what distances are measured in
+    num_prompted: int  # of the maps, those of prompted frames
+    num_maskmem: int
+
+    def shape(self, *, fixed: bool) -> MemoryShape:
+        """What it fills; or, fixed, the room that it and all others with about as many prompted frames need."""
+        if not fixed:
+            return MemoryShape(len(self.maps), len(self.pointers))
+        # Prompted frames come and go one by one, so their room doubles: few shapes, and little of it empty.
+        room = 1 << max(self.num_prompted - 1, 0).bit_length()
+        return MemoryShape(self.num_maskmem - 1 + room, self.max_pointers - 1 + room)
+
+
+class MemoryPolicy(Protocol):
+    """Which frames' memories a frame reads: what to write to try out another kind of memory."""
+
+    def __call__(self, frame: int, prompted: Iterable[int], tracked: Iterable[int], *, step: int) -> Reading:
+        """What ``frame`` reads of an object with these frames behind it, going on by ``step`` frames, back if < 0."""
+
+    def keeps(self, frame: int, prompted: set[int], *, step: int) -> set[int]:
+        """Frames around ``frame`` that it or its neighbours, either way, may read the maps of."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +88,13 @@ class PaperPolicy:
         return MAX_POINTERS if self.length is None else min(MAX_POINTERS, self.length)
 
     def __call__(self, frame: int, prompted: Iterable[int], tracked: Iterable[int], *, step: int) -> Reading:
-        """What ``frame`` reads of an object with these frames behind it, on the way forward (1) or back (-1)."""
+        """See ``MemoryPolicy``. Frames between two steps were not tracked and count for nothing."""
         everything = set(prompted)
         selected = self.nearest(frame, everything)
         # A prompted frame that is too far to be read as one still counts as a frame that was tracked.
         passed = (set(tracked) - everything) | (everything - selected)
         recent = [(frame - back * step, back - 1) for back in range(1, self.num_maskmem)]
-        pointers = [(f, (frame - f) * step) for f in sorted(selected) if (frame - f) * step >= 0]
+        pointers = [(f, (frame - f) / step) for f in sorted(selected) if (frame - f) / step >= 0]
         pointers += [
             (frame - back * step, back) for back in range(1, self.max_pointers) if frame - back * step in passed
         ]
@@ -74,7 +103,14 @@ class PaperPolicy:
             + tuple((f, slot) for f, slot in recent if f in passed),
             pointers=tuple(pointers),
             max_pointers=self.max_pointers,
+            num_prompted=len(selected),
+            num_maskmem=self.num_maskmem,
         )
+
+    def keeps(self, frame: int, prompted: set[int], *, step: int) -> set[int]:
+        """See ``MemoryPolicy``."""
+        reach = self.num_maskmem * abs(step)
+        return self.nearest(frame, prompted) | set(range(frame - reach, frame + reach + 1))
 
     def nearest(self, frame: int, prompted: set[int]) -> set[int]:
         """At most ``max_prompted`` of them: the nearest on either side first, then by distance."""
@@ -226,28 +262,63 @@ class Spool:
         return self._file.read(place[1])
 
 
-def memory_tokens(
-    model: Sam2Model, bank: ObjectMemory, reading: Reading, *, map_hw: tuple[int, int]
-) -> tuple[Tensor, Tensor, int]:
-    """What memory attention reads of one object; the maps of the frames it reads must be there.
+@dataclass(frozen=True)
+class MemoryTokens:
+    """What memory attention reads of a batch of objects."""
 
-    Returns:
-        (tokens, memory_dim) memory, as many positions, and how many of the tokens, at the end, are pointers.
+    memory: Tensor  # (objects, tokens, memory_dim): maps one after another, then pointers
+    positions: Tensor  # (objects, tokens, memory_dim)
+    num_pointers: int  # how many of the tokens, at the end, are pointers
+    is_empty: Tensor | None  # (objects, tokens) bool: slots that hold nothing; None if all hold something
+
+
+def memory_tokens(
+    model: Sam2Model,
+    banks: Sequence[ObjectMemory],
+    readings: Sequence[Reading],
+    *,
+    map_hw: tuple[int, int],
+    fixed_shapes: bool,
+) -> MemoryTokens:
+    """Lay out what objects remember; the maps of the frames they read must be there.
+
+    Args:
+        model: With its memory.
+        banks: One an object.
+        readings: One an object, of one shape.
+        map_hw: (h, w) of a memory map.
+        fixed_shapes: Also lay out the slots that are empty.
     """
+    (shape,) = {reading.shape(fixed=fixed_shapes) for reading in readings}
     memory_dim = model.config.memory_encoder.output_channels
+    pieces = model.config.hidden_size // memory_dim  # each pointer is cut into tokens of the memory's width
+    cells = map_hw[0] * map_hw[1]
     sines = sine_positions_2d(map_hw, memory_dim, model.device).to(model.dtype)
-    memory = [bank.maps[frame].to(model.dtype) for frame, _ in reading.maps]
-    positions = [sines + model.memory_temporal_positional_encoding[slot, 0] for _, slot in reading.maps]
-    pieces = model.config.hidden_size // memory_dim
-    if reading.pointers:
-        pointers = torch.stack([bank.pointer(frame) for frame, _ in reading.pointers])
-        memory.append(pointers.view(-1, memory_dim))  # each pointer is cut into tokens of the memory's width
-        positions.append(_pointer_positions(model, reading).repeat_interleave(pieces, 0))
-    return torch.cat(memory), torch.cat(positions), len(reading.pointers) * pieces
+    ages = sines + model.memory_temporal_positional_encoding[:, 0]  # (slots, h*w, memory_dim)
+    rows = []
+    for bank, reading in zip(banks, readings, strict=True):
+        maps = [bank.maps[frame].to(model.dtype) for frame, _ in reading.maps]
+        places = [ages[slot] for _, slot in reading.maps]
+        no_maps = sines.new_zeros((shape.maps - len(maps)) * cells, memory_dim)
+        pointers = [bank.pointer(frame).view(pieces, memory_dim) for frame, _ in reading.pointers]
+        pointer_places = _pointer_positions(model, reading).repeat_interleave(pieces, 0)
+        no_pointers = sines.new_zeros((shape.pointers - len(pointers)) * pieces, memory_dim)
+        is_empty = [torch.zeros(len(maps) * cells), torch.ones(len(no_maps))]
+        is_empty += [torch.zeros(len(pointer_places)), torch.ones(len(no_pointers))]
+        rows.append(
+            (
+                torch.cat([*maps, no_maps, *pointers, no_pointers]),
+                torch.cat([*places, no_maps, pointer_places, no_pointers]),
+                torch.cat(is_empty).bool().to(model.device),
+            )
+        )
+    memory, positions, empty = (torch.stack(column) for column in zip(*rows, strict=True))
+    return MemoryTokens(memory, positions, shape.pointers * pieces, empty if fixed_shapes else None)
 
 
 def _pointer_positions(model: Sam2Model, reading: Reading) -> Tensor:
-    if not model.config.is_v2_1:
+    """(pointers, memory_dim)."""
+    if not model.config.is_v2_1 or not reading.pointers:
         width = model.config.memory_encoder.output_channels
         return torch.zeros(len(reading.pointers), width, device=model.device, dtype=model.dtype)
     distances = torch.tensor([float(distance) for _, distance in reading.pointers], device=model.device)

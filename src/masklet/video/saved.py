@@ -53,10 +53,12 @@ def save_session(path: str | os.PathLike[str], tracks: Tracks, film: Film, times
         times: Seconds from the film's beginning, of every frame that was tracked.
 
     Raises:
-        SessionError: It cannot be written, or an object's name cannot; an older file there is as it was.
+        SessionError: It cannot be written, or an object's name or the policy cannot; an older file there is as it was.
     """
     spool = tracks.spool
     assert spool is not None
+    if not isinstance(policy := tracks.policy, PaperPolicy):
+        raise SessionError(f"a session whose memory policy is {policy!r} cannot be saved: expected a PaperPolicy")
     for name in tracks.objects:
         if not isinstance(name, str | int):
             raise SessionError(f"object {name!r} cannot be saved: expected names that are text or whole numbers")
@@ -71,7 +73,8 @@ def save_session(path: str | os.PathLike[str], tracks: Tracks, film: Film, times
             "model": model_identity(tracks.model),
             "film": film_identity(film),
             "input_hw": tracks.input_hw,
-            "policy": asdict(tracks.policy),
+            "policy": asdict(policy),
+            "max_objects": tracks.max_objects,
             "objects": list(tracks.objects),
         }
         with replacing(path) as unfinished, ZipFile(unfinished, "w") as archive:
@@ -194,6 +197,11 @@ class SavedSession:
     def policy(self) -> PaperPolicy:
         """What frames read."""
         return PaperPolicy(**self.header["policy"])
+
+    @property
+    def max_objects(self) -> int:
+        """Tracked in one batch."""
+        return self.header["max_objects"]
 
     def check_model(self, model: Sam2Model) -> None:
         """Refuse a model that would track otherwise."""

@@ -18,7 +18,7 @@ from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
 from masklet.video.decoder import Frame
 from masklet.video.frames import Film, FilmSource
-from masklet.video.memory import PaperPolicy, Spool
+from masklet.video.memory import MemoryPolicy, Spool
 from masklet.video.outputs import open_writers, output_kind
 from masklet.video.saved import autosaving, read_saved, save_session
 from masklet.video.tracks import FrameResult, Tracks
@@ -32,11 +32,20 @@ FEATURES_KEPT = 2
 class Session:
     """A film and the objects that are followed through it. Made by ``Segmenter.video``."""
 
-    def __init__(self, model: Sam2Model, processor: Sam2ImageProcessor, film: Film, policy: PaperPolicy) -> None:
+    def __init__(
+        self, model: Sam2Model, processor: Sam2ImageProcessor, film: Film, policy: MemoryPolicy, *, max_objects: int
+    ) -> None:
         self.model = model
         self.processor = processor
         self.film = film
-        self._tracks = Tracks(model, policy, size_hw=film.size_hw, input_hw=processor.input_hw, spool=Spool())
+        self._tracks = Tracks(
+            model,
+            policy,
+            max_objects=max_objects,
+            size_hw=film.size_hw,
+            input_hw=processor.input_hw,
+            spool=Spool(),
+        )
         self._features: OrderedDict[int, list[Tensor]] = OrderedDict()
         self._times: dict[int, float] = {}  # of frames that were tracked
 
@@ -45,7 +54,8 @@ class Session:
         """See ``Segmenter.resume``."""
         saved = read_saved(path)
         saved.check_model(model)
-        session = cls(model, Sam2ImageProcessor(saved.input_hw), saved.open_film(film), saved.policy)
+        processor, opened = Sam2ImageProcessor(saved.input_hw), saved.open_film(film)
+        session = cls(model, processor, opened, saved.policy, max_objects=saved.max_objects)
         session._times = saved.restore(session._tracks)
         return session
 
@@ -115,6 +125,7 @@ class Session:
         end: int | None = None,
         direction: Direction = "forward",
         *,
+        every: int = 1,
         autosave: float | None = None,
         autosave_to: str | os.PathLike[str] | None = None,
     ) -> Generator[FrameResult]:
@@ -124,6 +135,7 @@ class Session:
             start: First frame; the first that was prompted if None, or the last one when going backward.
             end: Last frame, included; the film's end if None, or its beginning when going backward.
             direction: ``"forward"``, ``"backward"``, or ``"both"``: first forward from ``start``, then backward.
+            every: Step from each frame to the one so many frames further; those between are left out.
             autosave: ``save`` to ``autosave_to`` once in so many seconds, and when tracking ends or is broken off.
             autosave_to: Where to. After a crash, ``sam.resume`` it and track on from ``session.tracked[-1] + 1``.
 
@@ -133,12 +145,14 @@ class Session:
         """
         if direction not in ("forward", "backward", "both"):
             raise PromptError(f"direction is {direction!r}: expected forward, backward or both")
+        if every < 1:
+            raise PromptError(f"every is {every}: expected 1 for all frames, 2 for every other one, and so on")
         prompted = {frame for track in self._tracks.objects.values() for frame in track.bank.prompted}
         if not prompted:
             raise PromptError("nothing to track: show an object first, film.prompt(frame=0, points=[(x, y)])")
         if (autosave is None) != (autosave_to is None):
             raise SessionError("autosave=seconds and autosave_to=path go together: expected both, or none of them")
-        results = self._passes(prompted, start, end, direction)
+        results = self._passes(prompted, start, end, direction, every)
         if autosave is not None and autosave_to is not None:
             results = autosaving(results, partial(self.save, autosave_to), autosave)
         yield from results
@@ -182,20 +196,20 @@ class Session:
                 yield self._tracks.result(frame.index, frame.time, self._tracks.seen(frame.index), frame.picture)
 
     def _passes(
-        self, prompted: set[int], start: int | None, end: int | None, direction: Direction
+        self, prompted: set[int], start: int | None, end: int | None, direction: Direction, every: int
     ) -> Generator[FrameResult]:
         if direction in ("forward", "both"):
-            yield from self._go(min(prompted) if start is None else start, end, step=1)
+            yield from self._go(min(prompted) if start is None else start, end, every)
         if direction == "backward":
-            yield from self._go(max(prompted) if start is None else start, end, step=-1)
+            yield from self._go(max(prompted) if start is None else start, end, -every)
         if direction == "both":
             first = min(prompted) if start is None else start
-            yield from self._go(first - 1, None, step=-1)
+            yield from self._go(first - every, None, -every)
 
     def _go(self, start: int, end: int | None, step: int) -> Generator[FrameResult]:
         if start < 0:
             return
-        stop = None if end is None else end + step
+        stop = None if end is None else end + (1 if step > 0 else -1)
         if stop is not None and stop < 0:
             stop = None
         for frame in self.film.frames(start, stop, step):

@@ -12,17 +12,20 @@ from masklet.errors import PromptError
 from masklet.model.sam2 import Sam2Model
 from masklet.pictures import read_picture
 from masklet.processing import Sam2ImageProcessor
-from masklet.video.memory import ObjectFrame, PaperPolicy
+from masklet.video.memory import MemoryPolicy, ObjectFrame
 from masklet.video.tracks import FrameResult, Tracks
 
 
 class Stream:
     """Follows objects through frames as they arrive. Made by ``Segmenter.stream``."""
 
-    def __init__(self, model: Sam2Model, processor: Sam2ImageProcessor, policy: PaperPolicy, *, fps: float) -> None:
+    def __init__(
+        self, model: Sam2Model, processor: Sam2ImageProcessor, policy: MemoryPolicy, *, max_objects: int, fps: float
+    ) -> None:
         self.model = model
         self.processor = processor
         self.policy = policy
+        self.max_objects = max_objects
         self.fps = fps
         self.count = 0
         """Frames pushed so far."""
@@ -53,8 +56,14 @@ class Stream:
         picture = read_picture(frame)
         size_hw = (picture.shape[0], picture.shape[1])
         if self._tracks is None:
-            input_hw = self.processor.input_hw
-            self._tracks = Tracks(self.model, self.policy, size_hw=size_hw, input_hw=input_hw, spool=None)
+            self._tracks = Tracks(
+                self.model,
+                self.policy,
+                max_objects=self.max_objects,
+                size_hw=size_hw,
+                input_hw=self.processor.input_hw,
+                spool=None,
+            )
         self._tracks.check_size(size_hw, self.count)
         with torch.inference_mode():
             self._features = self.model.get_image_features(self.processor.frame_values(picture).to(self.model.device))

@@ -5,6 +5,7 @@ Source: SAM 2 (arXiv 2408.00714), section 4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.config import STRIDE, STRIDES
+from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.prompt_encoder import BOX_TOP_LEFT
 from masklet.model.sam2 import Sam2Model
 from masklet.video.memory import ObjectFrame, ObjectMemory, Reading, memory_tokens
@@ -46,68 +48,126 @@ class FramePrompt:
         return FramePrompt(points[corners_first], labels[corners_first])
 
 
+def track_objects(
+    model: Sam2Model,
+    features: list[Tensor],
+    banks: Sequence[ObjectMemory],
+    readings: Sequence[Reading],
+    *,
+    fixed_shapes: bool = False,
+) -> list[tuple[ObjectFrame, Tensor]]:
+    """Follow objects into a frame, all in one batch.
+
+    Args:
+        model: With its memory.
+        features: Of the frame, see ``Sam2Model.get_image_features``; shared by all of its objects.
+        banks: What is remembered of each object; they are read, not changed.
+        readings: What to read of each; all of one shape, see ``Reading.shape``.
+        fixed_shapes: Fill memories up to a constant shape, as accelerators like it.
+
+    Returns:
+        Each object in this frame, and the memory map of it, (h*w, memory_dim).
+    """
+    seen = choose(model, decode_with_memory(model, features, banks, readings, fixed_shapes=fixed_shapes))
+    # One by one, since a map that is made again later is made alone, and has to be the same to the bit.
+    return [(one, memory_maps(model, features, [one], is_prompted=False)[0]) for one in seen]
+
+
 def track_object(
     model: Sam2Model,
     features: list[Tensor],
     bank: ObjectMemory,
     reading: Reading | None,
-    prompt: FramePrompt | None = None,
+    prompt: FramePrompt,
     previous: Tensor | None = None,
 ) -> tuple[ObjectFrame, Tensor]:
-    """Follow one object into a frame, or take a prompt for it there.
+    """Take a prompt for one object in a frame.
 
     Args:
         model: With its memory.
-        features: Of the frame, see ``Sam2Model.get_image_features``; shared by all of its objects.
+        features: Of the frame.
         bank: What is remembered of the object; it is read, not changed.
         reading: What to read of it; None on a frame that a prompt reached before the tracker did.
         prompt: What a person said.
         previous: (4h, 4w) logits to correct, where the frame had a result before.
 
     Returns:
-        The object in this frame, and the memory map of it, (h*w, memory_dim).
+        As ``track_objects``.
     """
-    if prompt is not None and prompt.mask is not None:
-        return _take_mask(model, features, prompt.mask)
-    if reading is None:
-        coarse = features[2] + model.no_memory_embedding.view(1, -1, 1, 1)
+    if prompt.mask is not None:
+        seen = _take_mask(model, features, prompt.mask)
     else:
-        map_hw = (features[2].shape[-2], features[2].shape[-1])
-        memory, positions, num_pointers = memory_tokens(model, bank, reading, map_hw=map_hw)
-        coarse = model.condition(features[2], memory[None], positions, num_pointers=num_pointers)
-    points = labels = mask = None
-    if prompt is not None:
         assert prompt.points is not None
         assert prompt.labels is not None
-        points, labels = prompt.points[None, None], prompt.labels[None, None]
-        if previous is not None:
-            mask = previous.clamp(-PREVIOUS_LIMIT, PREVIOUS_LIMIT)[None, None]
-    decoded = model.decode(
-        [features[0], features[1], coarse],
-        points=points,
-        labels=labels,
-        masks=mask,
-        multimask=labels is None or labels.shape[-1] <= 1,
-    )
-    best = decoded.ious[0, 0].argmax()
-    score = decoded.object_scores[0]  # (1, 1)
-    seen = ObjectFrame(
-        logits=torch.where(score > 0, decoded.logits[0, 0, best], ABSENT_LOGIT),
-        iou=decoded.ious[0, 0, best],
-        score=score[0, 0],
-        pointer=model.point_to_objects(decoded.mask_tokens[0, 0, best][None], score)[0],
-    )
-    return seen, memory_map(model, features, seen, is_prompted=prompt is not None)
+        if reading is None:
+            coarse = features[2] + model.no_memory_embedding.view(1, -1, 1, 1)
+        else:
+            coarse = _read_memory(model, features[2], [bank], [reading], fixed_shapes=False)
+        decoded = model.decode(
+            [features[0], features[1], coarse],
+            points=prompt.points[None, None],
+            labels=prompt.labels[None, None],
+            masks=None if previous is None else previous.clamp(-PREVIOUS_LIMIT, PREVIOUS_LIMIT)[None, None],
+            multimask=len(prompt.labels) <= 1,
+        )
+        (seen,) = choose(model, decoded)
+    (memory,) = memory_maps(model, features, [seen], is_prompted=True)
+    return seen, memory
 
 
-def memory_map(model: Sam2Model, features: list[Tensor], seen: ObjectFrame, *, is_prompted: bool) -> Tensor:
-    """(h*w, memory_dim): what is remembered of an object's frame, a function of the frame and the result alone."""
-    memory = model.encode_memory(features[2], seen.logits[None], seen.score.view(1, 1), binarize=is_prompted)[0]
+def decode_with_memory(
+    model: Sam2Model,
+    features: list[Tensor],
+    banks: Sequence[ObjectMemory],
+    readings: Sequence[Reading],
+    *,
+    fixed_shapes: bool = False,
+) -> DecodedMasks:
+    """What the network says of objects that nothing is said of in this frame: (objects, 1, ...), three candidates."""
+    coarse = _read_memory(model, features[2], banks, readings, fixed_shapes=fixed_shapes)
+    return model.decode([features[0], features[1], coarse], multimask=True)
+
+
+def choose(model: Sam2Model, decoded: DecodedMasks) -> list[ObjectFrame]:
+    """Of each object's candidates, (objects, 1, candidates, ...), the one of the best predicted IoU."""
+    best = decoded.ious[:, 0].argmax(-1)  # (objects,)
+    one = torch.arange(len(best), device=best.device)
+    scores = decoded.object_scores[:, 0]  # (objects, 1)
+    logits = torch.where(scores[..., None] > 0, decoded.logits[one, 0, best], ABSENT_LOGIT)
+    tokens = decoded.mask_tokens[one, 0, best.clamp(max=decoded.mask_tokens.shape[2] - 1)]
+    pointers = model.point_to_objects(tokens, scores)
+    columns = (logits, decoded.ious[one, 0, best], scores[:, 0], pointers)
+    # Clones, or what is kept of one object would keep what all of them were made in.
+    return [ObjectFrame(*(tensor.clone() for tensor in row)) for row in zip(*columns, strict=True)]
+
+
+def memory_maps(
+    model: Sam2Model, features: list[Tensor], seen: Sequence[ObjectFrame], *, is_prompted: bool
+) -> list[Tensor]:
+    """(h*w, memory_dim) each: what is remembered of objects in a frame, a function of frame and results alone."""
+    logits, scores = torch.stack([one.logits for one in seen]), torch.stack([one.score for one in seen])
+    memories = model.encode_memory(features[2], logits, scores[:, None], binarize=is_prompted)
     # The reference stores memories so, and its rounding is part of what it computes.
-    return memory.to(torch.bfloat16)
+    return [memory.to(torch.bfloat16, copy=True) for memory in memories]
 
 
-def _take_mask(model: Sam2Model, features: list[Tensor], mask: Tensor) -> tuple[ObjectFrame, Tensor]:
+def _read_memory(
+    model: Sam2Model,
+    features: Tensor,
+    banks: Sequence[ObjectMemory],
+    readings: Sequence[Reading],
+    *,
+    fixed_shapes: bool,
+) -> Tensor:
+    """(1, dim, h, w) features, conditioned on what is remembered of each object: (objects, dim, h, w)."""
+    map_hw = (features.shape[-2], features.shape[-1])
+    tokens = memory_tokens(model, banks, readings, map_hw=map_hw, fixed_shapes=fixed_shapes)
+    return model.condition(
+        features, tokens.memory, tokens.positions, num_pointers=tokens.num_pointers, is_empty=tokens.is_empty
+    )
+
+
+def _take_mask(model: Sam2Model, features: list[Tensor], mask: Tensor) -> ObjectFrame:
     """A person's mask is the result as it is; the network only makes a pointer of it."""
     inside = mask.to(model.dtype)[None, None]  # (1, 1, height, width)
     map_hw = (features[2].shape[-2], features[2].shape[-1])
@@ -115,11 +175,10 @@ def _take_mask(model: Sam2Model, features: list[Tensor], mask: Tensor) -> tuple[
     certain = CERTAIN_LOGIT * (2 * inside - 1)
     decoded = model.decode(features, masks=model.mask_downsample(inside), multimask=False)
     one = torch.ones((), device=model.device, dtype=model.dtype)
-    seen = ObjectFrame(
+    return ObjectFrame(
         # In float32, since antialias is not to be had in bfloat16 everywhere.
         logits=F.interpolate(certain.float(), size=size_hw, mode="bilinear", antialias=True)[0, 0].to(model.dtype),
         iou=one,
         score=CERTAIN_LOGIT * one,
         pointer=model.point_to_objects(decoded.mask_tokens[0, 0, :1], decoded.object_scores[0])[0],
     )
-    return seen, memory_map(model, features, seen, is_prompted=True)

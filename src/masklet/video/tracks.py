@@ -17,8 +17,8 @@ from masklet.masks import upscale_logits
 from masklet.model.sam2 import Sam2Model
 from masklet.prompts import SizeHW, read_prompts
 from masklet.results import Masks
-from masklet.video.memory import MAX_POINTERS, ObjectFrame, ObjectMemory, PaperPolicy, Reading, Spool
-from masklet.video.tracker import FramePrompt, memory_map, track_object
+from masklet.video.memory import MAX_POINTERS, MemoryPolicy, MemoryShape, ObjectFrame, ObjectMemory, Reading, Spool
+from masklet.video.tracker import FramePrompt, memory_maps, track_object, track_objects
 
 FeaturesOf = Callable[[int], list[Tensor]]
 """Encodes the frame of a number, again if need be."""
@@ -70,14 +70,24 @@ class Tracks:
     Args:
         model: With its memory.
         policy: Which frames' memories a frame reads.
+        max_objects: Objects in one batch at most.
         size_hw: Of the film.
         input_hw: Of the network's input.
         spool: Where past results are kept; None for films that never come back to them.
     """
 
     def __init__(
-        self, model: Sam2Model, policy: PaperPolicy, *, size_hw: SizeHW, input_hw: SizeHW, spool: Spool | None
+        self,
+        model: Sam2Model,
+        policy: MemoryPolicy,
+        *,
+        max_objects: int,
+        size_hw: SizeHW,
+        input_hw: SizeHW,
+        spool: Spool | None,
     ) -> None:
+        if max_objects < 1:
+            raise PromptError(f"max_objects is {max_objects}: expected at least 1, the objects tracked in one batch")
         if not model.config.has_memory:
             raise CheckpointError(
                 "this model was saved without its memory (model_type sam2): it segments pictures, and cannot follow "
@@ -85,6 +95,8 @@ class Tracks:
             )
         self.model = model
         self.policy = policy
+        self.max_objects = max_objects
+        self.fixed_shapes = model.device.type != "cpu"  # a CPU would compute what is empty, too
         self.size_hw = size_hw
         self.input_hw = input_hw
         self.spool = spool
@@ -110,19 +122,23 @@ class Tracks:
     @torch.inference_mode()
     def advance(self, frame: int, features_of: FeaturesOf, step: int) -> dict[Hashable, ObjectFrame]:
         """Every object in a frame. Where it was prompted that result stands; elsewhere it is tracked."""
-        results = {}
+        results = {name: track.bank[frame] for name, track in self.objects.items() if frame in track.bank.prompted}
+        batches: dict[MemoryShape, list[tuple[Hashable, ObjectMemory, Reading]]] = {}
         for name, track in self.objects.items():
-            bank = track.bank
-            if frame in bank.prompted:
-                results[name] = bank[frame]
-            else:
-                reading = self._prepare(bank, frame, features_of, step)
-                seen, memory = track_object(self.model, features_of(frame), bank, reading)
-                bank.put(frame, seen, memory, is_prompted=False)
-                results[name] = seen
+            if name not in results:
+                reading = self._prepare(track.bank, frame, features_of, step)
+                batches.setdefault(reading.shape(fixed=self.fixed_shapes), []).append((name, track.bank, reading))
+        for batch in batches.values():
+            for first in range(0, len(batch), self.max_objects):
+                names, banks, readings = zip(*batch[first : first + self.max_objects], strict=True)
+                tracked = track_objects(self.model, features_of(frame), banks, readings, fixed_shapes=self.fixed_shapes)
+                for name, bank, (seen, memory) in zip(names, banks, tracked, strict=True):
+                    bank.put(frame, seen, memory, is_prompted=False)
+                    results[name] = seen
+        for track in self.objects.values():
             track.passed[frame] = step
-            bank.drop_maps(self._near(bank, frame))
-        return results
+            track.bank.drop_maps(self.policy.keeps(frame, track.bank.prompted, step=step))
+        return {name: results[name] for name in self.objects}
 
     def seen(self, frame: int) -> dict[Hashable, ObjectFrame]:
         """Results that are there for a frame, by object."""
@@ -161,21 +177,15 @@ class Tracks:
         reading = self.policy(frame, bank.prompted, bank.tracked - {frame}, step=step)
         for other, _ in reading.maps:
             if other not in bank.maps:
-                bank.maps[other] = memory_map(
-                    self.model, features_of(other), bank[other], is_prompted=other in bank.prompted
+                (bank.maps[other],) = memory_maps(
+                    self.model, features_of(other), [bank[other]], is_prompted=other in bank.prompted
                 )
         return reading
-
-    def _near(self, bank: ObjectMemory, frame: int) -> set[int]:
-        """Frames whose maps the next few frames may read, whichever way they go."""
-        window = self.policy.num_maskmem
-        return self.policy.nearest(frame, bank.prompted) | set(range(frame - window, frame + window + 1))
 
     def forget_before(self, frame: int) -> None:
         """Let go of all that no frame from ``frame`` on will read."""
         for track in self.objects.values():
-            first = frame - max(MAX_POINTERS, self.policy.num_maskmem)
-            keep = self.policy.nearest(frame, track.bank.prompted) | set(range(first, frame + 1))
+            keep = self.policy.keeps(frame, track.bank.prompted, step=1) | set(range(frame - MAX_POINTERS, frame + 1))
             track.bank.forget(keep, latest=frame)
             track.prompts = {f: told for f, told in track.prompts.items() if f in keep}
             track.passed = {f: step for f, step in track.passed.items() if f in keep}
