@@ -1,10 +1,12 @@
-"""Segment a photo with the embedded model, offline: a click, a box, and a click with one beside the object.
+"""Segment a photo and follow a dog through a film with the embedded model, offline.
 
-Prints a table and writes the pictures under demo/.
+The photo: a click, a box, and a click with one beside the object. The film: a box in its first frame. Prints two tables
+and writes the pictures and the film under demo/.
 """
 
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,16 +15,16 @@ import masklet
 
 HERE = Path(__file__).parent
 OUT = Path("demo")
-PROMPTS = {
+PROMPTS: dict[str, dict[str, Any]] = {
     "click": {"points": [(410, 315)]},
     "box": {"box": (40, 130, 862, 440)},
     "click-and-background": {"points": [(410, 315), (560, 560, 0)]},
 }
+DOG = (288, 108, 480, 200)
 
 
-def main() -> None:
+def photo_table(sam: masklet.Segmenter) -> Table:
     """Run the three prompts on one encoded photo."""
-    sam = masklet.load()
     start = perf_counter()
     photo = sam.image(HERE / "photos" / "truck.jpg")
     encode_ms = 1000 * (perf_counter() - start)
@@ -33,11 +35,32 @@ def main() -> None:
         start = perf_counter()
         mask = photo.predict(**prompt, fill_holes=1500, remove_islands=1500).best
         milliseconds = 1000 * (perf_counter() - start)
-        OUT.mkdir(exist_ok=True)
         mask.overlay().save(OUT / f"{name}.png")
         table.add_row(name, f"{mask.scores[0]:.3f}", str(mask.areas[0]), f"{milliseconds:.0f}")
-    Console().print(table)
-    print(f"The pictures are in {OUT.resolve()}.")
+    return table
+
+
+def film_table(sam: masklet.Segmenter) -> Table:
+    """Show the dog in frame 0 and follow it to the film's end."""
+    start = perf_counter()
+    film = sam.video(HERE / "films" / "dog.mp4")
+    film.prompt(frame=0, object="dog", box=DOG)
+    scores = [result.scores[0] for result in film.track()]
+    seconds = perf_counter() - start
+    film.write(OUT / "dog.mp4")
+
+    table = Table("object", "frames", "frames/s", "mean score", title="The embedded model on dog.mp4")
+    table.add_row("dog", str(len(scores)), f"{len(scores) / seconds:.1f}", f"{sum(scores) / len(scores):.3f}")
+    return table
+
+
+def main() -> None:
+    """Run both."""
+    OUT.mkdir(exist_ok=True)
+    sam = masklet.load()
+    for task in (photo_table, film_table):
+        Console().print(task(sam))
+    print(f"The pictures and the film are in {OUT.resolve()}.")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 import runpy
 from pathlib import Path
 
+import pytest
 from PIL import Image
+
+from masklet.video.frames import open_film
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def test_the_demo_prints_its_table_and_writes_its_pictures(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_demo_prints_its_tables_and_writes_its_pictures_and_its_film(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(EXAMPLES / "demo.py"), run_name="__main__")
     printed = capsys.readouterr().out
@@ -16,3 +20,18 @@ def test_the_demo_prints_its_table_and_writes_its_pictures(tmp_path, monkeypatch
         assert name in printed
         with Image.open(tmp_path / "demo" / f"{name}.png") as picture:
             assert picture.size == (900, 600)
+    assert "frames/s" in printed
+    assert "dog" in printed
+    shown, painted = open_film(EXAMPLES / "films" / "dog.mp4"), open_film(tmp_path / "demo" / "dog.mp4")
+    assert (len(painted), painted.size_hw, painted.fps) == (len(shown), shown.size_hw, shown.fps)
+    bluer = painted[0].picture[..., 2].astype(int) - shown[0].picture[..., 2]
+    assert bluer[130:170, 340:420].mean() > 30  # the dog
+    assert abs(bluer[200:, :240].mean()) < 3  # the ground before it
+
+
+def test_the_demo_film_is_small_and_named_with_its_licence():
+    film = EXAMPLES / "films" / "dog.mp4"
+    assert film.stat().st_size < 300_000
+    assert (len(open_film(film)), open_film(film).size_hw) == (30, (270, 480))
+    assert "`dog.mp4` comes from" in (said := (film.parent / "README.md").read_text())
+    assert "Apache-2.0" in said

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from masklet.errors import FilmError, MaskletError, PictureError
+from masklet.video import decoder
 from masklet.video import frames as module
 from masklet.video.frames import FRAMES_AHEAD, FilmWarning, FilmWriter, ahead, open_film
 
@@ -105,6 +106,22 @@ def test_frames_count_as_range_does(film, start, stop, step):
     assert indices(film.frames(start, stop, step)) == list(range(start, end, step))
 
 
+@pytest.mark.parametrize("step", [1, 4, 15, 100, -1, -4, -15, -100])
+def test_only_frames_that_are_asked_for_become_pixels(film, step, monkeypatch):
+    converted = []
+    upright_pixels = decoder.upright_pixels
+    monkeypatch.setattr(decoder, "upright_pixels", lambda frame: converted.append(frame) or upright_pixels(frame))
+    wanted = list(range(40))[::step]
+    assert indices(film.frames(step=step)) == wanted
+    assert len(converted) == len(wanted)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10**6])
+def test_backward_in_steps_over_several_batches(film, batch, monkeypatch):
+    monkeypatch.setattr(film._reader, "_batch", batch)
+    assert indices(film.frames(37, 2, -4)) == list(range(37, 2, -4))
+
+
 def test_frames_without_a_start_begin_at_the_end_they_come_from(film):
     assert indices(film.frames(stop=3)) == [0, 1, 2]
     assert indices(film.frames(stop=36, step=-1)) == [39, 38, 37]
@@ -131,8 +148,12 @@ def test_a_frame_looks_the_same_wherever_reading_began(options, tmp_path):
     assert [frame.index for frame in frames] == list(range(60)) == list(range(len(film)))
     for index in (59, 30, 13, 11, 12, 24, 1):
         np.testing.assert_array_equal(film[index].picture, frames[index].picture)
-    for frame in film.frames(step=-1):
-        np.testing.assert_array_equal(frame.picture, frames[frame.index].picture)
+    for step in (-1, 7, -7):
+        read = list(film.frames(step=step))
+        assert [frame.index for frame in read] == list(range(60))[::step]
+        for frame in read:
+            np.testing.assert_array_equal(frame.picture, frames[frame.index].picture)
+            assert frame.time == frames[frame.index].time
 
 
 def test_backward_keeps_few_frames(tmp_path, monkeypatch):
@@ -273,6 +294,12 @@ def test_of_a_film_that_is_cut_off_what_is_there_is_read_and_then_a_warning_give
     assert seen == list(range(len(film)))
     assert caught[0].filename == __file__
     assert indices(film.frames(stop=10)) == list(range(10))  # whoever does not come to the cut is not told
+    assert indices(film.frames(len(film) - 2, step=-7)) == list(range(len(film) - 2, -1, -7))
+    for step in (7, -7, 50):  # also when the step passes over the last frame there is
+        seen = []
+        with pytest.warns(FilmWarning, match="is cut off or damaged"):
+            seen.extend(indices(film.frames(step=step)))
+        assert seen == list(range(len(film)))[::step]
 
 
 def test_damaged_frames_are_left_out_with_a_warning(tmp_path):
@@ -286,6 +313,9 @@ def test_damaged_frames_are_left_out_with_a_warning(tmp_path):
     with pytest.warns(FilmWarning, match="damaged: 1 of 30 frames could not be decoded and were left out"):
         seen.extend(indices(film))
     assert seen == [*range(20), *range(21, 30)]
+    assert indices(film.frames(step=3)) == list(range(0, 30, 3))  # the damaged one is left out anyway
+    with pytest.warns(FilmWarning, match="damaged: 1 of 15 frames could not be decoded"):
+        assert indices(film.frames(28, None, -2)) == [28, 26, 24, 22, *range(18, -1, -2)]
     assert indices([film[21]]) == [21]
     with pytest.raises(FilmError, match="frame 20 of .*film.mov cannot be read: it is damaged, take the one before"):
         film[20]
@@ -328,6 +358,32 @@ def test_sequences_of_pictures():
         assert indices(film) == list(range(12))
         assert indices(film.frames(9, None, -4)) == [9, 5, 1]
         assert indices([film[7], film[-1]]) == [7, 11]
+
+
+@given(start=st.integers(0, 11), stop=st.integers(0, 20) | st.none(), step=st.integers(-13, 13).filter(bool))
+def test_sequences_count_as_range_does(start, stop, step):
+    pictures = [picture_of(index) for index in range(12)]
+    end = (12 if step > 0 else -1) if stop is None else min(stop, 12)
+    wanted = list(range(start, end, step))
+    assert indices(open_film(pictures).frames(start, stop, step)) == wanted
+    if step > 0:
+        assert indices(open_film(iter(pictures)).frames(start, stop, step)) == wanted
+
+
+@pytest.mark.parametrize("step", [3, -3])
+def test_pictures_that_are_left_out_are_not_opened(step, tmp_path):
+    for index in range(10):
+        Image.fromarray(picture_of(index)).save(tmp_path / f"{index}.png")
+    film = open_film(tmp_path)
+    wanted = list(range(10))[::step]
+    for index in {*range(10)} - {*wanted}:
+        (tmp_path / f"{index}.png").write_text("not a picture")
+    assert indices(film.frames(step=step)) == wanted
+
+
+def test_pictures_that_pass_are_left_out_unread():
+    film = open_film(picture_of(index) if index % 4 == 0 else "not read" for index in range(10))
+    assert indices(film.frames(step=4)) == [0, 4, 8]
 
 
 def test_pictures_that_pass_are_taken_when_asked_for():

@@ -148,7 +148,8 @@ class Film:
         Args:
             start: The first; the film's first if None, or its last when ``step`` is negative.
             stop: The first no longer read, as in ``range``; None reads to the film's end, or back to its beginning.
-            step: From one to the next. Negative reads backward.
+            step: From one to the next; negative reads backward. Frames left out are not opened in a folder, and in a
+                video file decoded, since later ones build on them, but not turned into pixels.
 
         Returns:
             A generator. The thread ends with it: at its last frame, on ``close()``, and when it is forgotten.
@@ -160,7 +161,7 @@ class Film:
             FilmWarning: Frames are missing. What could be read has been.
         """
         if step == 0:
-            raise FilmError("step is 0: expected 1 to read forward, -1 to read backward, or a multiple")
+            raise FilmError("step is 0: expected 1 to read forward, -1 to read backward, or a multiple of them")
         if step < 0 and self.count is None:
             raise FilmError(f"{self.name} cannot be read backward: pass a list, a folder or a video file")
         count = sys.maxsize if self.count is None else self.count
@@ -202,7 +203,8 @@ class Film:
         if seen < len(wanted):
             left_out = f"{len(wanted) - seen} of {len(wanted)} frames could not be decoded and were left out"
             warnings.warn(f"{self.name} is damaged: {left_out}", FilmWarning, stacklevel=2)
-        if self._reader.is_incomplete and self.count - 1 in wanted:
+        # A step may pass over the last frame before the cut: what counts is whether reading was to go that far.
+        if self._reader.is_incomplete and self.count in (wanted.stop, wanted.start + 1):
             missing = f"its first {self.count} frames could be read, others are missing. Fetch or export it again"
             warnings.warn(f"{self.name} is cut off or damaged: {missing}", FilmWarning, stacklevel=2)
 
