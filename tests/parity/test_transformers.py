@@ -172,10 +172,11 @@ def test_the_memory_attention_gives_their_features(pair):
     side = ours.config.image_size // 16
     cells, dim, memory_dim = side * side, ours.config.hidden_size, ours.config.memory_encoder.output_channels
     generator = torch.Generator().manual_seed(5)
-    features, positions = (torch.randn(cells, 2, dim, generator=generator) for _ in range(2))
+    features, positions = (torch.randn(cells, 1, dim, generator=generator) for _ in range(2))
     memory, memory_positions = (torch.randn(cells * 2 + 8, 2, memory_dim, generator=generator) for _ in range(2))
     with torch.inference_mode():
-        expected = theirs.memory_attention(features, memory, positions, memory_positions, 8)
+        of_both = (tensor.expand(-1, 2, -1) for tensor in (features, positions))
+        expected = theirs.memory_attention(next(of_both), memory, next(of_both), memory_positions, 8)
         got = ours.memory_attention(
             *(t.transpose(0, 1) for t in (features, positions, memory, memory_positions)),
             map_hw=(side, side),
