@@ -60,8 +60,9 @@ class Segmenter:
             film: A video file, a folder of pictures in natural order, or any iterable of pictures.
             resolution: As in ``image``.
             max_prompted: A frame reads at most this many prompted frames, the nearest; all of them if None.
-            max_objects: So many objects are tracked in one batch at most; any number may be tracked. With 1, what is
-                done to one object leaves all others as they were to the bit; in a batch, to the order of sums.
+            max_objects: So many objects are tracked in one batch at most; any number may be tracked. What is done to
+                one object leaves all others as they were: to the bit on a CPU, and elsewhere with 1; in larger batches
+                there, to the order of sums.
 
         Raises:
             FilmError: It is no film.

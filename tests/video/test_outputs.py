@@ -53,6 +53,16 @@ def result_of(masks, logits=None, index=0, objects=None):
     return FrameResult(index, index / 25, objects or tuple(range(1, count + 1)), made, np.ones(count, np.float32))
 
 
+def test_a_film_of_every_third_frame_is_as_long_as_the_film(sam, tmp_path):
+    session = sam.video(moving_square(12))
+    session.prompt(1, "cup", **CUP)
+    shown = list(session.track(every=3))
+    session.write(tmp_path / "masks.mp4")
+    written = open_film(tmp_path / "masks.mp4")
+    assert written.fps == session.film.fps / 3
+    assert written.count == len(shown) == 4
+
+
 def test_masks_lie_in_a_folder_as_davis_has_them(session, results, tmp_path):
     session.write(tmp_path / "new" / "masks")
     files = sorted((tmp_path / "new" / "masks").iterdir())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Generator, Hashable
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -169,6 +171,8 @@ class Session:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write what was tracked, in the film's order; nothing is tracked again.
 
+        A film of every n-th frame shows so many fewer a second, and is as long.
+
         Args:
             path: By its suffix a film with the masks painted over it (``.mp4``, ``.mkv`` …), a line of JSON for each
                 frame (``.jsonl``), or, without suffix, a folder of PNGs as DAVIS has them. See ``video.outputs``.
@@ -180,18 +184,19 @@ class Session:
         kind = output_kind(path)
         if not self.tracked:
             raise PromptError("nothing to write: track first, for result in film.track(): ...")
-        with open_writers(**kind, fps=self.film.fps, size_hw=self.film.size_hw) as writers:
-            for result in self._stored_results(with_pictures="overlay" in kind):
+        stride = math.gcd(*(after - before for before, after in pairwise(self.tracked))) or 1
+        with open_writers(**kind, fps=self.film.fps / stride, size_hw=self.film.size_hw) as writers:
+            for result in self._stored_results(with_pictures="overlay" in kind, stride=stride):
                 writers.write(result)
 
-    def _stored_results(self, *, with_pictures: bool) -> Generator[FrameResult]:
+    def _stored_results(self, *, with_pictures: bool, stride: int = 1) -> Generator[FrameResult]:
         tracked = self.tracked
         if not with_pictures:
             for index in tracked:
                 yield self._tracks.result(index, self._times[index], self._tracks.seen(index), None)
             return
         wanted = set(tracked)
-        for frame in self.film.frames(tracked[0], tracked[-1] + 1):
+        for frame in self.film.frames(tracked[0], tracked[-1] + 1, stride):
             if frame.index in wanted:
                 yield self._tracks.result(frame.index, frame.time, self._tracks.seen(frame.index), frame.picture)
 

@@ -131,12 +131,13 @@ def decode_with_memory(
 def choose(model: Sam2Model, decoded: DecodedMasks) -> list[ObjectFrame]:
     """Of each object's candidates, (objects, 1, candidates, ...), the one of the best predicted IoU."""
     best = decoded.ious[:, 0].argmax(-1)  # (objects,)
-    one = torch.arange(len(best), device=best.device)
+    each = torch.arange(len(best), device=best.device)
     scores = decoded.object_scores[:, 0]  # (objects, 1)
-    logits = torch.where(scores[..., None] > 0, decoded.logits[one, 0, best], ABSENT_LOGIT)
-    tokens = decoded.mask_tokens[one, 0, best.clamp(max=decoded.mask_tokens.shape[2] - 1)]
-    pointers = model.point_to_objects(tokens, scores)
-    columns = (logits, decoded.ious[one, 0, best], scores[:, 0], pointers)
+    logits = torch.where(scores[..., None] > 0, decoded.logits[each, 0, best], ABSENT_LOGIT)
+    tokens = decoded.mask_tokens[each, 0, best.clamp(max=decoded.mask_tokens.shape[2] - 1)]
+    # One by one as everything on a CPU, so that no object's last bit depends on how many others there are.
+    pointers = torch.cat([model.point_to_objects(tokens[n : n + 1], scores[n : n + 1]) for n in range(len(best))])
+    columns = (logits, decoded.ious[each, 0, best], scores[:, 0], pointers)
     # Clones, or what is kept of one object would keep what all of them were made in.
     return [ObjectFrame(*(tensor.clone() for tensor in row)) for row in zip(*columns, strict=True)]
 
