@@ -130,6 +130,15 @@ def test_objects_are_tracked_in_batches_as_they_are_one_by_one(sam, film, monkey
     assert max(sizes) == 3
 
 
+def test_hundreds_of_objects_are_followed(sam, film):
+    session = sam.video(film)
+    for name in range(150):
+        session.prompt(0, name, points=[(name % WIDTH, name % HEIGHT)])
+    results = list(session.track(end=1))
+    assert [len(result.masks) for result in results] == [150, 150]
+    assert results[1].objects == tuple(range(150))
+
+
 def test_slots_that_are_empty_change_nothing_and_keep_shapes(sam, film, monkeypatch):
     expected = tracked_together(sam, film, max_objects=16)
     shapes = set()
