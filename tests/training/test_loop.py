@@ -9,7 +9,15 @@ import torch
 
 from masklet.errors import ConfigError
 from masklet.training.config import read_config
-from masklet.training.loop import Trainer, learning_rate
+from masklet.training.loop import LEARNED_FROM_CLIPS, Trainer, learning_rate
+
+
+@pytest.fixture
+def clip_run(tiny_run):
+    """Two steps on pictures, then three on clips."""
+    pictures = replace(tiny_run.stages[0], steps=2)
+    clips = replace(pictures, steps=3, rounds=1, frames=3)
+    return replace(tiny_run, geometry_steps=0, stages=(pictures, clips))
 
 
 def test_the_loss_on_one_batch_falls(tiny_run, made_up_sources):
@@ -35,6 +43,47 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(tiny_run, made_up_sources, 
     for name, weight in straight.model.state_dict().items():
         assert weight.equal(resumed.model.state_dict()[name]), name
         assert straight.ema[name].equal(resumed.ema[name]), name
+
+
+def test_clips_change_the_memory_and_nothing_else(clip_run, made_up_sources):
+    trainer = Trainer(clip_run)
+    for _ in trainer.run(made_up_sources, until=2):
+        pass
+    before = {name: weight.clone() for name, weight in trainer.ema.items()}
+    for _ in trainer.run(made_up_sources):
+        pass
+    changed = set()
+    for name, weight in trainer.model.state_dict().items():
+        if name.startswith(LEARNED_FROM_CLIPS):
+            changed |= set() if weight.equal(before[name]) else {name}
+        else:
+            assert weight.equal(before[name]), name
+            assert trainer.ema[name].equal(before[name]), name
+    assert all(any(name.startswith(part) for name in changed) for part in ("memory_attention", "memory_encoder"))
+    assert all(weight.grad is None for weight in trainer.affinity.parameters())
+
+
+def test_a_run_on_clips_that_was_cut_ends_as_one_that_was_not(clip_run, made_up_sources, tmp_path):
+    straight = Trainer(clip_run)
+    reports = list(straight.run(made_up_sources))
+    for cut_after in (2, 3):  # between the stages, and among clips
+        cut, resumed = Trainer(clip_run), Trainer(clip_run)
+        for _ in cut.run(made_up_sources, until=cut_after):
+            pass
+        cut.save(tmp_path / "state.pt")
+        resumed.load(tmp_path / "state.pt")
+        assert list(resumed.run(made_up_sources)) == reports[cut_after:]
+        for name, weight in straight.model.state_dict().items():
+            assert weight.equal(resumed.model.state_dict()[name]), name
+            assert straight.ema[name].equal(resumed.ema[name]), name
+
+
+def test_the_loss_on_one_batch_of_clips_falls(clip_run, made_up_sources):
+    stage = replace(clip_run.stages[1], steps=60)
+    trainer = Trainer(replace(clip_run, stages=(stage,), learning_rate=3e-3))
+    batch = trainer.batch(made_up_sources, 0)
+    totals = [trainer.take_step(batch).losses["total"] for _ in range(30)]
+    assert sum(totals[-5:]) < 0.8 * sum(totals[:5])
 
 
 def test_a_save_that_fails_leaves_the_last_one(tiny_run, tmp_path, monkeypatch):
@@ -76,15 +125,28 @@ def test_progress_counts_pixels(tiny_run):
     assert (shares[5] - shares[4]) / (shares[1] - shares[0]) == pytest.approx((96 / 64) ** 2)
 
 
+def test_progress_counts_the_frames_of_clips(clip_run):
+    shares = [clip_run.progress(step) for step in (0, 1, 2, 3)]
+    assert (shares[3] - shares[2]) / (shares[1] - shares[0]) == pytest.approx(3)
+
+
+def test_clips_need_a_memory(clip_run):
+    with pytest.raises(ConfigError, match="no memory"):
+        replace(clip_run, model=replace(clip_run.model, has_memory=False))
+
+
 def test_stages_follow_each_other(tiny_run):
     assert [tiny_run.stage_of(step).image_size for step in range(6)] == [64] * 4 + [96] * 2
     with pytest.raises(IndexError, match="ended"):
         tiny_run.stage_of(6)
 
 
-def test_the_recipe_of_the_embedded_model_can_be_read():
-    config = read_config(Path(str(files("masklet.training") / "nano.yaml")))
-    assert config.model.image_size == config.stages[-1].image_size == 512
+def test_the_recipes_of_the_embedded_model_can_be_read():
+    pictures, clips = (
+        read_config(Path(str(files("masklet.training") / name))) for name in ("nano.yaml", "nano-video.yaml")
+    )
+    assert pictures.model.image_size == pictures.stages[-1].image_size == 512
+    assert clips.model == pictures.model
 
 
 @pytest.mark.parametrize(
@@ -93,6 +155,8 @@ def test_the_recipe_of_the_embedded_model_can_be_read():
         (("seed: 1", "sead: 1"), "sead"),
         (("image_size: 256", "image_size: 250"), "not a multiple of 32"),
         (("pictures: 8", "pictures: 0"), "whole number"),
+        (("rounds: 2", "rounds: 2, frames: 0"), "whole number"),
+        (("rounds: 2", "rounds: 2, frames: 5"), "expected 1"),
         (("hidden_size: 128", "hidden_sice: 128"), "hidden_sice"),
     ],
 )

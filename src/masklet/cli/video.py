@@ -39,7 +39,8 @@ def track(
     every: Annotated[int, typer.Option(min=1, help="Track one frame in so many, and leave out those between.")] = 1,
     reverse: Annotated[bool, typer.Option("--reverse", help="Track backward.")] = False,
     max_objects: Annotated[
-        int, typer.Option(min=1, help="Objects tracked in one batch; fewer need less memory, and any number may be shown.")
+        int,
+        typer.Option(min=1, help="Objects tracked in one batch; fewer need less memory, and any number may be shown."),
     ] = 16,
     model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",

@@ -30,27 +30,31 @@ PARTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stretch of training at one input size."""
+    """A stretch of training at one input size, on pictures or on clips."""
 
     image_size: int
     """Height and width of the pictures, in pixels."""
     steps: int
     """Optimizer steps."""
     pictures: int
-    """Pictures in a batch."""
+    """Pictures in a batch, or clips."""
     objects: int
-    """Prompted objects in each picture."""
+    """Prompted objects in each picture or clip."""
     rounds: int
     """Decodings of each object: the first prompt, then one correction click a round."""
+    frames: int = 1
+    """Of a clip, whose objects are prompted in the first and followed through the others; 1 for pictures."""
     focal_weight: float
     """Of the focal loss. The papers' 20 invites a network that knows nothing to call all background."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "steps", "pictures", "objects", "rounds"):
+        for name in ("image_size", "steps", "pictures", "objects", "rounds", "frames"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ConfigError(f"{name} of a training stage is {value!r}: expected a whole number >= 1")
         if self.image_size % SIDE_MULTIPLE:
             raise ConfigError(f"image_size of a training stage is {self.image_size}: not a multiple of {SIDE_MULTIPLE}")
+        if self.frames > 1 and self.rounds > 1:
+            raise ConfigError(f"rounds of a training stage on clips is {self.rounds}: expected 1, nothing is corrected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,10 @@ class TrainingConfig:
     bfloat16: bool
     """Multiply in bfloat16; weights and losses stay float32."""
 
+    def __post_init__(self) -> None:
+        if any(stage.frames > 1 for stage in self.stages) and not self.model.has_memory:
+            raise ConfigError("a training stage is on clips, but the network has no memory to follow objects with")
+
     @property
     def steps(self) -> int:
         """Of all stages."""
@@ -95,7 +103,7 @@ class TrainingConfig:
         """Share of the run's pixels that were seen before step ``step``: 0 to 1, roughly the share of its time."""
         seen, total = 0, 0
         for stage in self.stages:
-            pixels = stage.pictures * stage.image_size**2
+            pixels = stage.pictures * stage.frames * stage.image_size**2
             seen += pixels * min(max(step, 0), stage.steps)
             total += pixels * stage.steps
             step -= stage.steps

@@ -16,8 +16,9 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from masklet.model.sam2 import Sam2Model
 from masklet.training.affinity import AffinityHead
-from masklet.training.batches import Batch, make_batch
-from masklet.training.config import TrainingConfig
+from masklet.training.batches import Batch, ClipBatch, make_batch, make_clip_batch
+from masklet.training.clip_losses import clip_losses
+from masklet.training.config import Stage, TrainingConfig
 from masklet.training.geometry import noise_embeddings, random_shapes
 from masklet.training.initialise import initialise
 from masklet.training.losses import Losses, mask_iou, segmentation_losses
@@ -27,6 +28,18 @@ from masklet.training.sources import Sources
 HALVES = 2
 """Parts of a batch that are learned from at the same time, and of the matrices that are changed at the same time."""
 BETAS = (0.9, 0.95)
+LEARNED_FROM_CLIPS = (
+    "memory_attention.",
+    "memory_encoder.",
+    "mask_downsample.",
+    "object_pointer_proj.",
+    "memory_temporal_positional_encoding",
+    "no_object_pointer",
+    "occlusion_spatial_embedding_parameter",
+    "temporal_positional_encoding_projection_layer.",
+    "mask_decoder.pred_obj_score_head.",
+)
+"""What the names of these weights begin with. All others stay as pictures left them, and so do pictures' masks."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class StepReport:
     losses: dict[str, float]
     """Means over the rounds."""
     ious: list[float]
-    """Mean IoU of the best candidate after each round."""
+    """Mean IoU of the best candidate after each round; on clips, of the mask in the first frame and in the others."""
 
 
 class Trainer:
@@ -113,9 +126,19 @@ class Trainer:
                 coming = ahead.submit(self.batch, sources, self.step + 1) if self.step + 1 < until else None
                 yield self.take_step(batch)
 
-    def batch(self, sources: Sources, step: int) -> Batch:
-        """The pictures of one step."""
+    def batch(self, sources: Sources, step: int) -> Batch | ClipBatch:
+        """The pictures or clips of one step."""
         stage = self.config.stage_of(step)
+        if stage.frames > 1:
+            return make_clip_batch(
+                sources,
+                side_px=stage.image_size,
+                frames=stage.frames,
+                clips=stage.pictures,
+                objects=stage.objects,
+                seed=self.config.seed,
+                step=step,
+            )
         return make_batch(
             sources,
             side_px=stage.image_size,
@@ -125,8 +148,9 @@ class Trainer:
             step=step,
         )
 
-    def take_step(self, batch: Batch) -> StepReport:
+    def take_step(self, batch: Batch | ClipBatch) -> StepReport:
         """Learn from one batch, its halves side by side: two threads that each use one core waste the least of them."""
+        self._choose_what_learns()
         rate = learning_rate(self.config, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -144,24 +168,64 @@ class Trainer:
         ious = [sum(values) / HALVES for values in zip(*(half[1] for half in halves), strict=True)]
         return StepReport(self.step, rate, float(norm), losses, ious)
 
-    def _learn(self, batch: Batch, part: int) -> tuple[dict[str, float], list[float]]:
+    def _choose_what_learns(self) -> None:
+        """All from pictures; from clips the memory, beside the averaged weights of all that is used with it."""
+        on_clips = self.config.stage_of(self.step).frames > 1
+        if on_clips and self.step > 0 and self.config.stage_of(self.step - 1).frames == 1:
+            # What is frozen would be followed by its mean for long, while the memory learns from weights nobody keeps.
+            self.model.load_state_dict(self.ema)
+        for name, weight in self.model.named_parameters():
+            # Without a gradient, optimizers pass a weight by: nothing decays.
+            weight.requires_grad_(not on_clips or name.startswith(LEARNED_FROM_CLIPS))
+
+    def _learn(self, batch: Batch | ClipBatch, part: int) -> tuple[dict[str, float], list[float]]:
         """Add a part's gradient. There are two, whose sum has no order, so a step's result is the same every time."""
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * HALVES + part)
         stage = self.config.stage_of(self.step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16, cache_enabled=False):
-            embeddings = self.model.get_image_embeddings(batch.pixel_values)
-            affinity = self.affinity(embeddings, batch.targets, generator)
-            losses, ious = interactive_losses(
+            if isinstance(batch, ClipBatch):
+                total, losses, ious = self._losses_on_clips(batch, stage, generator)
+            else:
+                total, losses, ious = self._losses_on_pictures(batch, stage, generator)
+        (total / HALVES).backward()
+        return losses, ious
+
+    def _losses_on_pictures(
+        self, batch: Batch, stage: Stage, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float], list[float]]:
+        embeddings = self.model.get_image_embeddings(batch.pixel_values)
+        affinity = self.affinity(embeddings, batch.targets, generator)
+        losses, ious = interactive_losses(
+            self.model,
+            embeddings,
+            batch.targets,
+            rounds=stage.rounds,
+            focal_weight=stage.focal_weight,
+            generator=generator,
+        )
+        total = torch.stack([round_.total for round_ in losses]).mean() + affinity
+        return total, _means(losses) | {"affinity": float(affinity.detach())}, ious
+
+    def _losses_on_clips(
+        self, batch: ClipBatch, stage: Stage, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float], list[float]]:
+        with torch.no_grad():
+            features = self.model.get_image_features(batch.pixel_values.flatten(0, 1))
+        losses: list[Losses] = []
+        ious: list[list[float]] = []
+        for clip, targets in enumerate(batch.targets):
+            frames = range(clip * stage.frames, (clip + 1) * stage.frames)
+            of_clip, of_frames = clip_losses(
                 self.model,
-                embeddings,
-                batch.targets,
-                rounds=stage.rounds,
+                [[maps[frame : frame + 1] for maps in features] for frame in frames],
+                targets,
                 focal_weight=stage.focal_weight,
                 generator=generator,
             )
-        total = torch.stack([round_.total for round_ in losses]).mean() + affinity
-        (total / HALVES).backward()
-        return _means(losses) | {"affinity": float(affinity.detach())}, ious
+            losses += of_clip
+            ious.append(of_frames)
+        total = torch.stack([frame.total for frame in losses]).mean()
+        return total, _means(losses), [sum(values) / len(ious) for values in zip(*ious, strict=True)]
 
     def _follow(self) -> None:
         # The mean starts short, or the first weights would stay in it for long.

@@ -16,7 +16,10 @@ DICE_WEIGHT, IOU_WEIGHT, OBJECT_WEIGHT = 1.0, 1.0, 1.0
 
 @dataclass(frozen=True)
 class Losses:
-    """Means over objects, unweighted: scalars that gradients flow through."""
+    """Means over objects, unweighted: scalars that gradients flow through.
+
+    Objects that are absent count for the object score alone.
+    """
 
     focal_weight: float
     focal: Tensor
@@ -43,19 +46,24 @@ def segmentation_losses(
     Args:
         logits: (batch, objects, masks, h, w).
         ious: (batch, objects, masks), predicted, 0 to 1: all are taught, so that the best can be told.
-        object_scores: (batch, objects, 1) logits; every object here is in its picture.
-        targets: (batch, objects, h, w) bool.
+        object_scores: (batch, objects, 1) logits.
+        targets: (batch, objects, h, w) bool; empty where an object is absent.
         focal_weight: Of the focal loss in the total; the papers' is 20.
     """
     truth = targets[:, :, None].to(logits.dtype).expand_as(logits)
     focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)  # (batch, objects, masks)
     best = (focal_weight * focal + DICE_WEIGHT * dice).argmin(-1, keepdim=True)
+    is_present = targets.flatten(2).any(-1, keepdim=True).to(logits.dtype)  # (batch, objects, 1)
+
+    def mean(losses: Tensor) -> Tensor:
+        return (losses.mean(-1, keepdim=True) * is_present).sum() / is_present.sum().clamp(min=1)
+
     return Losses(
         focal_weight=focal_weight,
-        focal=focal.gather(-1, best).mean(),
-        dice=dice.gather(-1, best).mean(),
-        iou=F.l1_loss(ious, mask_iou(logits > 0, targets[:, :, None])),
-        object_score=F.binary_cross_entropy_with_logits(object_scores, torch.ones_like(object_scores)),
+        focal=mean(focal.gather(-1, best)),
+        dice=mean(dice.gather(-1, best)),
+        iou=mean((ious - mask_iou(logits > 0, targets[:, :, None])).abs()),
+        object_score=F.binary_cross_entropy_with_logits(object_scores, is_present),
     )
 
 

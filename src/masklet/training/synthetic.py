@@ -46,17 +46,18 @@ def compose(
         of each object. There may be no object.
     """
     is_real = rng.random() < real_share
-    canvas, labels = _real_scene(sources, side_px, rng) if is_real else _empty_scene(sources, side_px, rng)
+    canvas, labels = real_scene(sources, side_px, rng) if is_real else _empty_scene(sources, side_px, rng)
     count = rng.integers(0, 3) if is_real else min(1 + rng.geometric(0.35), MAX_OBJECTS)
     patch = None
     for _ in range(count):
         if patch is None or rng.random() > 0.2:  # a repeated object must be told from its twin
-            patch = _object(sources, side_px, rng)
-        _paste(canvas, labels, _pose(patch, side_px, rng), rng)
-    return _photograph(canvas, rng), _number(labels)
+            patch = draw_object(sources, side_px, rng)
+        _paste(canvas, labels, pose(patch, side_px, rng), rng)
+    return photograph(canvas, rng), numbering(labels)[labels]
 
 
-def _real_scene(sources: Sources, side_px: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+def real_scene(sources: Sources, side_px: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+    """A square piece of an annotated photo, and its label map."""
     photo, labels = sources.instances[rng.integers(len(sources.instances))]
     box, flip = _crop_box(photo, rng, smallest=0.5), rng.random() < 0.5
     size = (side_px, side_px)
@@ -69,10 +70,10 @@ def _real_scene(sources: Sources, side_px: int, rng: np.random.Generator) -> tup
 
 
 def _empty_scene(sources: Sources, side_px: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
-    return np.array(_surface(sources, side_px, rng)), np.zeros((side_px, side_px), np.uint8)
+    return np.array(surface(sources, side_px, rng)), np.zeros((side_px, side_px), np.uint8)
 
 
-def _surface(sources: Sources, side_px: int, rng: np.random.Generator) -> Image.Image:
+def surface(sources: Sources, side_px: int, rng: np.random.Generator) -> Image.Image:
     """A square piece of photo or texture."""
     if rng.random() < TEXTURE_SHARE:
         return _texture(side_px, rng)
@@ -99,7 +100,7 @@ def _texture(side_px: int, rng: np.random.Generator) -> Image.Image:
     way = Image.Resampling.NEAREST if rng.random() < 0.1 else Image.Resampling.BICUBIC
     noise = noise.resize((side_px, side_px), way)
     plain = Image.new("RGB", noise.size, tuple(int(c) for c in rng.integers(0, 256, 3)))
-    surface = Image.blend(plain, noise, rng.uniform(0, 0.8))
+    texture = Image.blend(plain, noise, rng.uniform(0, 0.8))
     if rng.random() < 0.4:
         y, x = np.mgrid[:side_px, :side_px] / side_px
         angle, waves = rng.uniform(0, np.pi), 2 ** rng.uniform(1, 5)
@@ -108,16 +109,16 @@ def _texture(side_px: int, rng: np.random.Generator) -> Image.Image:
             wave *= np.sin(2 * np.pi * waves * (y * np.cos(angle) - x * np.sin(angle)))
         mask = Image.fromarray((np.clip(wave * rng.uniform(1, 8), -1, 1) * 100 + 128).astype(np.uint8))
         other = Image.new("RGB", noise.size, tuple(int(c) for c in rng.integers(0, 256, 3)))
-        surface = Image.composite(other, surface, mask)
-    return surface
+        texture = Image.composite(other, texture, mask)
+    return texture
 
 
-def _object(sources: Sources, side_px: int, rng: np.random.Generator) -> Image.Image:
+def draw_object(sources: Sources, side_px: int, rng: np.random.Generator) -> Image.Image:
     """An RGBA object: a cut-out or a shape, at times in foreign material."""
     is_shape = rng.random() < SHAPE_SHARE
     patch = _shape(rng) if is_shape else sources.cutouts[rng.integers(len(sources.cutouts))]
     if is_shape or rng.random() < REFILL_SHARE:
-        material = _surface(sources, 128, rng).resize(patch.size, Image.Resampling.BILINEAR)
+        material = surface(sources, 128, rng).resize(patch.size, Image.Resampling.BILINEAR)
         material.putalpha(patch.getchannel("A"))
         patch = material
     return patch
@@ -148,7 +149,7 @@ def _outline(rng: np.random.Generator, centre: NDArray, radius: float, side_px: 
     return [(float(x), float(y)) for x, y in corners.T]
 
 
-def _pose(patch: Image.Image, side_px: int, rng: np.random.Generator) -> Image.Image:
+def pose(patch: Image.Image, side_px: int, rng: np.random.Generator) -> Image.Image:
     """Scale, stretch, flip, turn, recolour, light and blur an object."""
     long_side = side_px * np.exp(rng.uniform(*np.log(OBJECT_SIDES)))
     stretch = np.exp(rng.uniform(-0.25, 0.25, 2))
@@ -202,9 +203,9 @@ def _paste(canvas: Pixels, labels: Pixels, patch: Image.Image, rng: np.random.Ge
         shadow = Image.new("RGBA", patch.size)
         shadow.putalpha(patch.getchannel("A").point([int(v * 0.5) for v in range(256)]))
         shadow = shadow.filter(ImageFilter.BoxBlur(side_px // 64))
-        _blend(canvas, np.asarray(shadow), x + int(dx), y + int(dy))
+        blend(canvas, np.asarray(shadow), x + int(dx), y + int(dy))
     pixels = np.asarray(patch)
-    inside, (x0, y0, x1, y1) = _blend(canvas, pixels, x, y)
+    inside, (x0, y0, x1, y1) = blend(canvas, pixels, x, y)
     if inside is not None:
         labels[y0:y1, x0:x1][inside] = labels.max() + 1
 
@@ -215,7 +216,7 @@ def _crowd(labels: Pixels, x: int, y: int, width: int, height: int) -> int:
     return int(np.count_nonzero(piece)) + width * height - piece.size
 
 
-def _blend(canvas: Pixels, patch: Pixels, x: int, y: int) -> tuple[NDArray[np.bool_] | None, tuple[int, int, int, int]]:
+def blend(canvas: Pixels, patch: Pixels, x: int, y: int) -> tuple[NDArray[np.bool_] | None, tuple[int, int, int, int]]:
     """Alpha-blend an RGBA patch at (x, y), in place: where it is more than half opaque, and the box it fills."""
     height, width = patch.shape[:2]
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, canvas.shape[1]), min(y + height, canvas.shape[0])
@@ -228,8 +229,8 @@ def _blend(canvas: Pixels, patch: Pixels, x: int, y: int) -> tuple[NDArray[np.bo
     return alpha[..., 0] > 127, (x0, y0, x1, y1)
 
 
-def _photograph(canvas: Pixels, rng: np.random.Generator) -> Pixels:
-    """What a camera does to the whole picture: exposure, softness, noise, compression."""
+def photograph(canvas: Pixels, rng: np.random.Generator) -> Pixels:
+    """What a camera does to the whole picture, or to a column of them: exposure, softness, noise, compression."""
     picture = _recolour(Image.fromarray(canvas), rng, strength=0.3)
     if rng.random() < 0.15:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.004) * picture.width))
@@ -247,9 +248,9 @@ def _photograph(canvas: Pixels, rng: np.random.Generator) -> Pixels:
     return pixels
 
 
-def _number(labels: Pixels) -> Pixels:
-    """Drop what is hardly visible and number the rest 1..k."""
+def numbering(labels: Pixels) -> Pixels:
+    """A table from old labels to new, (256,): what is hardly visible becomes background, the rest 1..k."""
     counts = np.bincount(labels.ravel(), minlength=256)
     is_kept = counts >= MIN_AREA * labels.size
     is_kept[0] = False
-    return np.where(is_kept, np.cumsum(is_kept), 0).astype(np.uint8)[labels]
+    return np.where(is_kept, np.cumsum(is_kept), 0).astype(np.uint8)

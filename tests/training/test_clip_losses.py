@@ -1,0 +1,100 @@
+"""Following objects through a clip."""
+
+import pytest
+import torch
+
+from masklet.model.mask_decoder import DecodedMasks
+from masklet.training.clip_losses import clip_losses, told_who_is_there
+from masklet.training.loop import LEARNED_FROM_CLIPS, Trainer
+from masklet.training.losses import segmentation_losses
+from masklet.video.tracker import ABSENT_LOGIT, choose
+
+
+@pytest.fixture
+def model(tiny_run):
+    model = Trainer(tiny_run).model
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.startswith(LEARNED_FROM_CLIPS))
+    with torch.no_grad():
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(5)  # prompted objects are taken to be there
+    return model
+
+
+def features(model, frames):
+    pictures = torch.randn(frames, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = model.get_image_features(pictures)
+    return [[m[frame : frame + 1] for m in maps] for frame in range(frames)]
+
+
+def squares(frames, objects):
+    targets = torch.zeros(frames, objects, 16, 16, dtype=torch.bool)
+    for index in range(objects):
+        targets[:, index, 2:8, 4 * index : 4 * index + 4] = True
+    return targets
+
+
+def losses_of(model, targets, seed=0):
+    return clip_losses(
+        model,
+        features(model, len(targets)),
+        targets,
+        focal_weight=5,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def test_every_frame_has_its_losses(model):
+    losses, ious = losses_of(model, squares(4, 3))
+    assert len(losses) == 4
+    assert len(ious) == 2
+    assert all(0 <= iou <= 1 for iou in ious)
+    again, same = losses_of(model, squares(4, 3))
+    assert [one.total.item() for one in losses] == [one.total.item() for one in again]
+    assert ious == same
+
+
+def test_an_object_that_goes_and_returns_teaches_all_of_the_memory(model):
+    targets = squares(4, 4)
+    targets[1:3, 1:] = False
+    for seed in range(2):  # clicks, boxes and masks
+        losses, _ = losses_of(model, targets, seed)
+        torch.stack([one.total for one in losses]).mean().backward()
+    for part in LEARNED_FROM_CLIPS:
+        taught = [w.grad for name, w in model.named_parameters() if name.startswith(part) and w.grad is not None]
+        assert any(grad.any() for grad in taught), part
+    assert all((w.grad is not None) <= w.requires_grad for w in model.parameters())
+
+
+def test_older_memories_are_reached_in_short_clips(model):
+    for seed in range(12):
+        losses, _ = losses_of(model, squares(5, 1), seed)
+        losses[-1].total.backward()
+    grad = model.memory_temporal_positional_encoding.grad
+    assert grad is not None
+    assert grad.flatten(1).any(1).all()
+
+
+def test_what_is_remembered_follows_the_truth_and_not_the_score(model):
+    truth = squares(1, 2)[0]
+    truth[1] = False
+    logits, tokens = torch.randn(2, 1, 3, 16, 16), torch.randn(2, 1, 3, 32)
+    wrong = DecodedMasks(logits, torch.rand(2, 1, 3), torch.tensor([-4.0, 4.0]).view(2, 1, 1), tokens)
+    here, gone = choose(model, told_who_is_there(wrong, truth))
+    assert any(here.logits.equal(candidate) for candidate in logits[0, 0])
+    assert not here.pointer.equal(model.no_object_pointer[0])
+    assert (gone.logits == ABSENT_LOGIT).all()
+    assert gone.pointer.equal(model.no_object_pointer[0])
+
+
+def test_absent_objects_count_for_their_score_alone():
+    targets = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    targets[0, :, :2] = True
+    logits, ious = torch.randn(2, 1, 3, 4, 4), torch.rand(2, 1, 3)
+    scores = torch.tensor([[[2.0]], [[-3.0]]])
+    both = segmentation_losses(logits, ious, scores, targets, focal_weight=5)
+    seen = segmentation_losses(logits[:1], ious[:1], scores[:1], targets[:1], focal_weight=5)
+    torch.testing.assert_close((both.focal, both.dice, both.iou), (seen.focal, seen.dice, seen.iou))
+    torch.testing.assert_close(both.object_score, torch.nn.functional.softplus(torch.tensor([-2.0, -3.0])).mean())
+    none = segmentation_losses(logits[1:], ious[1:], scores[1:], targets[1:], focal_weight=5)
+    assert none.focal == none.dice == none.iou == 0
