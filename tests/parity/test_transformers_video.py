@@ -21,7 +21,7 @@ from masklet.checkpoints.transformers import config_to_json
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import to_model_pixels
 from masklet.segmenter import Segmenter
-from masklet.video.tracker import track_object
+from masklet.video.tracker import read_memory, track_object
 
 FRAMES = 8
 SIZE_HW = (120, 160)
@@ -227,9 +227,9 @@ def test_a_correction_is_theirs_but_for_the_earlier_logits_which_they_leave_out(
     ours = sam.video(film, max_prompted=None)
     ours.prompt(0, 1, **PROMPTS[1])
     list(ours.track())
-    bank = ours._tracks.objects[1].bank
-    reading = ours._tracks.policy(4, bank.prompted, bank.tracked - {4}, step=1)
-    told = ours._tracks._read(**clicks)
+    bank, features = ours._tracks.objects[1].bank, ours._features_of(4)
+    reading = ours._tracks.policy(4, bank.prompted, bank, step=1)
     with torch.inference_mode():
-        seen, _ = track_object(sam.model, ours._features_of(4), bank, reading, told, previous=None)
+        remembered = read_memory(sam.model, features[2], [bank], [reading])
+        seen, _ = track_object(sam.model, features, ours._tracks.read(**clicks), remembered, previous=None)
     torch.testing.assert_close(seen.logits, expected, rtol=1e-3, atol=1e-3 * expected.std().item())

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from video.test_tracking import BALL, CUP, HEIGHT, WIDTH, assert_same, logits_of, moving_square
 
-from masklet.errors import SessionError
+from masklet.errors import SessionError, SpoolError
 from masklet.segmenter import Segmenter, load
-from masklet.video import saved
+from masklet.video import saved, spool
+from masklet.video.spool import Spool
 
 FRAMES = 20
 
@@ -114,10 +115,10 @@ def test_a_session_in_bfloat16_keeps_its_dtype(sam, clip, tmp_path):
         sam.resume(tmp_path / "s")
 
 
-def test_maps_are_made_when_they_are_read_and_restored_tensors_are_no_larger(sam, session_file):
+def test_a_resumed_session_holds_nothing_before_it_is_read(sam, session_file):
     bank = sam.resume(session_file)._tracks.objects["cup"].bank
     assert not bank.maps
-    assert bank.tensor_bytes() == len(bank.prompted | bank.tracked) * bank.pointer(2).nbytes
+    assert bank.tensor_bytes() == 0
 
 
 def test_a_film_that_moved_is_followed(sam, clip, session_file, tmp_path):
@@ -160,7 +161,7 @@ def of_another_archive(source, path):
 
 def with_a_flipped_bit(source, path):
     content = bytearray(source.read_bytes())
-    content[content.index(b"masks/1") + 60] ^= 4
+    content[content.index(b"results/1") + 60] ^= 4
     path.write_bytes(content)
 
 
@@ -298,7 +299,89 @@ def test_a_killed_process_is_gone_on_with_from_the_last_autosave(sam, tmp_path):
     assert_same(
         logits_of(resumed._stored_results(with_pictures=False)), expected, [k for k in expected if k[0] <= last]
     )
-    assert_same(logits_of(resumed.track(start=last + 1)), expected, [k for k in expected if k[0] > last])
+    assert_same(logits_of(resumed.track_on()), expected, [k for k in expected if k[0] > last])
+
+
+@pytest.mark.parametrize(
+    ("track", "broken_at"),
+    [
+        ({}, 9),
+        ({"start": 10, "direction": "backward"}, 6),
+        ({"every": 3}, 9),
+        ({"start": 8, "direction": "both"}, 14),
+        ({"start": 8, "direction": "both"}, 5),
+        ({"start": 2, "end": 12}, 11),
+    ],
+)
+def test_tracking_goes_on_where_it_was_broken_off(sam, clip, tmp_path, track, broken_at):
+    unbroken, broken = begun(sam, clip), begun(sam, clip)  # all of it is tracked a second time
+    expected = logits_of(unbroken.track(**track))
+    first = []
+    for result in (results := broken.track(**track, autosave=1000, autosave_to=tmp_path / "s")):
+        first.append(result)
+        if result.index == broken_at:
+            break
+    results.close()
+    resumed = sam.resume(tmp_path / "s")
+    found = logits_of(first) | logits_of(resumed.track_on())
+    assert list(found) == list(expected)
+    assert_same(found, expected)
+    assert list(resumed.track_on()) == []
+
+
+def test_a_disk_that_is_full_loses_nothing(sam, clip, tmp_path, monkeypatch):
+    session = begun(sam, clip)
+    tracks = session._tracks
+    before = logits_of(session._stored_results(with_pictures=False))
+    session.save(tmp_path / "s")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    tracks.spool._limit = 0  # the next result would move all of it to disk
+    monkeypatch.setattr(spool.tempfile, "TemporaryFile", full)
+    with pytest.raises(SpoolError, match="No space left on device.*what was tracked so far is kept"):
+        list(session.track(start=12, autosave=0, autosave_to=tmp_path / "s"))
+    assert_same(logits_of(session._stored_results(with_pictures=False)), before)
+    monkeypatch.undo()
+    resumed = sam.resume(tmp_path / "s")
+    assert_same(logits_of(resumed._stored_results(with_pictures=False)), before)
+    assert_same(logits_of(resumed.track(start=12)), logits_of(begun(sam, clip).track(start=12)))
+
+
+def test_a_disk_that_fills_up_keeps_what_is_on_it(tmp_path, monkeypatch):
+    held = Spool(limit_bytes=10)
+    places = [held.put(bytes([number]) * 8) for number in range(4)]
+    file = held._file
+    monkeypatch.setattr(held, "_file", Full(file))
+    with pytest.raises(SpoolError, match="No space left"):
+        held.put(b"x" * 8)
+    monkeypatch.undo()
+    assert [held.read(place) for place in places] == [bytes([number]) * 8 for number in range(4)]
+    held.free(places[1])
+    assert held.put(b"y" * 5) == (places[1][0], 5)
+    assert held.put(b"z" * 3)[0] == places[1][0] + 5
+    assert held.read(places[1]) == b"yyyyyzzz"
+    file.truncate(4)
+    with pytest.raises(SpoolError, match="are gone"):
+        held.read(places[3])
+
+
+class Full:
+    """A file on a disk with room for three more bytes."""
+
+    def __init__(self, file):
+        self.file, self.room = file, 3
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        taken = min(self.room, len(data))
+        if not taken:
+            raise OSError(28, "No space left on device")
+        self.room -= taken
+        return self.file.write(data[:taken])
 
 
 @pytest.mark.gpu

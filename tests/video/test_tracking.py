@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from masklet.errors import CheckpointError, PictureError, PromptError, SessionError
+from masklet.errors import CheckpointError, FilmError, PictureError, PromptError, SessionError
 from masklet.model.sam2 import Sam2Model
 from masklet.segmenter import Segmenter
+from masklet.video import tracks
 from masklet.video.frames import open_film
-from masklet.video.memory import ObjectFrame, ObjectMemory, PaperPolicy, Spool
+from masklet.video.memory import ObjectFrame, ObjectMemory, PaperPolicy
 from masklet.video.session import Session
+from masklet.video.spool import Spool
 
 HEIGHT, WIDTH = 48, 80
 CUP = {"points": [(20, 20), (30, 24)]}
@@ -180,7 +182,7 @@ def test_another_policy_is_a_function_of_what_there_is(sam, film):
     class FirstFrameOnly:
         """A memory of what was shown, and of nothing since."""
 
-        def __call__(self, frame, prompted, tracked, *, step):
+        def __call__(self, frame, prompted, seen, *, step):
             return PaperPolicy()(frame, prompted, (), step=step)
 
         def keeps(self, frame, prompted, *, step):
@@ -204,6 +206,22 @@ def test_a_correction_sticks_and_steers_what_follows(sam, film):
     assert_same(after, {(6, "cup"): corrected.logits[0]})
     assert not np.array_equal(after[6, "cup"], before[6, "cup"])
     assert any(not np.array_equal(after[i, "cup"], before[i, "cup"]) for i in range(7, len(film)))
+
+
+def test_a_correction_is_not_lost_as_where_its_frame_is_tracked_again_without_it(sam, film):
+    """The naive way, that others go: the corrected frame only lends its memory, and is then tracked as any other."""
+    ours, naive = sam.video(film), sam.video(film)
+    for session in (ours, naive):
+        session.prompt(0, "cup", **CUP)
+        list(session.track())
+    corrected = ours.prompt(6, "cup", points=[(40, 30, 0)]).logits[0]
+    naive.prompt(6, "cup", points=[(40, 30, 0)])
+    bank = naive._tracks.objects["cup"].bank
+    bank.prompted.discard(6)
+    kept, lost = logits_of(ours.track()), logits_of(naive.track())
+    np.testing.assert_array_equal(kept[6, "cup"], corrected)
+    assert not np.array_equal(lost[6, "cup"], corrected)
+    assert any(not np.array_equal(kept[frame, "cup"], lost[frame, "cup"]) for frame in range(7, len(film)))
 
 
 def test_a_correction_sees_memory_and_all_clicks_of_its_frame(sam, film):
@@ -337,6 +355,11 @@ def test_packed_results_come_back_exactly():
 ERRORS = {
     "nothing": (lambda s: list(s.track()), "nothing to track"),
     "beyond the end": (lambda s: s.prompt(99, **CUP), "99"),
+    "before the beginning": (lambda s: s.prompt(-1, **CUP), "no frame -1"),
+    "a mask too small to see": (
+        lambda s: s.prompt(0, mask=np.eye(HEIGHT, WIDTH) * (np.arange(WIDTH) == 9)),
+        "too small",
+    ),
     "unknown object": (lambda s: s.remove("saucer"), "no object 'saucer'"),
     "empty mask": (lambda s: s.prompt(0, mask=np.zeros((HEIGHT, WIDTH), bool)), "mask is empty"),
     "mask of another size": (lambda s: s.prompt(0, mask=np.ones((3, 3), bool)), r"mask has shape \(3, 3\)"),
@@ -355,6 +378,104 @@ def test_what_makes_no_sense_is_said_and_changes_nothing(sam, film, case):
     with pytest.raises(ValueError, match=message):
         act(session)
     assert session.objects == ()
+
+
+@pytest.mark.parametrize("where", [{"start": -5}, {"start": 20}, {"end": -1}, {"end": -2, "direction": "backward"}])
+def test_frames_that_are_not_there_are_not_tracked(sam, film, where):
+    session = sam.video(film)
+    session.prompt(0, "cup", **CUP)
+    with pytest.raises(FilmError, match="has no such frame"):
+        next(session.track(**where))
+
+
+def test_at_least_one_prompted_frame_is_read(sam, film):
+    with pytest.raises(PromptError, match="max_prompted is 0: expected at least 1"):
+        sam.video(film, max_prompted=0)
+
+
+def test_a_result_has_no_other_objects(sam, film):
+    session = sam.video(film)
+    session.prompt(0, "cup", **CUP)
+    with pytest.raises(PromptError, match="no object 'saucer': the film's objects are 'cup'"):
+        next(session.track())["saucer"]
+
+
+def test_a_bad_prompt_takes_no_frame_of_a_stream(sam, film):
+    careful, careless = sam.stream(), sam.stream()
+    for live in (careful, careless):
+        live.push(film[0], {"cup": CUP, "ball": BALL})
+    for bad in ({"points": [(500, 3)]}, {"point": [(5, 3)]}):
+        with pytest.raises((PromptError, TypeError)):
+            careless.push(film[1], {"cup": {"points": [(12, 12)]}, "ball": bad})
+    for frame in film[1:4]:
+        np.testing.assert_array_equal(careless.push(frame).masks.logits, careful.push(frame).masks.logits)
+
+
+def test_all_clicks_of_a_correction_read_the_same_memory(sam, film, monkeypatch):
+    """The second would otherwise read the first's answer as what is certain."""
+    session = sam.video(film)
+    session.prompt(0, "cup", **CUP)
+    list(session.track(end=8))
+    read = []
+    original = tracks.track_object
+    monkeypatch.setattr(tracks, "track_object", lambda *a: read.append(a[3]) or original(*a))
+    for x in (30, 40, 50):
+        session.prompt(5, "cup", points=[(x, 20, 0)])
+    assert read[0] is not None
+    assert read[0] is read[1] is read[2]
+    list(session.track(start=5, end=6))
+    session.prompt(5, "cup", points=[(20, 20)])
+    assert read[3] is not read[0]
+
+
+def test_going_back_encodes_each_frame_once_for_all_objects(sam, film, monkeypatch):
+    session = sam.video(film)
+    for name in range(5):
+        session.prompt(0, name, points=[(10 * name + 5, 20)])
+    list(session.track())
+    encoded = []
+    original = type(sam.model).get_image_features
+    monkeypatch.setattr(type(sam.model), "get_image_features", lambda *a: encoded.append(1) or original(*a))
+    list(session.track(start=12, end=12))
+    assert len(encoded) == 7  # that frame and the six before it
+
+
+def test_removing_an_object_leaves_the_numbers_of_others(sam, film):
+    live = sam.stream()
+    live.push(film[0], {"cup": CUP, "ball": BALL})
+    live.remove("cup")
+    assert live.push(film[1]).masks.objects.tolist() == [1]
+    assert live.push(film[2], {"lid": CUP}).masks.objects.tolist() == [1, 2]
+
+
+def test_a_session_holds_as_much_after_60_frames_as_after_30_and_prompts_hold_few_maps(sam):
+    def session(frames):
+        session = sam.video(moving_square(frames), max_prompted=3)
+        session.prompt(0, "cup", **CUP)
+        list(session.track())
+        return session
+
+    assert (
+        session(60)._tracks.objects["cup"].bank.tensor_bytes() == session(30)._tracks.objects["cup"].bank.tensor_bytes()
+    )
+    prompted = sam.video(moving_square(30), max_prompted=3)
+    for frame in range(30):
+        prompted.prompt(frame, "cup", **CUP)
+    assert len(prompted._tracks.objects["cup"].bank.maps) <= 3 + 15
+
+
+def test_the_spool_uses_room_again(sam, film):
+    session = sam.video(film)
+    session.prompt(0, "cup", **CUP)
+    list(session.track())
+    spool = session._tracks.spool
+    once = spool._end
+    for _ in range(6):
+        list(session.track())
+    session.reset()
+    session.prompt(0, "cup", **CUP)
+    list(session.track())
+    assert spool._end <= 1.5 * once
 
 
 def test_a_frame_of_another_size_is_refused_and_the_stream_goes_on(sam, film):

@@ -14,7 +14,7 @@ from masklet.cli.tables import show_table
 from masklet.errors import PromptError
 
 if TYPE_CHECKING:
-    from masklet.video.session import Session
+    from masklet.video.session import Direction, Session
     from masklet.video.tracks import FrameResult
 
 PLACE = "[OBJECT@]FRAME:"
@@ -60,15 +60,18 @@ def track(
     if not prompts:
         raise PromptError("nothing to track: give --point, --box or --mask (masklet video --help)")
     import masklet
-    from masklet.video.outputs import open_writers
+    from masklet.video.outputs import open_writers, refuse_to_overwrite
 
     session = masklet.load(model, device=device).video(film, resolution=resolution, max_objects=max_objects)
     show_prompts(session, prompts)
     opened = session.film
-    results = session.track(start, end, "backward" if reverse else "forward", every=every)
+    refuse_to_overwrite(session.film, out, masks, jsonl)
+    direction: Direction = "backward" if reverse else "forward"
+    total = sum(map(len, session.plan(start, end, direction, every=every))) if opened.count else None
+    results = session.track(start, end, direction, every=every)
     scores: dict[Any, list[float]] = {name: [] for name in session.objects}
     with open_writers(out, masks, jsonl, fps=opened.fps / every, size_hw=opened.size_hw) as writers:
-        for result in show_progress(results, opened.count):
+        for result in show_progress(results, total):
             writers.write(result)
             for name, score, visible in zip(result.objects, result.scores, result.visible, strict=True):
                 if visible:

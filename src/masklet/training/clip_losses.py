@@ -50,7 +50,7 @@ def clip_losses(
 
     shown = []
     for bank, prompt in zip(banks, _prompts(targets[0], generator), strict=True):
-        seen, memory = track_object(model, features[0], bank, None, prompt)
+        seen, memory = track_object(model, features[0], prompt)
         bank.put(numbers[0], seen, memory, is_prompted=True)
         shown.append(seen)
     losses.append(_losses_where_shown(shown, targets[0], focal_weight))

@@ -170,12 +170,17 @@ class Film:
         return self._read(range(first, last, step))
 
     def checksum(self) -> str | None:
-        """Recognises the same file or folder later, from its size and ends or its names and sizes; None for others."""
+        """Recognises the same file or folder later, by its size and ends or by names, sizes and some pictures."""
         if self.path is None:
             return None
         if self.path.is_dir():
-            entries = (f"{file.name}/{file.stat().st_size}\n" for file in pictures_in(self.path))
-            return sha256("".join(entries).encode(errors="surrogateescape")).hexdigest()
+            pictures = pictures_in(self.path)
+            entries = (f"{picture.name}/{picture.stat().st_size}\n" for picture in pictures)
+            digest = sha256("".join(entries).encode(errors="surrogateescape"))
+            for picture in (pictures[0], pictures[len(pictures) // 2], pictures[-1]):
+                with picture.open("rb") as file:
+                    digest.update(file.read(CHECKSUM_BYTES))
+            return digest.hexdigest()
         size = self.path.stat().st_size
         with self.path.open("rb") as file:
             digest = sha256(f"{size}\n".encode() + file.read(CHECKSUM_BYTES))

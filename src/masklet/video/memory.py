@@ -5,10 +5,8 @@ Source: SAM 2 (arXiv 2408.00714), section 4, "memory bank".
 
 from __future__ import annotations
 
-import tempfile
-import weakref
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masklet.errors import SpoolError
+from masklet.errors import PromptError
 from masklet.model.positions import sine_positions_1d, sine_positions_2d
 from masklet.model.sam2 import Sam2Model
+from masklet.video.spool import Place, Spool
 
 MAX_POINTERS = 16
 """Frames, this one included, whose object pointers are read."""
@@ -64,8 +63,15 @@ class Reading:
 class MemoryPolicy(Protocol):
     """Which frames' memories a frame reads: what to write to try out another kind of memory."""
 
-    def __call__(self, frame: int, prompted: Iterable[int], tracked: Iterable[int], *, step: int) -> Reading:
-        """What ``frame`` reads of an object with these frames behind it, going on by ``step`` frames, back if < 0."""
+    def __call__(self, frame: int, prompted: Iterable[int], seen: Container[int], *, step: int) -> Reading:
+        """What ``frame`` reads of an object, going on by ``step`` frames, back if < 0.
+
+        Args:
+            frame: The one that is tracked.
+            prompted: Frames whose memory is that of a prompt.
+            seen: All frames with a result.
+            step: From one frame to the next.
+        """
 
     def keeps(self, frame: int, prompted: set[int], *, step: int) -> set[int]:
         """Frames around ``frame`` that it or its neighbours, either way, may read the maps of."""
@@ -82,25 +88,26 @@ class PaperPolicy:
     max_prompted: int | None = None
     length: int | None = None  # frames of the film, where known: in a short one, distances count for more
 
+    def __post_init__(self) -> None:
+        if self.max_prompted is not None and self.max_prompted < 1:
+            raise PromptError(f"max_prompted is {self.max_prompted}: expected at least 1 frame, or None for all")
+
     @property
     def max_pointers(self) -> int:
         """Frames, this one included, whose pointers are read."""
         return MAX_POINTERS if self.length is None else min(MAX_POINTERS, self.length)
 
-    def __call__(self, frame: int, prompted: Iterable[int], tracked: Iterable[int], *, step: int) -> Reading:
+    def __call__(self, frame: int, prompted: Iterable[int], seen: Container[int], *, step: int) -> Reading:
         """See ``MemoryPolicy``. Frames between two steps were not tracked and count for nothing."""
-        everything = set(prompted)
-        selected = self.nearest(frame, everything)
+        selected = self.nearest(frame, set(prompted))
+        back = {b: frame - b * step for b in range(1, max(self.num_maskmem, self.max_pointers))}
         # A prompted frame that is too far to be read as one still counts as a frame that was tracked.
-        passed = (set(tracked) - everything) | (everything - selected)
-        recent = [(frame - back * step, back - 1) for back in range(1, self.num_maskmem)]
+        passed = {b: f for b, f in back.items() if f in seen and f not in selected}
         pointers = [(f, (frame - f) / step) for f in sorted(selected) if (frame - f) / step >= 0]
-        pointers += [
-            (frame - back * step, back) for back in range(1, self.max_pointers) if frame - back * step in passed
-        ]
+        pointers += [(f, b) for b, f in passed.items() if b < self.max_pointers]
         return Reading(
             maps=tuple((f, self.num_maskmem - 1) for f in sorted(selected))
-            + tuple((f, slot) for f, slot in recent if f in passed),
+            + tuple((f, b - 1) for b, f in passed.items() if b < self.num_maskmem),
             pointers=tuple(pointers),
             max_pointers=self.max_pointers,
             num_prompted=len(selected),
@@ -141,7 +148,7 @@ class ObjectMemory:
         """Frames with a result of the tracker's own."""
         return self._frames.keys() - self.prompted
 
-    def __contains__(self, frame: int) -> bool:
+    def __contains__(self, frame: object) -> bool:
         return frame in self._frames
 
     def __getitem__(self, frame: int) -> ObjectFrame:
@@ -153,24 +160,32 @@ class ObjectMemory:
 
     def pointer(self, frame: int) -> Tensor:
         """The object pointer of one frame, (dim,)."""
-        return self._frames[frame].pointer
+        seen = self._frames[frame]
+        if isinstance(seen, ObjectFrame):
+            return seen.pointer
+        assert self.spool is not None
+        return seen.small_parts(self.spool)[2]
 
     def put(self, frame: int, seen: ObjectFrame, memory: Tensor, *, is_prompted: bool) -> None:
         """Keep a result, in the place of an earlier one."""
-        self._frames[frame] = seen if self.spool is None else Packed.pack(seen, self.spool)
+        kept = seen if self.spool is None else Packed.pack(seen, self.spool)
+        self.discard(frame)
+        self._frames[frame] = kept
         self.maps[frame] = memory
         if is_prompted:
             self.prompted.add(frame)
 
-    def packed(self, frame: int) -> Packed:
+    def packed(self, frame: int) -> bytes:
         """A result as it lies in the spool."""
         seen = self._frames[frame]
         assert isinstance(seen, Packed)
-        return seen
+        assert self.spool is not None
+        return self.spool.read(seen.place)
 
-    def restore(self, frame: int, seen: Packed, *, is_prompted: bool) -> None:
+    def restore(self, frame: int, packed: bytes, like: PackedAs, *, is_prompted: bool) -> None:
         """Put a packed result back; its map is made when a frame reads it."""
-        self._frames[frame] = seen
+        assert self.spool is not None
+        self._frames[frame] = Packed(self.spool.put(packed), like)
         if is_prompted:
             self.prompted.add(frame)
 
@@ -190,28 +205,45 @@ class ObjectMemory:
 
     def discard(self, frame: int) -> None:
         """Forget one frame, prompted or not."""
-        self._frames.pop(frame, None)
+        seen = self._frames.pop(frame, None)
+        if isinstance(seen, Packed):
+            assert self.spool is not None
+            self.spool.free(seen.place)
         self.maps.pop(frame, None)
         self.prompted.discard(frame)
+
+    def discard_all(self) -> None:
+        """Forget the object."""
+        for frame in list(self._frames):
+            self.discard(frame)
 
     def tensor_bytes(self) -> int:
         """Size of the tensors held; what lies in the spool is not counted."""
         tensors = list(self.maps.values())
         for seen in self._frames.values():
-            tensors += [seen.pointer, seen.logits] if isinstance(seen, ObjectFrame) else [seen.pointer]
+            tensors += [seen.pointer, seen.logits] if isinstance(seen, ObjectFrame) else []
         return sum(t.untyped_storage().nbytes() for t in tensors)
 
 
 @dataclass(frozen=True)
-class Packed:
-    """An ``ObjectFrame`` whose logits lie compressed in a spool, without loss: a rewind must find what was there."""
+class PackedAs:
+    """What packed results do not say of themselves: the same for all of a film."""
 
-    place: tuple[int, int]
-    shape: tuple[int, int]
-    iou: Tensor
-    score: Tensor
-    pointer: Tensor
+    size_hw: tuple[int, int]  # of logits
+    dim: int  # of pointers
     dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """An ``ObjectFrame`` that lies in a spool, compressed without loss: a rewind must find what was there.
+
+    Predicted IoU, score and pointer come last and as they are, so that they can be read alone.
+    """
+
+    place: Place
+    like: PackedAs
 
     @classmethod
     def pack(cls, seen: ObjectFrame, spool: Spool) -> Packed:
@@ -219,47 +251,27 @@ class Packed:
         values = seen.logits.float().cpu().numpy()
         # Bytes of equal rank side by side: signs and exponents of neighbours are alike, fractions are not.
         planes = values.reshape(-1, 1).view(np.uint8).T
-        place = spool.append(zlib.compress(planes.tobytes(), level=1))
-        return cls(place, values.shape, seen.iou, seen.score, seen.pointer, seen.logits.dtype)
+        small = torch.cat([seen.iou.view(1), seen.score.view(1), seen.pointer]).float().cpu().numpy()
+        place = spool.put(zlib.compress(planes.tobytes(), level=1) + small.tobytes())
+        like = PackedAs(values.shape, len(seen.pointer), seen.logits.dtype, seen.logits.device)
+        return cls(place, like)
+
+    def small_parts(self, spool: Spool) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicted IoU, score and pointer."""
+        values = np.frombuffer(spool.read(self.place, last=self._small_bytes), np.float32).copy()
+        small = torch.from_numpy(values).to(self.like.device, self.like.dtype)
+        return small[0], small[1], small[2:]
 
     def unpack(self, spool: Spool) -> ObjectFrame:
-        """Read back, on the pointer's device."""
-        planes = np.frombuffer(zlib.decompress(spool.read(self.place)), np.uint8).reshape(4, -1)
-        values = np.ascontiguousarray(planes.T).view(np.float32).reshape(self.shape)
-        logits = torch.from_numpy(values).to(self.pointer.device, self.dtype)
-        return ObjectFrame(logits, self.iou, self.score, self.pointer)
+        """Read all of it back."""
+        data = spool.read(self.place)[: -self._small_bytes]
+        planes = np.frombuffer(zlib.decompress(data), np.uint8).reshape(4, -1)
+        values = np.ascontiguousarray(planes.T).view(np.float32).reshape(self.like.size_hw)
+        return ObjectFrame(torch.from_numpy(values).to(self.like.device, self.like.dtype), *self.small_parts(spool))
 
-
-class Spool:
-    """Bytes put away in memory up to a limit, and in a temporary file beyond it; the file goes with the object."""
-
-    def __init__(self, limit_bytes: int = 16 * 2**20) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=limit_bytes)  # noqa: SIM115
-        self._end = 0
-        weakref.finalize(self, self._file.close)
-
-    def append(self, data: bytes) -> tuple[int, int]:
-        """Put away; what comes back finds it again.
-
-        Raises:
-            SpoolError: No room; what was put away before is still there.
-        """
-        try:
-            self._file.seek(self._end)
-            self._file.write(data)
-        except OSError as error:
-            raise SpoolError(
-                f"cannot keep past masks in {tempfile.gettempdir()}: {error}. Make room there, or set TMPDIR to a "
-                "folder that has some; what was tracked so far is kept"
-            ) from error
-        place = (self._end, len(data))
-        self._end += len(data)
-        return place
-
-    def read(self, place: tuple[int, int]) -> bytes:
-        """What ``append`` put there."""
-        self._file.seek(place[0])
-        return self._file.read(place[1])
+    @property
+    def _small_bytes(self) -> int:
+        return 4 * (2 + self.like.dim)
 
 
 @dataclass(frozen=True)

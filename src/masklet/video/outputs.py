@@ -21,7 +21,7 @@ from masklet.files import replacing
 from masklet.masks import upscale_logits
 from masklet.prompts import SizeHW
 from masklet.results import Masks, colour_of
-from masklet.video.frames import WRITABLE_SUFFIXES, FilmWriter, width_by_height
+from masklet.video.frames import WRITABLE_SUFFIXES, Film, FilmWriter, width_by_height
 from masklet.video.tracks import FrameResult
 
 
@@ -106,6 +106,13 @@ def output_kind(path: str | os.PathLike[str]) -> dict[str, Path]:
         f"cannot write masks to {path}: expected a film ({', '.join(WRITABLE_SUFFIXES)}), lines of JSON (.jsonl), or a "
         "folder, which has no suffix"
     )
+
+
+def refuse_to_overwrite(film: Film, *paths: str | os.PathLike[str] | None) -> None:
+    """Raise a FilmError if one of the paths is the film, a file or a folder of pictures."""
+    for path in paths:
+        if path is not None and film.path is not None and Path(path).resolve() == film.path.resolve():
+            raise FilmError(f"{path} is the film itself: write what was tracked elsewhere, or it would be lost")
 
 
 def index_picture(masks: Masks) -> Image.Image:

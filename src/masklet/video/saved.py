@@ -15,8 +15,9 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any
@@ -34,7 +35,7 @@ from masklet.model.sam2 import Sam2Model
 from masklet.prompts import SizeHW
 from masklet.version import __version__
 from masklet.video.frames import Film, FilmSource, open_film, width_by_height
-from masklet.video.memory import ObjectMemory, Packed, PaperPolicy
+from masklet.video.memory import ObjectMemory, PackedAs, PaperPolicy
 from masklet.video.tracker import FramePrompt
 from masklet.video.tracks import FrameResult, Track, Tracks
 
@@ -43,7 +44,9 @@ VERSION = "1"
 PROMPT_PARTS = ("points", "labels", "mask")
 
 
-def save_session(path: str | os.PathLike[str], tracks: Tracks, film: Film, times: dict[int, float]) -> None:
+def save_session(
+    path: str | os.PathLike[str], tracks: Tracks, film: Film, times: dict[int, float], ahead: list[range]
+) -> None:
     """Write the file, whole or not at all.
 
     Args:
@@ -51,6 +54,7 @@ def save_session(path: str | os.PathLike[str], tracks: Tracks, film: Film, times
         tracks: The objects, of a film that can be gone back to.
         film: What they are followed through; it stays where it is.
         times: Seconds from the film's beginning, of every frame that was tracked.
+        ahead: Frames that tracking has yet to go through.
 
     Raises:
         SessionError: It cannot be written, or an object's name or the policy cannot; an older file there is as it was.
@@ -59,9 +63,7 @@ def save_session(path: str | os.PathLike[str], tracks: Tracks, film: Film, times
     assert spool is not None
     if not isinstance(policy := tracks.policy, PaperPolicy):
         raise SessionError(f"a session whose memory policy is {policy!r} cannot be saved: expected a PaperPolicy")
-    for name in tracks.objects:
-        if not isinstance(name, str | int):
-            raise SessionError(f"object {name!r} cannot be saved: expected names that are text or whole numbers")
+    check_names(tracks)
     seconds = torch.tensor(list(times.values()), dtype=torch.float64)
     tensors = {"times.frames": torch.tensor(list(times)), "times.seconds": seconds}
     for number, track in enumerate(tracks.objects.values()):
@@ -75,17 +77,25 @@ def save_session(path: str | os.PathLike[str], tracks: Tracks, film: Film, times
             "input_hw": tracks.input_hw,
             "policy": asdict(policy),
             "max_objects": tracks.max_objects,
-            "objects": list(tracks.objects),
+            "objects": [int(name) if isinstance(name, Integral) else name for name in tracks.objects],
+            "ahead": [[stretch.start, stretch.stop, stretch.step] for stretch in ahead],
         }
         with replacing(path) as unfinished, ZipFile(unfinished, "w") as archive:
             archive.writestr("session.json", json.dumps(header, indent=1))
             archive.writestr("tensors.safetensors", safetensors.torch.save(tensors))
             for number, track in enumerate(tracks.objects.values()):
-                with archive.open(f"masks/{number}", "w", force_zip64=True) as masks:
+                with archive.open(f"results/{number}", "w", force_zip64=True) as results:
                     for frame in frames_of(track):
-                        masks.write(spool.read(track.bank.packed(frame).place))
+                        results.write(track.bank.packed(frame))
     except OSError as error:
         raise SessionError(f"cannot save the session to {path}: {error}") from error
+
+
+def check_names(tracks: Tracks) -> None:
+    """Refuse objects whose names no file can hold."""
+    for name in tracks.objects:
+        if not isinstance(name, str | Integral):
+            raise SessionError(f"object {name!r} cannot be saved: expected names that are text or whole numbers")
 
 
 def frames_of(track: Track) -> list[int]:
@@ -94,9 +104,8 @@ def frames_of(track: Track) -> list[int]:
 
 
 def object_tensors(track: Track) -> dict[str, Tensor]:
-    """All of one object but its masks."""
+    """All of one object but its results."""
     frames = frames_of(track)
-    seen = [track.bank.packed(frame) for frame in frames]
     told = {
         f"prompts.{frame}.{part}": values
         for frame, prompt in track.prompts.items()
@@ -106,10 +115,8 @@ def object_tensors(track: Track) -> dict[str, Tensor]:
     return {
         "frames": torch.tensor(frames),
         "is_prompted": torch.tensor([frame in track.bank.prompted for frame in frames]),
-        "mask_bytes": torch.tensor([one.place[1] for one in seen]),
-        "ious": torch.stack([one.iou for one in seen]),
-        "scores": torch.stack([one.score for one in seen]),
-        "pointers": torch.stack([one.pointer for one in seen]),
+        "result_bytes": torch.tensor([len(track.bank.packed(frame)) for frame in frames]),
+        "number": torch.tensor(track.number),
         "passed": torch.tensor(list(track.passed.items()), dtype=torch.int64).view(-1, 2),  # (frame, step)
         **told,
     }
@@ -203,6 +210,11 @@ class SavedSession:
         """Tracked in one batch."""
         return self.header["max_objects"]
 
+    @property
+    def ahead(self) -> list[range]:
+        """Frames that tracking had yet to go through."""
+        return [range(*stretch) for stretch in self.header["ahead"]]
+
     def check_model(self, model: Sam2Model) -> None:
         """Refuse a model that would track otherwise."""
         if model_identity(model) != self.header["model"]:
@@ -247,30 +259,26 @@ class SavedSession:
             for number, name in enumerate(self.header["objects"]):
                 prefix = f"{number}."
                 own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-                with archive.open(f"masks/{number}") as masks:
-                    tracks.objects[name] = read_track(tracks, own, masks)
+                with archive.open(f"results/{number}") as results:
+                    tracks.objects[name] = read_track(tracks, own, results)
         return dict(zip(tensors["times.frames"].tolist(), tensors["times.seconds"].tolist(), strict=True))
 
 
-def read_track(tracks: Tracks, tensors: dict[str, Tensor], masks: IO[bytes]) -> Track:
-    """One object, from its ``object_tensors`` and packed masks."""
-    device, spool = tracks.model.device, tracks.spool
-    assert spool is not None
-    bank = ObjectMemory(spool)
-    shape = (tracks.input_hw[0] // STRIDES[0], tracks.input_hw[1] // STRIDES[0])
-    columns = [tensors[key].tolist() for key in ("frames", "is_prompted", "mask_bytes")]
-    rows = [tensors[key].to(device) for key in ("ious", "scores", "pointers")]
-    for row, (frame, is_prompted, size) in enumerate(zip(*columns, strict=True)):
-        place = spool.append(masks.read(size))
-        iou, score, pointer = (values[row].clone() for values in rows)  # a mere view would keep all rows
-        bank.restore(frame, Packed(place, shape, iou, score, pointer, pointer.dtype), is_prompted=is_prompted)
+def read_track(tracks: Tracks, tensors: dict[str, Tensor], results: IO[bytes]) -> Track:
+    """One object, from its ``object_tensors`` and packed results."""
+    model, bank = tracks.model, ObjectMemory(tracks.spool)
+    size_hw = (tracks.input_hw[0] // STRIDES[0], tracks.input_hw[1] // STRIDES[0])
+    like = PackedAs(size_hw, model.config.hidden_size, model.dtype, model.device)
+    columns = [tensors[key].tolist() for key in ("frames", "is_prompted", "result_bytes")]
+    for frame, is_prompted, size in zip(*columns, strict=True):
+        bank.restore(frame, results.read(size), like, is_prompted=is_prompted)
     told: dict[int, dict[str, Tensor]] = {}
     for key, values in tensors.items():
         if key.startswith("prompts."):
             _, frame, part = key.split(".")
-            told.setdefault(int(frame), {})[part] = values.to(device)
+            told.setdefault(int(frame), {})[part] = values.to(model.device)
     prompts = {frame: FramePrompt(**parts) for frame, parts in told.items()}
-    return Track(bank, prompts, dict(tensors["passed"].tolist()))
+    return Track(int(tensors["number"]), bank, prompts, dict(tensors["passed"].tolist()))
 
 
 def extent(film: dict[str, Any]) -> str:
@@ -290,5 +298,8 @@ def autosaving(results: Generator[FrameResult], save: Callable[[], None], second
                     # A long film takes long to write: nine tenths of the time are for tracking.
                     due = monotonic() + max(seconds, 9 * (monotonic() - started))
                 yield result
-    finally:
-        save()
+    except BaseException:
+        with suppress(SessionError):  # what broke tracking off is what people have to know
+            save()
+        raise
+    save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Generator, Hashable
 from functools import partial
@@ -14,15 +15,16 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from masklet.errors import PromptError, SessionError
+from masklet.errors import FilmError, PromptError, SessionError
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
 from masklet.video.decoder import Frame
 from masklet.video.frames import Film, FilmSource
-from masklet.video.memory import MemoryPolicy, Spool
-from masklet.video.outputs import open_writers, output_kind
-from masklet.video.saved import autosaving, read_saved, save_session
+from masklet.video.memory import MemoryPolicy
+from masklet.video.outputs import open_writers, output_kind, refuse_to_overwrite
+from masklet.video.saved import autosaving, check_names, read_saved, save_session
+from masklet.video.spool import Spool
 from masklet.video.tracks import FrameResult, Tracks
 
 Direction = Literal["forward", "backward", "both"]
@@ -50,6 +52,7 @@ class Session:
         )
         self._features: OrderedDict[int, list[Tensor]] = OrderedDict()
         self._times: dict[int, float] = {}  # of frames that were tracked
+        self._ahead: list[range] = []  # frames that tracking has yet to go through
 
     @classmethod
     def resume(cls, model: Sam2Model, path: str | os.PathLike[str], film: FilmSource | None = None) -> Self:
@@ -58,7 +61,7 @@ class Session:
         saved.check_model(model)
         processor, opened = Sam2ImageProcessor(saved.input_hw), saved.open_film(film)
         session = cls(model, processor, opened, saved.policy, max_objects=saved.max_objects)
-        session._times = saved.restore(session._tracks)
+        session._times, session._ahead = saved.restore(session._tracks), saved.ahead
         return session
 
     @property
@@ -102,11 +105,15 @@ class Session:
             FilmError: The film has no such frame.
         """
         prompts = {"points": points, "labels": labels, "box": box, "mask": mask}
-        seen = self._tracks.prompt(object, frame, self._features_of, **prompts)
+        if frame < 0:
+            raise FilmError(f"there is no frame {frame} in {self.film.name}: frames count from 0")
+        seen = self._tracks.prompt(object, frame, self._features_of, self._tracks.read(**prompts))
         return self._tracks.result(frame, 0.0, {object: seen}, None).masks
 
     def remove(self, object: Hashable, frame: int | None = None) -> None:
         """Follow an object no longer, or take back its prompt in one frame. Other objects are not touched.
+
+        The frame of a prompt that is taken back has no result until it is tracked again.
 
         Raises:
             PromptError: No such object or prompt, or the only prompt the object has.
@@ -139,11 +146,44 @@ class Session:
             direction: ``"forward"``, ``"backward"``, or ``"both"``: first forward from ``start``, then backward.
             every: Step from each frame to the one so many frames further; those between are left out.
             autosave: ``save`` to ``autosave_to`` once in so many seconds, and when tracking ends or is broken off.
-            autosave_to: Where to. After a crash, ``sam.resume`` it and track on from ``session.tracked[-1] + 1``.
+            autosave_to: Where to. After a crash, ``sam.resume`` it and ``track_on``.
 
         Raises:
             PromptError: Nothing was prompted.
+            FilmError: There is no such frame.
             SessionError: It cannot be saved.
+        """
+        self._ahead = self.plan(start, end, direction, every=every)
+        yield from self.track_on(autosave=autosave, autosave_to=autosave_to)
+
+    def track_on(
+        self, *, autosave: float | None = None, autosave_to: str | os.PathLike[str] | None = None
+    ) -> Generator[FrameResult]:
+        """Go on with what the last ``track`` had yet to do: it was broken off, here or in a session that was resumed.
+
+        Args:
+            autosave: As in ``track``.
+            autosave_to: As in ``track``.
+
+        Raises:
+            SessionError: It cannot be saved.
+        """
+        if (autosave is None) != (autosave_to is None):
+            raise SessionError("autosave=seconds and autosave_to=path go together: expected both, or none of them")
+        if autosave is None or autosave_to is None:
+            yield from self._go()
+        else:
+            check_names(self._tracks)
+            yield from autosaving(self._go(), partial(self.save, autosave_to), autosave)
+
+    def plan(
+        self, start: int | None = None, end: int | None = None, direction: Direction = "forward", *, every: int = 1
+    ) -> list[range]:
+        """The frames that ``track`` goes through with the same arguments, in its order.
+
+        Raises:
+            PromptError: Nothing was prompted; ``every`` or ``direction`` makes no sense.
+            FilmError: There is no such frame.
         """
         if direction not in ("forward", "backward", "both"):
             raise PromptError(f"direction is {direction!r}: expected forward, backward or both")
@@ -152,12 +192,18 @@ class Session:
         prompted = {frame for track in self._tracks.objects.values() for frame in track.bank.prompted}
         if not prompted:
             raise PromptError("nothing to track: show an object first, film.prompt(frame=0, points=[(x, y)])")
-        if (autosave is None) != (autosave_to is None):
-            raise SessionError("autosave=seconds and autosave_to=path go together: expected both, or none of them")
-        results = self._passes(prompted, start, end, direction, every)
-        if autosave is not None and autosave_to is not None:
-            results = autosaving(results, partial(self.save, autosave_to), autosave)
-        yield from results
+        count = sys.maxsize if self.film.count is None else self.film.count
+        for name, frame in (("start", start), ("end", end)):
+            if frame is not None and (frame < 0 or (name == "start" and frame >= count)):
+                raise FilmError(f"{name} is {frame}: {self.film.name} has no such frame, they count from 0")
+        first = (max(prompted) if direction == "backward" else min(prompted)) if start is None else start
+        last = count - 1 if end is None else min(end, count - 1)
+        forward = range(first, last + 1, every)
+        if direction == "forward":
+            return [forward]
+        if direction == "backward":
+            return [range(first, (end or 0) - 1, -every)]
+        return [forward, range(first - every, -1, -every)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Keep the session in a file, for ``Segmenter.resume`` to go on with. The film is not in it.
@@ -166,7 +212,7 @@ class Session:
             SessionError: It cannot be written, or names of objects are neither text nor whole numbers; an older file
                 there is as it was.
         """
-        save_session(path, self._tracks, self.film, self._times)
+        save_session(path, self._tracks, self.film, self._times, self._ahead)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write what was tracked, in the film's order; nothing is tracked again.
@@ -178,10 +224,12 @@ class Session:
                 frame (``.jsonl``), or, without suffix, a folder of PNGs as DAVIS has them. See ``video.outputs``.
 
         Raises:
-            FilmError: Another suffix; it cannot be written; a film that came frame by frame cannot be read again.
+            FilmError: Another suffix; it cannot be written; it is the film itself; a film that came frame by frame
+                cannot be read again.
             PromptError: Nothing was tracked yet.
         """
         kind = output_kind(path)
+        refuse_to_overwrite(self.film, path)
         if not self.tracked:
             raise PromptError("nothing to write: track first, for result in film.track(): ...")
         stride = math.gcd(*(after - before for before, after in pairwise(self.tracked))) or 1
@@ -200,27 +248,18 @@ class Session:
             if frame.index in wanted:
                 yield self._tracks.result(frame.index, frame.time, self._tracks.seen(frame.index), frame.picture)
 
-    def _passes(
-        self, prompted: set[int], start: int | None, end: int | None, direction: Direction, every: int
-    ) -> Generator[FrameResult]:
-        if direction in ("forward", "both"):
-            yield from self._go(min(prompted) if start is None else start, end, every)
-        if direction == "backward":
-            yield from self._go(max(prompted) if start is None else start, end, -every)
-        if direction == "both":
-            first = min(prompted) if start is None else start
-            yield from self._go(first - every, None, -every)
-
-    def _go(self, start: int, end: int | None, step: int) -> Generator[FrameResult]:
-        if start < 0:
-            return
-        stop = None if end is None else end + (1 if step > 0 else -1)
-        if stop is not None and stop < 0:
-            stop = None
-        for frame in self.film.frames(start, stop, step):
-            seen = self._tracks.advance(frame.index, partial(self._features_of, at_hand=frame), step)
-            self._times[frame.index] = frame.time
-            yield self._tracks.result(frame.index, frame.time, seen, frame.picture)
+    def _go(self) -> Generator[FrameResult]:
+        while self._ahead:
+            stretch, *others = self._ahead
+            if not stretch:
+                self._ahead = others
+                continue
+            for frame in self.film.frames(stretch.start, stretch.stop, stretch.step):
+                seen = self._tracks.advance(frame.index, partial(self._features_of, at_hand=frame), stretch.step)
+                self._times[frame.index] = frame.time
+                self._ahead = [range(frame.index + stretch.step, stretch.stop, stretch.step), *others]
+                yield self._tracks.result(frame.index, frame.time, seen, frame.picture)
+            self._ahead = others
 
     def _features_of(self, index: int, at_hand: Frame | None = None) -> list[Tensor]:
         if index not in self._features:

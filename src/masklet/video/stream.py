@@ -50,36 +50,35 @@ class Stream:
             All objects in this frame.
 
         Raises:
-            PromptError: A prompt makes no sense; the frame has been taken, ``correct`` may add the mended prompt.
-            PictureError: The frame is no picture, or its size is another than before; it has not been taken.
+            PromptError: A prompt makes no sense.
+            PictureError: The frame is no picture, or its size is another than before.
+                After either the frame has not been taken: push it again.
         """
         picture = read_picture(frame)
         size_hw = (picture.shape[0], picture.shape[1])
-        if self._tracks is None:
-            self._tracks = Tracks(
-                self.model,
-                self.policy,
-                max_objects=self.max_objects,
-                size_hw=size_hw,
-                input_hw=self.processor.input_hw,
-                spool=None,
+        tracks = self._tracks
+        if tracks is None:
+            input_hw = self.processor.input_hw
+            tracks = Tracks(
+                self.model, self.policy, max_objects=self.max_objects, size_hw=size_hw, input_hw=input_hw, spool=None
             )
-        self._tracks.check_size(size_hw, self.count)
+        tracks.check_size(size_hw, self.count)
+        told = {name: tracks.read(**prompt) for name, prompt in (prompts or {}).items()}
         with torch.inference_mode():
             self._features = self.model.get_image_features(self.processor.frame_values(picture).to(self.model.device))
-        self._picture = picture
+        self._tracks, self._picture = tracks, picture
         self.count += 1
-        for name, prompt in (prompts or {}).items():
-            self._tracks.prompt(name, self.count - 1, self._features_of, **prompt)
-        seen = self._tracks.advance(self.count - 1, self._features_of, step=1)
-        self._tracks.forget_before(self.count - 1)
+        for name, prompt in told.items():
+            tracks.prompt(name, self.count - 1, self._features_of, prompt)
+        seen = tracks.advance(self.count - 1, self._features_of, step=1)
+        tracks.forget_before(self.count - 1)
         return self._result(seen)
 
     def correct(self, name: Hashable, **prompt: Any) -> FrameResult:
         """Show an object again, or for the first time, on the frame that came last; its result is given anew."""
         if self._tracks is None:
             raise PromptError("no frame has been pushed yet: expected one before a correction")
-        self._tracks.prompt(name, self.count - 1, self._features_of, **prompt)
+        self._tracks.prompt(name, self.count - 1, self._features_of, self._tracks.read(**prompt))
         return self._result(self._tracks.seen(self.count - 1))
 
     def remove(self, name: Hashable) -> None:

@@ -76,9 +76,8 @@ def track_objects(
 def track_object(
     model: Sam2Model,
     features: list[Tensor],
-    bank: ObjectMemory,
-    reading: Reading | None,
     prompt: FramePrompt,
+    remembered: Tensor | None = None,
     previous: Tensor | None = None,
 ) -> tuple[ObjectFrame, Tensor]:
     """Take a prompt for one object in a frame.
@@ -86,9 +85,8 @@ def track_object(
     Args:
         model: With its memory.
         features: Of the frame.
-        bank: What is remembered of the object; it is read, not changed.
-        reading: What to read of it; None on a frame that a prompt reached before the tracker did.
         prompt: What a person said.
+        remembered: (1, dim, h, w) of ``read_memory``; None on a frame that a prompt reached before the tracker did.
         previous: (4h, 4w) logits to correct, where the frame had a result before.
 
     Returns:
@@ -99,10 +97,7 @@ def track_object(
     else:
         assert prompt.points is not None
         assert prompt.labels is not None
-        if reading is None:
-            coarse = features[2] + model.no_memory_embedding.view(1, -1, 1, 1)
-        else:
-            coarse = _read_memory(model, features[2], [bank], [reading], fixed_shapes=False)
+        coarse = features[2] + model.no_memory_embedding.view(1, -1, 1, 1) if remembered is None else remembered
         decoded = model.decode(
             [features[0], features[1], coarse],
             points=prompt.points[None, None],
@@ -124,7 +119,7 @@ def decode_with_memory(
     fixed_shapes: bool = False,
 ) -> DecodedMasks:
     """What the network says of objects that nothing is said of in this frame: (objects, 1, ...), three candidates."""
-    coarse = _read_memory(model, features[2], banks, readings, fixed_shapes=fixed_shapes)
+    coarse = read_memory(model, features[2], banks, readings, fixed_shapes=fixed_shapes)
     return model.decode([features[0], features[1], coarse], multimask=True)
 
 
@@ -152,13 +147,13 @@ def memory_maps(
     return [memory.to(torch.bfloat16, copy=True) for memory in memories]
 
 
-def _read_memory(
+def read_memory(
     model: Sam2Model,
     features: Tensor,
     banks: Sequence[ObjectMemory],
     readings: Sequence[Reading],
     *,
-    fixed_shapes: bool,
+    fixed_shapes: bool = False,
 ) -> Tensor:
     """(1, dim, h, w) features, conditioned on what is remembered of each object: (objects, dim, h, w)."""
     map_hw = (features.shape[-2], features.shape[-1])

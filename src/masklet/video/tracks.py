@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +17,16 @@ from masklet.masks import upscale_logits
 from masklet.model.sam2 import Sam2Model
 from masklet.prompts import SizeHW, read_prompts
 from masklet.results import Masks
-from masklet.video.memory import MAX_POINTERS, MemoryPolicy, MemoryShape, ObjectFrame, ObjectMemory, Reading, Spool
-from masklet.video.tracker import FramePrompt, memory_maps, track_object, track_objects
+from masklet.video.frames import width_by_height
+from masklet.video.memory import MAX_POINTERS, MemoryPolicy, MemoryShape, ObjectFrame, ObjectMemory, Reading
+from masklet.video.spool import Spool
+from masklet.video.tracker import FramePrompt, memory_maps, read_memory, track_object, track_objects
 
 FeaturesOf = Callable[[int], list[Tensor]]
 """Encodes the frame of a number, again if need be."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrameResult:
     """All objects in one frame."""
 
@@ -50,18 +52,33 @@ class FrameResult:
         return self.object_scores > 0
 
     def __getitem__(self, name: Hashable) -> Masks:
-        """The mask of one object."""
+        """The mask of one object.
+
+        Raises:
+            PromptError: There is no such object.
+        """
+        if name not in self.objects:
+            raise no_such_object(name, self.objects)
         return self.masks[self.objects.index(name)]
+
+
+def no_such_object(name: Hashable, objects: Iterable[Hashable]) -> PromptError:
+    """What to say of a name that nobody has."""
+    return PromptError(f"no object {name!r}: the film's objects are {', '.join(map(repr, objects)) or 'none yet'}")
 
 
 @dataclass
 class Track:
     """One object: what it was shown by, and what is remembered of it."""
 
+    number: int
+    """From 0, in the order in which objects came; its colour and its number in pictures of labels, minus 1."""
     bank: ObjectMemory
     prompts: dict[int, FramePrompt] = field(default_factory=dict)
     passed: dict[int, int] = field(default_factory=dict)
-    """Frames that tracking went through, and which way: 1 forward, -1 backward."""
+    """Frames that tracking went through, and by which step: 1 forward, -1 backward."""
+    corrected: dict[int, Tensor] = field(default_factory=dict)
+    """Coarsest maps, with what was remembered before, of frames corrected since tracking last went anywhere."""
 
 
 class Tracks:
@@ -103,18 +120,30 @@ class Tracks:
         self.objects: dict[Hashable, Track] = {}
 
     @torch.inference_mode()
-    def prompt(self, name: Hashable, frame: int, features_of: FeaturesOf, **prompts: Any) -> ObjectFrame:
+    def prompt(self, name: Hashable, frame: int, features_of: FeaturesOf, told: FramePrompt) -> ObjectFrame:
         """Show an object, or correct it: see ``Session.prompt``. What makes no sense changes nothing."""
-        told = self._read(**prompts)
-        track = self.objects.get(name, Track(ObjectMemory(self.spool)))
+        track = self.objects.get(name)
+        if track is None:
+            number = 1 + max((other.number for other in self.objects.values()), default=-1)
+            track = Track(number, ObjectMemory(self.spool))
         if frame in track.prompts:
             told = told.after(track.prompts[frame])
         bank = track.bank
         previous = bank[frame].logits if frame in bank else None
         # A frame that tracking went through is corrected with what is remembered; another one starts from the prompt.
-        reading = self._prepare(bank, frame, features_of, track.passed[frame]) if frame in track.passed else None
-        seen, memory = track_object(self.model, features_of(frame), bank, reading, told, previous)
+        if frame in track.passed and frame not in track.corrected:
+            reading = self.policy(frame, bank.prompted, bank, step=track.passed[frame])
+            self._restore_maps([(bank, reading)], features_of)
+            # For the next clicks as well, or they would read the answer that they correct as what is certain.
+            track.corrected[frame] = read_memory(self.model, features_of(frame)[2], [bank], [reading])
+        seen, memory = track_object(self.model, features_of(frame), told, track.corrected.get(frame), previous)
+        if told.mask is not None and not (seen.logits > 0).any():
+            raise PromptError(
+                f"mask of {int(told.mask.sum())} pixels at the network's input of {width_by_height(self.input_hw)} is "
+                "too small for it to see: show a larger part, or give the film a larger resolution="
+            )
         bank.put(frame, seen, memory, is_prompted=True)
+        bank.drop_maps(self.policy.keeps(frame, bank.prompted, step=track.passed.get(frame, 1)))
         track.prompts[frame] = told
         self.objects[name] = track
         return seen
@@ -123,11 +152,15 @@ class Tracks:
     def advance(self, frame: int, features_of: FeaturesOf, step: int) -> dict[Hashable, ObjectFrame]:
         """Every object in a frame. Where it was prompted that result stands; elsewhere it is tracked."""
         results = {name: track.bank[frame] for name, track in self.objects.items() if frame in track.bank.prompted}
+        coming = {
+            name: (track.bank, self.policy(frame, track.bank.prompted, track.bank, step=step))
+            for name, track in self.objects.items()
+            if name not in results
+        }
+        self._restore_maps(coming.values(), features_of)
         batches: dict[MemoryShape, list[tuple[Hashable, ObjectMemory, Reading]]] = {}
-        for name, track in self.objects.items():
-            if name not in results:
-                reading = self._prepare(track.bank, frame, features_of, step)
-                batches.setdefault(reading.shape(fixed=self.fixed_shapes), []).append((name, track.bank, reading))
+        for name, (bank, reading) in coming.items():
+            batches.setdefault(reading.shape(fixed=self.fixed_shapes), []).append((name, bank, reading))
         for batch in batches.values():
             for first in range(0, len(batch), self.max_objects):
                 names, banks, readings = zip(*batch[first : first + self.max_objects], strict=True)
@@ -137,6 +170,7 @@ class Tracks:
                     results[name] = seen
         for track in self.objects.values():
             track.passed[frame] = step
+            track.corrected.clear()
             track.bank.drop_maps(self.policy.keeps(frame, track.bank.prompted, step=step))
         return {name: results[name] for name in self.objects}
 
@@ -147,9 +181,8 @@ class Tracks:
     def remove(self, name: Hashable) -> None:
         """Follow an object no longer, and forget it."""
         if name not in self.objects:
-            known = ", ".join(map(repr, self.objects)) or "none yet"
-            raise PromptError(f"no object {name!r}: the film's objects are {known}")
-        del self.objects[name]
+            raise no_such_object(name, self.objects)
+        self.objects.pop(name).bank.discard_all()
 
     def remove_prompt(self, name: Hashable, frame: int) -> None:
         """Take back all that was said of an object in one frame, which is then tracked as any other."""
@@ -162,6 +195,7 @@ class Tracks:
         track.bank.discard(frame)
         del track.prompts[frame]
         track.passed.pop(frame, None)
+        track.corrected.pop(frame, None)
 
     def check_size(self, size_hw: SizeHW, frame: int) -> None:
         """Raise a PictureError if a frame is of another size than the film."""
@@ -172,15 +206,18 @@ class Tracks:
                 "size throughout. Resize the frames, or start a new film where the size changes"
             )
 
-    def _prepare(self, bank: ObjectMemory, frame: int, features_of: FeaturesOf, step: int) -> Reading:
-        """What the frame reads, with its maps in place: those that were let go are made again."""
-        reading = self.policy(frame, bank.prompted, bank.tracked - {frame}, step=step)
-        for other, _ in reading.maps:
-            if other not in bank.maps:
+    def _restore_maps(self, readings: Iterable[tuple[ObjectMemory, Reading]], features_of: FeaturesOf) -> None:
+        """Make those maps again that are read and were let go; a frame is encoded once for all objects."""
+        missing: dict[int, list[ObjectMemory]] = {}
+        for bank, reading in readings:
+            for other, _ in reading.maps:
+                if other not in bank.maps:
+                    missing.setdefault(other, []).append(bank)
+        for other, banks in missing.items():
+            for bank in banks:
                 (bank.maps[other],) = memory_maps(
                     self.model, features_of(other), [bank[other]], is_prompted=other in bank.prompted
                 )
-        return reading
 
     def forget_before(self, frame: int) -> None:
         """Let go of all that no frame from ``frame`` on will read."""
@@ -204,13 +241,13 @@ class Tracks:
             masks=(upscale_logits(logits, self.size_hw) > 0).cpu().numpy(),
             logits=logits.cpu().numpy(),
             scores=torch.stack([one.iou for one in seen.values()]).float().cpu().numpy(),
-            objects=np.array([list(self.objects).index(name) for name in seen]),
+            objects=np.array([self.objects[name].number for name in seen]),
             picture=picture,
         )
         scores = torch.stack([one.score for one in seen.values()]).float().cpu().numpy()
         return FrameResult(frame, seconds, tuple(seen), masks, scores)
 
-    def _read(self, points: Any = None, labels: Any = None, box: Any = None, mask: Any = None) -> FramePrompt:
+    def read(self, points: Any = None, labels: Any = None, box: Any = None, mask: Any = None) -> FramePrompt:
         """One object's prompt, checked, in pixels of the network's input."""
         if mask is not None:
             if points is not None or box is not None:
