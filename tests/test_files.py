@@ -1,5 +1,7 @@
+import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +54,23 @@ def test_a_file_only_its_owner_could_read_becomes_readable(tmp_path):
     with replacing(tmp_path / "private") as unfinished:
         unfinished.touch(mode=0o600)
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o644
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)  # tests may run as root, who may write anywhere
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*/mask\.png'"), replacing(tmp_path / "mask.png"):
+        pytest.fail("the block was entered")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_in_the_place_of_the_file_is_told_before_the_work(tmp_path):
+    (tmp_path / "mask.png").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"Is a directory: '.*/mask\.png'"), replacing(tmp_path / "mask.png"):
+        pytest.fail("the block was entered")
+    assert os.listdir(tmp_path) == ["mask.png"]
 
 
 def test_two_at_once_do_not_disturb_each_other(tmp_path):

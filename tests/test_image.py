@@ -1,12 +1,15 @@
+import io
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 
 from masklet import image as image_module
@@ -419,3 +422,8 @@ def test_a_photo_that_cannot_be_saved_leaves_the_old_file(photo, tmp_path, monke
     assert str(caught.value) == f"cannot save the photo to {path}: [Errno 28] No space left on device"
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["photo.safetensors"]
+
+
+def test_a_notebook_shows_a_photo_that_has_its_picture(photo, picture):
+    np.testing.assert_array_equal(Image.open(io.BytesIO(photo._repr_png_())), picture)
+    assert replace(photo, picture=None)._repr_png_() is None

@@ -18,6 +18,7 @@ from masklet.masks import (
     mask_polygons,
     stability_scores,
     upscale_logits,
+    without_overlap,
 )
 
 some = settings(max_examples=80, deadline=None)
@@ -191,6 +192,70 @@ def test_cleaning_again_changes_nothing_and_never_empties_a_mask(masks, fill_hol
     assert not (masks & ~clean_masks(masks, fill_holes=fill_holes)).any(), "holes only grow it"
 
 
+@given(bool_masks())
+@some
+def test_the_largest_island_alone_stays(masks):
+    largest = clean_masks(masks, keep_largest=True)
+    for mask, kept in zip(masks, largest, strict=True):
+        islands = pieces_of(mask, 8)
+        if islands:
+            first = [min(piece) for piece in islands]  # by row, then column
+            best = min(range(len(islands)), key=lambda i: (-len(islands[i]), first[i]))
+            assert set(zip(*kept.nonzero(), strict=True)) == islands[best]
+        assert len(pieces_of(kept, 8)) == bool(islands)
+
+
+def test_smoothing_rounds_corners_and_leaves_straight_lines_also_at_the_border():
+    masks = np.zeros((3, 40, 60), bool)
+    masks[0, 10:, 20:] = True  # one corner; it touches two borders
+    masks[1, :, 30:] = True
+    masks[2, 5:35:2, :30] = masks[2, 10:30, 20:40] = True  # a comb on a block
+    smoothed = clean_masks(masks, smooth_px=2)
+    changed = smoothed[0] != masks[0]
+    assert changed[10, 20]
+    assert not changed[16:].any()
+    assert not changed[:, 26:].any()
+    np.testing.assert_array_equal(smoothed[1], masks[1])
+    assert (
+        np.abs(np.diff(smoothed[2].astype(int), axis=0)).sum() < np.abs(np.diff(masks[2].astype(int), axis=0)).sum() / 2
+    )
+    np.testing.assert_array_equal(clean_masks(masks, smooth_px=0), masks)
+
+
+def test_a_mask_too_thin_to_smooth_stays():
+    dot = np.zeros((1, 9, 9), bool)
+    dot[0, 4, 4] = True
+    np.testing.assert_array_equal(clean_masks(dot, smooth_px=3), dot)
+    assert clean_masks(np.ones((1, 1, 1), bool), smooth_px=50).all()
+    assert not clean_masks(np.zeros((1, 3, 3), bool), smooth_px=1).any()
+
+
+@pytest.mark.parametrize("smooth_px", [-1, float("nan")])
+def test_a_negative_smoothness_is_refused(smooth_px):
+    with pytest.raises(ValueError, match="smooth_px must be >= 0 pixels, got"):
+        clean_masks(np.ones((1, 2, 2), bool), smooth_px=smooth_px)
+
+
+@given(bool_masks(), st.integers(0, 2**32 - 1))
+@some
+def test_each_pixel_goes_to_the_mask_of_the_highest_logit(masks, seed):
+    logits = np.random.default_rng(seed).integers(-2, 3, masks.shape).astype(np.float32)  # with equals among them
+    apart = without_overlap(masks, torch.from_numpy(logits))
+    np.testing.assert_array_equal(apart.any(0), masks.any(0))
+    assert apart.sum(0).max(initial=0) <= 1
+    assert not (apart & ~masks).any()
+    for y, x in zip(*masks.any(0).nonzero(), strict=True):
+        candidates = [(-logits[i, y, x], i) for i in range(len(masks)) if masks[i, y, x]]
+        assert apart[:, y, x].argmax() == min(candidates)[1]
+
+
+def test_logits_of_low_resolution_part_masks_where_they_cross():
+    left_is_surer = torch.tensor([[[4.0, -4.0]], [[-4.0, 4.0]]])
+    apart = without_overlap(np.ones((2, 3, 8), bool), left_is_surer)
+    np.testing.assert_array_equal(apart[0], np.arange(8)[None].repeat(3, 0) < 4)
+    np.testing.assert_array_equal(apart[1], ~apart[0])
+
+
 # Boxes, areas, overlaps
 
 
@@ -338,6 +403,33 @@ def test_polygons_of_a_shape_fill_to_it(mask):
 @some
 def test_polygons_of_any_mask_fill_to_it(masks):
     check_polygons(masks[0])
+
+
+def check_simple_polygons(mask):
+    polygons = mask_polygons(mask, connectivity=4)
+    rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.holes)]
+    np.testing.assert_array_equal(
+        np.sum([filled([r], *mask.shape)[1] * np.sign(signed_area(r)) for r in rings], 0), mask
+    )
+    assert len(polygons) == len(pieces_of(mask, 4))
+    for ring in rings:
+        assert len(np.unique(ring, axis=0)) == len(ring), "a ring that touches itself is no valid geometry"
+        assert ring[0, 1] == ring[1, 1], "it starts along a row"
+    assert all(signed_area(polygon.exterior) > 0 for polygon in polygons)
+    assert all(signed_area(hole) < 0 for polygon in polygons for hole in polygon.holes)
+    tops = [polygon.exterior[0, 1] for polygon in polygons]
+    assert tops == sorted(tops)
+
+
+@pytest.mark.parametrize("mask", [*SHAPES.values(), drawn(".###", "##.#", "#.##", "###.")])
+def test_polygons_of_four_neighbours_never_touch_themselves(mask):
+    check_simple_polygons(mask)
+
+
+@given(bool_masks(min_masks=1, max_masks=1))
+@some
+def test_polygons_of_four_neighbours_of_any_mask_never_touch_themselves(masks):
+    check_simple_polygons(masks[0])
 
 
 def test_the_outline_of_a_pixel_runs_along_its_edges_clockwise():

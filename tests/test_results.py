@@ -1,16 +1,26 @@
+import base64
 import io
 import json
 import os
 import re
+import sys
+from collections import Counter
 from dataclasses import FrozenInstanceError
+from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools.coco import COCO
 
+from masklet.errors import PictureError
 from masklet.masks import decode_rle
-from masklet.results import PALETTE, Masks, colour_of, grow
+from masklet.painting import PALETTE, colour_of, grow
+from masklet.results import Masks
 
 
 def masks_of(*pieces, size_hw=(6, 8), scores=None, objects=None, picture=None):
@@ -277,14 +287,14 @@ def test_more_than_255_masks_take_16_bits(count, mode, tmp_path):
 def test_more_masks_than_16_bits_can_number_are_refused(tmp_path):
     count = 65536
     many = Masks(np.ones((count, 1, 1), bool), np.zeros((count, 1, 1), "f4"), np.zeros(count), np.zeros(count, int))
-    with pytest.raises(ValueError, match="65536 masks do not fit the 65535 values"):
+    with pytest.raises(ValueError, match="values from 1 to 65536 do not fit the 65535 values"):
         many.save(tmp_path / "many.png")
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["mask.jpg", "mask", "mask.PNG.tmp"])
 def test_another_suffix_is_refused_before_anything_is_written(three, tmp_path, name):
-    with pytest.raises(ValueError, match=re.escape(f"masks are saved as .png, not as {name!r}")):
+    with pytest.raises(ValueError, match=re.escape(f"masks are saved as .png, .npz, .json or .svg, not as {name!r}")):
         three.save(tmp_path / "folder" / name)
     assert os.listdir(tmp_path) == []
 
@@ -350,3 +360,393 @@ def test_an_overlay_can_be_written_as_any_picture(square):
     file = io.BytesIO()
     square.overlay().save(file, "JPEG")
     assert file.tell()
+
+
+def test_ids_are_written_on_a_plate_inside_the_part_that_is_seen():
+    large, small = (0, 0, 300, 60), (100, 0, 300, 60)
+    masks = masks_of(large, small, size_hw=(60, 300), picture=np.full((60, 300, 3), 240, np.uint8))
+    changed = (np.array(masks.overlay(ids=True)) != np.array(masks.overlay())).any(2)
+    pieces = np.flatnonzero(np.diff(np.pad(changed.any(0), 1).astype(int)))
+    assert len(pieces) == 4, "two plates"
+    assert pieces[1] < 100 < pieces[2], "one on each"
+    assert abs(pieces[:2].mean() - 50) <= 1
+    assert abs(pieces[2:].mean() - 200) <= 1
+
+
+def test_ids_stay_within_the_picture_even_if_it_is_small():
+    corner = masks_of((0, 0, 1, 1), size_hw=(40, 60), objects=[70000], picture=np.zeros((40, 60, 3), np.uint8))
+    plate = np.array(corner.overlay(ids=True)).any(2)
+    assert plate[:, -5:].sum() == 0
+    assert plate[0].any()
+    dot = masks_of((0, 0, 1, 1), size_hw=(1, 1), picture=np.zeros((1, 1, 3), np.uint8))
+    assert dot.overlay(ids=True).size == (1, 1)
+
+
+# Cut-outs and notebooks
+
+
+def test_a_cutout_is_the_picture_under_all_masks_cropped_to_their_box(picture):
+    masks = masks_of((10, 5, 20, 15), (30, 8, 32, 40), size_hw=(48, 80), picture=picture)
+    cutout = np.array(masks.cutout())
+    together = masks.masks.any(0)[5:40, 10:32]
+    assert cutout.shape == (35, 22, 4)
+    np.testing.assert_array_equal(cutout[..., 3], together * 255)
+    np.testing.assert_array_equal(cutout[together][:, :3], picture[5:40, 10:32][together])
+    assert not cutout[~together].any()
+    np.testing.assert_array_equal(masks_of((10, 5, 20, 15), size_hw=(48, 80)).cutout(picture), masks[0].cutout())
+
+
+def test_a_cutout_needs_a_picture_and_something_to_cut_out(three, nothing):
+    with pytest.raises(ValueError, match=re.escape("without their picture: pass it, cutout('truck.jpg')")):
+        three.cutout()
+    with pytest.raises(ValueError, match="nothing to cut out: no mask has a pixel"):
+        nothing.cutout()
+
+
+def test_a_notebook_shows_the_overlay_or_masks_on_black(square, three):
+    shown = Image.open(io.BytesIO(square._repr_png_()))
+    np.testing.assert_array_equal(shown, square.overlay())
+    np.testing.assert_array_equal(
+        Image.open(io.BytesIO(three._repr_png_())), three.overlay(np.zeros((6, 8, 3), np.uint8))
+    )
+
+
+def test_a_notebook_is_spared_large_pictures():
+    wide = masks_of((0, 0, 9, 9), size_hw=(20, 3000))
+    assert Image.open(io.BytesIO(wide._repr_png_())).size == (1024, 7)
+
+
+# Cleaning
+
+
+def test_cleaning_and_parting_keep_all_but_the_masks(three):
+    cleaned = three.clean(remove_islands=3, keep_largest=True)
+    np.testing.assert_array_equal(cleaned.masks, three.masks)
+    apart = three.without_overlap()
+    np.testing.assert_array_equal(apart.masks.sum(0), three.masks.any(0))
+    for masks in (cleaned, apart):
+        assert masks.objects.tolist() == three.objects.tolist()
+        np.testing.assert_array_equal(masks.logits, three.logits)
+    np.testing.assert_array_equal(apart.masks[1], three.masks[1])  # its logits are higher than those of the first
+    assert len(three[:0].without_overlap()) == 0
+
+
+# There and back
+
+some = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@st.composite
+def any_masks(draw, apart=False):
+    """Masks of any pixels with objects beyond 255; ``apart``: none is empty and none overlap, objects ascend."""
+    height, width, count = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.integers(0, 4))
+    if apart:
+        numbers = draw(arrays(np.int64, (height, width), elements=st.integers(0, count)))
+        masks = numbers == np.unique(numbers[numbers > 0])[:, None, None]
+    else:
+        masks = draw(arrays(bool, (count, height, width)))
+    objects = sorted(draw(st.sets(st.integers(0, 65534), min_size=len(masks), max_size=len(masks))))
+    return Masks(
+        masks,
+        np.zeros((len(masks), 2, 2), np.float32),
+        np.linspace(0.25, 1, len(masks), dtype=np.float32),
+        np.array(objects, int),
+    )
+
+
+def same(first, second, *names):
+    for name in names:
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+@given(any_masks())
+@some
+def test_masks_return_from_coco(masks):
+    size_hw = masks.masks.shape[1:]
+    instances = json.loads(json.dumps(masks.to_coco()))
+    returned = Masks.from_coco(instances, size_hw=size_hw)
+    same(masks, returned, "masks", "scores", "objects")
+    assert Masks.from_coco([], size_hw=size_hw).masks.shape == (0, *size_hw)
+    if len(masks):
+        same(masks, Masks.from_coco(instances), "masks")
+
+
+@given(any_masks(apart=True))
+@some
+def test_masks_return_from_a_png_with_their_objects(tmp_path, masks):
+    masks.save(tmp_path / "objects.png", by_object=True)
+    same(masks, Masks.from_png(tmp_path / "objects.png"), "masks", "objects")
+    masks.save(tmp_path / "masks.png")
+    returned = Masks.from_png(tmp_path / "masks.png")
+    same(masks, returned, "masks")
+    assert returned.objects.tolist() == list(range(len(masks)))
+    assert returned.scores.tolist() == [1] * len(masks)
+
+
+@given(any_masks())
+@some
+def test_masks_return_from_npz(tmp_path, masks):
+    masks.save(tmp_path / "masks.npz")
+    same(masks, Masks(**np.load(tmp_path / "masks.npz")), "masks", "logits", "scores", "objects")
+
+
+def even_odd(rings, size_hw):
+    """(height, width) bool: pixels whose centre has an odd number of edges to its left."""
+    y, x = np.mgrid[: size_hw[0], : size_hw[1]] + 0.5
+    edges = Counter((tuple(a), tuple(b)) for ring in rings for a, b in zip(ring, [*ring[1:], ring[0]], strict=True))
+    crossings = np.zeros(size_hw, int)
+    for ((x0, y0), (x1, y1)), count in edges.items():
+        if y0 != y1 and not edges[(x1, y1), (x0, y0)]:  # ways there and back cancel
+            crossings += count * ((min(y0, y1) < y) & (y < max(y0, y1)) & (x > x0 + (y - y0) * (x1 - x0) / (y1 - y0)))
+    return crossings % 2 == 1
+
+
+def outlines(feature):
+    """Polygons of a GeoJSON Feature."""
+    match feature["geometry"]:
+        case None:
+            return []
+        case {"type": "Polygon", "coordinates": polygon}:
+            return [polygon]
+        case {"type": "MultiPolygon", "coordinates": polygons}:
+            return polygons
+
+
+def signed_area(ring):
+    """Positive where a ring runs against the clock, y up."""
+    x, y = np.array(ring).T
+    return (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2
+
+
+@given(any_masks(), st.sampled_from([None, (0.5, 0, 100, 0, -0.5, 900), (0, 2, 3, 2, 0, 5), (3, 1, 0, 1, 2, 0)]))
+@some
+def test_geojson_fills_to_the_masks_by_the_right_hand_rule(masks, transform):
+    collection = json.loads(json.dumps(masks.to_geojson(transform)))
+    assert collection["type"] == "FeatureCollection"
+    a, b, c, d, e, f = transform or (1, 0, 0, 0, 1, 0)
+    back = np.linalg.inv([[a, b], [d, e]])
+    for feature, mask in zip(collection["features"], masks.masks, strict=True):
+        polygons = outlines(feature)
+        assert feature["properties"]["area"] == mask.sum()
+        ground_area = sum(signed_area(ring) for polygon in polygons for ring in polygon)
+        assert ground_area == pytest.approx(mask.sum() * abs(a * e - b * d))
+        for exterior, *holes in polygons:
+            assert signed_area(exterior) > 0
+            assert all(signed_area(hole) < 0 for hole in holes)
+            assert all(ring[0] == ring[-1] and len(ring) >= 5 for ring in (exterior, *holes))
+        rings = [np.rint((np.array(r[:-1]) - (c, f)) @ back.T).tolist() for polygon in polygons for r in polygon]
+        np.testing.assert_array_equal(even_odd(rings, mask.shape), mask)
+
+
+@given(any_masks())
+@some
+def test_yolo_lines_fill_to_the_masks_that_are_not_empty(masks):
+    lines = masks.to_yolo(class_id=7).splitlines()
+    full = [mask for mask in masks.masks if mask.any()]
+    for line, mask in zip(lines, full, strict=True):
+        class_id, *numbers = line.split(" ")
+        assert class_id == "7"
+        shares = np.array(numbers, float).reshape(-1, 2)
+        assert shares.min() >= 0
+        assert shares.max() <= 1
+        ring = np.rint(shares * mask.shape[::-1]).tolist()
+        np.testing.assert_array_equal(even_odd([ring], mask.shape), mask)
+
+
+@given(any_masks())
+@some
+def test_labelme_shapes_fill_to_the_masks(masks):
+    page = json.loads(json.dumps(masks.to_labelme("truck.jpg", label="cat")))
+    height, width = masks.masks.shape[1:]
+    assert (page["imagePath"], page["imageHeight"], page["imageWidth"]) == ("truck.jpg", height, width)
+    painted = {object_id: np.zeros((height, width), bool) for object_id in masks.objects.tolist()}
+    for shape in page["shapes"]:
+        assert shape["label"] == "cat"
+        into = painted[shape["group_id"]]
+        if shape["shape_type"] == "polygon":
+            into ^= even_odd([shape["points"]], (height, width))
+        else:
+            (x0, y0), (x1, y1) = np.array(shape["points"]).astype(int)
+            into[y0 : y1 + 1, x0 : x1 + 1] |= np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
+    for object_id, mask in zip(masks.objects.tolist(), masks.masks, strict=True):
+        np.testing.assert_array_equal(painted[object_id], mask)
+
+
+@given(any_masks())
+@some
+def test_an_svg_has_a_path_for_each_mask_that_fills_to_it(tmp_path, masks):
+    masks.save(tmp_path / "masks.svg")
+    height, width = masks.masks.shape[1:]
+    svg = ElementTree.parse(tmp_path / "masks.svg").getroot()
+    assert svg.get("viewBox") == f"0 0 {width} {height}"
+    paths = {path.get("id"): path for path in svg}
+    assert set(paths) == {f"mask-{i}" for i, area in enumerate(masks.areas) if area}
+    sizes = [masks.areas[int(name.removeprefix("mask-"))] for name in paths]
+    assert sizes == sorted(sizes, reverse=True)
+    for name, path in paths.items():
+        i = int(name.removeprefix("mask-"))
+        assert path.get("fill-rule") == "evenodd"
+        assert path.get("data-object") == str(masks.objects[i])
+        assert bytes.fromhex(path.get("fill")[1:]) == colour_of(masks.objects[i]).tobytes()
+        rings = []
+        for step, x, y in re.findall(r"([MHV])(\d+)(?: (\d+))?", path.get("d")):
+            if step == "M":
+                rings.append([(int(x), int(y))])
+            else:
+                before = rings[-1][-1]
+                rings[-1].append((int(x), before[1]) if step == "H" else (before[0], int(x)))
+        np.testing.assert_array_equal(even_odd(rings, (height, width)), masks.masks[i])
+
+
+def test_the_json_file_is_the_list_of_coco(three, tmp_path):
+    three.save(tmp_path / "masks.json")
+    assert json.loads((tmp_path / "masks.json").read_text()) == three.to_coco()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npz", ".json", ".svg"])
+def test_every_kind_of_file_takes_any_name_no_masks_and_one_pixel(nothing, tmp_path, suffix):
+    nothing.save(tmp_path / f"nada ñ 掩码{suffix}")
+    dot = masks_of((0, 0, 1, 1), size_hw=(1, 1), objects=[300])
+    dot.save(tmp_path / f"🐕{suffix.upper()}")
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_masks_at_every_border_leave_as_they_are():
+    whole = masks_of((0, 0, 8, 6))
+    assert whole.to_geojson()["features"][0]["geometry"]["coordinates"] == [[[0, 0], [8, 0], [8, 6], [0, 6], [0, 0]]]
+    assert whole.to_yolo() == "0 0 0 1 0 1 1 0 1\n"
+
+
+@pytest.mark.parametrize(
+    ("objects", "mode", "values"), [([0, 254], "P", [1, 255]), ([0, 255], "I;16", [1, 256]), ([3], "P", [4])]
+)
+def test_a_png_by_object_has_their_numbers_from_1(tmp_path, objects, mode, values):
+    masks = masks_of(*[(x, 0, x + 1, 6) for x in range(len(objects))], objects=objects)
+    masks.save(tmp_path / "objects.png", by_object=True)
+    image = Image.open(tmp_path / "objects.png")
+    assert image.mode == mode
+    assert np.unique(image).tolist() == [0, *values]
+    if mode == "P":
+        assert image.convert("RGB").getpixel((0, 0)) == tuple(colour_of(objects[0]))
+
+
+@pytest.mark.parametrize(("object_id", "shown"), [(65535, "values from 65536 to 65536"), (-1, "values from 0 to 0")])
+def test_objects_that_16_bits_cannot_number_are_refused(tmp_path, object_id, shown):
+    with pytest.raises(ValueError, match=shown + " do not fit the 65535 values of a 16-bit PNG"):
+        masks_of((0, 0, 1, 1), objects=[object_id]).save(tmp_path / "objects.png", by_object=True)
+    assert os.listdir(tmp_path) == []
+
+
+def test_by_object_is_for_png_alone(three, tmp_path):
+    with pytest.raises(ValueError, match=re.escape("by_object is about the pixels of a .png, and 'a.svg' is none")):
+        three.save(tmp_path / "a.svg", by_object=True)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "LA"])
+def test_a_black_and_white_image_is_one_mask(three, tmp_path, mode):
+    Image.fromarray(three.masks[1] * np.uint8(255)).convert(mode).save(tmp_path / "mask.png")
+    masks = Masks.from_png(tmp_path / "mask.png")
+    np.testing.assert_array_equal(masks.masks, three.masks[1:2])
+    assert masks.objects.tolist() == [0]
+
+
+def test_what_are_no_masks_is_refused(tmp_path):
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "photo.png")
+    with pytest.raises(
+        PictureError, match=r"photo.png is a picture in colours or with transparency \(RGB\), not masks"
+    ):
+        Masks.from_png(tmp_path / "photo.png")
+    with pytest.raises(PictureError, match="there is no picture at"):
+        Masks.from_png(tmp_path / "none.png")
+
+
+def test_logits_of_masks_from_elsewhere_say_what_the_masks_say(photo):
+    given_masks = Masks.from_coco(photo.predict(box=(20, 10, 50, 30)).to_coco())
+    assert given_masks.logits.shape == (1, 256, 256)
+    np.testing.assert_array_equal(given_masks.without_overlap().masks, given_masks.masks)
+    inside = np.array(Image.fromarray(given_masks.masks[0]).resize((256, 256), Image.Resampling.NEAREST))
+    assert ((given_masks.logits[0] > 0) == inside).mean() > 0.98
+
+
+def test_every_form_of_segmentation_in_coco_is_read():
+    drawn = masks_of((1, 1, 4, 5)).masks[0]
+    compressed = masks_of((1, 1, 4, 5)).to_rle()[0]
+    counts = [
+        int(n) for n in np.diff(np.flatnonzero(np.diff(np.pad(drawn.T.ravel(), 1, constant_values=2).astype(int))))
+    ]
+    assert sum(counts) == 48
+    segmentations = [
+        compressed,
+        {**compressed, "counts": compressed["counts"].encode()},
+        {"size": [6, 8], "counts": counts},
+        [[1, 1, 4, 1, 4, 5, 1, 5]],
+        [[1, 1, 4, 1, 4, 3, 1, 3], [1.0, 3, 4, 3, 4, 5, 1, 5]],
+    ]
+    masks = Masks.from_coco([{"segmentation": s} for s in segmentations] + [{"segmentation": []}], size_hw=(6, 8))
+    for mask in masks.masks[:-1]:
+        np.testing.assert_array_equal(mask, drawn)
+    assert not masks.masks[-1].any()
+    assert masks.objects.tolist() == list(range(6))
+    assert masks.scores.tolist() == [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("annotations", "size_hw", "message"),
+    [
+        ([], None, "no annotations do not tell the size of the picture: pass size_hw=(height, width)"),
+        ([{"segmentation": [[0, 0, 1, 0, 1, 1]]}], None, "polygons do not tell the size of the picture"),
+        ([{"segmentation": {"size": [6, 8], "counts": "`1"}}], (8, 6), "size [6, 8] do not fit size_hw=(8, 6)"),
+        ([{"segmentation": [[0, 0, 5, 5]]}], (8, 6), "annotation 0 has the segmentation [[0, 0, 5, 5]]: expected run"),
+        ([{"segmentation": [0, 0, 5, 5, 6, 6]}], (8, 6), "annotation 0 has the segmentation [0, 0, 5, 5, 6, 6]"),
+        ([{"bbox": [0, 0, 1, 1]}], (8, 6), "annotation 0 has the segmentation None"),
+    ],
+)
+def test_annotations_that_make_no_sense_are_refused(annotations, size_hw, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Masks.from_coco(annotations, size_hw=size_hw)
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        ((1, 0, 0, 0, 1), "expected 6 finite numbers a, b, c, d, e, f"),
+        ((1, 0, 0, 0, float("nan"), 0), "expected 6 finite numbers"),
+        ((1, 2, 0, 2, 4, 0), "maps all pixels to one line: expected rasterio's order"),
+    ],
+)
+def test_a_transform_that_makes_no_sense_is_refused(three, transform, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        three.to_geojson(transform)
+
+
+def test_the_nine_numbers_of_rasterio_are_six(three):
+    assert three.to_geojson((2, 0, 1, 0, -2, 3, 0, 0, 1)) == three.to_geojson((2, 0, 1, 0, -2, 3))
+
+
+# Packages that may be absent
+
+
+@pytest.mark.parametrize("package", ["supervision", "pandas"])
+def test_an_absent_package_is_named_with_the_way_to_get_it(three, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = rf"to_{package}\(\) needs the package {package}: pip install {package}"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        getattr(three, f"to_{package}")()
+
+
+def test_supervision_gets_boxes_masks_scores_and_objects(three, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=SimpleNamespace))
+    detections = three.to_supervision(class_id=4)
+    np.testing.assert_array_equal(detections.xyxy, three.boxes)
+    assert detections.mask is three.masks
+    assert detections.confidence is three.scores
+    assert detections.tracker_id is three.objects
+    assert detections.class_id.tolist() == [4, 4, 4]
+
+
+def test_pandas_gets_a_row_for_each_mask(three, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=dict))
+    frame = three.to_pandas()
+    assert list(frame) == ["object_id", "score", "area", "x0", "y0", "x1", "y1", "segmentation"]
+    assert [frame[name][1] for name in ("object_id", "area", "x0", "y0", "x1", "y1")] == [7, 12, 1, 1, 4, 5]
+    assert frame["segmentation"] == three.to_rle()

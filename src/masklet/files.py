@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -27,6 +28,7 @@ def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
     places = [Path(path) for path in paths]
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
+        _check_writable(place)
     unfinished = [_beside(place, "unfinished") for place in places]
     try:
         yield unfinished
@@ -40,6 +42,18 @@ def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
     finally:
         for file in unfinished:
             file.unlink(missing_ok=True)
+
+
+def _check_writable(place: Path) -> None:
+    """Make and remove a file beside ``place``: what permissions say is not all (read-only disks, root)."""
+    probe = _beside(place, "probe")
+    try:
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(place)) from error
 
 
 def _put_in_place(files: list[Path], places: list[Path]) -> None:

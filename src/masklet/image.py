@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from masklet.files import replacing
 from masklet.masks import clean_masks, upscale_logits
 from masklet.model.fingerprint import fingerprint
 from masklet.model.sam2 import Sam2Model
+from masklet.painting import notebook_png
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import Prompts, SizeHW, read_prompts
 from masklet.results import Masks
@@ -52,6 +54,10 @@ class Photo:
     def __repr__(self) -> str:
         height, width = self.size_hw
         return f"Photo({width}×{height}, encoded at {self.input_hw[1]}×{self.input_hw[0]})"
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the picture, if it was kept."""
+        return None if self.picture is None else notebook_png(Image.fromarray(self.picture))
 
     @classmethod
     def encode(cls, model: Sam2Model, picture: np.ndarray, processor: Sam2ImageProcessor) -> Photo:

@@ -241,8 +241,13 @@ def read_masks(mask: Any, *, size_hw: SizeHW, input_hw: SizeHW) -> tuple[Tensor,
     inside = torch.from_numpy(values > 0)
     if empty := [index for index, one in enumerate(inside) if not one.any()]:
         raise PromptError(f"mask {empty[0]} is empty: expected at least one pixel of the object")
-    share = F.interpolate(inside[:, None].float(), size=logits_hw, mode="bilinear", antialias=True)[:, 0]
-    return MASK_PROMPT_LOGIT * (2 * share - 1), [_box_around(one) for one in inside]
+    return plain_mask_logits(inside, logits_hw), [_box_around(one) for one in inside]
+
+
+def plain_mask_logits(inside: Tensor, size_hw: SizeHW) -> Tensor:
+    """Logits of another size that say what a plain mask says: (masks, height, width) bool to (masks, h, w) float32."""
+    share = F.interpolate(inside[:, None].float(), size=size_hw, mode="bilinear", antialias=True)[:, 0]
+    return MASK_PROMPT_LOGIT * (2 * share - 1)
 
 
 def _mask_array(mask: Any) -> np.ndarray:

@@ -1,36 +1,43 @@
 """Masks: what people keep of a prediction, and its ways out."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from masklet.files import replacing
-from masklet.masks import Polygon, Rle, encode_rle, mask_areas, mask_boxes, mask_polygons
-from masklet.pictures import PictureSource, read_picture
-
-# Told apart on each other's side and on any picture; an object keeps its colour through predictions and frames.
-PALETTE = np.array(
-    [
-        (0, 132, 255),  # blue
-        (255, 138, 0),  # orange
-        (28, 190, 84),  # green
-        (232, 48, 138),  # magenta
-        (255, 212, 0),  # yellow
-        (130, 84, 245),  # violet
-        (0, 200, 200),  # cyan
-        (235, 54, 44),  # red
-        (160, 220, 30),  # lime
-        (255, 140, 190),  # pink
-        (150, 96, 50),  # brown
-        (150, 190, 255),  # sky
-    ],
-    np.uint8,
+from masklet.exports import (
+    Affine,
+    geojson_feature,
+    index_image,
+    labelme_shapes,
+    optional_package,
+    read_annotations,
+    read_index_image,
+    svg_text,
+    yolo_line,
 )
+from masklet.files import replacing
+from masklet.masks import (
+    Polygon,
+    Rle,
+    clean_masks,
+    encode_rle,
+    mask_areas,
+    mask_boxes,
+    mask_polygons,
+    without_overlap,
+)
+from masklet.painting import colour_of, cut_out, notebook_png, paint_masks
+from masklet.pictures import PictureSource, read_picture
+from masklet.prompts import SizeHW, plain_mask_logits
+
+SUFFIXES = (".png", ".npz", ".json", ".svg")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,7 +118,7 @@ class Masks:
         _, appearances = np.unique(self.objects, return_index=True)
         return self[by_score[starts][np.argsort(appearances)]]
 
-    def overlay(self, picture: PictureSource | None = None, *, alpha: float = 0.45) -> Image.Image:
+    def overlay(self, picture: PictureSource | None = None, *, alpha: float = 0.45, ids: bool = False) -> Image.Image:
         """The picture with its masks painted over it, each object in a colour of its own.
 
         Contours have a light line inside the mask and a dark one outside, so that one of them shows on any picture.
@@ -120,59 +127,142 @@ class Masks:
         Args:
             picture: What to paint on, of the masks' size; by default the picture that was segmented.
             alpha: How much of the picture the fill hides, from 0 (contours alone) to 1.
+            ids: Whether each mask carries the number of its object.
 
         Raises:
             ValueError: There is no picture to paint on, it has another size, or ``alpha`` is out of range.
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be from 0 (contours alone) to 1 (the fill hides the picture), got {alpha:g}")
-        canvas = self.picture if picture is None else read_picture(picture)
-        if canvas is None:
-            raise ValueError("these masks were kept without their picture: pass it, overlay('truck.jpg')")
-        self.check_size(canvas)
-        boxes, areas, colours = self.boxes.astype(int), self.areas, colour_of(self.objects)
-        small_last = [i for i in np.argsort(-areas, kind="stable") if areas[i]]
-        painted = canvas.copy()
-        for i in small_last:
-            painted[self.masks[i]] = colours[i]
-        canvas = np.array(Image.blend(Image.fromarray(canvas), Image.fromarray(painted), alpha))
-        line_px = max(1, round(max(canvas.shape[:2]) / 600))
-        for i in small_last:
-            x0, y0, x1, y1 = boxes[i]
-            around = np.s_[max(0, y0 - line_px) : y1 + line_px, max(0, x0 - line_px) : x1 + line_px]
-            draw_contour(canvas[around], self.masks[i][around], colours[i], line_px)
-        return Image.fromarray(canvas)
+        canvas = self._picture_or(picture, "overlay('truck.jpg')")
+        return paint_masks(canvas, self.masks, self.objects, alpha=alpha, ids=ids)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the masks as a PNG of the picture's size. Folders are made, an existing file is replaced whole.
-
-        One mask: 8 bits, 255 inside, 0 outside. Several: mask ``i`` of them has the value ``i + 1``, and the one of
-        the higher score is seen where masks overlap; in 8 bits with a colour palette, or in 16 bits of grey for more
-        than 255 masks.
+    def cutout(self, picture: PictureSource | None = None) -> Image.Image:
+        """What lies under the masks, all of them, cropped to their box: RGBA, transparent outside.
 
         Raises:
-            ValueError: The name does not end in .png, or there are more than 65535 masks.
+            ValueError: There is no picture to cut from, it has another size, or no mask has a pixel.
+        """
+        canvas = self._picture_or(picture, "cutout('truck.jpg')")
+        together = np.any(self.masks, axis=0)
+        if not together.any():
+            raise ValueError("there is nothing to cut out: no mask has a pixel")
+        return cut_out(canvas, together)
+
+    def clean(
+        self, *, smooth_px: float = 0, fill_holes: int = 0, remove_islands: int = 0, keep_largest: bool = False
+    ) -> "Masks":
+        """Masks with smooth outlines, then without small holes, then without small islands, or all but the largest.
+
+        Args:
+            smooth_px: How round outlines become: the standard deviation of a blur, in pixels.
+            fill_holes: Holes of fewer pixels are filled.
+            remove_islands: Islands of fewer pixels are removed, but never the largest.
+            keep_largest: Whether of each mask only the largest island stays.
+        """
+        cleaned = clean_masks(
+            self.masks,
+            smooth_px=smooth_px,
+            fill_holes=fill_holes,
+            remove_islands=remove_islands,
+            keep_largest=keep_largest,
+        )
+        return replace(self, masks=cleaned)
+
+    def without_overlap(self) -> "Masks":
+        """Masks that share no pixel: of those that claim one, the highest logit has it. A mask may become empty."""
+        return replace(self, masks=without_overlap(self.masks, torch.tensor(self.logits)))
+
+    def save(self, path: str | os.PathLike[str], *, by_object: bool = False) -> None:
+        """Write the masks as their file's suffix says. Folders are made, an existing file is replaced whole.
+
+        .png: one image of the picture's size, see ``index_map``. .npz: everything but the picture, which
+        ``Masks(**numpy.load(path))`` brings back. .json: the list of ``to_coco``. .svg: a filled path for each mask.
+
+        Args:
+            path: Its suffix is one of these.
+            by_object: The pixels of a .png hold objects' numbers, see ``index_map``.
+
+        Raises:
+            ValueError: Another suffix; ``by_object`` for anything but .png; numbers that do not fit 16 bits.
+            OSError: It cannot be written there, which is found out before the work.
         """
         path = Path(path)
-        if path.suffix.lower() != ".png":
-            raise ValueError(f"masks are saved as .png, not as {path.name!r}; to_coco() is for JSON")
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise ValueError(f"masks are saved as .png, .npz, .json or .svg, not as {path.name!r}")
+        if by_object and suffix != ".png":
+            raise ValueError(f"by_object is about the pixels of a .png, and {path.name!r} is none")
         with replacing(path) as unfinished:
-            self.index_map().save(unfinished, format="PNG")
+            if suffix == ".png":
+                self.index_map(by_object=by_object).save(unfinished, format="PNG")
+            elif suffix == ".npz":
+                with unfinished.open("wb") as file:  # a name that ends in .NPZ would get another .npz
+                    np.savez_compressed(
+                        file, masks=self.masks, logits=self.logits, scores=self.scores, objects=self.objects
+                    )
+            elif suffix == ".json":
+                unfinished.write_text(json.dumps(self.to_coco()), encoding="utf-8")
+            else:
+                unfinished.write_text(svg_text(self.masks, self.objects, self.scores), encoding="utf-8")
 
-    def index_map(self) -> Image.Image:
-        """The image that ``save`` writes."""
-        count, height, width = self.masks.shape
-        if count > 65535:
-            raise ValueError(f"{count} masks do not fit the 65535 values of a 16-bit PNG: save them in parts")
-        if count < 2:
+    def index_map(self, *, by_object: bool = False) -> Image.Image:
+        """All masks in one image, the one of the higher score where they overlap.
+
+        One mask: 8 bits, 255 inside, 0 outside. Several: mask ``i`` of them has the value ``i + 1``; in 8 bits with a
+        colour palette, or in 16 bits of grey for values beyond 255.
+
+        Args:
+            by_object: Masks have the number of their object + 1 instead, and one alone has it, too: as DAVIS keeps
+                films, and what keeps objects' numbers through ``from_png``.
+
+        Raises:
+            ValueError: A value does not fit 16 bits.
+        """
+        if by_object:
+            return index_image(self.masks, self.objects + 1, self.scores, colour_of(np.arange(255)))
+        if len(self) < 2:
             return Image.fromarray(self.masks.any(0).astype(np.uint8) * np.uint8(255))
-        values = np.zeros((height, width), np.uint8 if count <= 255 else np.uint16)
-        for i in np.argsort(self.scores, kind="stable"):
-            values[self.masks[i]] = i + 1
-        image = Image.fromarray(values)
-        if count <= 255:
-            image.putpalette(np.concatenate([np.zeros((1, 3), np.uint8), colour_of(self.objects)]).tobytes())
-        return image
+        return index_image(self.masks, np.arange(1, len(self) + 1), self.scores, colour_of(self.objects))
+
+    @classmethod
+    def from_png(cls, path: str | os.PathLike[str]) -> "Masks":
+        """The masks of an image: of a black and white one, or one for each value of a palette or a grey one.
+
+        0 is background, and a value is the number of its object + 1, as ``save(path, by_object=True)`` and DAVIS
+        write them; black and white of 8 bits is object 0. Scores are 1, and logits stand in.
+
+        Raises:
+            PictureError: The file is missing, damaged, or a picture in colours.
+        """
+        masks, values = read_index_image(path)
+        return cls._given(masks, values - 1, np.ones(len(masks)))
+
+    @classmethod
+    def from_coco(cls, annotations: Sequence[Mapping[str, Any]], *, size_hw: SizeHW | None = None) -> "Masks":
+        """The masks of one picture's COCO annotations.
+
+        Args:
+            annotations: With run lengths, compressed or not, or polygons (which are filled as pycocotools does it) in
+                ``segmentation``. ``object_id`` and ``score`` are taken where they are given; otherwise objects are
+                numbered from 0 in order, and scores are 1. Logits stand in.
+            size_hw: (height, width) of the picture; run lengths know it, polygons and an empty list do not.
+
+        Raises:
+            ValueError: The size is not known, or not one; a segmentation makes no sense.
+        """
+        masks = read_annotations(annotations, size_hw)
+        objects = [annotation.get("object_id", index) for index, annotation in enumerate(annotations)]
+        scores = [annotation.get("score", 1.0) for annotation in annotations]
+        return cls._given(masks, np.array(objects, int), np.array(scores))
+
+    @classmethod
+    def _given(cls, masks: np.ndarray, objects: np.ndarray, scores: np.ndarray) -> "Masks":
+        """Masks that no network made. Their logits stand in: they are those of the mask as a prompt at 1024×1024."""
+        logits = np.zeros((len(masks), 256, 256), np.float32)
+        for into, mask in zip(logits, masks, strict=True):
+            into[:] = plain_mask_logits(torch.from_numpy(mask[None]), (256, 256))[0].numpy()
+        return cls(masks, logits, scores.astype(np.float32), objects)
 
     def to_coco(self, *, image_id: int = 1, category_id: int = 1) -> list[dict[str, Any]]:
         """COCO instances, one a mask, numbered from 1: plain dicts that ``json`` writes and pycocotools loads.
@@ -207,34 +297,104 @@ class Masks:
         """For each mask the exact outlines of its pieces; none for an empty mask."""
         return [mask_polygons(mask) for mask in self.masks]
 
+    def to_geojson(self, transform: Affine | None = None) -> dict[str, Any]:
+        """A GeoJSON FeatureCollection (RFC 7946), a Feature for each mask; its outlines are exact and keep holes.
+
+        Args:
+            transform: a, b, c, d, e, f, as rasterio orders them: x' = a x + b y + c, y' = d x + e y + f, from pixels to
+                the ground; rasterio's own object is taken, too. By default coordinates are pixels, y down.
+
+        Returns:
+            Plain dicts. Properties are ``object_id``, ``score`` and ``area`` in pixels. An empty mask has no geometry.
+
+        Raises:
+            ValueError: ``transform`` is none.
+        """
+        features = [
+            geojson_feature(mask, transform, {"object_id": object_id, "score": score, "area": area})
+            for mask, object_id, score, area in zip(
+                self.masks, self.objects.tolist(), self.scores.tolist(), self.areas.tolist(), strict=True
+            )
+        ]
+        return {"type": "FeatureCollection", "features": features}
+
+    def to_labelme(self, image_path: str | os.PathLike[str], *, label: str = "object") -> dict[str, Any]:
+        """What labelme opens, once ``json`` has written it.
+
+        Each piece of a mask is a polygon, or, where it has holes, a mask, which keeps them; pieces of an object share
+        its number as ``group_id``.
+
+        Args:
+            image_path: The picture, as seen from the folder of the JSON file.
+            label: What the objects are.
+        """
+        height, width = self.masks.shape[1:]
+        shapes = [
+            shape
+            for mask, object_id in zip(self.masks, self.objects.tolist(), strict=True)
+            for shape in labelme_shapes(mask, label, object_id)
+        ]
+        return {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": os.fspath(image_path),
+            "imageData": None,
+            "imageHeight": height,
+            "imageWidth": width,
+        }
+
+    def to_yolo(self, class_id: int = 0) -> str:
+        """Lines of a YOLO segmentation label file, one for each mask that is not empty.
+
+        A line is the class, then x and y of each point as shares of width and height. Its one ring goes around all
+        pieces and holes, and the ways between them there and back: filled by the even-odd rule it is the mask.
+        """
+        return "".join(yolo_line(mask, class_id) + "\n" for mask in self.masks if mask.any())
+
+    def to_supervision(self, class_id: int = 0) -> Any:
+        """``supervision.Detections`` with boxes, masks, scores as ``confidence`` and objects as ``tracker_id``.
+
+        Raises:
+            ModuleNotFoundError: The package supervision is not installed.
+        """
+        return optional_package("supervision", "to_supervision()").Detections(
+            xyxy=self.boxes,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=np.full(len(self), class_id),
+            tracker_id=self.objects,
+        )
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` with a row for each mask.
+
+        Columns: ``object_id``, ``score``, ``area`` in pixels, ``x0``, ``y0``, ``x1``, ``y1``, and ``segmentation``,
+        COCO's run lengths.
+
+        Raises:
+            ModuleNotFoundError: The package pandas is not installed.
+        """
+        columns = {"object_id": self.objects, "score": self.scores, "area": self.areas}
+        columns |= dict(zip(("x0", "y0", "x1", "y1"), self.boxes.T, strict=True))
+        return optional_package("pandas", "to_pandas()").DataFrame({**columns, "segmentation": self.to_rle()})
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the overlay, or the masks on black where there is no picture."""
+        return notebook_png(
+            self.overlay(np.zeros((*self.masks.shape[1:], 3), np.uint8) if self.picture is None else None)
+        )
+
+    def _picture_or(self, picture: PictureSource | None, call: str) -> np.ndarray:
+        """The picture that was given, or else the one that was kept."""
+        canvas = self.picture if picture is None else read_picture(picture)
+        if canvas is None:
+            raise ValueError(f"these masks were kept without their picture: pass it, {call}")
+        self.check_size(canvas)
+        return canvas
+
     def check_size(self, picture: np.ndarray) -> None:
         """Refuse a picture that these masks cannot lie on."""
         if picture.shape != (*self.masks.shape[1:], 3):
             height, width = self.masks.shape[1:]
             raise ValueError(f"a picture of shape {picture.shape} does not fit masks of {width}×{height} pixels")
-
-
-def colour_of(objects: np.ndarray | int) -> np.ndarray:
-    """(..., 3) uint8: the colour of each object, from its number; they return after twelve."""
-    return PALETTE[np.asarray(objects) % len(PALETTE)]
-
-
-def draw_contour(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, line_px: int) -> None:
-    """Outline ``mask`` on ``canvas``, (height, width, 3) uint8, in place; the picture's border is no outline."""
-    light_line = mask & grow(~mask, line_px)
-    dark_line = ~mask & grow(mask, line_px)
-    canvas[light_line] = 191 + colour // 4
-    canvas[dark_line] = canvas[dark_line] // 3
-
-
-def grow(mask: np.ndarray, by_px: int) -> np.ndarray:
-    """``mask`` and all within ``by_px`` of it, by octagons: steps to 4 and to 8 neighbours in turn."""
-    for step in range(by_px):
-        tall = mask.copy()
-        tall[1:] |= mask[:-1]
-        tall[:-1] |= mask[1:]
-        core = tall if step % 2 else mask
-        mask = tall.copy()
-        mask[:, 1:] |= core[:, :-1]
-        mask[:, :-1] |= core[:, 1:]
-    return mask

@@ -11,7 +11,8 @@ from video.test_tracking import BALL, CUP, HEIGHT, WIDTH, moving_square
 from masklet.errors import FilmError, PromptError
 from masklet.masks import decode_rle
 from masklet.model.sam2 import Sam2Model
-from masklet.results import PALETTE, Masks
+from masklet.painting import PALETTE
+from masklet.results import Masks
 from masklet.video.frames import FilmWriter, open_film
 from masklet.video.outputs import Writers, index_picture, json_line, open_writers
 from masklet.video.tracks import FrameResult
@@ -203,7 +204,6 @@ def test_no_more_than_two_frames_are_held(session, tmp_path, monkeypatch, name):
         assert len(alive) <= 2
         write(self, result)
 
-    # Results compare by value, which arrays do not; here it matters which they are.
     monkeypatch.setattr(Writers, "write", counting)
     session.write(tmp_path / name)
 

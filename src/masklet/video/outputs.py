@@ -19,8 +19,9 @@ from PIL import Image
 from masklet.errors import FilmError
 from masklet.files import replacing
 from masklet.masks import upscale_logits
+from masklet.painting import colour_of
 from masklet.prompts import SizeHW
-from masklet.results import Masks, colour_of
+from masklet.results import Masks
 from masklet.video.frames import WRITABLE_SUFFIXES, Film, FilmWriter, width_by_height
 from masklet.video.tracks import FrameResult
 

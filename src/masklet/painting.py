@@ -1,0 +1,138 @@
+"""Masks on pictures: colours, contours, numbers, cut-outs. Arrays in, images out."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from masklet.masks import mask_areas, mask_boxes
+
+# Told apart on each other's side and on any picture; an object keeps its colour through predictions and frames.
+PALETTE = np.array(
+    [
+        (0, 132, 255),  # blue
+        (255, 138, 0),  # orange
+        (28, 190, 84),  # green
+        (232, 48, 138),  # magenta
+        (255, 212, 0),  # yellow
+        (130, 84, 245),  # violet
+        (0, 200, 200),  # cyan
+        (235, 54, 44),  # red
+        (160, 220, 30),  # lime
+        (255, 140, 190),  # pink
+        (150, 96, 50),  # brown
+        (150, 190, 255),  # sky
+    ],
+    np.uint8,
+)
+
+
+def colour_of(objects: np.ndarray | int) -> np.ndarray:
+    """(..., 3) uint8: the colour of each object, from its number; they return after twelve."""
+    return PALETTE[np.asarray(objects) % len(PALETTE)]
+
+
+def paint_masks(
+    picture: np.ndarray, masks: np.ndarray, objects: np.ndarray, *, alpha: float, ids: bool = False
+) -> Image.Image:
+    """The picture with masks painted over it: see ``Masks.overlay``.
+
+    Args:
+        picture: (height, width, 3) uint8.
+        masks: (masks, height, width) bool.
+        objects: (masks,) int, which choose the colours and are what ``ids`` writes.
+        alpha: How much of the picture the fill hides, 0 to 1.
+        ids: Whether each mask carries its object's number.
+    """
+    boxes, areas, colours = mask_boxes(masks).astype(int), mask_areas(masks), colour_of(objects)
+    small_last = [i for i in np.argsort(-areas, kind="stable") if areas[i]]
+    filled = picture.copy()
+    for i in small_last:
+        filled[masks[i]] = colours[i]
+    canvas = np.array(Image.blend(Image.fromarray(picture), Image.fromarray(filled), alpha))
+    line_px = max(1, round(max(canvas.shape[:2]) / 600))
+    for i in small_last:
+        x0, y0, x1, y1 = boxes[i]
+        around = np.s_[max(0, y0 - line_px) : y1 + line_px, max(0, x0 - line_px) : x1 + line_px]
+        draw_contour(canvas[around], masks[i][around], colours[i], line_px)
+    image = Image.fromarray(canvas)
+    if ids:
+        pen, font = ImageDraw.Draw(image), ImageFont.load_default(max(10, max(image.size) / 45))
+        topmost = np.full(masks.shape[1:], -1)
+        for i in small_last:
+            topmost[masks[i]] = i
+        for i in small_last:
+            x0, y0, x1, y1 = boxes[i]
+            seen = topmost[y0:y1, x0:x1] == i
+            x, y = inner_point(seen if seen.any() else masks[i, y0:y1, x0:x1])
+            write_number(pen, font, (x0 + x, y0 + y), int(objects[i]), colours[i])
+    return image
+
+
+def draw_contour(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, line_px: int) -> None:
+    """Outline ``mask`` on ``canvas``, (height, width, 3) uint8, in place; the picture's border is no outline."""
+    light_line = mask & grow(~mask, line_px)
+    dark_line = ~mask & grow(mask, line_px)
+    canvas[light_line] = 191 + colour // 4
+    canvas[dark_line] = canvas[dark_line] // 3
+
+
+def grow(mask: np.ndarray, by_px: int) -> np.ndarray:
+    """``mask`` and all within ``by_px`` of it, by octagons: steps to 4 and to 8 neighbours in turn."""
+    for step in range(by_px):
+        tall = mask.copy()
+        tall[1:] |= mask[:-1]
+        tall[:-1] |= mask[1:]
+        core = tall if step % 2 else mask
+        mask = tall.copy()
+        mask[:, 1:] |= core[:, :-1]
+        mask[:, :-1] |= core[:, 1:]
+    return mask
+
+
+def inner_point(mask: np.ndarray) -> tuple[float, float]:
+    """(x, y) inside a mask that is not empty: the middle of the longest run of the row that halves its area."""
+    areas_above = mask.sum(1).cumsum()
+    y = int(np.searchsorted(areas_above, areas_above[-1] / 2))
+    edges = np.flatnonzero(np.diff(np.pad(mask[y], 1).astype(np.int8)))  # where runs start and end, in turn
+    starts, ends = edges[::2], edges[1::2]
+    longest = np.argmax(ends - starts)
+    return (starts[longest] + ends[longest]) / 2, y + 0.5
+
+
+def write_number(
+    pen: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    centre_xy: tuple[float, float],
+    number: int,
+    colour: np.ndarray,
+) -> None:
+    """White on a plate of the object's colour, darkened until white can be read on it; kept within the picture."""
+    text = str(number)
+    x0, y0, x1, y1 = pen.textbbox((0, 0), text, font)
+    margin = (y1 - y0) / 3
+    reach_xy = (x1 - x0) / 2 + margin, (y1 - y0) / 2 + margin
+    x, y = (
+        float(np.clip(at, reach, max(reach, side - reach)))
+        for at, reach, side in zip(centre_xy, reach_xy, pen.im.size, strict=True)
+    )
+    plate = (x - reach_xy[0], y - reach_xy[1], x + reach_xy[0], y + reach_xy[1])
+    dark = tuple(int(value) // 2 for value in colour)
+    pen.rounded_rectangle(plate, radius=margin, fill=dark, outline=(255, 255, 255))
+    pen.text((x - (x0 + x1) / 2, y - (y0 + y1) / 2), text, (255, 255, 255), font)
+
+
+def cut_out(picture: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """RGBA of what lies under a mask that is not empty, cropped to its box; all else is transparent black."""
+    x0, y0, x1, y1 = mask_boxes(mask[None])[0].astype(int)
+    inside = mask[y0:y1, x0:x1, None]
+    return Image.fromarray(np.concatenate([picture[y0:y1, x0:x1] * inside, inside * np.uint8(255)], axis=2))
+
+
+def notebook_png(image: Image.Image, max_side: int = 1024) -> bytes:
+    """What a notebook shows and keeps: a PNG, made smaller if need be."""
+    image = image.copy()
+    image.thumbnail((max_side, max_side))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
