@@ -55,16 +55,19 @@ def test_iou_by_hand():
     assert mask_iou(~truth & truth, ~truth & truth) == 0
 
 
-def test_only_the_best_candidate_is_taught_the_mask_and_all_are_taught_their_iou():
+def test_the_best_candidate_is_taught_the_mask_most_and_all_are_taught_their_iou():
     targets = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     targets[..., :2] = True
     good = torch.where(targets, 2.0, -2.0)
-    logits = torch.stack([-good, good, -good], 2).requires_grad_()
+    logits = torch.stack([-good, good, torch.full_like(good, -9.0)], 2).requires_grad_()
     ious = torch.full((1, 1, 3), 0.5, requires_grad=True)
     losses = segmentation_losses(logits, ious, torch.zeros(1, 1, 1), targets, focal_weight=20)
     losses.total.backward()
     assert logits.grad is not None
-    assert logits.grad[0, 0].flatten(1).any(-1).tolist() == [False, True, False]
+    assert logits.grad[0, 0].flatten(1).any(-1).all()
+    one = segmentation_losses(logits[:, :, 1:2], ious[:, :, 1:2], torch.zeros(1, 1, 1), targets, focal_weight=20)
+    others = [focal_loss(logits[:, :, k], targets.float()) for k in range(3)]
+    torch.testing.assert_close(losses.focal, 0.75 * one.focal + 0.25 * torch.stack(others).mean())
     torch.testing.assert_close(losses.iou, torch.tensor(0.5))  # they are 0, 1 and 0
     torch.testing.assert_close(losses.object_score, torch.tensor(math.log(2)))
     assert ious.grad is not None
