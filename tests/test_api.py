@@ -56,8 +56,10 @@ def test_each_error_is_also_the_builtin_it_resembles(error, builtin):
         "import sys, masklet.cli; sys.argv = ['masklet', '--help']\ntry: masklet.cli.main()\nexcept SystemExit: pass",
         "import sys, masklet.cli; sys.argv = ['masklet', 'image', '--help']\n"
         "try: masklet.cli.main()\nexcept SystemExit: pass",
+        "import sys, masklet.cli; sys.argv = ['masklet', 'everything', '--help']\n"
+        "try: masklet.cli.main()\nexcept SystemExit: pass",
     ],
-    ids=["import", "config", "help", "help of image"],
+    ids=["import", "config", "help", "help of image", "help of everything"],
 )
 def test_what_needs_no_torch_loads_none(code):
     code += "\nimport sys; print({'torch', 'numpy', 'PIL', 'huggingface_hub', 'av'} & sys.modules.keys())"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 
 from masklet import checkpoints
 from masklet.errors import ConfigError, DeviceError
+from masklet.everything import Options, everything, everything_rle
 from masklet.image import Photo
 from masklet.model.sam2 import Sam2Model
 from masklet.pictures import read_picture
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import SizeHW
+from masklet.results import Masks
 from masklet.video.frames import open_film
 from masklet.video.memory import PaperPolicy
 from masklet.video.session import Session
@@ -45,6 +47,54 @@ class Segmenter:
             ConfigError: A resolution that does not fit.
         """
         return Photo.encode(self.model, read_picture(picture), self._processor(resolution))
+
+    @overload
+    def everything(
+        self,
+        picture: Any,
+        *,
+        resolution: int | SizeHW | None = None,
+        output: Literal["masks"] = "masks",
+        **options: Any,
+    ) -> Masks: ...
+
+    @overload
+    def everything(
+        self, picture: Any, *, resolution: int | SizeHW | None = None, output: Literal["rle"], **options: Any
+    ) -> list[dict[str, Any]]: ...
+
+    def everything(
+        self,
+        picture: Any,
+        *,
+        resolution: int | SizeHW | None = None,
+        output: Literal["masks", "rle"] = "masks",
+        **options: Any,
+    ) -> Masks | list[dict[str, Any]]:
+        """All masks of a picture, without being told where to look.
+
+        Args:
+            picture: As in ``image``.
+            resolution: As in ``image``.
+            output: ``"masks"``, or ``"rle"`` for COCO instances (plain dicts with run lengths, as ``Masks.to_coco``
+                makes them), of which many more fit in memory.
+            options: What to look for, see ``masklet.everything.Options``: ``points_per_side=32``, ``crops=0`` with
+                ``crop_overlap``, ``crop_points_divisor=1`` and ``crop_nms=0.7``, ``iou_threshold=0.8``,
+                ``stability_threshold=0.95`` with ``stability_offset=1.0``, ``box_nms=0.7``, ``min_area=0``,
+                ``refine=False``.
+
+        Returns:
+            From high to low scores, an object of its own each; maybe none.
+
+        Raises:
+            PictureError: It is no picture, or too small for so many crops.
+            ConfigError: An option that makes no sense.
+        """
+        if output not in ("masks", "rle"):
+            raise ConfigError(f"output is {output!r}: expected 'masks' or 'rle'")
+        what = Options(**options)
+        find = everything if output == "masks" else everything_rle
+        return find(self.model, self._processor(resolution), read_picture(picture), what)
 
     def video(
         self,

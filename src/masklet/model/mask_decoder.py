@@ -43,6 +43,15 @@ class DecodedMasks:
     mask_tokens: Tensor  # (batch, objects, masks or 1, dim): what object pointers are made of
 
 
+@dataclass(frozen=True)
+class LikelyMasks:
+    """Those candidates for the objects of one picture that the decoder believes in."""
+
+    logits: Tensor  # (masks, 4h, 4w)
+    ious: Tensor  # (masks,), 0 to 1
+    objects: Tensor  # (masks,) int64: the object each is a candidate for
+
+
 class Attention(nn.Module):
     """Multi-head attention, in a projection that may be narrower than the embeddings."""
 
@@ -239,10 +248,7 @@ class MaskDecoder(nn.Module):
             decoded = self._decode(image, image_pos, prompts, partial(self.draw, fine_maps=fine_maps))
         else:
             map_hw = (image.shape[-2], image.shape[-1])
-            parts_of_cells = [
-                _by_cell(finer, map_hw) + _bias(conv)
-                for finer, conv in zip(fine_maps, (self.upscale_conv2, self.upscale_conv1), strict=True)
-            ]
+            parts_of_cells = self._parts_of_cells(fine_maps, map_hw)
             if torch.is_grad_enabled():
                 draw = partial(self.draw_by_cell, parts_of_cells=parts_of_cells, map_hw=map_hw)
                 decoded = self._decode(image, image_pos, prompts, draw)
@@ -255,6 +261,46 @@ class MaskDecoder(nn.Module):
             logits, ious = _replace_unstable(logits, ious)
         return DecodedMasks(logits[:, :, :1], ious[:, :, :1], object_scores, mask_tokens[:, :, :1])
 
+    def likely(
+        self,
+        image: Tensor,
+        image_pos: Tensor,
+        prompts: PromptEmbeddings,
+        fine_maps: tuple[Tensor, Tensor],
+        *,
+        iou_threshold: float,
+    ) -> LikelyMasks:
+        """The candidates of one picture whose predicted IoU is above a threshold; for inference.
+
+        The prediction is made before the mask, and drawing is about half of the work: objects without a likely
+        candidate are not drawn.
+
+        Args:
+            image: (1, dim, h, w); it and what follows as in ``forward``.
+            image_pos: (h * w, dim).
+            prompts: (1, objects, ...).
+            fine_maps: (1, dim / 8, 4h, 4w) and (1, dim / 4, 2h, 2w).
+            iou_threshold: From 0 to 1.
+        """
+        map_hw, objects = (image.shape[-2], image.shape[-1]), prompts.tokens.shape[1]
+        draw, step, folded = partial(self.draw, fine_maps=fine_maps), objects, False
+        if image.device.type == "cpu":
+            parts_of_cells = self._parts_of_cells(fine_maps, map_hw)
+            draw = partial(self.draw_by_cell, parts_of_cells=parts_of_cells, map_hw=map_hw)
+            step, folded = self._fold(prompts, parts_of_cells)
+        logits, ious, owners = [image.new_empty(0, 4 * map_hw[0], 4 * map_hw[1])], [image.new_empty(0)], []
+        for start in range(0, objects, step):
+            some = prompts.select(0, slice(start, start + step))
+            cells, kernels, predicted, _, _ = self._look(image, image_pos, some, folded)
+            candidates = predicted[0, :, 1:]  # (objects, masks)
+            is_likely = candidates > iou_threshold
+            is_drawn = is_likely.any(1)
+            if is_drawn.any():
+                logits.append(draw(cells[:, is_drawn], kernels[:, is_drawn, 1:])[0][is_likely[is_drawn]])
+            ious.append(candidates[is_likely])
+            owners.append(start + is_likely.nonzero()[:, 0])
+        return LikelyMasks(torch.cat(logits), torch.cat(ious), torch.cat(owners))
+
     def _decode(
         self,
         image: Tensor,
@@ -264,6 +310,18 @@ class MaskDecoder(nn.Module):
         folded: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits, predicted IoU, object scores and tokens of all four masks."""
+        cells, kernels, ious, object_scores, mask_tokens = self._look(image, image_pos, prompts, folded)
+        return draw(cells, kernels), ious, object_scores, mask_tokens
+
+    def _look(
+        self, image: Tensor, image_pos: Tensor, prompts: PromptEmbeddings, folded: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All that is known before the masks are drawn.
+
+        Returns:
+            Cells (batch, objects, h*w, dim) and kernels (batch, objects, masks, dim / 8), which ``draw`` takes;
+            predicted IoU, object scores and tokens of all four masks.
+        """
         own_tokens = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own_tokens.expand(*prompts.tokens.shape[:2], -1, -1), prompts.tokens], dim=2)
         is_padding = None
@@ -275,9 +333,8 @@ class MaskDecoder(nn.Module):
         kernels = torch.stack(
             [mlp(mask_tokens[:, :, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=2
         )  # (batch, objects, masks, dim / 8)
-        logits = draw(cells, kernels)
         ious = self.iou_prediction_head(tokens[:, :, 1]).sigmoid()
-        return logits, ious, self.pred_obj_score_head(tokens[:, :, 0]), mask_tokens
+        return cells, kernels, ious, self.pred_obj_score_head(tokens[:, :, 0]), mask_tokens
 
     def draw(self, cells: Tensor, kernels: Tensor, fine_maps: tuple[Tensor, Tensor]) -> Tensor:
         """Upscale the image and take its dot product with each mask's kernel.
@@ -304,9 +361,8 @@ class MaskDecoder(nn.Module):
         self, image: Tensor, image_pos: Tensor, prompts: PromptEmbeddings, parts_of_cells: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As ``_decode``, a few objects at a time; for inference."""
-        batch, objects, tokens = prompts.tokens.shape[:3]
-        folded = tokens + 2 + NUM_MASK_TOKENS <= 2 * self.head_dim  # beyond, folding costs more than it saves
-        step = max(1, FOLDED_ELEMENTS // parts_of_cells[0][0].numel())
+        batch, objects = prompts.tokens.shape[:2]
+        step, folded = self._fold(prompts, parts_of_cells)
         decoded = []
         for b in range(batch):
             here = slice(b, b + 1)
@@ -322,6 +378,19 @@ class MaskDecoder(nn.Module):
             torch.cat(columns, dim=1)[0].unflatten(0, (batch, objects)) for columns in zip(*decoded, strict=True)
         )
         return logits, ious, object_scores, mask_tokens
+
+    def _fold(self, prompts: PromptEmbeddings, parts_of_cells: list[Tensor]) -> tuple[int, bool]:
+        """How many objects a CPU decodes together, and whether their attention is folded."""
+        tokens = prompts.tokens.shape[2] + 2 + NUM_MASK_TOKENS
+        is_worth_it = tokens <= 2 * self.head_dim  # beyond, folding costs more than it saves
+        return max(1, FOLDED_ELEMENTS // parts_of_cells[0][0].numel()), is_worth_it
+
+    def _parts_of_cells(self, fine_maps: tuple[Tensor, Tensor], map_hw: tuple[int, int]) -> list[Tensor]:
+        """The fine maps as ``draw_by_cell`` takes them."""
+        return [
+            _by_cell(finer, map_hw) + _bias(conv)
+            for finer, conv in zip(fine_maps, (self.upscale_conv2, self.upscale_conv1), strict=True)
+        ]
 
     def draw_by_cell(
         self, cells: Tensor, kernels: Tensor, parts_of_cells: list[Tensor], map_hw: tuple[int, int]

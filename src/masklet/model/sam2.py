@@ -17,7 +17,7 @@ from masklet import checkpoints
 from masklet.config import SIDE_MULTIPLE, STRIDE, STRIDES, Sam2Config
 from masklet.errors import PictureError, PromptError
 from masklet.model.layers import FeedForward
-from masklet.model.mask_decoder import DecodedMasks, MaskDecoder
+from masklet.model.mask_decoder import DecodedMasks, LikelyMasks, MaskDecoder
 from masklet.model.memory_attention import MemoryAttention
 from masklet.model.memory_encoder import MemoryEncoder
 from masklet.model.neck import ImageEncoder
@@ -247,6 +247,25 @@ class Sam2Model(nn.Module):
         )
         positions = self.shared_image_embedding.grid(map_hw)
         return self.mask_decoder(image, positions, prompts, (stride4, stride8), multimask=multimask)
+
+    def decode_likely(
+        self, image_embeddings: list[Tensor], *, points: Tensor, labels: Tensor, iou_threshold: float
+    ) -> LikelyMasks:
+        """As ``decode`` with three candidates for each object, but only those of a high predicted IoU are drawn.
+
+        Args:
+            image_embeddings: Of one picture, from ``get_image_embeddings``.
+            points: (1, objects, points, 2), x then y, pixels of the network's input.
+            labels: (1, objects, points), see ``PromptEncoder``.
+            iou_threshold: What the predicted IoU must be above, from 0 to 1.
+        """
+        stride4, stride8, image = image_embeddings
+        map_hw = (image.shape[-2], image.shape[-1])
+        prompts = self.prompt_encoder(
+            points, labels, None, None, map_hw=map_hw, image_hw=(map_hw[0] * STRIDE, map_hw[1] * STRIDE)
+        )
+        positions = self.shared_image_embedding.grid(map_hw)
+        return self.mask_decoder.likely(image, positions, prompts, (stride4, stride8), iou_threshold=iou_threshold)
 
     def forward(
         self,

@@ -1,0 +1,236 @@
+"""All masks of a picture beside a straightforward generator on transformers' model, turn by turn, on the same weights.
+
+    python benchmarks/everything.py [--photo examples/photos/truck.jpg] [--points 32] [--side 1024] [--rounds 3]
+        [--iou 0.64 --stability 0.6] [--memory] [--json everything.json]
+
+SAM 2.1 tiny with seeded random weights. The other side is written as people write it, and as transformers' pipeline
+works: batches of 64 clicks, all candidates at the picture's size, then scores, boxes, NMS and run lengths of those.
+Boxes are not suppressed, since with random weights every box is the whole picture. Times are beyond the image encode,
+which is measured alone and taken off; the ratio is the median of the rounds' own ratios. With ``--memory`` each side
+runs once more in a process of its own, whose peak is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as coco
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+import masklet
+from masklet.checkpoints.transformers import config_to_json
+from masklet.masks import box_nms, decode_rle, mask_ious, text_rle
+from masklet.pictures import read_picture
+from masklet.processing import Sam2ImageProcessor
+from masklet.segmenter import Segmenter
+
+AT_ONCE = 64
+NO_NMS = 1.1
+
+
+def seeded_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Healthy activations: every tensor drawn from a generator seeded with its name."""
+    return {name: seeded_tensor(name, tuple(t.shape)) for name, t in model.state_dict().items()}
+
+
+def seeded_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    draw = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(shape).astype(np.float32)
+    if name.endswith("weight") and len(shape) == 1:
+        draw = 1 + 0.1 * draw
+    elif name.endswith("bias"):
+        draw = 0.02 * draw
+    elif name.endswith("weight") and "embed" not in name.rsplit(".", 2)[-2]:
+        draw = draw / math.sqrt(math.prod(shape[1:]))
+    else:
+        draw = 0.5 * draw
+    return torch.from_numpy(np.ascontiguousarray(draw, dtype=np.float32))
+
+
+class Masklet:
+    """Ours."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        model = masklet.Sam2Model(masklet.Sam2Config(image_size=args.side))
+        model.load_state_dict(seeded_weights(model))
+        processor = Sam2ImageProcessor(args.side)
+        self.sam, self.args = Segmenter(model.eval().requires_grad_(False).to(args.device), processor), args
+        self.picture = read_picture(args.photo)
+
+    def encode(self) -> object:
+        """The image alone."""
+        return self.sam.image(self.picture)
+
+    def generate(self) -> list[dict]:
+        """Run lengths of all masks."""
+        args = self.args
+        found = self.sam.everything(
+            self.picture,
+            points_per_side=args.points,
+            iou_threshold=args.iou,
+            stability_threshold=args.stability,
+            box_nms=NO_NMS,
+            output="rle",
+        )
+        return [instance["segmentation"] for instance in found]
+
+
+class Transformers:
+    """The straightforward generator."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import transformers
+
+        config = config_to_json(masklet.Sam2Config(image_size=args.side))
+        content = {key: value for key, value in config.items() if key.endswith("_config")}
+        model = transformers.Sam2Model(transformers.Sam2Config(**content)).eval().requires_grad_(False)
+        model.load_state_dict(seeded_weights(model))
+        self.model, self.args, self.picture = model.to(args.device), args, read_picture(args.photo)
+
+    @torch.inference_mode()
+    def encode(self) -> list[torch.Tensor]:
+        """The image alone."""
+        pixels = Sam2ImageProcessor(self.args.side).pixel_values(self.picture)
+        return self.model.get_image_embeddings(pixels.to(self.args.device))
+
+    @torch.inference_mode()
+    def generate(self) -> list[dict]:
+        """Run lengths of all masks."""
+        args, size_hw = self.args, self.picture.shape[:2]
+        embeddings = self.encode()
+        middles = (torch.arange(args.points) + 0.5) / args.points * args.side
+        grid = torch.stack(torch.meshgrid(middles, middles, indexing="xy"), -1).reshape(1, -1, 1, 2).to(args.device)
+        runs, scores, boxes = [], [], []
+        for points in grid.split(AT_ONCE, dim=1):
+            labels = torch.ones(points.shape[:3], dtype=torch.long, device=args.device)
+            out = self.model(
+                image_embeddings=embeddings, input_points=points, input_labels=labels, multimask_output=True
+            )
+            logits = F.interpolate(out.pred_masks[0], size_hw, mode="bilinear").flatten(0, 1)
+            ious = out.iou_scores.flatten()
+            strict, loose = ((logits > cut_off).sum((1, 2)) for cut_off in (1, -1))
+            kept = (ious > args.iou) & (strict / loose >= args.stability)
+            for mask, score in zip(logits[kept] > 0, ious[kept], strict=True):
+                mask = mask.cpu().numpy()
+                columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+                boxes.append((columns[0], rows[0], columns[-1], rows[-1]))
+                scores.append(float(score))
+                runs.append(text_rle(coco.encode(np.asfortranarray(mask))))
+        order = box_nms(np.array(boxes, float).reshape(-1, 4), np.array(scores), NO_NMS)
+        return [runs[i] for i in order]
+
+
+SIDES = {"masklet": Masklet, "transformers": Transformers}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def beyond_encode(side: Masklet | Transformers) -> float:
+    encode = seconds(side.encode)
+    return seconds(side.generate) - encode
+
+
+def same_share(ours: list[dict], theirs: list[dict]) -> float:
+    """Share of masks on the side with more that have one on the other, at IoU above 0.99."""
+    if not ours or not theirs:
+        return float(len(ours) == len(theirs))
+    is_same = mask_ious(decode_rle(ours), decode_rle(theirs)) > 0.99
+    return min(is_same.any(0).sum(), is_same.any(1).sum()) / max(is_same.shape)
+
+
+def peak_mb(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Of a process that loads one side and runs it once."""
+    options = [f"--{key}={getattr(args, key)}" for key in ("photo", "points", "side", "iou", "stability", "device")]
+    done = subprocess.run([sys.executable, __file__, *options, "--only", name], stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def own_peak(args: argparse.Namespace) -> dict[str, float]:
+    side = SIDES[args.only](args)
+    side.encode()
+    loaded = resident_mb("VmHWM") if args.device == "cpu" else torch.cuda.max_memory_allocated() / 1e6
+    side.generate()
+    peak = resident_mb("VmHWM") if args.device == "cpu" else torch.cuda.max_memory_allocated() / 1e6
+    return {"encoded_mb": loaded, "peak_mb": peak}
+
+
+def resident_mb(name: str) -> float:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photo", type=Path, default=Path(__file__).parents[1] / "examples/photos/truck.jpg")
+    parser.add_argument("--points", type=int, default=32)
+    parser.add_argument("--side", type=int, default=1024)
+    parser.add_argument("--iou", type=float, default=0.64)
+    parser.add_argument("--stability", type=float, default=0.6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:
+        print(json.dumps(own_peak(args)))
+        return
+
+    ours, theirs = (side(args) for side in SIDES.values())
+    first = ours.generate(), theirs.generate()
+    pairs = [(beyond_encode(ours), beyond_encode(theirs)) for _ in range(args.rounds)]
+    ratios = [b / a for a, b in pairs]
+    results: dict[str, object] = {
+        "masklet_s": statistics.median(a for a, _ in pairs),
+        "transformers_s": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "masks": [len(found) for found in first],
+        "same": same_share(*first),
+    }
+    if args.memory:
+        results["memory"] = {name: peak_mb(name, args) for name in SIDES}
+    setting = {
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "resolution": args.side,
+        "clicks": args.points**2,
+        "masklet": masklet.__version__,
+        "torch": torch.__version__,
+        "rounds": args.rounds,
+    }
+    table = Table("", "masklet", "transformers", title=", ".join(f"{name} {value}" for name, value in setting.items()))
+    table.add_row("beyond the encode (s)", f"{results['masklet_s']:.2f}", f"{results['transformers_s']:.2f}")
+    table.add_row("times faster", f"{results['ratio']:.2f} ({min(ratios):.2f} – {max(ratios):.2f})", "")
+    table.add_row("masks", *map(str, results["masks"]))
+    table.add_row("the same, IoU > 0.99", f"{results['same']:.1%}", "")
+    for key in ("encoded_mb", "peak_mb") if args.memory else ():
+        table.add_row(key.replace("_mb", " (MB)"), *(f"{results['memory'][name][key]:.0f}" for name in SIDES))
+    Console(width=120).print(table)
+    if args.json:
+        args.json.write_text(json.dumps({"setting": setting, "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""masklet everything."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from masklet.cli.image import check_outputs
+from masklet.cli.tables import show_table
+from masklet.errors import MaskletError, PictureError
+from masklet.files import replacing
+
+if TYPE_CHECKING:
+    from masklet.results import Masks
+    from masklet.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Job:
+    """A photo, and where what is found in it goes."""
+
+    photo: Path
+    overlay: Path | None
+    instances: Path | None
+    masks: Path | None
+
+    @property
+    def outputs(self) -> list[Path]:
+        """Those that were asked for."""
+        return [path for path in (self.overlay, self.instances, self.masks) if path is not None]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier run has written all of them."""
+        return bool(self.outputs) and all(path.exists() for path in self.outputs)
+
+
+def find_everything(
+    photos: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture, or a folder of them.")],
+    points_per_side: Annotated[
+        int | None, typer.Option(help="Clicks along each side; more find smaller objects. 32 if not given.")
+    ] = None,
+    crops: Annotated[int | None, typer.Option(help="Layers of crops looked at too, for small objects.")] = None,
+    min_area: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Remove holes and islands of fewer pixels.")
+    ] = None,
+    iou_threshold: Annotated[
+        float | None, typer.Option(help="Keep masks of a higher predicted IoU. 0.8 if not given.")
+    ] = None,
+    stability_threshold: Annotated[
+        float | None, typer.Option(help="Keep masks of this stability. 0.95 if not given.")
+    ] = None,
+    box_nms: Annotated[
+        float | None, typer.Option(help="Of boxes that overlap by a higher IoU keep one. 0.7 if not given.")
+    ] = None,
+    refine: Annotated[bool | None, typer.Option("--refine", help="Improve every mask once; four times slower.")] = None,
+    model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    resolution: Annotated[
+        int | None, typer.Option(help="Input side of the network, a multiple of 32; the model's own if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Write the picture with the masks on it; a folder for a folder.")
+    ] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="JSON", help="Write COCO annotations (RLE); a folder for a folder.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write a PNG for each mask into a folder for each photo.")
+    ] = None,
+) -> None:
+    """Find all objects of a photo, or of each photo in a folder; photos that are finished are left out."""
+    is_folder = photos.is_dir()
+    jobs = jobs_of_folder(photos, out, json_out, masks) if is_folder else [job_of_photo(photos, out, json_out, masks)]
+    check_places(jobs)
+    given: dict[str, Any] = {
+        "points_per_side": points_per_side,
+        "crops": crops,
+        "min_area": min_area,
+        "iou_threshold": iou_threshold,
+        "stability_threshold": stability_threshold,
+        "box_nms": box_nms,
+        "refine": refine,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    import masklet
+    from masklet.everything import Options
+
+    Options(**options)  # refused here, before a model is loaded
+    sam = masklet.load(model, device=device)
+    rows: list[tuple[str, object, str]] = []
+    failures: dict[str, PictureError] = {}
+    for job in show_progress(jobs):
+        if is_folder and job.is_finished:
+            rows.append((job.photo.name, "finished before", ""))
+            continue
+        start = perf_counter()
+        try:
+            count = find_and_write(sam, job, {"resolution": resolution, **options})
+            rows.append((job.photo.name, count, f"{perf_counter() - start:.1f}"))
+        except PictureError as error:
+            if not is_folder:
+                raise
+            failures[job.photo.name] = error
+    show_table(("photo", "masks", "seconds"), rows)
+    if rows and not any(count for _, count, _ in rows):
+        print("masklet: nothing found: lower --iou-threshold or --stability-threshold", file=sys.stderr)
+    for name, failure in failures.items():
+        print(f"masklet: {name}:", " ".join(str(failure).split()), file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
+
+
+def job_of_photo(photo: Path, out: Path | None, json_out: Path | None, masks: Path | None) -> Job:
+    """One photo, with outputs as they are named."""
+    check_outputs(out=out, mask_out=None)
+    return Job(photo, out, json_out, None if masks is None else masks / photo.stem)
+
+
+def jobs_of_folder(folder: Path, out: Path | None, json_out: Path | None, masks: Path | None) -> list[Job]:
+    """All pictures right in the folder, by name, with outputs of their names in the folders given."""
+    from PIL import Image
+
+    suffixes = Image.registered_extensions()
+    photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
+    photos = [path for path in photos if not path.name.startswith(".")]
+    if not photos:
+        raise PictureError(
+            f"no pictures in {folder}: expected files that end in .jpg, .png or another picture's suffix"
+        )
+    for option, place in (("--out", out), ("--json", json_out), ("--masks", masks)):
+        if place is not None and place.resolve() == folder.resolve():
+            raise MaskletError(f"{option} {place} is where the photos are: expected another folder")
+        if place is not None and place.exists() and not place.is_dir():
+            raise MaskletError(f"{option} {place} is a file: expected a folder, since there is a folder of photos")
+    stems = Counter(path.stem.casefold() for path in photos)
+    names = [path.stem if stems[path.stem.casefold()] == 1 else path.name for path in photos]
+    return [
+        Job(
+            photo,
+            None if out is None else out / f"{name}.png",
+            None if json_out is None else json_out / f"{name}.json",
+            None if masks is None else masks / name,
+        )
+        for photo, name in zip(photos, names, strict=True)
+    ]
+
+
+def check_places(jobs: list[Job]) -> None:
+    """Refuse, before the work, what could not be written after it, and folders of masks that hold something else."""
+    for job in jobs:
+        for file in (job.overlay, job.instances):
+            if file is not None and file.is_dir():
+                raise MaskletError(f"cannot write {file}: Is a directory")
+        if job.masks is not None and job.masks.exists():
+            others = [] if not job.masks.is_dir() else [p.name for p in job.masks.iterdir() if not _is_mask(p)]
+            if others or not job.masks.is_dir():
+                what = f"holds {others[0]}" if others else "is a file"
+                raise MaskletError(f"{job.masks} {what}: expected a folder of masks, or none, since it is replaced")
+    for folder in {path.parent: None for job in jobs for path in job.outputs}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise MaskletError(f"cannot write into {folder}: {error.strerror or error}") from error
+
+
+def _is_mask(path: Path) -> bool:
+    return re.fullmatch(r"\d+\.png", path.name) is not None
+
+
+def find_and_write(sam: Segmenter, job: Job, options: dict[str, Any]) -> int:
+    """How many masks a photo has; what was asked for is written, each output whole or not at all."""
+    if job.overlay is None and job.masks is None:
+        instances = sam.everything(job.photo, output="rle", **options)  # of many masks, one at a time in memory
+        write_json(job.instances, instances)
+        return len(instances)
+    masks = sam.everything(job.photo, **options)
+    write_json(job.instances, masks.to_coco())
+    if job.overlay is not None:
+        with _naming(job.overlay), replacing(job.overlay) as unfinished:
+            masks.overlay().save(unfinished)
+    if job.masks is not None:
+        with _naming(job.masks):
+            write_folder(job.masks, masks)
+    return len(masks)
+
+
+def write_json(path: Path | None, instances: list[dict[str, Any]]) -> None:
+    """Write COCO instances, if they were asked for."""
+    if path is not None:
+        with _naming(path), replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(instances), encoding="utf-8")
+
+
+def write_folder(folder: Path, masks: Masks) -> None:
+    """A PNG for each mask, 000.png the best; an older folder of masks gives way when all are written."""
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        for number, mask in enumerate(masks):
+            mask.save(unfinished / f"{number:03}.png")
+        unfinished.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)  # which ``check_places`` found to hold masks alone
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MaskletError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def show_progress(jobs: list[Job]) -> Iterator[Job]:
+    """A progress bar on a terminal where there are several photos; nothing in a pipe."""
+    if len(jobs) == 1 or not sys.stderr.isatty():
+        yield from jobs
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(jobs))
+        for job in jobs:
+            progress.update(task, description=job.photo.name)
+            yield job
+            progress.advance(task)

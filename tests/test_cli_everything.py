@@ -1,0 +1,171 @@
+"""masklet everything."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from masklet import cli
+from masklet.masks import decode_rle
+from masklet.results import Masks
+
+FEW = ["--points-per-side", "3", "--iou-threshold", "0", "--stability-threshold", "0"]
+
+
+@pytest.fixture
+def photos(picture, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(picture).save(folder / "a.png")
+    Image.fromarray(picture[:, ::-1].copy()).save(folder / "b é.jpg")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+@pytest.fixture
+def run(tiny_folder):
+    def run(*arguments):
+        return CliRunner().invoke(cli.app, ["everything", *map(str, arguments), "--model", str(tiny_folder), *FEW])
+
+    return run
+
+
+@pytest.fixture
+def refusal_of(tiny_folder, monkeypatch, capsys):
+    """The one line with which it ends, before a model is loaded."""
+
+    def refusal_of(*arguments):
+        monkeypatch.setattr("masklet.segmenter.load", lambda *_: pytest.fail("work was begun"))
+        monkeypatch.setattr(sys, "argv", ["masklet", "everything", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 2
+        return capsys.readouterr().err.removeprefix("masklet: ").rstrip("\n")
+
+    return refusal_of
+
+
+def rows_of(result):
+    return [line.split("\t") for line in result.stdout.splitlines()]
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_photo_is_written_in_every_way(run, sam, photos, tmp_path):
+    out, instances, masks = tmp_path / "look.png", tmp_path / "coco.json", tmp_path / "masks"
+    result = run(photos / "a.png", "--out", out, "--json", instances, "--masks", masks)
+    assert result.exit_code == 0, result.output
+    found = sam.everything(photos / "a.png", points_per_side=3, iou_threshold=0, stability_threshold=0)
+    assert rows_of(result)[0] == ["photo", "masks", "seconds"]
+    assert rows_of(result)[1][:2] == ["a.png", str(len(found))]
+    np.testing.assert_array_equal(np.array(Image.open(out)), np.array(found.overlay()))
+    runs = [instance["segmentation"] for instance in json.loads(instances.read_text())]
+    np.testing.assert_array_equal(decode_rle(runs), found.masks)
+    assert files_in(masks) == [f"a/{number:03}.png" for number in range(len(found))]
+    np.testing.assert_array_equal(Masks.from_png(masks / "a/000.png").masks, found.masks[:1])
+
+
+def test_run_lengths_alone_are_the_same(run, photos, tmp_path):
+    run(photos / "a.png", "--json", tmp_path / "one.json")
+    run(photos / "a.png", "--json", tmp_path / "two.json", "--out", tmp_path / "look.png")
+    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
+
+
+def test_of_a_folder_the_bad_are_listed_and_the_finished_left_out(run, photos, tmp_path):
+    places = ["--out", tmp_path / "looks", "--json", tmp_path / "coco", "--masks", tmp_path / "masks"]
+    first = run(photos, *places)
+    assert first.exit_code == 1
+    assert [row[0] for row in rows_of(first)] == ["photo", "a.png", "b é.jpg"]
+    assert f"masklet: broken.jpg: {photos / 'broken.jpg'} is not a picture" in first.stderr
+    assert files_in(tmp_path / "looks") == ["a.png", "b é.png"]
+    assert files_in(tmp_path / "coco") == ["a.json", "b é.json"]
+    (tmp_path / "looks/a.png").unlink()
+    (tmp_path / "masks/a/999.png").touch()  # of an older run
+    before = (tmp_path / "looks/b é.png").stat().st_mtime_ns
+    (photos / "broken.jpg").unlink()
+    second = run(photos, *places)
+    assert second.exit_code == 0
+    assert [row[1] for row in rows_of(second)][2] == "finished before"
+    assert rows_of(second)[1][1] == rows_of(first)[1][1]
+    assert (tmp_path / "looks/b é.png").stat().st_mtime_ns == before
+    assert not (tmp_path / "masks/a/999.png").exists()
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_photos_of_one_stem_get_files_of_their_own(run, photos, picture, tmp_path):
+    (photos / "broken.jpg").unlink()
+    Image.fromarray(picture).save(photos / "A.jpg")
+    assert run(photos, "--json", tmp_path / "coco").exit_code == 0
+    assert files_in(tmp_path / "coco") == ["A.jpg.json", "a.png.json", "b é.json"]
+
+
+def test_that_nothing_was_found_is_said(tiny_folder, photos):
+    arguments = ["everything", str(photos / "a.png"), "--model", str(tiny_folder), "--iou-threshold", "1"]
+    result = CliRunner().invoke(cli.app, [*arguments, "--points-per-side", "2"])
+    assert result.exit_code == 0
+    assert rows_of(result)[1][:2] == ["a.png", "0"]
+    assert result.stderr == "masklet: nothing found: lower --iou-threshold or --stability-threshold\n"
+
+
+def test_on_a_terminal_a_bar_shows_the_way(monkeypatch, capsys):
+    from masklet.cli.everything import Job, show_progress
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    jobs = [Job(Path(name), None, None, None) for name in ("a.png", "b.png")]
+    assert list(show_progress(jobs)) == jobs
+    assert "2/2" in capsys.readouterr().err
+
+
+# What is refused before the work
+
+
+def test_places_that_cannot_be_written_are_refused(refusal_of, photos, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("mine")
+    photo = photos / "a.png"
+    assert refusal_of(photo, "--json", blocked / "r.json").startswith(f"cannot write into {blocked}: ")
+    assert refusal_of(photo, "--masks", blocked).startswith(f"cannot write into {blocked}: ")
+    assert refusal_of(photo, "--out", photos / "b.xyz").startswith("--out ")
+    (tmp_path / "folder.json").mkdir()
+    assert refusal_of(photo, "--json", tmp_path / "folder.json").endswith("folder.json: Is a directory")
+    assert refusal_of(photos, "--out", blocked) == (
+        f"--out {blocked} is a file: expected a folder, since there is a folder of photos"
+    )
+    assert refusal_of(photos, "--out", photos) == f"--out {photos} is where the photos are: expected another folder"
+    assert blocked.read_text() == "mine"
+
+
+def test_a_read_only_folder_is_refused(refusal_of, photos, tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("masklet.cli.everything.tempfile.TemporaryFile", refuse)
+    message = refusal_of(photos, "--out", tmp_path / "looks")
+    assert message == f"cannot write into {tmp_path / 'looks'}: Permission denied"
+
+
+def test_a_folder_of_somebody_elses_files_is_not_replaced(refusal_of, photos, tmp_path):
+    (tmp_path / "masks/a").mkdir(parents=True)
+    (tmp_path / "masks/a/holiday.png").touch()
+    assert refusal_of(photos, "--masks", tmp_path / "masks") == (
+        f"{tmp_path / 'masks/a'} holds holiday.png: expected a folder of masks, or none, since it is replaced"
+    )
+
+
+def test_bad_options_and_photos_are_refused(refusal_of, photos, tmp_path):
+    assert refusal_of(photos, "--iou-threshold", "2") == "iou_threshold is 2.0: expected a number, 0 to 1"
+    (tmp_path / "empty").mkdir()
+    assert refusal_of(tmp_path / "empty").startswith(f"no pictures in {tmp_path / 'empty'}: ")
+
+
+def test_a_single_bad_photo_is_one_line(run, photos):
+    result = run(photos / "broken.jpg")
+    assert "is not a picture" in str(result.exception)
+    assert result.stdout == ""

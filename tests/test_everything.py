@@ -1,0 +1,271 @@
+"""Everything in a picture, against a straightforward version that decides on masks of the picture's size."""
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import masklet
+from masklet.errors import ConfigError, PictureError
+from masklet.everything import Options, is_cut, make_crops, make_grid
+from masklet.masks import box_nms, decode_rle, mask_ious, upscale_logits
+
+ANY = {"iou_threshold": 0.0, "stability_threshold": 0.0}
+
+
+def matched(ours, theirs, least=0.99):
+    """Share of masks on either side that have one on the other, each used once."""
+    if not len(ours) or not len(theirs):
+        return float(len(ours) == len(theirs))
+    ious, pairs = mask_ious(ours, theirs), 0
+    while ious.max() > least:
+        i, j = np.unravel_index(ious.argmax(), ious.shape)
+        ious[i], ious[:, j], pairs = 0, 0, pairs + 1
+    return pairs / max(len(ours), len(theirs))
+
+
+# The straightforward version: one click at a time, full-size masks, loops
+
+
+def straightforward(sam, picture, *, side, iou, stability, nms=0.7, crops=0, min_area=0, refine=False):
+    height, width = picture.shape[:2]
+    boxes = [(0, 0, width, height)]
+    for layer in range(1, crops + 1):
+        n = 2**layer
+        overlap = int(512 / 1500 * min(height, width) * 2 / n)
+        w, h = (math.ceil((overlap * (n - 1) + s) / n) for s in (width, height))
+        for i, j in itertools.product(range(n), range(n)):
+            x, y = (w - overlap) * i, (h - overlap) * j
+            boxes.append((x, y, min(x + w, width), min(y + h, height)))
+    everywhere = []
+    for crop in boxes:
+        x0, y0, x1, y1 = crop
+        photo = sam.image(np.ascontiguousarray(picture[y0:y1, x0:x1]))
+        found = []
+        for row, column in itertools.product(range(side), range(side)):
+            point = ((column + 0.5) / side * (x1 - x0), (row + 0.5) / side * (y1 - y0))
+            guess = photo.predict([point], multimask=True)
+            candidates = list(guess)
+            if refine:
+                candidates = [photo.predict([point], mask=one.logits.clip(-32, 32), multimask=False) for one in guess]
+            for one in candidates:
+                logits = F.interpolate(torch.tensor(one.logits)[None], (y1 - y0, x1 - x0), mode="bilinear")[0, 0]
+                strict, loose = (logits > 1).sum().item(), (logits > -1).sum().item()
+                if not one.scores[0] > iou or not loose or strict / loose < stability or not (logits > 0).any():
+                    continue
+                mask = np.zeros((height, width), bool)
+                mask[y0:y1, x0:x1] = (logits > 0).numpy()
+                box = box_of(mask)
+                cut = (abs(a - b) <= 20 and abs(a - c) > 20 for a, b, c in zip(box, crop, boxes[0], strict=True))
+                if not any(cut):
+                    found.append((one.scores[0], -(x1 - x0) * (y1 - y0), mask))
+        everywhere += distinct(sorted(found, key=lambda f: -f[0]), nms)
+    everywhere = distinct(sorted(everywhere, key=lambda f: f[1], reverse=True), 0.7) if crops else everywhere
+    everywhere.sort(key=lambda f: -f[0])
+    if min_area:
+        cleaned = []
+        for score, _, mask in everywhere:
+            new = masklet.Masks(mask[None], np.zeros((1, 1, 1), np.float32), np.ones(1), np.ones(1, int)).clean(
+                fill_holes=min_area, remove_islands=min_area
+            )
+            cleaned.append((score, np.array_equal(new.masks[0], mask), new.masks[0]))
+        everywhere = distinct(sorted(cleaned, key=lambda f: not f[1]), max(nms, 0.7))
+    return np.array([mask for _, _, mask in everywhere]).reshape(-1, height, width)
+
+
+def box_of(mask):
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return columns[0], rows[0], columns[-1], rows[-1]
+
+
+def iou_of(a, b):
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(w, 0) * max(h, 0)
+    areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
+    return shared / (sum(areas) - shared) if sum(areas) else 0
+
+
+def distinct(found, threshold):
+    kept = []
+    for candidate in found:
+        if all(iou_of(box_of(candidate[2]), box_of(other[2])) <= threshold for other in kept):
+            kept.append(candidate)
+    return kept
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return masklet.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def truck():
+    with Image.open(Path(__file__).parents[1] / "examples/photos/truck.jpg") as image:
+        return np.array(image.convert("RGB"))
+
+
+# A model that is barely trained is sure and stable of little.
+@pytest.mark.parametrize(
+    ("size_wh", "options", "theirs"),
+    [
+        ((450, 300), {}, {}),
+        ((450, 300), {"box_nms": 1.1}, {"nms": 1.1}),
+        ((1350, 900), {}, {}),  # larger than the network's input, where scores are counted
+        ((200, 380), {"min_area": 60}, {"min_area": 60}),
+        ((450, 300), {"crops": 1, "points_per_side": 6}, {"crops": 1, "side": 6}),
+        ((300, 200), {"refine": True, "points_per_side": 8}, {"refine": True, "side": 8}),
+    ],
+    ids=["plain", "no nms", "large", "min area, portrait", "crops", "refine"],
+)
+def test_the_masks_are_those_of_a_straightforward_version(nano, truck, size_wh, options, theirs):
+    picture = np.array(Image.fromarray(truck).resize(size_wh))
+    ours = nano.everything(
+        picture, **({"points_per_side": 12, "iou_threshold": 0.3, "stability_threshold": 0.25} | options)
+    )
+    expected = straightforward(nano, picture, **({"side": 12, "iou": 0.3, "stability": 0.25} | theirs))
+    assert len(expected) > 3
+    assert matched(ours.masks, expected) >= 0.98
+    assert (np.diff(ours.scores) <= 0).all()
+    assert ours.objects.tolist() == list(range(len(ours)))
+
+
+def test_run_lengths_are_the_same_masks(sam, picture):
+    for options in ({}, {"min_area": 40}, {"crops": 1, "points_per_side": 4}):
+        masks = sam.everything(picture, **(ANY | {"points_per_side": 6} | options))
+        instances = sam.everything(picture, output="rle", **(ANY | {"points_per_side": 6} | options))
+        assert len(masks)
+        assert instances == masks.to_coco()
+        np.testing.assert_array_equal(decode_rle([i["segmentation"] for i in instances]), masks.masks)
+
+
+def test_logits_of_a_crop_lie_over_the_whole_picture(sam, picture):
+    masks = sam.everything(picture, points_per_side=6, crops=1, crop_nms=1.1, box_nms=1.1, **ANY)
+    drawn = (upscale_logits(torch.tensor(masks.logits), picture.shape[:2]) > 0).numpy()
+    agree = (drawn & masks.masks).sum((1, 2)) / (drawn | masks.masks).sum((1, 2))
+    assert np.median(agree) > 0.9
+
+
+@pytest.mark.parametrize("output", ["masks", "rle"])
+@pytest.mark.parametrize("crops", [0, 1])
+def test_nothing_may_be_found(sam, picture, output, crops):
+    found = sam.everything(picture, iou_threshold=1, points_per_side=3, crops=crops, output=output)
+    assert len(found) == 0
+    if output == "masks":
+        assert found.masks.shape == (0, 48, 80)
+        assert found.logits.shape == (0, 16, 16)
+
+
+def test_more_than_one_size_of_batch_finds_the_same(sam, picture, monkeypatch):
+    expected = sam.everything(picture, points_per_side=9, **ANY)
+    monkeypatch.setattr("masklet.everything.POINTS_AT_ONCE", 7)
+    monkeypatch.setattr("masklet.everything.CPU_PIXELS", 1)
+    found = sam.everything(picture, points_per_side=9, **ANY)
+    np.testing.assert_array_equal(found.masks, expected.masks)
+
+
+def test_a_picture_may_be_one_pixel_but_not_cut_into_crops(sam):
+    pixel = np.full((1, 1, 3), 200, np.uint8)
+    assert sam.everything(pixel, points_per_side=2, **ANY).masks.shape[1:] == (1, 1)
+    with pytest.raises(PictureError) as caught:
+        sam.everything(pixel, crops=1)
+    assert str(caught.value) == (
+        "a picture of 1×1 pixels cannot be cut into 2 by 2 crops: expected fewer layers than crops=1, or a larger "
+        "picture"
+    )
+
+
+def test_the_picture_is_kept_for_the_overlay(sam, picture):
+    masks = sam.everything(picture, points_per_side=3, **ANY)
+    np.testing.assert_array_equal(masks.picture, picture)
+    assert masks.overlay().size == (80, 48)
+
+
+# Parts
+
+
+def test_a_click_is_in_the_middle_of_its_cell():
+    assert make_grid(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
+    assert make_grid(1).tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize("size_hw", [(48, 80), (333, 97), (16, 16), (1000, 1501)])
+def test_crops_cover_the_picture_and_overlap(size_hw):
+    crops = make_crops(size_hw, Options(crops=2))
+    assert [c.layer for c in crops] == [0] + 4 * [1] + 16 * [2]
+    for layer in range(3):
+        covered = np.zeros(size_hw, int)
+        for c in crops:
+            assert 0 <= c.x0 < c.x1 <= size_hw[1]
+            assert 0 <= c.y0 < c.y1 <= size_hw[0]
+            covered[c.y0 : c.y1, c.x0 : c.x1] += c.layer == layer
+        assert covered.min() == 1
+        assert covered.max() == (1, 4, 4)[layer]
+
+
+def test_a_box_is_cut_where_its_crop_ends_inside_the_picture():
+    (crop,) = (c for c in make_crops((600, 900), Options(crops=1)) if c.layer and not c.x0 and not c.y0)
+    boxes = np.array(
+        [[0, 0, 100, 100], [100, 100, crop.x1, 200], [100, 100, 200, crop.y1 - 19], [100, 100, 200, crop.y1 - 30]]
+    )
+    assert is_cut(boxes, crop, (600, 900)).tolist() == [False, True, True, False]
+    assert not is_cut(boxes, make_crops((600, 900), Options())[0], (600, 900)).any()
+
+
+def test_of_boxes_that_overlap_the_best_stays():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 7], [20, 0, 30, 10], [5, 5, 5, 5], [5, 5, 5, 5]])
+    scores = np.array([0.5, 0.9, 0.4, 0.95, 0.1, 0.1])
+    assert box_nms(boxes, scores, 0.7).tolist() == [3, 1, 4, 5]
+    assert box_nms(boxes, scores, 0.8).tolist() == [3, 1, 0, 4, 5]
+    assert box_nms(boxes, scores, 1.1).tolist() == [3, 1, 0, 2, 4, 5]
+    assert box_nms(boxes[:0], scores[:0], 0.7).tolist() == []
+
+
+def test_only_likely_candidates_are_drawn_and_drawn_alike(sam, photo):
+    points = make_grid(5)[None, :, None] * 64
+    labels = torch.ones(1, 25, 1, dtype=torch.long)
+    with torch.inference_mode():
+        full = sam.model.decode(photo.embeddings, points=points, labels=labels, multimask=True)
+        for threshold in (-1.0, full.ious.median().item(), full.ious.max().item()):
+            likely = sam.model.decode_likely(photo.embeddings, points=points, labels=labels, iou_threshold=threshold)
+            chosen = full.ious[0] > threshold
+            torch.testing.assert_close(likely.ious, full.ious[0][chosen])
+            torch.testing.assert_close(likely.logits, full.logits[0][chosen], rtol=1e-4, atol=1e-4)
+            assert likely.objects.tolist() == chosen.nonzero()[:, 0].tolist()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"points_per_side": 0}, "points_per_side is 0: expected a whole number, 1 or more"),
+        ({"points_per_side": 2.5}, "points_per_side is 2.5: expected a whole number, 1 or more"),
+        ({"crops": -1}, "crops is -1: expected a whole number, 0 or more"),
+        ({"min_area": "9"}, "min_area is '9': expected a whole number, 0 or more"),
+        ({"iou_threshold": 1.5}, "iou_threshold is 1.5: expected a number, 0 to 1"),
+        ({"stability_threshold": float("nan")}, "stability_threshold is nan: expected a number, 0 to 1"),
+        ({"stability_offset": -1}, "stability_offset is -1: expected a number, 0 or more"),
+        ({"box_nms": None}, "box_nms is None: expected a number, 0 or more"),
+        ({"output": "png"}, "output is 'png': expected 'masks' or 'rle'"),
+        (
+            {"points_per_side": 3, "crops": 2, "crop_points_divisor": 2},
+            "points_per_side 3 leaves no click for a crop of layer 2, which has 3 / 2**2: expected more, or fewer "
+            "crops",
+        ),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(sam, picture, options, message):
+    with pytest.raises(ConfigError) as caught:
+        sam.everything(picture, **options)
+    assert str(caught.value) == message
+
+
+def test_an_unknown_option_is_refused(sam, picture):
+    with pytest.raises(TypeError, match="points"):
+        sam.everything(picture, points=3)
