@@ -19,15 +19,14 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as coco
 import torch
 import torch.nn.functional as F
+from common import peak_mb, seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -136,14 +135,6 @@ class Transformers:
 SIDES = {"masklet": Masklet, "transformers": Transformers}
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def beyond_encode(side: Masklet | Transformers) -> float:
     encode = seconds(side.encode)
     return seconds(side.generate) - encode
@@ -157,7 +148,7 @@ def same_share(ours: list[dict], theirs: list[dict]) -> float:
     return min(is_same.any(0).sum(), is_same.any(1).sum()) / max(is_same.shape)
 
 
-def peak_mb(name: str, args: argparse.Namespace) -> dict[str, float]:
+def peak_of(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Of a process that loads one side and runs it once."""
     options = [f"--{key}={getattr(args, key)}" for key in ("photo", "points", "side", "iou", "stability", "device")]
     done = subprocess.run([sys.executable, __file__, *options, "--only", name], stdout=subprocess.PIPE, check=True)
@@ -167,15 +158,10 @@ def peak_mb(name: str, args: argparse.Namespace) -> dict[str, float]:
 def own_peak(args: argparse.Namespace) -> dict[str, float]:
     side = SIDES[args.only](args)
     side.encode()
-    loaded = resident_mb("VmHWM") if args.device == "cpu" else torch.cuda.max_memory_allocated() / 1e6
+    loaded = peak_mb() if args.device == "cpu" else torch.cuda.max_memory_allocated() / 1e6
     side.generate()
-    peak = resident_mb("VmHWM") if args.device == "cpu" else torch.cuda.max_memory_allocated() / 1e6
+    peak = peak_mb() if args.device == "cpu" else torch.cuda.max_memory_allocated() / 1e6
     return {"encoded_mb": loaded, "peak_mb": peak}
-
-
-def resident_mb(name: str) -> float:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def main() -> None:
@@ -209,7 +195,7 @@ def main() -> None:
         "same": same_share(*first),
     }
     if args.memory:
-        results["memory"] = {name: peak_mb(name, args) for name in SIDES}
+        results["memory"] = {name: peak_of(name, args) for name in SIDES}
     setting = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),

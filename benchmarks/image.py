@@ -13,12 +13,12 @@ import json
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
+from common import seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -26,14 +26,6 @@ import masklet
 from masklet.checkpoints.meta import META_SIZES, released_config
 
 SIZES = dict(zip(("tiny", "small", "base-plus", "large"), META_SIZES, strict=True))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> dict[str, float]:

@@ -15,14 +15,14 @@ import json
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from common import seconds
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -56,14 +56,6 @@ def models(name: str, resolution: int | None, device: str) -> tuple[Segmenter, t
         ours = masklet.load(folder, device=device)
         theirs = transformers.Sam2VideoModel.from_pretrained(folder).eval().to(device)
     return ours, theirs
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 class Prepared:

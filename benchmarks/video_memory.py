@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import peak_mb
 from rich.console import Console
 from rich.table import Table
 
@@ -55,15 +54,6 @@ def prompts_for(size_wh: tuple[int, int]) -> dict[str, dict[str, list | tuple]]:
         "yellow": {"points": [(side // 2, side)]},
         "blue": {"box": (width - side, height - 2 * side, width, height - side)},
     }
-
-
-def peak_mb() -> float:
-    status = Path("/proc/self/status")
-    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(peak[1]) * 1024 / 1e6
-    # This may count what the parent took when it started us.
-    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak_rss * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, kilobytes elsewhere
 
 
 def follow(film: Path | None, frames: int, model: str | None, size_wh: tuple[int, int]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from masklet import cli
+from masklet.cli.tables import show_progress
 from masklet.masks import decode_rle
 from masklet.results import Masks
 
@@ -115,12 +115,11 @@ def test_that_nothing_was_found_is_said(tiny_folder, photos):
 
 
 def test_on_a_terminal_a_bar_shows_the_way(monkeypatch, capsys):
-    from masklet.cli.everything import Job, show_progress
-
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    jobs = [Job(Path(name), None, None, None) for name in ("a.png", "b.png")]
-    assert list(show_progress(jobs)) == jobs
-    assert "2/2" in capsys.readouterr().err
+    assert list(show_progress(iter("ab"), 2, unit="photos")) == ["a", "b"]
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert "photos/s" in shown
 
 
 # What is refused before the work

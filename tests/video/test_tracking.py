@@ -155,13 +155,29 @@ def test_slots_that_are_empty_change_nothing_and_keep_shapes(sam, film, monkeypa
     assert len(shapes) == 2  # one for a prompted frame, one for two
 
 
-def test_a_frame_that_nobody_was_prompted_before_reads_empty_slots(sam, film):
-    """Going back from a later prompt, pointers of prompted frames ahead of time are not read: no pointer at all."""
+def test_a_frame_before_the_first_prompt_reads_no_pointer(sam, film):
+    """Pointers of frames ahead are not read, so all of their slots are empty."""
     session, fixed = sam.video(film), sam.video(film)
     fixed._tracks.fixed_shapes = True
     for one in (session, fixed):
         one.prompt(10, "cup", **CUP)
-    assert_close(logits_of(fixed.track(direction="backward")), logits_of(session.track(direction="backward")))
+    bank = session._tracks.objects["cup"].bank
+    assert session._tracks.policy(5, bank.prompted, bank, step=1).pointers == ()
+    assert_close(logits_of(fixed.track(start=5, end=8)), logits_of(session.track(start=5, end=8)))
+
+
+def test_a_prompt_that_is_taken_back_is_not_remembered_by_the_next_click(sam, film, monkeypatch):
+    session = sam.video(film)
+    session.prompt(0, "cup", **CUP)
+    list(session.track())
+    session.prompt(2, "cup", points=[(70, 40)])
+    read = []
+    original = tracks.track_object
+    monkeypatch.setattr(tracks, "track_object", lambda *a: read.append(a[3]) or original(*a))
+    session.prompt(8, "cup", points=[(40, 30, 0)])  # reads the memory of frame 2
+    session.remove("cup", frame=2)
+    session.prompt(8, "cup", points=[(50, 30, 0)])
+    assert not read[0].equal(read[1])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.cli.image import check_outputs
-from masklet.cli.tables import show_table
+from masklet.cli.tables import show_progress, show_table
 from masklet.errors import MaskletError, PictureError
 from masklet.files import replacing
 
@@ -102,7 +102,7 @@ def find_everything(
     sam = masklet.load(model, device=device)
     rows: list[tuple[str, object, str]] = []
     failures: dict[str, PictureError] = {}
-    for job in show_progress(jobs):
+    for job in show_progress(jobs, len(jobs), unit="photos"):
         if is_folder and job.is_finished:
             rows.append((job.photo.name, "finished before", ""))
             continue
@@ -226,20 +226,3 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise MaskletError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def show_progress(jobs: list[Job]) -> Iterator[Job]:
-    """A progress bar on a terminal where there are several photos; nothing in a pipe."""
-    if len(jobs) == 1 or not sys.stderr.isatty():
-        yield from jobs
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(jobs))
-        for job in jobs:
-            progress.update(task, description=job.photo.name)
-            yield job
-            progress.advance(task)

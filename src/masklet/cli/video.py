@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from masklet.cli.image import parse_numbers
-from masklet.cli.tables import show_table
+from masklet.cli.tables import show_progress, show_table
 from masklet.errors import PromptError
 
 if TYPE_CHECKING:
     from masklet.video.session import Direction, Session
-    from masklet.video.tracks import FrameResult
 
 PLACE = "[OBJECT@]FRAME:"
 
@@ -71,7 +68,7 @@ def track(
     results = session.track(start, end, direction, every=every)
     scores: dict[Any, list[float]] = {name: [] for name in session.objects}
     with open_writers(out, masks, jsonl, fps=opened.fps / every, size_hw=opened.size_hw) as writers:
-        for result in show_progress(results, total):
+        for result in show_progress(results, total, unit="frames"):
             writers.write(result)
             for name, score, visible in zip(result.objects, result.scores, result.visible, strict=True):
                 if visible:
@@ -110,20 +107,3 @@ def show_prompts(session: Session, prompts: dict[tuple[str, str, int], list[Any]
             box=boxes[0] if boxes else None,
             mask=read_mask(masks[0]) if masks else None,
         )
-
-
-def show_progress(results: Iterable[FrameResult], total: int | None) -> Iterator[FrameResult]:
-    """A progress bar on a terminal: frames, frames a second, time left. Nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} frames/s"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, rate=0.0)
-        for result in results:
-            progress.advance(task)
-            progress.update(task, rate=progress.tasks[0].speed or 0.0)
-            yield result

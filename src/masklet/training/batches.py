@@ -18,28 +18,15 @@ from masklet.training.synthetic import Pixels, compose
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures and the objects that are asked for in them."""
+    """Pictures, or clips, and the objects that are asked for in them."""
 
-    pixel_values: Tensor  # (batch, 3, height, width), normalised
-    targets: Tensor  # (batch, objects, height / 4, width / 4) bool, none empty
+    pixel_values: Tensor  # (batch, [frames,] 3, height, width), normalised
+    targets: Tensor  # (batch, [frames,] objects, height / 4, width / 4) bool, none empty in a picture or first frame
 
     def split(self, parts: int) -> list[Batch]:
-        """As many batches of a part of the pictures."""
+        """As many batches of a part of the pictures or clips."""
         pairs = zip(self.pixel_values.chunk(parts), self.targets.chunk(parts), strict=True)
         return [Batch(pixels, targets) for pixels, targets in pairs]
-
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """Clips and the objects that are followed in them."""
-
-    pixel_values: Tensor  # (clips, frames, 3, height, width), normalised
-    targets: Tensor  # (clips, frames, objects, height / 4, width / 4) bool, none empty in the first frame
-
-    def split(self, parts: int) -> list[ClipBatch]:
-        """As many batches of a part of the clips."""
-        pairs = zip(self.pixel_values.chunk(parts), self.targets.chunk(parts), strict=True)
-        return [ClipBatch(pixels, targets) for pixels, targets in pairs]
 
 
 def make_batch(sources: Sources, *, side_px: int, pictures: int, objects: int, seed: int, step: int) -> Batch:
@@ -52,10 +39,10 @@ def make_batch(sources: Sources, *, side_px: int, pictures: int, objects: int, s
 
 def make_clip_batch(
     sources: Sources, *, side_px: int, frames: int, clips: int, objects: int, seed: int, step: int
-) -> ClipBatch:
+) -> Batch:
     """As ``make_batch``, of clips of so many frames."""
     made = [_clip_with_objects(sources, side_px, frames, objects, seed, step, index) for index in range(clips)]
-    return ClipBatch(_normalised([film for film, _ in made]), torch.from_numpy(np.stack([masks for _, masks in made])))
+    return Batch(_normalised([film for film, _ in made]), torch.from_numpy(np.stack([masks for _, masks in made])))
 
 
 def _normalised(pictures: list[Pixels]) -> Tensor:

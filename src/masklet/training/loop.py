@@ -16,7 +16,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from masklet.model.sam2 import Sam2Model
 from masklet.training.affinity import AffinityHead
-from masklet.training.batches import Batch, ClipBatch, make_batch, make_clip_batch
+from masklet.training.batches import Batch, make_batch, make_clip_batch
 from masklet.training.clip_losses import clip_losses
 from masklet.training.config import Stage, TrainingConfig
 from masklet.training.geometry import noise_embeddings, random_shapes
@@ -126,7 +126,7 @@ class Trainer:
                 coming = ahead.submit(self.batch, sources, self.step + 1) if self.step + 1 < until else None
                 yield self.take_step(batch)
 
-    def batch(self, sources: Sources, step: int) -> Batch | ClipBatch:
+    def batch(self, sources: Sources, step: int) -> Batch:
         """The pictures or clips of one step."""
         stage = self.config.stage_of(step)
         if stage.frames > 1:
@@ -148,7 +148,7 @@ class Trainer:
             step=step,
         )
 
-    def take_step(self, batch: Batch | ClipBatch) -> StepReport:
+    def take_step(self, batch: Batch) -> StepReport:
         """Learn from one batch, its halves side by side: two threads that each use one core waste the least of them."""
         self._choose_what_learns()
         rate = learning_rate(self.config, self.step)
@@ -178,12 +178,12 @@ class Trainer:
             # Without a gradient, optimizers pass a weight by: nothing decays.
             weight.requires_grad_(not on_clips or name.startswith(LEARNED_FROM_CLIPS))
 
-    def _learn(self, batch: Batch | ClipBatch, part: int) -> tuple[dict[str, float], list[float]]:
+    def _learn(self, batch: Batch, part: int) -> tuple[dict[str, float], list[float]]:
         """Add a part's gradient. There are two, whose sum has no order, so a step's result is the same every time."""
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * HALVES + part)
         stage = self.config.stage_of(self.step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16, cache_enabled=False):
-            if isinstance(batch, ClipBatch):
+            if stage.frames > 1:
                 total, losses, ious = self._losses_on_clips(batch, stage, generator)
             else:
                 total, losses, ious = self._losses_on_pictures(batch, stage, generator)
@@ -207,7 +207,7 @@ class Trainer:
         return total, _means(losses) | {"affinity": float(affinity.detach())}, ious
 
     def _losses_on_clips(
-        self, batch: ClipBatch, stage: Stage, generator: torch.Generator
+        self, batch: Batch, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float], list[float]]:
         with torch.no_grad():
             features = self.model.get_image_features(batch.pixel_values.flatten(0, 1))

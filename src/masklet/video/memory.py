@@ -48,15 +48,15 @@ class Reading:
     maps: tuple[tuple[int, int], ...]  # (frame, temporal slot): the last slot is that of prompted frames
     pointers: tuple[tuple[int, float], ...]  # (frame, distance in steps)
     max_pointers: int  # what distances are measured in
-    num_prompted: int  # of the maps, those of prompted frames
-    num_maskmem: int
+    num_maskmem: int  # temporal slots
 
     def shape(self, *, fixed: bool) -> MemoryShape:
         """What it fills; or, fixed, the room that it and all others with about as many prompted frames need."""
         if not fixed:
             return MemoryShape(len(self.maps), len(self.pointers))
         # Prompted frames come and go one by one, so their room doubles: few shapes, and little of it empty.
-        room = 1 << max(self.num_prompted - 1, 0).bit_length()
+        num_prompted = sum(slot == self.num_maskmem - 1 for _, slot in self.maps)
+        room = 1 << max(num_prompted - 1, 0).bit_length()
         return MemoryShape(self.num_maskmem - 1 + room, self.max_pointers - 1 + room)
 
 
@@ -110,7 +110,6 @@ class PaperPolicy:
             + tuple((f, b - 1) for b, f in passed.items() if b < self.num_maskmem),
             pointers=tuple(pointers),
             max_pointers=self.max_pointers,
-            num_prompted=len(selected),
             num_maskmem=self.num_maskmem,
         )
 
@@ -177,10 +176,17 @@ class ObjectMemory:
 
     def packed(self, frame: int) -> bytes:
         """A result as it lies in the spool."""
+        assert self.spool is not None
+        return self.spool.read(self._place(frame))
+
+    def packed_bytes(self, frame: int) -> int:
+        """How long that is."""
+        return self._place(frame)[1]
+
+    def _place(self, frame: int) -> Place:
         seen = self._frames[frame]
         assert isinstance(seen, Packed)
-        assert self.spool is not None
-        return self.spool.read(seen.place)
+        return seen.place
 
     def restore(self, frame: int, packed: bytes, like: PackedAs, *, is_prompted: bool) -> None:
         """Put a packed result back; its map is made when a frame reads it."""

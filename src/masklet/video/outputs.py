@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
-import torch
 from PIL import Image
 
 from masklet.errors import FilmError
 from masklet.files import replacing
-from masklet.masks import upscale_logits
-from masklet.painting import colour_of
 from masklet.prompts import SizeHW
 from masklet.results import Masks
 from masklet.video.frames import WRITABLE_SUFFIXES, Film, FilmWriter, width_by_height
@@ -121,21 +117,9 @@ def index_picture(masks: Masks) -> Image.Image:
 
     Where masks overlap, the object of the higher logit is seen.
     """
-    numbers = masks.objects + 1
-    if (last := numbers.max(initial=0)) > 65535:
+    if (last := masks.objects.max(initial=-1) + 1) > 65535:
         raise FilmError(f"object {last} does not fit the 65535 values of a 16-bit PNG: write lines of JSON (.jsonl)")
-    size_hw = (masks.masks.shape[1], masks.masks.shape[2])
-    values = np.zeros(size_hw, np.uint8 if last <= 255 else np.uint16)
-    highest = np.full(size_hw, -np.inf, np.float32)
-    # One at a time: hundreds of objects at the film's size would not fit in memory.
-    for mask, low_res, number in zip(masks.masks, masks.logits, numbers, strict=True):
-        logits = upscale_logits(torch.tensor(low_res), size_hw).numpy()
-        wins = mask & (logits > highest)
-        values[wins], highest[wins] = number, logits[wins]
-    image = Image.fromarray(values)
-    if last <= 255:
-        image.putpalette(np.concatenate([np.zeros((1, 3), np.uint8), colour_of(np.arange(255))]).tobytes())
-    return image
+    return masks.without_overlap().index_map(by_object=True)
 
 
 def save_index_picture(folder: Path, result: FrameResult) -> None:

@@ -115,7 +115,7 @@ def object_tensors(track: Track) -> dict[str, Tensor]:
     return {
         "frames": torch.tensor(frames),
         "is_prompted": torch.tensor([frame in track.bank.prompted for frame in frames]),
-        "result_bytes": torch.tensor([len(track.bank.packed(frame)) for frame in frames]),
+        "result_bytes": torch.tensor([track.bank.packed_bytes(frame) for frame in frames]),
         "number": torch.tensor(track.number),
         "passed": torch.tensor(list(track.passed.items()), dtype=torch.int64).view(-1, 2),  # (frame, step)
         **told,

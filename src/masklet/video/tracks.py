@@ -131,7 +131,7 @@ class Tracks:
         bank = track.bank
         previous = bank[frame].logits if frame in bank else None
         # A frame that tracking went through is corrected with what is remembered; another one starts from the prompt.
-        if frame in track.passed and frame not in track.corrected:
+        if told.mask is None and frame in track.passed and frame not in track.corrected:
             reading = self.policy(frame, bank.prompted, bank, step=track.passed[frame])
             self._restore_maps([(bank, reading)], features_of)
             # For the next clicks as well, or they would read the answer that they correct as what is certain.
@@ -195,7 +195,7 @@ class Tracks:
         track.bank.discard(frame)
         del track.prompts[frame]
         track.passed.pop(frame, None)
-        track.corrected.pop(frame, None)
+        track.corrected.clear()  # they may have read it
 
     def check_size(self, size_hw: SizeHW, frame: int) -> None:
         """Raise a PictureError if a frame is of another size than the film."""
