@@ -93,6 +93,18 @@ def test_results_follow_the_size_of_the_input(tiny_model, size_hw, multimask, ma
     assert torch.equal(outputs.pred_masks, again.pred_masks)
 
 
+def test_all_four_masks_are_the_single_one_then_the_candidates(tiny_model, embeddings):
+    points, labels = torch.rand(2, 3, 2, 2) * 64, torch.ones(2, 3, 2)
+    with torch.inference_mode():
+        together, candidates = (
+            tiny_model.decode(embeddings, points=points, labels=labels, multimask=multimask)
+            for multimask in (None, True)
+        )
+    assert together.logits.shape == (2, 3, 4, 16, 16)
+    assert torch.equal(together.logits[:, :, 1:], candidates.logits)
+    assert torch.equal(together.ious[:, :, 1:], candidates.ious)
+
+
 def test_without_any_prompt_there_is_one_object_an_image(tiny_model, embeddings):
     with torch.inference_mode():
         assert tiny_model(image_embeddings=embeddings).pred_masks.shape == (2, 1, 3, 16, 16)

@@ -72,3 +72,16 @@ def test_the_best_candidate_is_taught_the_mask_most_and_all_are_taught_their_iou
     torch.testing.assert_close(losses.object_score, torch.tensor(math.log(2)))
     assert ious.grad is not None
     assert (ious.grad.sign() == torch.tensor([1, -1, 1])).all()
+
+
+def test_objects_that_do_not_count_teach_neither_mask_nor_iou():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.rand(1, 2, 4, 4, generator=generator) > 0.5
+    logits = torch.randn(1, 2, 3, 4, 4, generator=generator, requires_grad=True)
+    ious, scores = torch.rand(1, 2, 3, generator=generator), torch.zeros(1, 2, 1)
+    counts = torch.tensor([[True, False]])
+    some = segmentation_losses(logits, ious, scores, targets, focal_weight=20, counts=counts)
+    alone = segmentation_losses(logits[:, :1], ious[:, :1], scores[:, :1], targets[:, :1], focal_weight=20)
+    torch.testing.assert_close(some.total, alone.total)
+    none = segmentation_losses(logits, ious, scores, targets, focal_weight=20, counts=~counts & counts)
+    torch.testing.assert_close(none.total, none.object_score)

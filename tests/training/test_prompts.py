@@ -51,6 +51,27 @@ def test_first_prompts_are_clicks_inside_or_boxes_around_with_equal_chance(targe
     assert 500 < boxes < 700  # of 1200
 
 
+def test_half_of_the_clicks_are_aimed_at_the_middle(generator):
+    targets = torch.zeros(1, 400, 16, 16, dtype=torch.bool)
+    targets[:, :, 2:9, 3:10] = targets[:, :, 12:14, 12:14] = True
+    prompt = first_prompt(targets, generator)
+    clicks = prompt.points[prompt.is_one_click][:, 0]
+    is_middle = (clicks == torch.tensor([(6 + 0.5) * 4, (5 + 0.5) * 4])).all(-1)
+    assert 0.4 < is_middle.float().mean() < 0.6
+
+
+def test_a_mask_that_fills_the_picture_has_its_middle_there():
+    targets = torch.ones(1, 64, 9, 9, dtype=torch.bool)
+    prompt = first_prompt(targets, torch.Generator().manual_seed(0))
+    assert (prompt.points[:, :, 0] == 4.5 * 4).all(-1).any()
+
+
+def test_a_lone_click_is_told_from_a_box_and_from_two_clicks(targets, generator):
+    first = first_prompt(targets, generator)
+    assert torch.equal(first.is_one_click, first.labels[..., 0] == 1)
+    assert not first.and_then(correction_click(~targets, targets, generator)).is_one_click.any()
+
+
 def test_corrections_fall_where_the_mask_is_wrong_and_say_how(targets, generator):
     predicted = targets.roll(2, -1)
     for _ in range(20):

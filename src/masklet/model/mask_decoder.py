@@ -40,7 +40,7 @@ class DecodedMasks:
     logits: Tensor  # (batch, objects, masks, 4h, 4w)
     ious: Tensor  # (batch, objects, masks), 0 to 1
     object_scores: Tensor  # (batch, objects, 1) logits: above 0 the object is in the picture
-    mask_tokens: Tensor  # (batch, objects, masks or 1, dim): what object pointers are made of
+    mask_tokens: Tensor  # (batch, objects, masks, dim): what object pointers are made of
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class MaskDecoder(nn.Module):
         prompts: PromptEmbeddings,
         fine_maps: tuple[Tensor, Tensor],
         *,
-        multimask: bool,
+        multimask: bool | None,
     ) -> DecodedMasks:
         """Decode every object of every picture.
 
@@ -242,7 +242,7 @@ class MaskDecoder(nn.Module):
             image_pos: (h * w, dim) Fourier positions of its cells.
             prompts: (batch, objects, ...) as the prompt encoder made them.
             fine_maps: (batch or 1, dim / 8, 4h, 4w) and (batch or 1, dim / 4, 2h, 2w).
-            multimask: Three candidates instead of one mask.
+            multimask: Three candidates instead of one mask; None for the mask, then the candidates.
         """
         if image.device.type != "cpu":
             decoded = self._decode(image, image_pos, prompts, partial(self.draw, fine_maps=fine_maps))
@@ -255,6 +255,8 @@ class MaskDecoder(nn.Module):
             else:
                 decoded = self._decode_folded(image, image_pos, prompts, parts_of_cells)
         logits, ious, object_scores, mask_tokens = decoded
+        if multimask is None:
+            return DecodedMasks(*decoded)
         if multimask:
             return DecodedMasks(logits[:, :, 1:], ious[:, :, 1:], object_scores, mask_tokens[:, :, 1:])
         if not self.training:

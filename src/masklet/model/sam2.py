@@ -224,7 +224,7 @@ class Sam2Model(nn.Module):
         labels: Tensor | None = None,
         boxes: Tensor | None = None,
         masks: Tensor | None = None,
-        multimask: bool,
+        multimask: bool | None,
     ) -> DecodedMasks:
         """Prompts on encoded pictures to masks.
 
@@ -234,7 +234,7 @@ class Sam2Model(nn.Module):
             labels: (batch, objects, points), see ``PromptEncoder``.
             boxes: (batch, objects, 4), x0 y0 x1 y1, pixels of the network's input.
             masks: (batch, objects, height / 4, width / 4) logits.
-            multimask: Three candidates for each object instead of one mask.
+            multimask: Three candidates for each object instead of one mask; None for the mask, then the candidates.
         """
         stride4, stride8, image = image_embeddings
         map_hw = (image.shape[-2], image.shape[-1])

@@ -50,9 +50,9 @@ class StepReport:
     learning_rate: float
     gradient_norm: float
     losses: dict[str, float]
-    """Means over the rounds."""
+    """Means over the rounds, and over the single mask and the candidates."""
     ious: list[float]
-    """Mean IoU of the best candidate after each round; on clips, of the mask in the first frame and in the others."""
+    """Mean IoU of the mask that is shown after each round; on clips, in the first frame and in the others."""
 
 
 class Trainer:
@@ -280,7 +280,7 @@ def interactive_losses(
     focal_weight: float,
     generator: torch.Generator,
 ) -> tuple[list[Losses], list[float]]:
-    """Prompt every object, then correct it click by click: the losses and the mean best IoU of each round.
+    """Prompt every object, then correct it click by click: the losses, and the mean IoU of what is shown each round.
 
     Source: SAM (arXiv 2304.02643), appendix A, "training algorithm".
     """
@@ -288,32 +288,28 @@ def interactive_losses(
     previous: Tensor | None = None
     losses, ious = [], []
     for index in range(rounds):
-        # A first prompt is ambiguous and often gets three answers; the single mask learns from the others.
-        multimask = index == 0 and float(torch.rand((), generator=generator)) < 0.5
-        out = model(
-            image_embeddings=embeddings,
-            input_points=prompts.points,
-            input_labels=prompts.labels,
-            input_masks=previous,
-            multimask_output=multimask,
-        )
-        logits = out.pred_masks.float()
-        losses.append(
-            segmentation_losses(
-                logits,
-                out.iou_scores.float(),
-                out.object_score_logits.float(),
-                targets,
-                focal_weight=focal_weight,
+        out = model.decode(embeddings, points=prompts.points, labels=prompts.labels, masks=previous, multimask=None)
+        logits, predicted, scores = out.logits.float(), out.ious.float(), out.object_scores.float()
+        # The single mask answers every prompt, the candidates only a lone click: what people get is what is taught.
+        is_one_click = prompts.is_one_click
+        single, candidates = slice(0, 1), slice(1, None)
+        for masks, counts in ((single, None), (candidates, is_one_click)) if index == 0 else ((single, None),):
+            losses.append(
+                segmentation_losses(
+                    logits[:, :, masks],
+                    predicted[:, :, masks],
+                    scores,
+                    targets,
+                    focal_weight=focal_weight,
+                    counts=counts,
+                )
             )
-        )
-        actual = mask_iou(logits > 0, targets[:, :, None])
-        ious.append(float(actual.amax(-1).mean()))
+        best = torch.where(is_one_click, 1 + predicted[:, :, candidates].argmax(-1), 0)[..., None, None, None]
+        shown = logits.detach().gather(2, best.expand(-1, -1, 1, *logits.shape[-2:])).squeeze(2)
+        ious.append(float(mask_iou(shown > 0, targets).mean()))
         if index + 1 < rounds:
-            # What a user would see: the candidate of the best predicted score.
-            chosen = out.iou_scores.argmax(-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
-            previous = logits.detach().gather(2, chosen).squeeze(2)
-            prompts = prompts.and_then(correction_click(previous > 0, targets, generator))
+            previous = shown
+            prompts = prompts.and_then(correction_click(shown > 0, targets, generator))
     return losses, ious
 
 

@@ -42,7 +42,13 @@ class Losses:
 
 
 def segmentation_losses(
-    logits: Tensor, ious: Tensor, object_scores: Tensor, targets: Tensor, *, focal_weight: float
+    logits: Tensor,
+    ious: Tensor,
+    object_scores: Tensor,
+    targets: Tensor,
+    *,
+    focal_weight: float,
+    counts: Tensor | None = None,
 ) -> Losses:
     """Compare candidate masks with the truth; of several candidates the best is taught the mask most.
 
@@ -52,14 +58,16 @@ def segmentation_losses(
         object_scores: (batch, objects, 1) logits.
         targets: (batch, objects, h, w) bool; empty where an object is absent.
         focal_weight: Of the focal loss in the total; the papers' is 20.
+        counts: (batch, objects) bool: the objects whose masks and IoU are taught; all if None.
     """
     truth = targets[:, :, None].to(logits.dtype).expand_as(logits)
     focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)  # (batch, objects, masks)
     best = (focal_weight * focal + DICE_WEIGHT * dice).argmin(-1, keepdim=True)
-    is_present = targets.flatten(2).any(-1, keepdim=True).to(logits.dtype)  # (batch, objects, 1)
+    is_present = targets.flatten(2).any(-1, keepdim=True)  # (batch, objects, 1)
+    is_taught = (is_present if counts is None else is_present & counts[..., None]).to(logits.dtype)
 
     def mean(losses: Tensor) -> Tensor:
-        return (losses.mean(-1, keepdim=True) * is_present).sum() / is_present.sum().clamp(min=1)
+        return (losses.mean(-1, keepdim=True) * is_taught).sum() / is_taught.sum().clamp(min=1)
 
     def taught(losses: Tensor) -> Tensor:
         of_all = losses.mean(-1, keepdim=True)
@@ -70,7 +78,7 @@ def segmentation_losses(
         focal=mean(taught(focal)),
         dice=mean(taught(dice)),
         iou=mean((ious - mask_iou(logits > 0, targets[:, :, None])).abs()),
-        object_score=F.binary_cross_entropy_with_logits(object_scores, is_present),
+        object_score=F.binary_cross_entropy_with_logits(object_scores, is_present.to(logits.dtype)),
     )
 
 

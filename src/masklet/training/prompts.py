@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.config import STRIDES
@@ -20,12 +21,21 @@ BOX_NOISE, MAX_BOX_NOISE = 0.1, 20 / 1024
 """Standard deviation of a box's edges, as a share of its own sides, and its limit, as a share of the picture's."""
 
 
+MIDDLE_CLICKS = 0.5
+"""First clicks as far inside the object as one can; the others fall anywhere in it, as in the papers. People aim."""
+
+
 @dataclass(frozen=True)
 class Clicks:
     """Prompts so far: boxes are two points with labels 2 and 3 that come first."""
 
     points: Tensor  # (batch, objects, points, 2)
     labels: Tensor  # (batch, objects, points)
+
+    @property
+    def is_one_click(self) -> Tensor:
+        """(batch, objects) bool: a click and nothing else, which may mean a part of what it lies on."""
+        return (self.labels == FOREGROUND).any(-1) & ((self.labels != PADDING).sum(-1) == 1)
 
     def and_then(self, other: Clicks) -> Clicks:
         """These, then the others."""
@@ -39,7 +49,9 @@ def first_prompt(targets: Tensor, generator: torch.Generator) -> Clicks:
         targets: (batch, objects, h, w) bool, none empty.
         generator: Decides.
     """
-    click = torch.stack([_random_points(targets, generator), torch.zeros(*targets.shape[:2], 2)], 2)
+    is_aimed = torch.rand(targets.shape[:2], generator=generator) < MIDDLE_CLICKS
+    first = torch.where(is_aimed[..., None], _middles(targets), _random_points(targets, generator))
+    click = torch.stack([first, torch.zeros_like(first)], 2)
     box = _noisy_boxes(targets, generator).unflatten(-1, (2, 2))
     is_box = torch.rand(targets.shape[:2], generator=generator) < 0.5
     labels = torch.where(is_box[..., None], torch.tensor([TOP_LEFT, BOTTOM_RIGHT]), torch.tensor([FOREGROUND, PADDING]))
@@ -82,6 +94,19 @@ def _noisy_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
     picture = torch.tensor([width, height, width, height])
     limit = MAX_BOX_NOISE * picture
     return (boxes + noise.clamp(-limit, limit)).clamp(min=0).minimum(picture)
+
+
+def _middles(masks: Tensor) -> Tensor:
+    """The places farthest from the border of each mask, (batch, objects, h, w) to (batch, objects, 2).
+
+    Distances are counted in king's moves: as often as the mask can be eroded until nothing is left.
+    """
+    left, depth = masks.flatten(0, 1)[:, None].float(), torch.zeros(())
+    while left.any():
+        depth = depth + left
+        left = -F.max_pool2d(F.pad(-left, (1, 1, 1, 1)), 3, stride=1)  # beyond the picture is outside
+    cell, width = depth.flatten(1).argmax(1), masks.shape[-1]
+    return ((torch.stack([cell % width, cell // width], -1) + 0.5) * MASK_STRIDE).unflatten(0, masks.shape[:2])
 
 
 def _random_points(masks: Tensor, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,8 @@ MAX_SIDE_PX = 640
 """Photos are kept no larger: crops of them fill inputs of about 512 pixels."""
 PHOTO_REPEATS = 3
 """Annotated photos are this many times as frequent as annotated microscopy."""
+PHOTO_CUTOUT_REPEATS = 4
+"""Cut-outs of photos are this many times as frequent in training as drawn and rendered ones."""
 HELD_OUT_EVERY = 20
 """One group of sources in so many is never trained on."""
 
@@ -45,7 +47,10 @@ def read_sources(folder: Path, *, held_out: bool) -> Sources:
     Raises:
         FileNotFoundError: An archive is missing.
     """
-    cutouts = [_cutout(data) for name in CUTOUT_ARCHIVES for _, data in _read(folder / f"cutouts-{name}.zip", held_out)]
+    cutouts = []
+    for name in CUTOUT_ARCHIVES:
+        repeats = PHOTO_CUTOUT_REPEATS if name == "coco-photo" and not held_out else 1
+        cutouts += [_cutout(data) for _, data in _read(folder / f"cutouts-{name}.zip", held_out)] * repeats
     photos = [_photo(data) for name in PHOTO_ARCHIVES for _, data in _read(folder / f"{name}.zip", held_out)]
     instances = []
     for archive in INSTANCE_ARCHIVES:

@@ -15,7 +15,7 @@ from masklet.training.sources import Sources
 
 Pixels = NDArray[np.uint8]
 
-REAL_SHARE = 0.2
+REAL_SHARE = 0.3
 """Pictures that begin with a photo whose instances are annotated."""
 TEXTURE_SHARE = 0.2
 """Backgrounds that are procedural."""
