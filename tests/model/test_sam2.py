@@ -94,7 +94,7 @@ def test_results_follow_the_size_of_the_input(tiny_model, size_hw, multimask, ma
 
 
 def test_all_four_masks_are_the_single_one_then_the_candidates(tiny_model, embeddings):
-    points, labels = torch.rand(2, 3, 2, 2) * 64, torch.ones(2, 3, 2)
+    points, labels = torch.rand(2, 3, 2, 2) * 64, torch.ones(2, 3, 2, dtype=torch.long)
     with torch.inference_mode():
         together, candidates = (
             tiny_model.decode(embeddings, points=points, labels=labels, multimask=multimask)
