@@ -7,10 +7,10 @@ import masklet
 from masklet import errors
 
 PUBLIC_NAMES = """
-    CheckpointError ConfigError DeviceError FilmError FrameResult Masks MaskletError Photo PictureError PromptError
-    Sam2Config Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig Sam2MemoryAttentionConfig
+    CheckpointError ConfigError DataError DeviceError FilmError FrameResult Masks MaskletError Photo PictureError
+    PromptError Sam2Config Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig Sam2MemoryAttentionConfig
     Sam2MemoryEncoderConfig Sam2Model Sam2Processor Sam2PromptEncoderConfig Segmenter Session SessionError SpoolError
-    Stream __version__ load
+    Stream TrainingError __version__ load
 """
 
 
@@ -41,6 +41,8 @@ def test_another_name_is_an_attribute_error():
         ("FilmError", ValueError),
         ("SessionError", ValueError),
         ("SpoolError", OSError),
+        ("DataError", ValueError),
+        ("TrainingError", RuntimeError),
     ],
 )
 def test_each_error_is_also_the_builtin_it_resembles(error, builtin):

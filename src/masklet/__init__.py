@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from masklet.config import Sam2PromptEncoderConfig as Sam2PromptEncoderConfig
     from masklet.errors import CheckpointError as CheckpointError
     from masklet.errors import ConfigError as ConfigError
+    from masklet.errors import DataError as DataError
     from masklet.errors import DeviceError as DeviceError
     from masklet.errors import FilmError as FilmError
     from masklet.errors import MaskletError as MaskletError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from masklet.errors import PromptError as PromptError
     from masklet.errors import SessionError as SessionError
     from masklet.errors import SpoolError as SpoolError
+    from masklet.errors import TrainingError as TrainingError
     from masklet.image import Photo as Photo
     from masklet.model.sam2 import Sam2Model as Sam2Model
     from masklet.processing import Sam2ImageProcessor as Sam2ImageProcessor
@@ -47,6 +49,7 @@ _HOMES = {
     "errors": (
         "CheckpointError",
         "ConfigError",
+        "DataError",
         "DeviceError",
         "FilmError",
         "MaskletError",
@@ -54,6 +57,7 @@ _HOMES = {
         "PromptError",
         "SessionError",
         "SpoolError",
+        "TrainingError",
     ),
     "image": ("Photo",),
     "model.sam2": ("Sam2Model",),

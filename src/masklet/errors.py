@@ -18,7 +18,7 @@ class FilmError(MaskletError, ValueError):
 
 
 class ConfigError(MaskletError, ValueError):
-    """Numbers that do not make a SAM 2 network."""
+    """Numbers that do not make a SAM 2 network, or a training run."""
 
 
 class CheckpointError(MaskletError, OSError):
@@ -31,6 +31,14 @@ class DeviceError(MaskletError, RuntimeError):
 
 class SessionError(MaskletError, ValueError):
     """A saved session that cannot be written, or gone on with."""
+
+
+class DataError(MaskletError, ValueError):
+    """A data set that is not laid out, or not labelled, as its reader expects."""
+
+
+class TrainingError(MaskletError, RuntimeError):
+    """A run that cannot go on. What it had learned by its last save is kept."""
 
 
 class SpoolError(MaskletError, OSError):

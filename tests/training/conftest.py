@@ -16,7 +16,8 @@ from masklet.config import (
     Sam2MemoryAttentionConfig,
     Sam2MemoryEncoderConfig,
 )
-from masklet.training.config import Stage, TrainingConfig
+from masklet.training.config import DataConfig, Stage, TrainingConfig
+from masklet.training.losses import LossWeights
 from masklet.training.sources import CUTOUT_ARCHIVES, INSTANCE_ARCHIVES, PHOTO_ARCHIVES, Sources
 
 DATA = Path(__file__).parents[3] / "shared/data/train"
@@ -57,9 +58,10 @@ def tiny_run():
         memory_attention=Sam2MemoryAttentionConfig(num_layers=1, feed_forward_hidden_size=16),
         memory_encoder=Sam2MemoryEncoderConfig(output_channels=16),
     )
-    stage = Stage(image_size=64, steps=4, pictures=2, objects=2, rounds=2, focal_weight=5)
+    stage = Stage(image_size=64, steps=4, pictures=2, objects=2, rounds=2, losses=LossWeights(focal=5))
     return TrainingConfig(
         model=model,
+        data=DataConfig(layout="synthetic", path="nowhere", validation=0.0),
         geometry_steps=2,
         stages=(stage, replace(stage, image_size=96, steps=2)),
         seed=7,
@@ -68,7 +70,10 @@ def tiny_run():
         weight_decay=0.05,
         max_gradient_norm=1.0,
         ema_decay=0.9,
-        bfloat16=False,
+        optimizer="muon",
+        parts=2,
+        affinity=1.0,
+        workers=1,
     )
 
 

@@ -5,8 +5,10 @@ import torch
 
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.training.clip_losses import clip_losses, told_who_is_there
-from masklet.training.loop import LEARNED_FROM_CLIPS, Trainer
-from masklet.training.losses import segmentation_losses
+from masklet.training.loop import Trainer
+from masklet.training.losses import LossWeights, segmentation_losses
+from masklet.training.parts import PARTS, learns
+from masklet.training.prompts import PromptRates
 from masklet.video.tracker import ABSENT_LOGIT, choose
 
 
@@ -14,7 +16,7 @@ from masklet.video.tracker import ABSENT_LOGIT, choose
 def model(tiny_run):
     model = Trainer(tiny_run).model
     for name, weight in model.named_parameters():
-        weight.requires_grad_(name.startswith(LEARNED_FROM_CLIPS))
+        weight.requires_grad_(learns(name, "memory"))
     with torch.no_grad():
         model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(5)  # prompted objects are taken to be there
     return model
@@ -34,19 +36,24 @@ def squares(frames, objects):
     return targets
 
 
-def losses_of(model, targets, seed=0):
+RATES = PromptRates(click=0.25, box=0.25, mask=0.5)
+
+
+def losses_of(model, targets, seed=0, rounds=1, prompts=RATES):
     return clip_losses(
         model,
         features(model, len(targets)),
         targets,
-        focal_weight=5,
+        rounds=rounds,
+        weights=LossWeights(focal=5),
+        prompts=prompts,
         generator=torch.Generator().manual_seed(seed),
     )
 
 
 def test_every_frame_has_its_losses(model):
     losses, ious = losses_of(model, squares(4, 3))
-    assert len(losses) == 4
+    assert 3 <= len(losses) <= 6  # masks that are given teach nothing, three clicks or boxes have a loss each
     assert len(ious) == 2
     assert all(0 <= iou <= 1 for iou in ious)
     again, same = losses_of(model, squares(4, 3))
@@ -60,7 +67,9 @@ def test_an_object_that_goes_and_returns_teaches_all_of_the_memory(model):
     for seed in range(2):  # clicks, boxes and masks
         losses, _ = losses_of(model, targets, seed)
         torch.stack([one.total for one in losses]).mean().backward()
-    for part in LEARNED_FROM_CLIPS:
+    for part in (*PARTS["object_score"], *PARTS["memory"]):
+        if part == "no_memory_positional_encoding":  # of no use to anybody
+            continue
         taught = [w.grad for name, w in model.named_parameters() if name.startswith(part) and w.grad is not None]
         assert any(grad.any() for grad in taught), part
     assert all((w.grad is not None) <= w.requires_grad for w in model.parameters())
@@ -92,9 +101,9 @@ def test_absent_objects_count_for_their_score_alone():
     targets[0, :, :2] = True
     logits, ious = torch.randn(2, 1, 3, 4, 4), torch.rand(2, 1, 3)
     scores = torch.tensor([[[2.0]], [[-3.0]]])
-    both = segmentation_losses(logits, ious, scores, targets, focal_weight=5)
-    seen = segmentation_losses(logits[:1], ious[:1], scores[:1], targets[:1], focal_weight=5)
+    both = segmentation_losses(logits, ious, scores, targets, weights=LossWeights(focal=5))
+    seen = segmentation_losses(logits[:1], ious[:1], scores[:1], targets[:1], weights=LossWeights(focal=5))
     torch.testing.assert_close((both.focal, both.dice, both.iou), (seen.focal, seen.dice, seen.iou))
     torch.testing.assert_close(both.object_score, torch.nn.functional.softplus(torch.tensor([-2.0, -3.0])).mean())
-    none = segmentation_losses(logits[1:], ious[1:], scores[1:], targets[1:], focal_weight=5)
+    none = segmentation_losses(logits[1:], ious[1:], scores[1:], targets[1:], weights=LossWeights(focal=5))
     assert none.focal == none.dice == none.iou == 0

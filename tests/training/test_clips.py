@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masklet.training.batches import make_clip_batch
+from masklet.training.batches import Batch
 from masklet.training.clips import Mover, Path, World, compose_clip
+from masklet.training.composed import Composed
+from masklet.training.config import Stage
 from masklet.training.synthetic import MIN_AREA
 
 SIDE_PX = 64
@@ -83,10 +85,8 @@ def test_paths_begin_where_they_are():
 
 
 def test_a_batch_of_clips_is_a_function_of_seed_and_step(made_up_sources):
-    first, again, other = (
-        make_clip_batch(made_up_sources, side_px=64, frames=3, clips=2, objects=3, seed=1, step=step)
-        for step in (4, 4, 5)
-    )
+    composed, stage = Composed(made_up_sources, seed=1), Stage(image_size=64, steps=9, objects=3, frames=3)
+    first, again, other = (Batch.of([composed.example(stage, step, place) for place in range(2)]) for step in (4, 4, 5))
     assert first.pixel_values.shape == (2, 3, 3, 64, 64)
     assert first.targets.shape == (2, 3, 3, 16, 16)
     assert first.targets[:, 0].flatten(2).any(-1).all()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from masklet.training.losses import dice_loss, focal_loss, mask_iou, segmentation_losses
+from masklet.training.losses import LossWeights, dice_loss, focal_loss, mask_iou, segmentation_losses
 
 
 def test_focal_loss_of_an_undecided_pixel_is_a_quarter_of_its_weighted_cross_entropy():
@@ -44,7 +44,7 @@ def test_the_sum_of_losses_agrees_with_finite_differences():
     scores = torch.randn(1, 2, 1, dtype=torch.float64, generator=generator, requires_grad=True)
     targets = torch.rand(1, 2, 4, 4, generator=generator) > 0.5
     assert torch.autograd.gradcheck(
-        lambda *x: segmentation_losses(*x, targets, focal_weight=20).total, (logits, ious, scores)
+        lambda *x: segmentation_losses(*x, targets, weights=LossWeights()).total, (logits, ious, scores)
     )
 
 
@@ -55,19 +55,20 @@ def test_iou_by_hand():
     assert mask_iou(~truth & truth, ~truth & truth) == 0
 
 
-def test_the_best_candidate_is_taught_the_mask_most_and_all_are_taught_their_iou():
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_best_candidate_is_taught_the_mask_most_and_all_are_taught_their_iou(share):
     targets = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     targets[..., :2] = True
     good = torch.where(targets, 2.0, -2.0)
     logits = torch.stack([-good, good, torch.full_like(good, -9.0)], 2).requires_grad_()
     ious = torch.full((1, 1, 3), 0.5, requires_grad=True)
-    losses = segmentation_losses(logits, ious, torch.zeros(1, 1, 1), targets, focal_weight=20)
+    losses = segmentation_losses(logits, ious, torch.zeros(1, 1, 1), targets, weights=LossWeights(all_candidates=share))
     losses.total.backward()
     assert logits.grad is not None
-    assert logits.grad[0, 0].flatten(1).any(-1).all()
-    one = segmentation_losses(logits[:, :, 1:2], ious[:, :, 1:2], torch.zeros(1, 1, 1), targets, focal_weight=20)
+    assert logits.grad[0, 0].flatten(1).any(-1).tolist() == [share > 0, True, share > 0]
+    one = segmentation_losses(logits[:, :, 1:2], ious[:, :, 1:2], torch.zeros(1, 1, 1), targets, weights=LossWeights())
     others = [focal_loss(logits[:, :, k], targets.float()) for k in range(3)]
-    torch.testing.assert_close(losses.focal, 0.75 * one.focal + 0.25 * torch.stack(others).mean())
+    torch.testing.assert_close(losses.focal, (1 - share) * one.focal + share * torch.stack(others).mean())
     torch.testing.assert_close(losses.iou, torch.tensor(0.5))  # they are 0, 1 and 0
     torch.testing.assert_close(losses.object_score, torch.tensor(math.log(2)))
     assert ious.grad is not None
@@ -80,8 +81,8 @@ def test_objects_that_do_not_count_teach_neither_mask_nor_iou():
     logits = torch.randn(1, 2, 3, 4, 4, generator=generator, requires_grad=True)
     ious, scores = torch.rand(1, 2, 3, generator=generator), torch.zeros(1, 2, 1)
     counts = torch.tensor([[True, False]])
-    some = segmentation_losses(logits, ious, scores, targets, focal_weight=20, counts=counts)
-    alone = segmentation_losses(logits[:, :1], ious[:, :1], scores[:, :1], targets[:, :1], focal_weight=20)
+    some = segmentation_losses(logits, ious, scores, targets, weights=LossWeights(), counts=counts)
+    alone = segmentation_losses(logits[:, :1], ious[:, :1], scores[:, :1], targets[:, :1], weights=LossWeights())
     torch.testing.assert_close(some.total, alone.total)
-    none = segmentation_losses(logits, ious, scores, targets, focal_weight=20, counts=~counts & counts)
+    none = segmentation_losses(logits, ious, scores, targets, weights=LossWeights(), counts=~counts & counts)
     torch.testing.assert_close(none.total, none.object_score)

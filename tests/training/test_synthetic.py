@@ -5,7 +5,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from masklet.training.batches import make_batch, shrink_labels
+from masklet.training.batches import Batch
+from masklet.training.composed import Composed, shrink_labels
+from masklet.training.config import Stage
 from masklet.training.sources import (
     CUTOUT_ARCHIVES,
     INSTANCE_ARCHIVES,
@@ -46,7 +48,8 @@ def test_objects_shrink_to_disjoint_cells_that_they_fill():
 
 
 def test_a_batch_is_a_function_of_seed_and_step(made_up_sources):
-    batches = [make_batch(made_up_sources, side_px=64, pictures=2, objects=3, seed=1, step=step) for step in (4, 4, 5)]
+    composed, stage = Composed(made_up_sources, seed=1), Stage(image_size=64, steps=9, objects=3)
+    batches = [Batch.of([composed.example(stage, step, place) for place in range(2)]) for step in (4, 4, 5)]
     assert batches[0].pixel_values.shape == (2, 3, 64, 64)
     assert batches[0].targets.shape == (2, 3, 16, 16)
     assert batches[0].targets.flatten(2).any(-1).all()

@@ -1,8 +1,12 @@
-"""Batches of composed pictures and clips: functions of the seed and the step, so a resumed run sees the same."""
+"""What a step learns from: examples, functions of the step and their place in its batch, and batches of them."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,10 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from masklet.processing import IMAGE_MEAN, IMAGE_STD
-from masklet.training.clips import compose_clip
-from masklet.training.prompts import MASK_STRIDE
-from masklet.training.sources import Sources
-from masklet.training.synthetic import Pixels, compose
+from masklet.training.config import Stage
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture, or a clip, and the objects that are asked for in it."""
+
+    name: str
+    pixels: Pixels  # ([frames,] height, width, 3) RGB
+    masks: Mask  # ([frames,] objects, height / 4, width / 4), none empty in a picture or first frame
+
+
+class Examples(Protocol):
+    """Where examples come from. A resumed run, and a run on more processes, must see the same ones."""
+
+    def example(self, stage: Stage, step: int, place: int) -> Example:
+        """That at one place of a step's batch: a function of these numbers, on any thread."""
 
 
 @dataclass(frozen=True)
@@ -22,77 +42,51 @@ class Batch:
 
     pixel_values: Tensor  # (batch, [frames,] 3, height, width), normalised
     targets: Tensor  # (batch, [frames,] objects, height / 4, width / 4) bool, none empty in a picture or first frame
+    names: tuple[str, ...]  # of pictures or clips
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Batch:
+        """Examples of one size and as many objects each."""
+        pixels = torch.from_numpy(np.stack([example.pixels for example in examples])).movedim(-1, -3).float() / 255
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+        targets = torch.from_numpy(np.stack([example.masks for example in examples]))
+        return cls((pixels - mean) / std, targets, tuple(example.name for example in examples))
 
     def split(self, parts: int) -> list[Batch]:
         """As many batches of a part of the pictures or clips."""
-        pairs = zip(self.pixel_values.chunk(parts), self.targets.chunk(parts), strict=True)
-        return [Batch(pixels, targets) for pixels, targets in pairs]
+        size = len(self.names) // parts
+        cuts = [slice(start, start + size) for start in range(0, len(self.names), size)]
+        return [Batch(self.pixel_values[cut], self.targets[cut], self.names[cut]) for cut in cuts]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(self.pixel_values.to(device), self.targets.to(device), self.names)
 
 
-def make_batch(sources: Sources, *, side_px: int, pictures: int, objects: int, seed: int, step: int) -> Batch:
-    """Compose the pictures of one step and draw as many objects in each; in a picture of few, some are drawn twice."""
-    made = [_picture_with_objects(sources, side_px, objects, seed, step, index) for index in range(pictures)]
-    return Batch(
-        _normalised([picture for picture, _ in made]), torch.from_numpy(np.stack([masks for _, masks in made]))
-    )
+def prepared(examples: Examples, wanted: Sequence[tuple[Stage, int, range]], *, workers: int) -> Iterator[Batch]:
+    """Batches in order, made by threads while earlier ones are learned from.
+
+    Args:
+        examples: What to make them of.
+        wanted: For each batch its stage, its step and the places of its examples.
+        workers: Threads.
+    """
+    coming: deque[list[Future[Example]]] = deque()
+    todo = iter(wanted)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="masklet-examples")
+    try:
+        while True:
+            while len(coming) < 2 and (following := next(todo, None)) is not None:
+                stage, step, places = following
+                coming.append([pool.submit(examples.example, stage, step, place) for place in places])
+            if not coming:
+                return
+            yield Batch.of([example.result() for example in coming.popleft()])
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def make_clip_batch(
-    sources: Sources, *, side_px: int, frames: int, clips: int, objects: int, seed: int, step: int
-) -> Batch:
-    """As ``make_batch``, of clips of so many frames."""
-    made = [_clip_with_objects(sources, side_px, frames, objects, seed, step, index) for index in range(clips)]
-    return Batch(_normalised([film for film, _ in made]), torch.from_numpy(np.stack([masks for _, masks in made])))
-
-
-def _normalised(pictures: list[Pixels]) -> Tensor:
-    """(..., height, width, 3) each to (batch, ..., 3, height, width)."""
-    pixels = torch.from_numpy(np.stack(pictures)).movedim(-1, -3).float() / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    return (pixels - mean) / std
-
-
-def _picture_with_objects(
-    sources: Sources, side_px: int, objects: int, seed: int, step: int, index: int
-) -> tuple[Pixels, NDArray[np.bool_]]:
-    rng = np.random.default_rng((seed, step, index))
-    while True:
-        picture, labels = compose(sources, side_px, rng)
-        masks = shrink_labels(labels)
-        if len(masks):
-            return picture, masks[_drawn(len(masks), objects, rng)]
-
-
-def _clip_with_objects(
-    sources: Sources, side_px: int, frames: int, objects: int, seed: int, step: int, index: int
-) -> tuple[Pixels, NDArray[np.bool_]]:
-    rng = np.random.default_rng((seed, step, index))
-    while True:
-        film, labels = compose_clip(sources, side_px, frames, rng)
-        masks = _cells_of(labels)  # (objects, frames, h, w)
-        masks = masks[masks[:, 0].any((1, 2))]
-        if len(masks):
-            return film, masks[_drawn(len(masks), objects, rng)].swapaxes(0, 1)
-
-
-def _drawn(there_are: int, objects: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def drawn(there_are: int, objects: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Which objects are asked for: different ones as far as there are."""
     chosen = rng.permutation(there_are)[:objects]
     return np.concatenate([chosen, rng.integers(0, there_are, objects - len(chosen))])
-
-
-def shrink_labels(labels: Pixels) -> NDArray[np.bool_]:
-    """(height, width) labels to (objects, height / 4, width / 4) masks of the cells an object fills by half or more.
-
-    Objects that fill no cell are left out.
-    """
-    masks = _cells_of(labels)
-    return masks[masks.any((1, 2))]
-
-
-def _cells_of(labels: Pixels) -> NDArray[np.bool_]:
-    """(..., height, width) labels 0..k to (k, ..., height / 4, width / 4)."""
-    *leading, height, width = labels.shape
-    cells = labels.reshape(*leading, height // MASK_STRIDE, MASK_STRIDE, width // MASK_STRIDE, MASK_STRIDE)
-    numbers = np.arange(1, labels.max() + 1, dtype=np.uint8).reshape(-1, *[1] * cells.ndim)
-    return (cells == numbers).mean((-3, -1), dtype=np.float32) >= 0.5

@@ -1,4 +1,4 @@
-"""Objects are shown in a clip's first frame and followed through the others, by the very steps of inference.
+"""Objects are shown in a clip's first frame, followed through the others and corrected, by the very steps of inference.
 
 Source: SAM 2 (arXiv 2408.00714), section 4, "training", and appendix D.
 """
@@ -12,13 +12,20 @@ from torch import Tensor
 
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.sam2 import Sam2Model
-from masklet.training.losses import Losses, mask_iou, segmentation_losses
-from masklet.training.prompts import MASK_STRIDE, PADDING, first_prompt
+from masklet.training.losses import Losses, LossWeights, mask_iou, segmentation_losses
+from masklet.training.prompts import MASK_STRIDE, PADDING, PromptRates, correction_click, first_prompt
 from masklet.video.memory import ObjectFrame, ObjectMemory, PaperPolicy
-from masklet.video.tracker import CERTAIN_LOGIT, FramePrompt, choose, decode_with_memory, memory_maps, track_object
+from masklet.video.tracker import (
+    CERTAIN_LOGIT,
+    FramePrompt,
+    choose,
+    decode_prompt,
+    decode_with_memory,
+    memory_maps,
+    read_memory,
+    track_object,
+)
 
-MASK_PROMPTS = 0.5
-"""Objects that are shown by their mask; a click and a box share the rest."""
 MAX_GAP = 3
 """A frame's number is at most this much above that of the one before."""
 
@@ -28,54 +35,122 @@ def clip_losses(
     features: list[list[Tensor]],
     targets: Tensor,
     *,
-    focal_weight: float,
+    rounds: int,
+    weights: LossWeights,
+    prompts: PromptRates,
     generator: torch.Generator,
-) -> tuple[list[Losses], list[float]]:
+) -> tuple[list[Losses], list[Tensor]]:
     """Prompt every object in the first frame of a clip, then follow it.
 
     Args:
         model: With its memory.
         features: Of each frame, see ``Sam2Model.get_image_features``.
         targets: (frames, objects, h, w) bool, at the finest map's stride; none empty in the first frame.
-        focal_weight: Of the focal loss in the total.
-        generator: Decides how objects are shown, and how far apart in time the frames are said to be.
+        rounds: Above 1, so many corrections and one more in the first frame and, in half of the clips, in another.
+        weights: Of the losses.
+        prompts: How objects are shown first.
+        generator: Decides how objects are shown, where they are corrected, and how far apart in time frames are said
+            to be.
 
     Returns:
-        The losses of each frame, and the mean IoU of the objects in the first frame and, where visible, in the others.
+        The losses of each decoding, and the mean IoU of the objects in the first frame and, where visible, in the
+        others. A mask that is given is not decoded.
     """
     policy = PaperPolicy(num_maskmem=model.config.num_maskmem)
     banks = [ObjectMemory(spool=None) for _ in range(targets.shape[1])]
     numbers = _frame_numbers(len(targets), generator)
-    losses, ious = [], []
+    corrected = _corrected_frame(len(targets), rounds, generator)
+    teacher = _Teacher(model, rounds, weights, generator)
 
-    shown = []
-    for bank, prompt in zip(banks, _prompts(targets[0], generator), strict=True):
-        seen, memory = track_object(model, features[0], prompt)
-        bank.put(numbers[0], seen, memory, is_prompted=True)
-        shown.append(seen)
-    losses.append(_losses_where_shown(shown, targets[0], focal_weight))
-    ious.append(_ious(shown, targets[0]))
-
-    for number, maps, truth in zip(numbers[1:], features[1:], targets[1:], strict=True):
+    shown = [
+        teacher.show(bank, numbers[0], features[0], prompt, truth)
+        for bank, prompt, truth in zip(banks, _prompts(targets[0], prompts, generator), targets[0], strict=True)
+    ]
+    ious = [_ious(shown, targets[0])]
+    for frame in range(1, len(targets)):
+        number, maps, truth = numbers[frame], features[frame], targets[frame]
         readings = [policy(number, bank.prompted, bank.tracked, step=1) for bank in banks]
         decoded = decode_with_memory(model, maps, banks, readings)
-        losses.append(
-            segmentation_losses(
-                decoded.logits.float(),
-                decoded.ious.float(),
-                decoded.object_scores.float(),
-                truth[:, None],
-                focal_weight=focal_weight,
-            )
-        )
+        teacher.learn(decoded, truth)
         tracked = choose(model, told_who_is_there(decoded, truth))
+        ious.append(_ious(tracked, truth))
+        if frame == corrected:
+            for index, (bank, reading) in enumerate(zip(banks, readings, strict=True)):
+                remembered = read_memory(model, maps[2], [bank], [reading])
+                (seen,) = choose(model, _one_object(decoded, index))
+                teacher.correct(bank, number, maps, seen, truth[index], remembered)
         for bank, seen, memory in zip(
             banks, tracked, memory_maps(model, maps, tracked, is_prompted=False), strict=True
         ):
-            bank.put(number, seen, memory, is_prompted=False)
-        ious.append(_ious(tracked, truth))
+            if number not in bank:  # nothing was to be corrected
+                bank.put(number, seen, memory, is_prompted=False)
     followed, is_visible = torch.stack(ious[1:]), targets[1:].flatten(2).any(-1)
-    return losses, [float(ious[0].mean()), float(followed.sum() / is_visible.sum().clamp(min=1))]
+    return teacher.losses, [ious[0].mean(), followed.sum() / is_visible.sum().clamp(min=1)]
+
+
+class _Teacher:
+    """Shows objects and corrects them, and keeps the losses of all that the network says."""
+
+    def __init__(self, model: Sam2Model, rounds: int, weights: LossWeights, generator: torch.Generator) -> None:
+        self.model = model
+        self.rounds = rounds
+        self.weights = weights
+        self.generator = generator
+        self.losses: list[Losses] = []
+
+    def learn(self, decoded: DecodedMasks, truth: Tensor) -> None:
+        """Compare with (objects, h, w)."""
+        logits, ious, scores = decoded.logits.float(), decoded.ious.float(), decoded.object_scores.float()
+        self.losses.append(segmentation_losses(logits, ious, scores, truth[:, None], weights=self.weights))
+
+    def show(
+        self, bank: ObjectMemory, number: int, maps: list[Tensor], prompt: FramePrompt, truth: Tensor
+    ) -> ObjectFrame:
+        """Show an object for the first time; its mask is remembered as it is given, or after corrections."""
+        if prompt.mask is not None:
+            seen, memory = track_object(self.model, maps, prompt)
+            bank.put(number, seen, memory, is_prompted=True)
+            return seen
+        decoded = decode_prompt(self.model, maps, prompt, None, None)
+        self.learn(decoded, truth[None])
+        (seen,) = choose(self.model, told_who_is_there(decoded, truth[None]))
+        (said,) = choose(self.model, decoded)
+        if (corrected := self.correct(bank, number, maps, said, truth, None, prompt)) is not None:
+            return corrected
+        self.remember(bank, number, maps, seen)
+        return seen
+
+    def correct(
+        self,
+        bank: ObjectMemory,
+        number: int,
+        maps: list[Tensor],
+        said: ObjectFrame,
+        truth: Tensor,
+        remembered: Tensor | None,
+        prompt: FramePrompt | None = None,
+    ) -> ObjectFrame | None:
+        """Click where what was said of an object is wrong, as often as there are rounds left; None if nothing is."""
+        seen = None
+        for _ in range(self.rounds - 1):
+            wrong = (said.logits > 0) ^ truth
+            if not wrong.any() and not truth.any():  # absent, and nothing is shown
+                break
+            click = correction_click(said.logits[None, None] > 0, truth[None, None], self.generator)
+            clicked = FramePrompt(click.points[0, 0], click.labels[0, 0])
+            prompt = clicked if prompt is None else clicked.after(prompt)
+            decoded = decode_prompt(self.model, maps, prompt, remembered, said.logits.detach())
+            self.learn(decoded, truth[None])
+            (said,) = choose(self.model, decoded)
+            (seen,) = choose(self.model, told_who_is_there(decoded, truth[None]))
+        if seen is not None:
+            self.remember(bank, number, maps, seen)
+        return seen
+
+    def remember(self, bank: ObjectMemory, number: int, maps: list[Tensor], seen: ObjectFrame) -> None:
+        """Keep what was seen of an object as what a person showed."""
+        (memory,) = memory_maps(self.model, maps, [seen], is_prompted=True)
+        bank.put(number, seen, memory, is_prompted=True)
 
 
 def _frame_numbers(frames: int, generator: torch.Generator) -> list[int]:
@@ -87,12 +162,18 @@ def _frame_numbers(frames: int, generator: torch.Generator) -> list[int]:
     return [0, *gaps.cumsum(0).tolist()]
 
 
-def _prompts(targets: Tensor, generator: torch.Generator) -> list[FramePrompt]:
+def _corrected_frame(frames: int, rounds: int, generator: torch.Generator) -> int | None:
+    """The second frame that a person corrects, if there is one."""
+    frame = int(torch.randint(1, frames, (), generator=generator))
+    return frame if rounds > 1 and float(torch.rand((), generator=generator)) < 0.5 else None
+
+
+def _prompts(targets: Tensor, rates: PromptRates, generator: torch.Generator) -> list[FramePrompt]:
     """One for each object of (objects, h, w)."""
-    clicks = first_prompt(targets[None], generator)
+    clicks = first_prompt(targets[None], generator, boxes=rates.box_among_points)
     prompts = []
     for target, points, labels in zip(targets, clicks.points[0], clicks.labels[0], strict=True):
-        if float(torch.rand((), generator=generator)) < MASK_PROMPTS:
+        if rates.is_mask(generator):
             mask = target.repeat_interleave(MASK_STRIDE, 0).repeat_interleave(MASK_STRIDE, 1)
             prompts.append(FramePrompt(mask=mask))
         else:
@@ -111,14 +192,9 @@ def told_who_is_there(decoded: DecodedMasks, truth: Tensor) -> DecodedMasks:
     return replace(decoded, object_scores=scores)
 
 
-def _losses_where_shown(shown: list[ObjectFrame], truth: Tensor, focal_weight: float) -> Losses:
-    """Where an object is shown the masks are those of a picture, whose weights are frozen: only the score learns."""
-    logits, ious, scores = (
-        torch.stack([getattr(one, name) for one in shown])[:, None].float() for name in ("logits", "iou", "score")
-    )
-    return segmentation_losses(
-        logits[:, None], ious[:, None], scores[..., None], truth[:, None], focal_weight=focal_weight
-    )
+def _one_object(decoded: DecodedMasks, index: int) -> DecodedMasks:
+    one = slice(index, index + 1)
+    return DecodedMasks(decoded.logits[one], decoded.ious[one], decoded.object_scores[one], decoded.mask_tokens[one])
 
 
 def _ious(seen: list[ObjectFrame], truth: Tensor) -> Tensor:

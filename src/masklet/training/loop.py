@@ -1,45 +1,41 @@
-"""The training loop: one process; a step is a function of the weights, the optimizers' state and the step's number."""
+"""The training loop: a step is a function of the weights, the optimizers' state and the step's number."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW
+from torch.utils.checkpoint import checkpoint
 
+from masklet.config import Sam2Config
+from masklet.errors import CheckpointError, ConfigError, DeviceError, TrainingError
+from masklet.files import replacing
 from masklet.model.sam2 import Sam2Model
-from masklet.training.affinity import AffinityHead
-from masklet.training.batches import Batch, make_batch, make_clip_batch
-from masklet.training.clip_losses import clip_losses
-from masklet.training.config import Stage, TrainingConfig
+from masklet.training.adapters import add_adapters, merged
+from masklet.training.batches import Batch, Examples, prepared
+from masklet.training.config import TrainingConfig
 from masklet.training.geometry import noise_embeddings, random_shapes
 from masklet.training.initialise import initialise
-from masklet.training.losses import Losses, mask_iou, segmentation_losses
-from masklet.training.prompts import correction_click, first_prompt
-from masklet.training.sources import Sources
+from masklet.training.objective import Encoder, Objective
+from masklet.training.parts import BETAS, learns, make_optimizers
+from masklet.training.picture_losses import interactive_losses
 
-HALVES = 2
-"""Parts of a batch that are learned from at the same time, and of the matrices that are changed at the same time."""
-BETAS = (0.9, 0.95)
-LEARNED_FROM_CLIPS = (
-    "memory_attention.",
-    "memory_encoder.",
-    "mask_downsample.",
-    "object_pointer_proj.",
-    "memory_temporal_positional_encoding",
-    "no_object_pointer",
-    "occlusion_spatial_embedding_parameter",
-    "temporal_positional_encoding_projection_layer.",
-    "mask_decoder.pred_obj_score_head.",
-)
-"""What the names of these weights begin with. All others stay as pictures left them, and so do pictures' masks."""
+SIDE_BY_SIDE = 2
+"""Parts of a batch that a CPU learns from at the same time: two threads that each use one core waste the least of them.
+More would not do, since the sum of two gradients has no order and that of three has."""
 
 
 @dataclass(frozen=True)
@@ -56,176 +52,172 @@ class StepReport:
 
 
 class Trainer:
-    """Weights, their running mean, and the optimizers: what a run is at one moment."""
+    """Weights, their running mean, and the optimizers: what a run is at one moment.
 
-    def __init__(self, config: TrainingConfig) -> None:
-        self.config = config
+    Args:
+        config: Of the run.
+        accelerator: Knows the device and the other processes; one for the CPU if None.
+        frozen_encoder: What encodes pictures while the image encoder does not learn; the model itself if None.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, accelerator: Accelerator | None = None, frozen_encoder: Encoder | None = None
+    ) -> None:
+        self.accelerator = accelerator or make_accelerator("cpu")
+        self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        if config.parts % self.processes:
+            raise ConfigError(
+                f"parts is {config.parts}, but there are {self.processes} processes: expected a multiple of them, such "
+                f"as parts: {self.processes}, so that each has as much to do"
+            )
         self.step = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = Sam2Model(config.model)
-            initialise(self.model)
-            self.affinity = AffinityHead(config.model.hidden_size)
+            self.model = first_model(config)
+            self.config = config = config.fitting(self.model.config)
+            objective = Objective(
+                self.model, affinity=config.affinity, bfloat16=config.bfloat16, frozen_encoder=frozen_encoder
+            )
+            if config.lora is not None:
+                add_adapters(self.model, config.lora)
         self.model.train()
-        self.ema = {name: weight.clone() for name, weight in self.model.state_dict().items()}
-        self.optimizers = self._optimizers()
+        for name, weight in self.model.named_parameters():  # what never learns needs no room between processes
+            weight.requires_grad_(any(learns(name, stage.train) for stage in config.stages))
+        if config.checkpoint_activations:
+            _checkpoint_activations(self.model)
+        self.affinity = objective.affinity
+        self.objective = objective.to(self.accelerator.device)
+        self.shared: Any = self.accelerator.prepare_model(objective) if self.processes > 1 else objective
+        self._keep_mean()
+        self.optimizers = make_optimizers(
+            self.model,
+            self.affinity,
+            kind=config.optimizer,
+            weight_decay=config.weight_decay,
+            rates=config.rates,
+            layer_decay=config.layer_decay,
+        )
 
-    def _optimizers(self) -> list[Optimizer]:
-        """Muon for the matrices of linear maps, AdamW for all else.
-
-        From the same pictures Muon learns more than AdamW does; its steps are scaled to AdamW's, so they share a rate.
-        Source: Muon is Scalable for LLM Training (arXiv 2502.16982).
-        """
-        rate, decay = self.config.learning_rate, self.config.weight_decay
-        matrices = [module.weight for module in self.model.modules() if isinstance(module, nn.Linear)]
-        others = [p for p in self.model.parameters() if all(p is not matrix for matrix in matrices)]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in others if p.ndim > 1]},
-            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-            {"params": list(self.affinity.parameters()), "weight_decay": 0.0},
-        ]
-        parts = [matrices[part::HALVES] for part in range(HALVES)]
-        return [
-            *(Muon(part, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw") for part in parts),
-            AdamW(groups, lr=rate, weight_decay=decay, betas=BETAS),
-        ]
-
-    def start_from(self, model: Sam2Model) -> None:
-        """Take the weights of a model of the same network."""
-        self.model.load_state_dict(model.state_dict())
-        self.ema = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+    def _keep_mean(self) -> None:
+        self.ema = {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
 
     def teach_geometry(self) -> Iterator[float]:
         """The lesson before the first step (see ``geometry``), yielding each step's mean IoU."""
         assert self.step == 0
         generator = torch.Generator().manual_seed(self.config.seed)
-        stage = self.config.stages[0]
+        stage, device = self.config.stages[0], self.accelerator.device
         optimizer = AdamW(self.model.parameters(), lr=self.config.learning_rate, betas=BETAS)
         for step in range(self.config.geometry_steps):
             for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * min(1.0, (step + 1) / self.config.warmup_steps)
-            targets = random_shapes(stage.pictures, stage.objects, stage.image_size, generator)
-            embeddings = noise_embeddings(self.config.model, stage.pictures, stage.image_size, generator)
+                group["lr"] = self.config.learning_rate * min(1.0, (step + 1) / max(self.config.warmup_steps, 1))
+            targets = random_shapes(stage.pictures, stage.objects, stage.side_px, generator)
+            embeddings = noise_embeddings(self.model.config, stage.pictures, stage.side_px, generator)
             losses, ious = interactive_losses(
-                self.model, embeddings, targets, rounds=2, focal_weight=stage.focal_weight, generator=generator
+                self.model,
+                [maps.to(device) for maps in embeddings],
+                targets.to(device),
+                rounds=2,
+                weights=stage.losses,
+                prompts=stage.prompt_rates,
+                generator=generator,
             )
             optimizer.zero_grad()
             torch.stack([round_.total for round_ in losses]).mean().backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
             optimizer.step()
-            yield sum(ious) / len(ious)
-        self.ema = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+            yield float(torch.stack(ious).mean())
+        self._keep_mean()
 
-    def run(self, sources: Sources, until: int | None = None) -> Iterator[StepReport]:
+    def run(self, examples: Examples, until: int | None = None) -> Iterator[StepReport]:
         """Train until step ``until`` (the end if None), yielding after each step, when it may be saved."""
         until = self.config.steps if until is None else until
-        with ThreadPoolExecutor(1) as ahead:  # composes the next pictures while the network works on these
-            coming = ahead.submit(self.batch, sources, self.step) if self.step < until else None
-            while coming is not None:
-                batch = coming.result()
-                coming = ahead.submit(self.batch, sources, self.step + 1) if self.step + 1 < until else None
-                yield self.take_step(batch)
+        wanted = [(self.config.stage_of(step), step, self.places(step)) for step in range(self.step, until)]
+        for batch in prepared(examples, wanted, workers=self.config.workers):
+            yield self.take_step(batch)
 
-    def batch(self, sources: Sources, step: int) -> Batch:
-        """The pictures or clips of one step."""
-        stage = self.config.stage_of(step)
-        if stage.frames > 1:
-            return make_clip_batch(
-                sources,
-                side_px=stage.image_size,
-                frames=stage.frames,
-                clips=stage.pictures,
-                objects=stage.objects,
-                seed=self.config.seed,
-                step=step,
-            )
-        return make_batch(
-            sources,
-            side_px=stage.image_size,
-            pictures=stage.pictures,
-            objects=stage.objects,
-            seed=self.config.seed,
-            step=step,
-        )
+    def places(self, step: int) -> range:
+        """Of a step's batch, what this process learns from."""
+        share = self.config.stage_of(step).pictures // self.processes
+        return range(self.rank * share, (self.rank + 1) * share)
 
     def take_step(self, batch: Batch) -> StepReport:
-        """Learn from one batch, its halves side by side: two threads that each use one core waste the least of them."""
+        """Learn from this process's share of a batch.
+
+        Raises:
+            TrainingError: A loss or a gradient is not finite; the weights are as they were.
+        """
         self._choose_what_learns()
         rate = learning_rate(self.config, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = rate
-        with ThreadPoolExecutor(HALVES) as pool, sdpa_kernel(SDPBackend.MATH):  # fused attention is slow to go back
-            halves = list(pool.map(self._learn, batch.split(HALVES), range(HALVES)))
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.config.max_gradient_norm, error_if_nonfinite=True
-            )
-            list(pool.map(lambda optimizer: optimizer.step(), self.optimizers))
+                group["lr"] = rate * group["factor"]
+        parts = batch.to(self.accelerator.device).split(self.config.parts // self.processes)
+        on_cpu = self.accelerator.device.type == "cpu"
+        is_paired = on_cpu and self.processes == 1 and len(parts) == SIDE_BY_SIDE
+        with ExitStack() as stack:
+            if on_cpu:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention is slow to go back
+            in_parallel = stack.enter_context(ThreadPoolExecutor(SIDE_BY_SIDE)).map if is_paired else map
+            results = list(in_parallel(partial(self._learn, parts), range(len(parts))))
+            losses, ious = self._mean_over_processes(results)
+            norm = float(torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_gradient_norm))
+            if not math.isfinite(losses["total"]) or not math.isfinite(norm):
+                raise TrainingError(self._what_is_not_finite(parts))
+            list(in_parallel(lambda optimizer: optimizer.step(), self.optimizers))
         self.step += 1
         self._follow()
-        losses = {name: sum(half[0][name] for half in halves) / HALVES for name in halves[0][0]}
-        ious = [sum(values) / HALVES for values in zip(*(half[1] for half in halves), strict=True)]
-        return StepReport(self.step, rate, float(norm), losses, ious)
+        return StepReport(self.step, rate, norm, losses, ious)
 
     def _choose_what_learns(self) -> None:
-        """All from pictures; from clips the memory, beside the averaged weights of all that is used with it."""
-        on_clips = self.config.stage_of(self.step).frames > 1
-        if on_clips and self.step > 0 and self.config.stage_of(self.step - 1).frames == 1:
-            # What is frozen would be followed by its mean for long, while the memory learns from weights nobody keeps.
+        """By the stage's choice; what stops to learn is held at its mean, beside which the rest will be used."""
+        trained = self.config.stage_of(self.step).train
+        if self.step > 0 and self.config.stage_of(self.step - 1).train != trained:
+            # What is frozen would be followed by its mean for long, while others learn from weights nobody keeps.
             self.model.load_state_dict(self.ema)
         for name, weight in self.model.named_parameters():
             # Without a gradient, optimizers pass a weight by: nothing decays.
-            weight.requires_grad_(not on_clips or name.startswith(LEARNED_FROM_CLIPS))
+            weight.requires_grad_(learns(name, trained))
 
-    def _learn(self, batch: Batch, part: int) -> tuple[dict[str, float], list[float]]:
-        """Add a part's gradient. There are two, whose sum has no order, so a step's result is the same every time."""
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * HALVES + part)
-        stage = self.config.stage_of(self.step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16, cache_enabled=False):
-            if stage.frames > 1:
-                total, losses, ious = self._losses_on_clips(batch, stage, generator)
-            else:
-                total, losses, ious = self._losses_on_pictures(batch, stage, generator)
-        (total / HALVES).backward()
+    def _learn(self, parts: list[Batch], index: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Add the gradient of one part; between processes, the last one's gradient is shared with all of them."""
+        is_last = index + 1 == len(parts)
+        with ExitStack() as stack:
+            if self.processes > 1 and not is_last:
+                stack.enter_context(self.accelerator.no_sync(self.shared))
+            stage = self.config.stage_of(self.step)
+            total, losses, ious = self.shared(parts[index], stage, self._generator(self.rank * len(parts) + index))
+            (total / len(parts)).backward()
         return losses, ious
 
-    def _losses_on_pictures(
-        self, batch: Batch, stage: Stage, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float], list[float]]:
-        embeddings = self.model.get_image_embeddings(batch.pixel_values)
-        affinity = self.affinity(embeddings, batch.targets, generator)
-        losses, ious = interactive_losses(
-            self.model,
-            embeddings,
-            batch.targets,
-            rounds=stage.rounds,
-            focal_weight=stage.focal_weight,
-            generator=generator,
-        )
-        total = torch.stack([round_.total for round_ in losses]).mean() + affinity
-        return total, _means(losses) | {"affinity": float(affinity.detach())}, ious
+    def _generator(self, part: int) -> torch.Generator:
+        """Of the prompts of a part of this step's batch, whichever process learns from it."""
+        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * self.config.parts + part)
 
-    def _losses_on_clips(
-        self, batch: Batch, stage: Stage, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float], list[float]]:
+    def _mean_over_processes(
+        self, results: list[tuple[dict[str, Tensor], list[Tensor]]]
+    ) -> tuple[dict[str, float], list[float]]:
+        names = list(results[0][0])
+        rows = torch.stack([torch.stack([*losses.values(), *ious]) for losses, ious in results])
+        means = self.accelerator.reduce(rows.mean(0), "mean").tolist()
+        return dict(zip(names, means, strict=False)), means[len(names) :]
+
+    def _what_is_not_finite(self, parts: list[Batch]) -> str:
+        """Find the picture by trying each alone."""
+        stage, names = self.config.stage_of(self.step), [name for part in parts for name in part.names]
         with torch.no_grad():
-            features = self.model.get_image_features(batch.pixel_values.flatten(0, 1))
-        losses: list[Losses] = []
-        ious: list[list[float]] = []
-        for clip, targets in enumerate(batch.targets):
-            frames = range(clip * stage.frames, (clip + 1) * stage.frames)
-            of_clip, of_frames = clip_losses(
-                self.model,
-                [[maps[frame : frame + 1] for maps in features] for frame in frames],
-                targets,
-                focal_weight=stage.focal_weight,
-                generator=generator,
-            )
-            losses += of_clip
-            ious.append(of_frames)
-        total = torch.stack([frame.total for frame in losses]).mean()
-        return total, _means(losses), [sum(values) / len(ious) for values in zip(*ious, strict=True)]
+            guilty = [
+                one.names[0]
+                for part in parts
+                for one in part.split(len(part.names))
+                if not self.objective(one, stage, self._generator(0))[0].isfinite()
+            ]
+        who = f"{guilty[0]} alone gives such a loss" if guilty else f"its pictures are {', '.join(names)}"
+        advice = "look at it" if guilty else "if they look well, lower learning_rate or raise warmup_steps"
+        return (
+            f"step {self.step + 1} has a loss or gradient that is not a number: {who}; {advice}. The weights have not "
+            "taken this step"
+        )
 
     def _follow(self) -> None:
         # The mean starts short, or the first weights would stay in it for long.
@@ -235,33 +227,78 @@ class Trainer:
                 self.ema[name].lerp_(weight, 1 - decay)
 
     def averaged_model(self) -> Sam2Model:
-        """A model of its own with the running mean of the weights, for use."""
-        model = Sam2Model(self.config.model)
-        model.load_state_dict(self.ema)
-        return model.eval().requires_grad_(False)
+        """A model of its own with the running mean of the weights, adapters merged, for use."""
+        weights = {name: weight.clone() for name, weight in merged(self.ema, self.config.lora).items()}
+        return Sam2Model.from_tensors(self.model.config, weights)
 
-    def save(self, path: Path) -> None:
-        """Write everything the run needs to go on; the file at ``path`` is replaced whole or not at all."""
+    def save(self, path: Path, notes: dict[str, Any] | None = None) -> None:
+        """Write everything the run needs to go on; the file at ``path`` is replaced whole or not at all.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
-            "affinity": self.affinity.state_dict(),
+            "affinity": None if self.affinity is None else self.affinity.state_dict(),
             "ema": self.ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "notes": notes or {},
         }
-        beside = path.with_suffix(".part")
-        torch.save(state, beside)
-        beside.replace(path)
+        try:
+            with replacing(path) as unfinished:
+                torch.save(state, unfinished)
+        except (OSError, RuntimeError) as error:  # torch's writer hides the system's error
+            raise CheckpointError(
+                f"cannot save the state of step {self.step} to {path}: {error}. What was there before is unchanged"
+            ) from error
 
-    def load(self, path: Path) -> None:
-        """Go on from what ``save`` wrote."""
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.affinity.load_state_dict(state["affinity"])
-        self.ema = state["ema"]
-        for optimizer, of_optimizer in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(of_optimizer)
+    def load(self, path: Path) -> dict[str, Any]:
+        """Go on from what ``save`` wrote; returns its notes.
+
+        Raises:
+            CheckpointError: It is no such file, or of another network.
+        """
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+            self.model.load_state_dict(state["model"])
+            if self.affinity is not None:
+                self.affinity.load_state_dict(state["affinity"])
+            for optimizer, of_optimizer in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(of_optimizer)
+            self.step, self.ema = state["step"], state["ema"]
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"cannot go on from {path}: it is damaged or of another run ({error}). Begin anew in another folder, or"
+                " from the model that was kept"
+            ) from error
+        return state["notes"]
+
+
+def make_accelerator(device: str, trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
+    """For the CPU if ``device`` is ``cpu``, else for what there is; it finds the other processes, if any.
+
+    Args:
+        device: ``auto`` or ``cpu``.
+        trackers: Where to log to.
+        folder: For what they write.
+    """
+    if device not in ("auto", "cpu"):
+        raise DeviceError(f"device {device!r}: expected auto or cpu; to choose a GPU, set CUDA_VISIBLE_DEVICES")
+    # A step on pictures leaves the memory alone, and one on clips the rest.
+    handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(
+        cpu=device == "cpu", kwargs_handlers=[handler], log_with=list(trackers) or None, project_dir=folder
+    )
+
+
+def first_model(config: TrainingConfig) -> Sam2Model:
+    """The network a run begins with."""
+    if isinstance(config.model, Sam2Config):
+        model = Sam2Model(config.model)
+        initialise(model)
+        return model
+    return Sam2Model.from_pretrained(config.model)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -271,48 +308,10 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * config.progress(step)))
 
 
-def interactive_losses(
-    model: Sam2Model,
-    embeddings: list[Tensor],
-    targets: Tensor,
-    *,
-    rounds: int,
-    focal_weight: float,
-    generator: torch.Generator,
-) -> tuple[list[Losses], list[float]]:
-    """Prompt every object, then correct it click by click: the losses, and the mean IoU of what is shown each round.
-
-    Source: SAM (arXiv 2304.02643), appendix A, "training algorithm".
-    """
-    prompts = first_prompt(targets, generator)
-    previous: Tensor | None = None
-    losses, ious = [], []
-    for index in range(rounds):
-        out = model.decode(embeddings, points=prompts.points, labels=prompts.labels, masks=previous, multimask=None)
-        logits, predicted, scores = out.logits.float(), out.ious.float(), out.object_scores.float()
-        # The single mask answers every prompt, the candidates only a lone click: what people get is what is taught.
-        is_one_click = prompts.is_one_click
-        single, candidates = slice(0, 1), slice(1, None)
-        for masks, counts in ((single, None), (candidates, is_one_click)) if index == 0 else ((single, None),):
-            losses.append(
-                segmentation_losses(
-                    logits[:, :, masks],
-                    predicted[:, :, masks],
-                    scores,
-                    targets,
-                    focal_weight=focal_weight,
-                    counts=counts,
-                )
-            )
-        best = torch.where(is_one_click, 1 + predicted[:, :, candidates].argmax(-1), 0)[..., None, None, None]
-        shown = logits.detach().gather(2, best.expand(-1, -1, 1, *logits.shape[-2:])).squeeze(2)
-        ious.append(float(mask_iou(shown > 0, targets).mean()))
-        if index + 1 < rounds:
-            previous = shown
-            prompts = prompts.and_then(correction_click(shown > 0, targets, generator))
-    return losses, ious
-
-
-def _means(losses: list[Losses]) -> dict[str, float]:
-    names = ("focal", "dice", "iou", "object_score", "total")
-    return {name: sum(float(getattr(round_, name).detach()) for round_ in losses) / len(losses) for name in names}
+def _checkpoint_activations(model: Sam2Model) -> None:
+    """Let the blocks that make most of what has to be kept be computed again on the way back."""
+    blocks = [*model.vision_encoder.backbone.blocks]
+    if model.config.has_memory:
+        blocks += [*model.memory_attention.layers]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

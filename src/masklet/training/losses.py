@@ -11,10 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DICE_WEIGHT, IOU_WEIGHT, OBJECT_WEIGHT = 1.0, 1.0, 1.0
-ALL_CANDIDATES_WEIGHT = 0.25
-"""How much of the lesson goes to all candidates alike. The papers' 0 leaves the others far behind the best, and a small
-network, whose predicted scores tell them apart badly, then often shows one of those."""
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Of each loss in what is minimised. The defaults are the papers'."""
+
+    focal: float = 20.0
+    """A network that knows nothing is invited by so much to call all background; 5 teaches it."""
+    dice: float = 1.0
+    iou: float = 1.0
+    object_score: float = 1.0
+    all_candidates: float = 0.0
+    """How much of the lesson goes to all candidates alike, 0 to 1. The papers' 0 leaves the others far behind the best,
+    and a small network, whose predicted scores tell them apart badly, then often shows one of those; 0.25 helps it."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Losses:
     Objects that are absent count for the object score alone.
     """
 
-    focal_weight: float
+    weights: LossWeights
     focal: Tensor
     dice: Tensor
     iou: Tensor
@@ -34,10 +43,10 @@ class Losses:
     def total(self) -> Tensor:
         """What is minimised."""
         return (
-            self.focal_weight * self.focal
-            + DICE_WEIGHT * self.dice
-            + IOU_WEIGHT * self.iou
-            + OBJECT_WEIGHT * self.object_score
+            self.weights.focal * self.focal
+            + self.weights.dice * self.dice
+            + self.weights.iou * self.iou
+            + self.weights.object_score * self.object_score
         )
 
 
@@ -47,7 +56,7 @@ def segmentation_losses(
     object_scores: Tensor,
     targets: Tensor,
     *,
-    focal_weight: float,
+    weights: LossWeights,
     counts: Tensor | None = None,
 ) -> Losses:
     """Compare candidate masks with the truth; of several candidates the best is taught the mask most.
@@ -57,12 +66,12 @@ def segmentation_losses(
         ious: (batch, objects, masks), predicted, 0 to 1: all are taught, so that the best can be told.
         object_scores: (batch, objects, 1) logits.
         targets: (batch, objects, h, w) bool; empty where an object is absent.
-        focal_weight: Of the focal loss in the total; the papers' is 20.
+        weights: Of each loss.
         counts: (batch, objects) bool: the objects whose masks and IoU are taught; all if None.
     """
     truth = targets[:, :, None].to(logits.dtype).expand_as(logits)
     focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)  # (batch, objects, masks)
-    best = (focal_weight * focal + DICE_WEIGHT * dice).argmin(-1, keepdim=True)
+    best = (weights.focal * focal + weights.dice * dice).argmin(-1, keepdim=True)
     is_present = targets.flatten(2).any(-1, keepdim=True)  # (batch, objects, 1)
     is_taught = (is_present if counts is None else is_present & counts[..., None]).to(logits.dtype)
 
@@ -71,10 +80,10 @@ def segmentation_losses(
 
     def taught(losses: Tensor) -> Tensor:
         of_all = losses.mean(-1, keepdim=True)
-        return losses.gather(-1, best).lerp(of_all, ALL_CANDIDATES_WEIGHT)
+        return losses.gather(-1, best).lerp(of_all, weights.all_candidates)
 
     return Losses(
-        focal_weight=focal_weight,
+        weights=weights,
         focal=mean(taught(focal)),
         dice=mean(taught(dice)),
         iou=mean((ious - mask_iou(logits > 0, targets[:, :, None])).abs()),

@@ -14,15 +14,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.config import STRIDES
+from masklet.errors import ConfigError
 
 MASK_STRIDE = STRIDES[0]
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING = 0, 1, 2, 3, -10
 BOX_NOISE, MAX_BOX_NOISE = 0.1, 20 / 1024
 """Standard deviation of a box's edges, as a share of its own sides, and its limit, as a share of the picture's."""
 
-
 MIDDLE_CLICKS = 0.5
 """First clicks as far inside the object as one can; the others fall anywhere in it, as in the papers. People aim."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRates:
+    """How often objects are shown by a click, a box or a mask first; they are shares of their sum.
+
+    The defaults are those of SAM, and of SAM 2's pre-training; on clips SAM 2 shows every second object by its mask.
+    """
+
+    click: float = 0.5
+    box: float = 0.5
+    mask: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.click, self.box, self.mask) < 0 or self.sum <= 0:
+            raise ConfigError(f"prompts are {self}: expected shares >= 0, one of them above")
+
+    @property
+    def sum(self) -> float:
+        """What they are shares of."""
+        return self.click + self.box + self.mask
+
+    @property
+    def box_among_points(self) -> float:
+        """Share of boxes among those that are shown by a click or a box."""
+        return self.box / (self.click + self.box) if self.click + self.box else 1.0
+
+    def is_mask(self, generator: torch.Generator) -> bool:
+        """Draw whether to show a mask."""
+        return float(torch.rand((), generator=generator)) * self.sum < self.mask
 
 
 @dataclass(frozen=True)
@@ -42,19 +72,22 @@ class Clicks:
         return Clicks(torch.cat([self.points, other.points], 2), torch.cat([self.labels, other.labels], 2))
 
 
-def first_prompt(targets: Tensor, generator: torch.Generator) -> Clicks:
-    """A click inside each object, or a box drawn carelessly around it, with equal chance.
+def first_prompt(targets: Tensor, generator: torch.Generator, *, boxes: float = 0.5) -> Clicks:
+    """A click inside each object, or a box drawn carelessly around it.
 
     Args:
         targets: (batch, objects, h, w) bool, none empty.
-        generator: Decides.
+        generator: Decides; a CPU's, whatever the device of the targets, so that prompts do not depend on it.
+        boxes: Share of boxes.
     """
-    is_aimed = torch.rand(targets.shape[:2], generator=generator) < MIDDLE_CLICKS
+    place = targets.device
+    is_aimed = (torch.rand(targets.shape[:2], generator=generator) < MIDDLE_CLICKS).to(place)
     first = torch.where(is_aimed[..., None], _middles(targets), _random_points(targets, generator))
     click = torch.stack([first, torch.zeros_like(first)], 2)
     box = _noisy_boxes(targets, generator).unflatten(-1, (2, 2))
-    is_box = torch.rand(targets.shape[:2], generator=generator) < 0.5
-    labels = torch.where(is_box[..., None], torch.tensor([TOP_LEFT, BOTTOM_RIGHT]), torch.tensor([FOREGROUND, PADDING]))
+    is_box = (torch.rand(targets.shape[:2], generator=generator) < boxes).to(place)
+    of_boxes, of_clicks = (torch.tensor(two, device=place) for two in ((TOP_LEFT, BOTTOM_RIGHT), (FOREGROUND, PADDING)))
+    labels = torch.where(is_box[..., None], of_boxes, of_clicks)
     return Clicks(torch.where(is_box[..., None, None], box, click), labels)
 
 
@@ -75,6 +108,13 @@ def correction_click(predicted: Tensor, targets: Tensor, generator: torch.Genera
     return Clicks(points[:, :, None], torch.where(is_object, FOREGROUND, BACKGROUND))
 
 
+def boxes_as_clicks(targets: Tensor) -> Clicks:
+    """Exact boxes around (batch, objects, h, w) masks, none empty."""
+    points = boxes_of(targets).unflatten(-1, (2, 2))
+    corners = torch.tensor((TOP_LEFT, BOTTOM_RIGHT), device=targets.device)
+    return Clicks(points, corners.expand(points.shape[:3]))
+
+
 def boxes_of(masks: Tensor) -> Tensor:
     """Boxes around masks, (..., h, w) bool, none empty: (..., 4) as x0 y0 x1 y1, in pixels of the network's input."""
     sides = []
@@ -89,9 +129,11 @@ def boxes_of(masks: Tensor) -> Tensor:
 def _noisy_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
     boxes = boxes_of(masks)
     sides = (boxes[..., 2:] - boxes[..., :2]).repeat_interleave(2, -1).reshape(*boxes.shape[:-1], 2, 2)
-    noise = torch.randn(boxes.shape, generator=generator) * BOX_NOISE * sides.transpose(-1, -2).flatten(-2)
+    noise = (
+        torch.randn(boxes.shape, generator=generator).to(boxes.device) * BOX_NOISE * sides.transpose(-1, -2).flatten(-2)
+    )
     height, width = masks.shape[-2] * MASK_STRIDE, masks.shape[-1] * MASK_STRIDE
-    picture = torch.tensor([width, height, width, height])
+    picture = torch.tensor([width, height, width, height], device=boxes.device)
     limit = MAX_BOX_NOISE * picture
     return (boxes + noise.clamp(-limit, limit)).clamp(min=0).minimum(picture)
 
@@ -101,7 +143,7 @@ def _middles(masks: Tensor) -> Tensor:
 
     Distances are counted in king's moves: as often as the mask can be eroded until nothing is left.
     """
-    left, depth = masks.flatten(0, 1)[:, None].float(), torch.zeros(())
+    left, depth = masks.flatten(0, 1)[:, None].float(), torch.zeros((), device=masks.device)
     while left.any():
         depth = depth + left
         left = -F.max_pool2d(F.pad(-left, (1, 1, 1, 1)), 3, stride=1)  # beyond the picture is outside
@@ -112,6 +154,9 @@ def _middles(masks: Tensor) -> Tensor:
 def _random_points(masks: Tensor, generator: torch.Generator) -> Tensor:
     """A uniformly random place inside each mask: (batch, objects, h, w) to (batch, objects, 2)."""
     width = masks.shape[-1]
-    cell = torch.multinomial(masks.flatten(0, 1).flatten(1).float(), 1, generator=generator)
-    xy = torch.cat([cell % width, cell // width], -1) + torch.rand(len(cell), 2, generator=generator) * 0.999
-    return (xy * MASK_STRIDE).unflatten(0, masks.shape[:2])
+    counts = masks.flatten(2).cumsum(-1)  # (batch, objects, h*w): cells of the mask up to each
+    chosen = torch.rand(masks.shape[:2], generator=generator).to(masks.device) * counts[..., -1]
+    rank = (chosen.long() + 1).minimum(counts[..., -1])
+    cell = torch.searchsorted(counts, rank[..., None])  # the first that has so many
+    within = torch.rand((*masks.shape[:2], 2), generator=generator).to(masks.device) * 0.999
+    return (torch.cat([cell % width, cell // width], -1) + within) * MASK_STRIDE

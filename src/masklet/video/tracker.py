@@ -95,19 +95,29 @@ def track_object(
     if prompt.mask is not None:
         seen = _take_mask(model, features, prompt.mask)
     else:
-        assert prompt.points is not None
-        assert prompt.labels is not None
-        coarse = features[2] + model.no_memory_embedding.view(1, -1, 1, 1) if remembered is None else remembered
-        decoded = model.decode(
-            [features[0], features[1], coarse],
-            points=prompt.points[None, None],
-            labels=prompt.labels[None, None],
-            masks=None if previous is None else previous.clamp(-PREVIOUS_LIMIT, PREVIOUS_LIMIT)[None, None],
-            multimask=len(prompt.labels) <= 1,
-        )
-        (seen,) = choose(model, decoded)
+        (seen,) = choose(model, decode_prompt(model, features, prompt, remembered, previous))
     (memory,) = memory_maps(model, features, [seen], is_prompted=True)
     return seen, memory
+
+
+def decode_prompt(
+    model: Sam2Model,
+    features: list[Tensor],
+    prompt: FramePrompt,
+    remembered: Tensor | None,
+    previous: Tensor | None,
+) -> DecodedMasks:
+    """What the network says to clicks or a box, (1, 1, ...): see ``track_object``. One click has three candidates."""
+    assert prompt.points is not None
+    assert prompt.labels is not None
+    coarse = features[2] + model.no_memory_embedding.view(1, -1, 1, 1) if remembered is None else remembered
+    return model.decode(
+        [features[0], features[1], coarse],
+        points=prompt.points[None, None],
+        labels=prompt.labels[None, None],
+        masks=None if previous is None else previous.clamp(-PREVIOUS_LIMIT, PREVIOUS_LIMIT)[None, None],
+        multimask=len(prompt.labels) <= 1,
+    )
 
 
 def decode_with_memory(

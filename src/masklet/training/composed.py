@@ -1,0 +1,88 @@
+"""Examples and scenes of the synthetic world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+
+from masklet.training.batches import Example, Mask, Pixels, drawn
+from masklet.training.clips import compose_clip
+from masklet.training.config import Stage, TrainingConfig
+from masklet.training.data.scenes import Frame, Scene, masks_of_labels
+from masklet.training.prompts import MASK_STRIDE
+from masklet.training.sources import Sources
+from masklet.training.synthetic import compose
+
+HELD_OUT_SIDE_PX = 512
+HELD_OUT_SEED = 2025
+"""Of the compositions that are measured on; training draws from (seed, step, place), never from (seed, index)."""
+OBJECTS_OF_A_COMPOSITION = 3
+"""Roughly, on average."""
+FILM_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Examples that are made up on the fly, each another."""
+
+    sources: Sources
+    seed: int
+
+    def example(self, stage: Stage, step: int, place: int) -> Example:
+        """See ``Examples``; compositions without objects are made anew."""
+        rng = np.random.default_rng((self.seed, step, place))
+        while True:
+            pixels, masks = self._picture(stage, rng) if stage.frames == 1 else self._clip(stage, rng)
+            if len(masks):
+                chosen = masks[drawn(len(masks), stage.objects, rng)]
+                name = f"composition {place} of step {step}"
+                return Example(name, pixels, chosen if stage.frames == 1 else chosen.swapaxes(0, 1))
+
+    def _picture(self, stage: Stage, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+        picture, labels = compose(self.sources, stage.side_px, rng)
+        return picture, shrink_labels(labels)
+
+    def _clip(self, stage: Stage, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+        film, labels = compose_clip(self.sources, stage.side_px, stage.frames, rng)
+        masks = _cells_of(labels)  # (objects, frames, h, w)
+        return film, masks[masks[:, 0].any((1, 2))]
+
+
+def shrink_labels(labels: Pixels) -> Mask:
+    """(height, width) labels to (objects, height / 4, width / 4) masks of the cells an object fills by half or more.
+
+    Objects that fill no cell are left out.
+    """
+    masks = _cells_of(labels)
+    return masks[masks.any((1, 2))]
+
+
+def _cells_of(labels: Pixels) -> Mask:
+    """(..., height, width) labels 0..k to (k, ..., height / 4, width / 4)."""
+    *leading, height, width = labels.shape
+    cells = labels.reshape(*leading, height // MASK_STRIDE, MASK_STRIDE, width // MASK_STRIDE, MASK_STRIDE)
+    numbers = np.arange(1, labels.max() + 1, dtype=np.uint8).reshape(-1, *[1] * cells.ndim)
+    return (cells == numbers).mean((-3, -1), dtype=np.float32) >= 0.5
+
+
+def held_out_scenes(sources: Sources, config: TrainingConfig) -> list[Scene]:
+    """Compositions of sources that are kept from training, as pictures or, where clips are learned from, films."""
+    is_film = any(stage.frames > 1 for stage in config.stages)
+    frames = FILM_FRAMES if is_film else 1
+
+    @lru_cache(maxsize=2)  # a film is asked for frame by frame
+    def composed(index: int) -> tuple[Pixels, Pixels]:
+        rng = np.random.default_rng((HELD_OUT_SEED, index))
+        if is_film:
+            return compose_clip(sources, HELD_OUT_SIDE_PX, FILM_FRAMES, rng)
+        picture, labels = compose(sources, HELD_OUT_SIDE_PX, rng)
+        return picture[None], labels[None]
+
+    def read(index: int, frame: int) -> Frame:
+        pictures, labels = composed(index)
+        return Frame(f"composition {index}, frame {frame}", pictures[frame], masks_of_labels(labels[frame]))
+
+    count = max(1, config.validation_objects // OBJECTS_OF_A_COMPOSITION)
+    return [Scene(f"composition {index}", partial(read, index), lambda: frames) for index in range(count)]

@@ -1,0 +1,50 @@
+"""Data sets to learn from, one reader a layout; all of them give ``Scene``, see ``scenes``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from masklet.errors import DataError
+from masklet.training.config import DataConfig
+from masklet.training.data.coco import read_coco, read_sa1b
+from masklet.training.data.films import read_films, read_sav
+from masklet.training.data.folder import read_folder
+from masklet.training.data.scenes import Scene, split_by_name
+
+
+def read_scenes(data: DataConfig) -> list[Scene]:
+    """All pictures or films of a data set.
+
+    Raises:
+        DataError: It is not laid out as it should be, or files of it are missing.
+    """
+    path = Path(data.path)
+    match data.layout:
+        case "folder":
+            scenes = read_folder(path, split_masks=data.split_masks)
+        case "coco":
+            assert data.annotations is not None
+            scenes = read_coco(path, Path(data.annotations))
+        case "sa1b":
+            scenes = read_sa1b(path)
+        case "films":
+            scenes = read_films(path)
+        case _:
+            assert data.layout == "sav"
+            scenes = read_sav(path)
+    missing = [file for scene in scenes for file in scene.files if not file.exists()]
+    if missing:
+        raise DataError(f"{len(missing)} files of the data are missing: {', '.join(map(str, missing[:3]))}")
+    return scenes
+
+
+def read_split(data: DataConfig) -> tuple[list[Scene], list[Scene]]:
+    """What to learn from and what to measure on; the latter is empty if nothing is to be measured.
+
+    Raises:
+        DataError: See ``read_scenes``.
+    """
+    scenes = read_scenes(data)
+    if isinstance(data.validation, DataConfig):
+        return scenes, read_scenes(data.validation)
+    return split_by_name(scenes, data.validation)

@@ -1,0 +1,84 @@
+"""COCO instances, and SA-1B, which keeps one such JSON beside each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from masklet.errors import DataError
+from masklet.pictures import read_picture
+from masklet.training.data.scenes import Frame, Scene, mask_of_coco, read_json
+from masklet.video.frames import pictures_in
+
+
+def read_coco(folder: Path, annotations: Path) -> list[Scene]:
+    """All pictures that have objects.
+
+    Args:
+        folder: Of the pictures.
+        annotations: COCO's JSON; polygons and run lengths of either kind may stand side by side. Crowds, regions of
+            objects that are not told apart, are left out, and so are annotations without outline.
+
+    Raises:
+        DataError: The file is no such JSON, or shows nothing.
+    """
+    content = read_json(annotations)
+    try:
+        images = {image["id"]: image for image in content["images"]}
+        objects: dict[Any, list[Mapping[str, Any]]] = {}
+        for annotation in content["annotations"]:
+            if annotation.get("segmentation") and not annotation.get("iscrowd"):
+                objects.setdefault(annotation["image_id"], []).append(annotation)
+        scenes = [
+            _scene(folder / images[key]["file_name"], images[key], of_image, annotations)
+            for key, of_image in objects.items()
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{annotations} is not COCO instances ({error!r}): expected images with id, file_name, height and width, "
+            "and annotations with image_id and segmentation"
+        ) from error
+    if not scenes:
+        raise DataError(f"{annotations} shows no objects: {len(images)} images, but no outlines beside crowds")
+    return scenes
+
+
+def read_sa1b(folder: Path) -> list[Scene]:
+    """All pictures of a folder of SA-1B: ``sa_1.jpg`` beside ``sa_1.json``, at any depth.
+
+    Raises:
+        DataError: There are none.
+    """
+    files = sorted(folder.rglob("*.json"))
+    folders = {place: {picture.stem: picture for picture in pictures_in(place)} for place in {f.parent for f in files}}
+    pairs = [(file, folders[file.parent][file.stem]) for file in files if file.stem in folders[file.parent]]
+    if not pairs:
+        raise DataError(f"no pictures of SA-1B in {folder}: expected NAME.jpg beside NAME.json")
+    return [Scene(picture.stem, partial(_read_sa1b, file, picture), files=(picture, file)) for file, picture in pairs]
+
+
+def _scene(picture: Path, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], source: Path) -> Scene:
+    size_hw = (int(image["height"]), int(image["width"]))
+    return Scene(picture.stem, partial(_read, picture, size_hw, annotations, str(source)), files=(picture,))
+
+
+def _read(
+    picture: Path, size_hw: tuple[int, int], annotations: Sequence[Mapping[str, Any]], where: str, _: int
+) -> Frame:
+    masks = {
+        number: mask_of_coco(annotation["segmentation"], size_hw, where, annotation.get("id", number))
+        for number, annotation in enumerate(annotations, start=1)
+    }
+    return Frame(str(picture), read_picture(picture), masks)
+
+
+def _read_sa1b(file: Path, picture: Path, _: int) -> Frame:
+    content = read_json(file)
+    try:
+        size_hw = (int(content["image"]["height"]), int(content["image"]["width"]))
+        annotations = [annotation for annotation in content["annotations"] if annotation["segmentation"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file} is not SA-1B's ({error!r}): expected image and annotations with masks") from error
+    return _read(picture, size_hw, annotations, str(file), 0)

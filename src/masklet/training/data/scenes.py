@@ -1,0 +1,147 @@
+"""Annotated pictures and films, whatever they are kept in: the one type that all readers give."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from masklet.errors import DataError, PictureError
+from masklet.exports import read_segmentation
+from masklet.masks import decode_rle
+from masklet.pictures import explained
+from masklet.training.batches import Mask, Pixels
+
+HASHES = 2**32
+"""Values of the checksum that decides which side of a split a name falls on."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture and the objects that are in it."""
+
+    name: str
+    picture: Pixels  # (height, width, 3) RGB
+    masks: Mapping[int, Callable[[], Mask]]  # by object, decoded when asked for: there may be hundreds
+
+    def mask(self, number: int) -> Mask:
+        """(height, width) of one object.
+
+        Raises:
+            DataError: It is of another size than the picture.
+        """
+        mask = self.masks[number]()
+        if mask.shape != (size_hw := self.picture.shape[:2]):
+            came, expected = (f"{width}×{height}" for height, width in (mask.shape, size_hw))
+            raise DataError(f"{self.name}: the mask of object {number} is {came} pixels, but the picture is {expected}")
+        return mask
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A film, or a picture as a film of one frame; nothing of it is read yet."""
+
+    name: str
+    frame: Callable[[int], Frame]
+    """Reads one frame; an object keeps its number through all of them."""
+    count: Callable[[], int] = lambda: 1
+    """Frames. Asked for when needed, as some films have to be opened to tell."""
+    files: tuple[Path, ...] = ()
+    """What has to be there."""
+
+
+def split_by_name(scenes: Sequence[Scene], share: float) -> tuple[list[Scene], list[Scene]]:
+    """Scenes to learn from, and a share to measure on: a name falls on the same side whatever else there is.
+
+    At least one scene is on either side, if there are two and a share is asked for.
+    """
+    ranked = sorted(scenes, key=lambda scene: (zlib.crc32(scene.name.encode()), scene.name))
+    count = sum(zlib.crc32(scene.name.encode()) < share * HASHES for scene in ranked)
+    if share > 0 and len(scenes) > 1:
+        count = min(max(count, 1), len(scenes) - 1)
+    measured = {scene.name for scene in ranked[:count]}
+    return [s for s in scenes if s.name not in measured], [s for s in scenes if s.name in measured]
+
+
+def masks_of_labels(labels: NDArray[Any], *, split: bool = False) -> dict[int, Callable[[], Mask]]:
+    """Masks from a map of numbers, (height, width): 0 background, 255 beside others "not known", else an object each.
+
+    Args:
+        labels: The map.
+        split: Take connected parts for objects of their own.
+    """
+    numbers = [int(number) for number in np.unique(labels) if number]
+    if len(numbers) > 1 and 255 in numbers:
+        numbers.remove(255)
+    if split:
+        known = np.where(np.isin(labels, numbers), labels, 0)
+        labels = cc3d.connected_components(known, connectivity=8)
+        numbers = list(range(1, int(labels.max()) + 1))
+
+    def masks_where(number: int) -> Callable[[], Mask]:
+        return lambda: labels == number
+
+    return {number: masks_where(number) for number in numbers}
+
+
+def mask_of_coco(segmentation: Any, size_hw: tuple[int, int], where: str, index: int) -> Callable[[], Mask]:
+    """A mask from what COCO calls a segmentation: polygons, or run lengths, packed or as a list.
+
+    Decoding raises a DataError where it is none of these.
+
+    Args:
+        segmentation: Of one annotation.
+        size_hw: (height, width) of its picture.
+        where: The file, for errors.
+        index: Of the annotation, for errors.
+    """
+
+    def decode() -> Mask:
+        try:
+            return decode_rle([read_segmentation(segmentation, size_hw, index)])[0]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{where}: {error}") from error
+
+    return decode
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        DataError: It is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error})") from error
+
+
+def read_labels(path: Path) -> NDArray[Any]:
+    """(height, width) whole numbers of a picture of labels: palette, grey, or grey in three channels.
+
+    Raises:
+        DataError: It is missing, damaged or in colours.
+    """
+    try:
+        with explained(str(path)), Image.open(path) as image:
+            labels = np.asarray(image)
+    except PictureError as error:
+        raise DataError(f"cannot read the masks {path}: {error}") from error
+    if labels.ndim == 3:
+        if (labels[..., :3] != labels[..., :1]).any():
+            raise DataError(
+                f"{path} is in colours: expected a palette or grey picture, 0 background, a number an object"
+            )
+        labels = labels[..., 0]
+    return labels

@@ -1,0 +1,166 @@
+"""How well a model does on pictures and films that it does not learn from: what a user would get."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+
+from masklet.evaluation.clicks import centre_click
+from masklet.evaluation.measure import box_of, mask_iou
+from masklet.evaluation.video import label_map, region_j
+from masklet.model.sam2 import Sam2Model
+from masklet.painting import paint_masks
+from masklet.processing import Sam2ImageProcessor
+from masklet.segmenter import Segmenter
+from masklet.training.batches import Mask, Pixels
+from masklet.training.config import TrainingConfig
+from masklet.training.data.scenes import Frame, Scene
+
+OBJECTS_OF_A_PICTURE = 8
+"""At most, or a picture of fifty would outweigh all others."""
+OBJECTS_OF_A_FILM = 3
+FRAMES_OF_A_FILM = 16
+"""At most, from the first that shows an object."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over objects, 0 to 1."""
+
+    step: int
+    values: dict[str, float]
+    """``click``: IoU from a click in the middle; ``box``: from the box; ``film``: J from the first frame's mask."""
+    objects: int
+
+    @property
+    def score(self) -> float:
+        """What the best model is chosen by: the mean of all."""
+        return sum(self.values.values()) / len(self.values)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in self.values.items())
+        return f"{self.score:.3f} ({parts}; {self.objects} objects)"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture, what is in it, and what the model found."""
+
+    name: str
+    picture: Pixels
+    truth: Mask  # (objects, height, width)
+    found: Mask  # (objects, height, width)
+
+    def paint(self) -> Image.Image:
+        """The truth at the left, what was found at the right."""
+        numbers = np.arange(len(self.truth))
+        sides = [paint_masks(self.picture, masks, numbers, alpha=0.45) for masks in (self.truth, self.found)]
+        both = Image.new("RGB", (2 * sides[0].width, sides[0].height))
+        for place, side in enumerate(sides):
+            both.paste(side, (place * side.width, 0))
+        return both
+
+
+class Validation:
+    """The scenes that are measured on, and how."""
+
+    def __init__(self, scenes: Sequence[Scene], config: TrainingConfig) -> None:
+        picture_stages = [stage for stage in config.stages if stage.frames == 1]
+        self.has_pictures = bool(picture_stages)
+        self.has_films = len(picture_stages) < len(config.stages)
+        rates = [stage.prompt_rates for stage in picture_stages]
+        # What is never taught is not asked for.
+        self.clicks = any(rate.click for rate in rates) or not any(rate.box for rate in rates)
+        self.boxes = any(rate.box for rate in rates)
+        # In the order of their names' checksums, or a few would be all of one kind.
+        ranked = sorted(scenes, key=lambda scene: (zlib.crc32(scene.name.encode()), scene.name))
+        self.scenes = ranked[: config.validation_objects]
+        self.max_objects = config.validation_objects
+
+    def measure(
+        self, model: Sam2Model, step: int, accelerator: Accelerator, *, samples: int = 4
+    ) -> tuple[Scores | None, list[Shown]]:
+        """Measure a model; processes share the scenes out. Also what it finds in the first ``samples`` scenes.
+
+        None if no scene shows an object.
+        """
+        segmenter = Segmenter(model, Sam2ImageProcessor(model.config.image_size))
+        shown: list[Shown] = []
+        mine: list[tuple[str, float]] = []
+        objects = 0
+        for scene in self.scenes[accelerator.process_index :: accelerator.num_processes]:
+            if objects * accelerator.num_processes >= self.max_objects:
+                break
+            results = [*self._measure_scene(segmenter, scene)]
+            for values, example in results:
+                mine += values
+                objects += len(example.truth)
+                if len(shown) < samples:
+                    shown.append(example)
+        counted = [("objects", float(objects)), *mine]
+        every = gather_object(counted) if accelerator.num_processes > 1 else counted
+        means = {
+            name: float(np.mean([value for key, value in every if key == name]))
+            for name in ("click", "box", "film")
+            if any(key == name for key, _ in every)
+        }
+        total = int(sum(value for key, value in every if key == "objects"))
+        return (Scores(step, means, total) if means else None), shown
+
+    def _measure_scene(self, segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
+        if self.has_pictures:
+            yield from self._measure_picture(segmenter, scene)
+        if self.has_films:
+            yield from _measure_film(segmenter, scene)
+
+    def _measure_picture(self, segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
+        frame = scene.frame(0)
+        truth = [mask for _, mask in _some_objects(frame, OBJECTS_OF_A_PICTURE)]
+        if not truth:
+            return
+        photo = segmenter.image(frame.picture)
+        values, found = [], []
+        for mask in truth:
+            if self.boxes:
+                predicted = photo.predict(box=box_of(mask)).masks[0]
+                values.append(("box", mask_iou(predicted, mask)))
+            if self.clicks:
+                predicted = photo.predict(points=[centre_click(mask)]).best.masks[0]
+                values.append(("click", mask_iou(predicted, mask)))
+            found.append(predicted)
+        yield values, Shown(scene.name, frame.picture, np.stack(truth), np.stack(found))
+
+
+def _measure_film(segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
+    first = next((i for i in range(scene.count() - 1) if any(True for _ in _some_objects(scene.frame(i), 1))), None)
+    if first is None:
+        return
+    frames = [scene.frame(i) for i in range(first, min(scene.count(), first + FRAMES_OF_A_FILM))]
+    shown = dict(_some_objects(frames[0], OBJECTS_OF_A_FILM))
+    session = segmenter.video([frame.picture for frame in frames])
+    for number, mask in shown.items():
+        session.prompt(0, number, mask=mask)
+    js: list[list[float]] = []
+    size_hw = frames[0].picture.shape[:2]
+    for result in session.track():
+        frame = frames[result.index]
+        truth = [frame.mask(n) if n in frame.masks else np.zeros(size_hw, bool) for n in shown]
+        labels = label_map(result.masks.logits, size_hw)
+        found = [labels == place for place in range(1, len(shown) + 1)]
+        if result.index > 0:
+            js.append([region_j(one, real) for one, real in zip(found, truth, strict=True)])
+    values = [("film", float(j)) for j in np.mean(js, axis=0)]
+    yield values, Shown(scene.name, frame.picture, np.stack(truth), np.stack(found))
+
+
+def _some_objects(frame: Frame, count: int) -> Iterable[tuple[int, Mask]]:
+    """Some that are there, the same ones every time."""
+    order = np.random.default_rng(zlib.crc32(frame.name.encode())).permutation(list(frame.masks))
+    visible = ((int(number), mask) for number in order if (mask := frame.mask(int(number))).any())
+    return [pair for pair, _ in zip(visible, range(count), strict=False)]

@@ -1,0 +1,303 @@
+"""Data sets on disk: what each layout gives, and what is said of those that are broken."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from masklet.errors import DataError, PictureError
+from masklet.masks import encode_rle
+from masklet.training.config import DataConfig
+from masklet.training.data import read_scenes, read_split
+from masklet.training.data.coco import read_coco, read_sa1b
+from masklet.training.data.films import read_films, read_sav
+from masklet.training.data.folder import read_folder
+from masklet.training.data.scenes import Scene, split_by_name
+from masklet.video.frames import FilmWriter
+
+HEIGHT, WIDTH = 40, 60
+
+
+def picture(seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def square(x, y, side=12):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y : y + side, x : x + side] = True
+    return mask
+
+
+def labels_of(*masks):
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for number, mask in enumerate(masks, start=1):
+        labels[mask] = number
+    return labels
+
+
+def save(array, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for index in range(3):
+        save(picture(index), tmp_path / "images" / f"p{index}.png")
+        save(labels_of(square(2, 3), square(30, 20)), tmp_path / "masks" / f"p{index}.png")
+    return tmp_path
+
+
+def masks_of(scene, frame=0):
+    read = scene.frame(frame)
+    return {number: read.mask(number) for number in read.masks}
+
+
+def test_a_folder_of_pictures_and_maps_of_numbers(folder):
+    scenes = read_folder(folder)
+    assert [scene.name for scene in scenes] == ["p0", "p1", "p2"]
+    assert np.array_equal(scenes[1].frame(0).picture, picture(1))
+    masks = masks_of(scenes[1])
+    assert np.array_equal(masks[1], square(2, 3))
+    assert np.array_equal(masks[2], square(30, 20))
+
+
+def test_a_picture_may_have_a_folder_of_masks_that_overlap(folder):
+    (folder / "masks/p0.png").unlink()
+    for number, mask in enumerate([square(0, 0), square(5, 5)]):
+        save(mask.astype(np.uint8) * 255, folder / "masks/p0" / f"{number}.png")
+    masks = masks_of(read_folder(folder)[0])
+    assert np.array_equal(masks[1], square(0, 0))
+    assert np.array_equal(masks[2], square(5, 5))
+
+
+def test_255_is_an_object_alone_and_nothing_beside_others(folder):
+    alone = labels_of(square(2, 3)) * np.uint8(255)
+    both = labels_of(square(2, 3))
+    both[:, 40:] = 255
+    save(alone, folder / "masks/p0.png")
+    save(both, folder / "masks/p1.png")
+    first, second, _ = read_folder(folder)
+    assert list(masks_of(first)) == [255]
+    assert list(masks_of(second)) == [1]
+
+
+def test_parts_of_masks_may_be_taken_for_objects(folder):
+    save(labels_of(square(2, 3) | square(30, 20)), folder / "masks/p0.png")
+    assert len(masks_of(read_folder(folder)[0])) == 1
+    parts = masks_of(read_folder(folder, split_masks=True)[0])
+    assert sorted(mask.sum() for mask in parts.values()) == [144, 144]
+    assert not (parts[1] & parts[2]).any()
+
+
+def test_sixteen_bit_and_grey_in_colour_masks_are_read(folder):
+    save(labels_of(square(2, 3)).astype(np.uint16) * 300, folder / "masks/p0.png")
+    save(np.stack([labels_of(square(2, 3))] * 3, -1), folder / "masks/p1.png")
+    first, second, _ = read_folder(folder)
+    assert list(masks_of(first)) == [300]
+    assert list(masks_of(second)) == [1]
+
+
+def test_folders_that_are_not_laid_out_so_are_explained(folder, tmp_path_factory):
+    with pytest.raises(DataError, match=r"no pictures in .*images: expected images/NAME.jpg and masks/NAME.png"):
+        read_folder(tmp_path_factory.mktemp("empty"))
+    (folder / "masks/p1.png").unlink()
+    with pytest.raises(DataError, match="1 of 3 pictures in .* have no masks, p1.png for one"):
+        read_folder(folder)
+
+
+def test_masks_of_another_size_in_colours_or_damaged_are_named(folder):
+    save(labels_of(square(2, 3))[:30], folder / "masks/p0.png")
+    save(picture(), folder / "masks/p1.png")
+    (folder / "masks/p2.png").write_bytes(b"no picture")
+    first, second, third = read_folder(folder)
+    with pytest.raises(DataError, match="p0.png: the mask of object 1 is 60×30 pixels, but the picture is 60×40"):
+        masks_of(first)
+    with pytest.raises(DataError, match="p1.png is in colours: expected a palette or grey"):
+        second.frame(0)
+    with pytest.raises(DataError, match="cannot read the masks .*p2.png is not a picture"):
+        third.frame(0)
+
+
+def test_a_picture_that_cannot_be_read_is_named(folder):
+    whole = (folder / "images/p0.png").read_bytes()
+    (folder / "images/p0.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PictureError, match="p0.png is truncated"):
+        read_folder(folder)[0].frame(0)
+
+
+def coco_content(**changes):
+    outline = [[2, 3, 14, 3, 14, 15, 2, 15]]
+    packed = encode_rle(square(30, 20)[None])[0]
+    listed = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * 5, HEIGHT * (WIDTH - 5)]}
+    annotations = [
+        {"id": 7, "image_id": 1, "segmentation": outline, "iscrowd": 0},
+        {"id": 8, "image_id": 1, "segmentation": packed, "iscrowd": 0},
+        {"id": 9, "image_id": 1, "segmentation": listed, "iscrowd": 0},
+        {"id": 10, "image_id": 1, "segmentation": listed, "iscrowd": 1},
+        {"id": 11, "image_id": 2, "segmentation": [], "iscrowd": 0},
+        {"id": 12, "image_id": 2, "bbox": [1, 2, 3, 4]},
+    ]
+    images = [{"id": n, "file_name": f"p{n}.png", "height": HEIGHT, "width": WIDTH} for n in (1, 2)]
+    return {"images": images, "annotations": annotations} | changes
+
+
+def test_coco_may_mix_polygons_and_both_kinds_of_run_lengths_and_crowds_are_left_out(tmp_path):
+    save(picture(), tmp_path / "p1.png")
+    (tmp_path / "all.json").write_text(json.dumps(coco_content()))
+    (scene,) = read_coco(tmp_path, tmp_path / "all.json")
+    masks = masks_of(scene)
+    assert len(masks) == 3
+    assert np.array_equal(masks[1], square(2, 3))
+    assert np.array_equal(masks[2], square(30, 20))
+    assert masks[3][:, :5].all()
+    assert not masks[3][:, 5:].any()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": []}, "is not COCO instances"),
+        ([], "is not COCO instances"),
+        (coco_content(annotations=[]), "shows no objects: 2 images, but no outlines"),
+    ],
+)
+def test_json_that_is_not_coco_is_explained(tmp_path, content, message):
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        read_coco(tmp_path, tmp_path / "all.json")
+
+
+def test_json_that_is_none_is_explained(tmp_path):
+    (tmp_path / "all.json").write_text("{")
+    with pytest.raises(DataError, match="all.json is not JSON"):
+        read_coco(tmp_path, tmp_path / "all.json")
+    with pytest.raises(DataError, match="cannot read .*none.json: No such file"):
+        read_coco(tmp_path, tmp_path / "none.json")
+
+
+def test_a_segmentation_that_makes_no_sense_is_named(tmp_path):
+    save(picture(), tmp_path / "p1.png")
+    bad = [{"id": 7, "image_id": 1, "segmentation": [[1, 2, 3]]}]
+    (tmp_path / "all.json").write_text(json.dumps(coco_content(annotations=bad)))
+    with pytest.raises(DataError, match="all.json: annotation 7 has the segmentation"):
+        masks_of(read_coco(tmp_path, tmp_path / "all.json")[0])
+
+
+def test_sa1b_has_a_json_beside_each_picture(tmp_path):
+    content = {
+        "image": {"image_id": 1, "height": HEIGHT, "width": WIDTH, "file_name": "sa_1.jpg"},
+        "annotations": [{"segmentation": run} for run in encode_rle(np.stack([square(2, 3), square(5, 5)]))],
+    }
+    save(picture(), tmp_path / "part/sa_1.jpg")
+    (tmp_path / "part/sa_1.json").write_text(json.dumps(content))
+    (tmp_path / "part/other.json").write_text("{}")
+    (scene,) = read_sa1b(tmp_path)
+    masks = masks_of(scene)
+    assert scene.name == "sa_1"
+    assert np.array_equal(masks[1], square(2, 3))
+    assert np.array_equal(masks[2], square(5, 5))
+    (tmp_path / "part/sa_1.json").write_text("{}")
+    with pytest.raises(DataError, match="sa_1.json is not SA-1B's"):
+        scene.frame(0)
+    with pytest.raises(DataError, match="no pictures of SA-1B"):
+        read_sa1b(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("above", ["", "480p"])
+def test_films_of_davis_and_youtube_vos(tmp_path, above):
+    for frame in range(6):
+        save(picture(frame), tmp_path / "JPEGImages" / above / "dog" / f"{frame:05}.png")
+        if frame % 2 == 0:
+            labels = labels_of(square(frame, 3), square(30, 20) if frame else square(0, 0, 0))
+            labels[-1] = 255
+            save(labels, tmp_path / "Annotations" / above / "dog" / f"{frame:05}.png")
+    (scene,) = read_films(tmp_path)
+    assert (scene.name, scene.count()) == ("dog", 3)
+    assert list(masks_of(scene, 0)) == [1]
+    assert np.array_equal(scene.frame(1).picture, picture(2))
+    assert np.array_equal(masks_of(scene, 2)[1], square(4, 3))
+    assert list(masks_of(scene, 2)) == [1, 2]
+
+
+def test_films_without_annotations_are_named(tmp_path):
+    with pytest.raises(DataError, match="no films in .*JPEGImages: expected JPEGImages/FILM"):
+        read_films(tmp_path)
+    save(picture(), tmp_path / "JPEGImages/dog/1.png")
+    with pytest.raises(DataError, match="film dog has no annotations in .*Annotations/dog"):
+        read_films(tmp_path)
+
+
+def test_videos_of_sa_v_show_every_fourth_frame(tmp_path):
+    with FilmWriter(tmp_path / "sav_1.mp4", fps=24) as film:
+        for frame in range(12):
+            film.write(np.full((HEIGHT, WIDTH, 3), 20 * frame, np.uint8))
+    first, second = (encode_rle(np.stack([square(x, 3), square(30, 20)])) for x in (2, 6))
+    manual = {"masklet": [first, second, [None, second[1]]], "masklet_id": [0, 1]}
+    auto = {"masklet": [first[1:], second[1:], second[1:]], "masklet_id": [0]}
+    (tmp_path / "sav_1_manual.json").write_text(json.dumps(manual))
+    (tmp_path / "sav_1_auto.json").write_text(json.dumps(auto))
+    (scene,) = read_sav(tmp_path)
+    assert (scene.name, scene.count()) == ("sav_1", 3)
+    assert abs(int(scene.frame(1).picture.mean()) - 80) < 5
+    assert np.array_equal(masks_of(scene, 1)[1], square(6, 3))
+    assert list(masks_of(scene, 2)) == [2, 3]  # the first is absent, and the others keep their numbers
+    with pytest.raises(DataError, match="no videos of SA-V"):
+        read_sav(tmp_path / "nowhere")
+
+
+def test_json_that_is_not_sa_v_is_named(tmp_path):
+    with FilmWriter(tmp_path / "a.mp4") as film:
+        film.write(picture())
+    (tmp_path / "a_auto.json").write_text("{}")
+    (scene,) = read_sav(tmp_path)
+    with pytest.raises(DataError, match="a_auto.json is not SA-V's"):
+        scene.count()
+
+
+def scenes(*names):
+    return [Scene(name, lambda frame: None) for name in names]
+
+
+def test_a_split_is_by_name_and_does_not_depend_on_company():
+    names = [f"photo {index}" for index in range(400)]
+    learned, measured = split_by_name(scenes(*names), 0.25)
+    assert len(learned) + len(measured) == 400
+    assert 70 < len(measured) < 130
+    some, few = split_by_name(scenes(*names[100:300]), 0.25)
+    assert {s.name for s in few} <= {s.name for s in measured}
+    assert {s.name for s in some} <= {s.name for s in learned}
+
+
+@pytest.mark.parametrize(("count", "share", "measured"), [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0), (5, 0.0, 0)])
+def test_both_sides_of_a_small_split_have_something(count, share, measured):
+    one, other = split_by_name(scenes(*map(str, range(count))), share)
+    assert len(one) == count - len(other)
+    assert len(other) == measured or share == 0.5
+
+
+def test_validation_may_have_a_folder_of_its_own(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(folder, other / "val")
+    data = DataConfig(
+        layout="folder", path=str(folder), validation=DataConfig(layout="folder", path=str(other / "val"))
+    )
+    learned, measured = read_split(data)
+    assert [s.name for s in learned] == [s.name for s in measured] == ["p0", "p1", "p2"]
+
+
+def test_files_that_are_missing_are_counted_before_the_run(tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps(coco_content()))
+    with pytest.raises(DataError, match="1 files of the data are missing: .*p1.png"):
+        read_scenes(DataConfig(layout="coco", path=str(tmp_path), annotations=str(tmp_path / "all.json")))
+
+
+def test_crowds_of_run_lengths_do_not_have_to_be_decodable(tmp_path):
+    save(picture(), tmp_path / "p1.png")
+    crowd = {"id": 1, "image_id": 1, "iscrowd": 1, "segmentation": {"size": [1, 1], "counts": "broken"}}
+    content = coco_content()
+    content["annotations"].append(crowd)
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    assert len(masks_of(read_coco(tmp_path, tmp_path / "all.json")[0])) == 3
