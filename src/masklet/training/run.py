@@ -92,7 +92,7 @@ class Run:
         self.accelerator = make_accelerator(device, config.trackers, self.folder)
         self.examples, scenes = open_data(config)
         self.trainer = Trainer(config, self.accelerator, self._cache(config))
-        self.config = self.trainer.config
+        self.given, self.config = config, self.trainer.config
         self.validation = Validation(scenes, self.config) if scenes else None
         self.start: Scores | None = None
         self.best: Scores | None = None
@@ -162,7 +162,7 @@ class Run:
                 _log.info("geometry: step %d, IoU %.3f", step, iou)
         if self.accelerator.is_main_process:
             with replacing(self.folder / "config.yaml") as unfinished:
-                unfinished.write_text(yaml.safe_dump(_as_yaml(self.config), sort_keys=False), encoding="utf-8")
+                unfinished.write_text(yaml.safe_dump(_as_yaml(self.given), sort_keys=False), encoding="utf-8")
             (self.folder / "log.jsonl").write_text("")
         if self.validation is not None:
             yield from self._measure()
