@@ -100,3 +100,33 @@ def made_up_archives(tmp_path_factory):
         images = {f"images/view{n}.jpg": (photo, "JPEG") for n in range(60)}
         pack(name, **images, **{f"masks/view{n}.png": (labels, "PNG") for n in range(60)})
     return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six pictures of two bright squares each."""
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        pixels, labels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8), np.zeros((64, 64), np.uint8)
+        for number, (x, y) in enumerate(((4 + 2 * index, 6), (34, 30 + 2 * index)), start=1):
+            pixels[y : y + 20, x : x + 24] += np.uint8(150)
+            labels[y : y + 20, x : x + 24] = number
+        for folder, array in (("images", pixels), ("masks", labels)):
+            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / "photos" / folder / f"p{index}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def config(photos, tiny_folder):
+    """A short run of the tiny model."""
+    return TrainingConfig(
+        model=str(tiny_folder),
+        data=DataConfig(layout="folder", path=str(photos), validation=0.3),
+        stages=(Stage(steps=4, pictures=2, objects=2, rounds=2, losses=LossWeights(focal=5)),),
+        learning_rate=1e-3,
+        warmup_steps=1,
+        workers=1,
+        save_every=2,
+        validate_every=2,
+    )

@@ -14,39 +14,8 @@ import masklet
 from masklet.errors import ConfigError, DataError, TrainingError
 from masklet.training import Run, train
 from masklet.training import run as run_module
-from masklet.training.config import DataConfig, LossWeights, Stage, TrainingConfig
 from masklet.training.loop import StepReport, Trainer
 from masklet.training.validation import Scores
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Six pictures of two bright squares each."""
-    rng = np.random.default_rng(0)
-    for index in range(6):
-        pixels, labels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8), np.zeros((64, 64), np.uint8)
-        for number, (x, y) in enumerate(((4 + 2 * index, 6), (34, 30 + 2 * index)), start=1):
-            pixels[y : y + 20, x : x + 24] += np.uint8(150)
-            labels[y : y + 20, x : x + 24] = number
-        for folder, array in (("images", pixels), ("masks", labels)):
-            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(tmp_path / "photos" / folder / f"p{index}.png")
-    return tmp_path / "photos"
-
-
-@pytest.fixture
-def config(photos, tiny_folder):
-    """A short run of the tiny model."""
-    return TrainingConfig(
-        model=str(tiny_folder),
-        data=DataConfig(layout="folder", path=str(photos), validation=0.3),
-        stages=(Stage(steps=4, pictures=2, objects=2, rounds=2, losses=LossWeights(focal=5)),),
-        learning_rate=1e-3,
-        warmup_steps=1,
-        workers=1,
-        save_every=2,
-        validate_every=2,
-    )
 
 
 def lines(folder):
@@ -78,7 +47,11 @@ def test_a_run_measures_first_and_leaves_models_a_log_a_state_and_pictures(confi
     assert sorted(path.name for path in (tmp_path / "run/samples").iterdir())[0] == "000000-0.jpg"
     assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 2, 2, 3, 4, 4]
     for name in ("best", "last"):
-        masks = masklet.load(tmp_path / "run" / name, device="cpu").image(photos / "images/p0.png").predict(box=(4, 6, 28, 26))
+        masks = (
+            masklet.load(tmp_path / "run" / name, device="cpu")
+            .image(photos / "images/p0.png")
+            .predict(box=(4, 6, 28, 26))
+        )
         assert masks.masks.shape == (1, 64, 64)
 
 
@@ -188,8 +161,12 @@ def test_a_loss_that_is_no_number_stops_names_the_picture_and_keeps_the_last_goo
         is_black = (pixel_values.flatten(1) == pixel_values[:, :1, 0, 0]).float().mean(1) > 0.3
         return [torch.where(is_black.view(-1, 1, 1, 1), torch.nan, m) for m in maps]
 
-    monkeypatch.setattr(run.trainer.model, "get_image_features", lambda values: nan_for_black(run.trainer.model, values))
-    with pytest.raises(TrainingError, match="step 3 has a loss or gradient that is not a number: bad.png alone .*last save"):
+    monkeypatch.setattr(
+        run.trainer.model, "get_image_features", lambda values: nan_for_black(run.trainer.model, values)
+    )
+    with pytest.raises(
+        TrainingError, match="step 3 has a loss or gradient that is not a number: bad.png alone .*last save"
+    ):
         list(run.reports())
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)
     assert state["step"] == 2

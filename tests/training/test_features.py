@@ -1,0 +1,120 @@
+"""Features on disk: what comes back, what tells them apart, and what happens when they are damaged or too many."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from masklet.errors import ConfigError
+from masklet.model.sam2 import Sam2Model
+from masklet.training import features as features_module
+from masklet.training.features import FeatureCache
+from masklet.training.run import Run
+
+
+@pytest.fixture
+def pictures():
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def counted(tiny_model, tiny_config):
+    """The tiny model, which counts the pictures it encodes."""
+    model = Sam2Model.from_tensors(tiny_config, tiny_model.state_dict())
+    encode, model.encoded = model.get_image_features, 0
+
+    def counting(pixel_values):
+        model.encoded += len(pixel_values)
+        return encode(pixel_values)
+
+    model.get_image_features = counting
+    return model
+
+
+def test_a_picture_is_encoded_once_whatever_its_company(counted, pictures, tmp_path):
+    cache = FeatureCache(tmp_path, counted, max_bytes=1e9)
+    first = cache(pictures)
+    again = FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures.flip(0))
+    assert counted.encoded == 3
+    for made, kept, exact in zip(first, again, counted.get_image_features(pictures), strict=True):
+        assert made.equal(kept.flip(0))
+        assert made.dtype == torch.float32
+        torch.testing.assert_close(made, exact, rtol=1e-3, atol=1e-3)
+
+
+def test_another_picture_and_another_encoder_have_files_of_their_own(counted, pictures, tmp_path):
+    cache = FeatureCache(tmp_path, counted, max_bytes=1e9)
+    cache(pictures[:1])
+    cache(pictures[:1].flip(-1))
+    assert counted.encoded == 2
+    with torch.no_grad():
+        counted.vision_encoder.neck.convs[0].weight.mul_(1.1)
+    FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures[:1])
+    assert counted.encoded == 3
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+
+
+def test_a_damaged_file_is_made_again(counted, pictures, tmp_path, caplog):
+    first = FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures[:1])
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    again = FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures[:1])
+    assert all(one.equal(other) for one, other in zip(first, again, strict=True))
+    assert "is damaged: its picture is encoded again" in caplog.text
+
+
+def test_a_full_folder_does_not_grow_and_the_results_are_the_same(counted, pictures, tmp_path, caplog):
+    whole = FeatureCache(tmp_path / "whole", counted, max_bytes=1e9)(pictures)
+    one_file = next((tmp_path / "whole").rglob("*.safetensors")).stat().st_size
+    cache = FeatureCache(tmp_path / "small", counted, max_bytes=1.5 * one_file)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert all(a.equal(b) for a, b in zip(whole, cache(pictures), strict=True))
+    assert len(list((tmp_path / "small").rglob("*.safetensors"))) == 1
+    assert caplog.text.count("is full: further pictures are encoded every time") == 1
+
+
+def test_a_full_disk_is_no_reason_to_stop(counted, pictures, tmp_path, monkeypatch, caplog):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(features_module, "save_file", full)
+    cache = FeatureCache(tmp_path, counted, max_bytes=1e9)
+    assert len(cache(pictures)) == 3
+    assert caplog.text.count("nothing more is added to") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_run_encodes_each_picture_once_and_learns_the_same_with_or_without_what_was_there(
+    config, tmp_path, monkeypatch
+):
+    cached = replace(
+        config,
+        data=replace(config.data, flip=False, validation=0.0),
+        stages=(replace(config.stages[0], train="decoder", steps=8),),
+        cache=str(tmp_path / "cache"),
+    )
+    encoded = []
+    encode = Sam2Model.get_image_features
+    monkeypatch.setattr(
+        Sam2Model, "get_image_features", lambda self, values: encoded.append(len(values)) or encode(self, values)
+    )
+    states = []
+    for name in ("cold", "warm"):
+        run = Run(cached, tmp_path / name, device="cpu")
+        list(run.reports())
+        states.append(run.trainer.model.state_dict())
+    assert sum(encoded) == 6
+    assert all(weight.equal(states[1][name]) for name, weight in states[0].items())
+
+
+@pytest.mark.parametrize("change", [{"train": "everything"}, {"train": "lora"}])
+def test_an_encoder_that_learns_cannot_be_cached(config, tmp_path, change):
+    from masklet.training.config import LoraConfig
+
+    changed = replace(
+        config, stages=(replace(config.stages[0], **change),), lora=LoraConfig(), cache=str(tmp_path / "cache")
+    )
+    with pytest.raises(ConfigError, match="cache keeps what a frozen image encoder makes, but here it learns"):
+        Run(changed, tmp_path / "run", device="cpu")

@@ -1,0 +1,106 @@
+"""Runs as programs: killed, and on several processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from masklet.training import train
+
+
+@pytest.fixture
+def values(tmp_path, tiny_folder):
+    """A run on four pictures, as plain values."""
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        pixels, labels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8), np.zeros((64, 64), np.uint8)
+        pixels[8:40, 4 * index : 4 * index + 30] += np.uint8(150)
+        labels[8:40, 4 * index : 4 * index + 30] = 1
+        for folder, array in (("images", pixels), ("masks", labels)):
+            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / "photos" / folder / f"p{index}.png")
+    return {
+        "model": str(tiny_folder),
+        "data": {"layout": "folder", "path": str(tmp_path / "photos"), "validation": 0.25},
+        "stages": [{"steps": 20, "pictures": 2, "objects": 1, "rounds": 1, "train": "decoder"}],
+        "save_every": 10,
+        "validate_every": 100,
+    }
+
+
+def start(values, folder, **environment):
+    """``masklet train`` in a process of its own."""
+    (folder.parent / "run.json").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "masklet", "train", folder.parent / "run.json", "--run", folder]
+    return subprocess.Popen(
+        [*map(str, command), "--device", "cpu", "--threads", "1"],
+        env=os.environ | {key: str(value) for key, value in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def state_of(folder):
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+@pytest.mark.slow
+def test_twenty_steps_are_ten_a_kill_and_ten_more(values, tmp_path):
+    finish(start(values, tmp_path / "straight"))
+    killed = start(values, tmp_path / "killed")
+    log = tmp_path / "killed/log.jsonl"
+    while not (log.exists() and '"step": 11,' in log.read_text()):
+        assert killed.poll() is None, killed.communicate()[0]
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert state_of(tmp_path / "killed")["step"] == 10
+    finish(start(values, tmp_path / "killed"))
+    one, other = state_of(tmp_path / "straight"), state_of(tmp_path / "killed")
+    assert one["step"] == other["step"] == 20
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 4])
+def test_two_processes_take_the_step_of_one(values, tmp_path, parts):
+    stage = values["stages"][0] | {"steps": 2, "pictures": 4, "rounds": 2, "train": "everything"}
+    values |= {"stages": [stage], "parts": parts, "learning_rate": 1e-4, "warmup_steps": 0}
+    train(values, tmp_path / "one", device="cpu")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        start(
+            values,
+            tmp_path / "two",
+            RANK=rank,
+            LOCAL_RANK=rank,
+            WORLD_SIZE=2,
+            LOCAL_WORLD_SIZE=2,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        finish(process)
+    one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
+    assert one["step"] == two["step"] == 2
+    torch.testing.assert_close(one["model"], two["model"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(one["notes"], two["notes"], rtol=0, atol=1e-3)
