@@ -9,6 +9,7 @@ from masklet.training.loop import Trainer
 from masklet.training.losses import LossWeights, segmentation_losses
 from masklet.training.parts import PARTS, learns
 from masklet.training.prompts import PromptRates
+from masklet.video.memory import ObjectMemory
 from masklet.video.tracker import ABSENT_LOGIT, choose
 
 
@@ -107,3 +108,71 @@ def test_absent_objects_count_for_their_score_alone():
     torch.testing.assert_close(both.object_score, torch.nn.functional.softplus(torch.tensor([-2.0, -3.0])).mean())
     none = segmentation_losses(logits[1:], ious[1:], scores[1:], targets[1:], weights=LossWeights(focal=5))
     assert none.focal == none.dice == none.iou == 0
+
+
+@pytest.fixture
+def heard(model, monkeypatch):
+    """Every prompt that the decoder is given by somebody: number of points, and whether earlier logits came with it."""
+    calls, decode = [], model.decode
+
+    def listening(*args, points=None, masks=None, **prompts):
+        if points is not None:
+            calls.append((points.shape[2], masks is not None))
+        return decode(*args, points=points, masks=masks, **prompts)
+
+    monkeypatch.setattr(model, "decode", listening)
+    return calls
+
+
+CLICKS = PromptRates(click=1, box=0, mask=0)
+
+
+def test_up_to_two_frames_are_corrected_and_corrections_add_up(model, heard):
+    counts = set()
+    for seed in range(8):
+        heard.clear()
+        losses, _ = losses_of(model, squares(3, 1), seed, rounds=3, prompts=CLICKS)
+        assert heard[:3] == [(1, False), (2, True), (3, True)]
+        assert heard[3:] in ([], [(1, True), (2, True)])  # on another frame clicks begin anew
+        counts.add(len(heard))
+        assert len(losses) == len(heard) + 2
+    assert counts == {3, 5}
+
+
+def test_a_corrected_frame_is_remembered_as_a_prompted_one(model, monkeypatch):
+    puts = []
+    put = ObjectMemory.put
+
+    def listening(bank, number, seen, memory, *, is_prompted):
+        puts.append(is_prompted)
+        put(bank, number, seen, memory, is_prompted=is_prompted)
+
+    monkeypatch.setattr(ObjectMemory, "put", listening)
+    found = set()
+    for seed in range(8):
+        puts.clear()
+        losses_of(model, squares(3, 1), seed, rounds=2, prompts=CLICKS)
+        found.add(tuple(puts))
+    assert found == {(True, False, False), (True, True, False), (True, False, True)}
+
+
+def test_an_object_that_is_absent_from_a_corrected_frame_gets_clicks_only_where_it_is_shown(model, heard):
+    targets = squares(2, 1)
+    targets[1] = False
+    with torch.no_grad():
+        for bias, clicks in ((-50.0, 0), (50.0, 1)):
+            model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(bias)
+            counts = set()
+            for seed in range(8):
+                heard.clear()
+                losses_of(model, targets, seed, rounds=2, prompts=CLICKS)
+                counts.add(len(heard) - 2)
+            assert counts == {0, clicks}
+
+
+def test_corrections_teach_through_the_memory(model):
+    for seed in range(4):
+        losses, _ = losses_of(model, squares(4, 2), seed, rounds=3)
+        torch.stack([one.total for one in losses]).mean().backward()
+    grads = [w.grad for name, w in model.named_parameters() if name.startswith("memory_encoder.")]
+    assert all(grad is not None and grad.isfinite().all() for grad in grads)

@@ -149,3 +149,37 @@ def test_stages_follow_each_other(tiny_run):
     assert [tiny_run.stage_of(step).image_size for step in range(6)] == [64] * 4 + [96] * 2
     with pytest.raises(IndexError, match="ended"):
         tiny_run.stage_of(6)
+
+
+def test_computing_blocks_twice_changes_nothing(tiny_run, examples, clip_run):
+    for run in (tiny_run, replace(clip_run, stages=(replace(clip_run.stages[1], train="everything"),))):
+        reports = []
+        for twice in (False, True):
+            trainer = Trainer(replace(run, checkpoint_activations=twice))
+            reports.append(trainer.take_step(first_batch(trainer, examples)))
+        assert reports[0].losses == reports[1].losses
+        assert reports[0].gradient_norm == pytest.approx(reports[1].gradient_norm, rel=1e-5)
+
+
+def test_products_in_bfloat16_are_near_those_in_float32(tiny_run, examples):
+    reports = []
+    for narrow in (False, True):
+        trainer = Trainer(replace(tiny_run, bfloat16=narrow))
+        reports.append(trainer.take_step(first_batch(trainer, examples)))
+        assert all(weight.dtype == torch.float32 for weight in trainer.model.state_dict().values())
+    assert reports[0].losses["total"] != reports[1].losses["total"]
+    assert reports[0].losses["total"] == pytest.approx(reports[1].losses["total"], rel=0.05)
+
+
+def test_a_batch_in_parts_teaches_their_mean(tiny_run, examples):
+    plain = replace(tiny_run, affinity=0.0, optimizer="adamw")
+    stage = replace(plain.stages[0], pictures=4, rounds=1, prompts=PromptRates(click=0, box=0, mask=1))
+    gradients = []
+    for parts in (1, 2, 4):
+        trainer = Trainer(replace(plain, stages=(stage,), parts=parts, max_gradient_norm=1e9))
+        trainer.take_step(first_batch(trainer, examples))
+        gradients.append({name: weight.grad for name, weight in trainer.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        if gradient is not None:
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(gradients[2][name], gradient, rtol=1e-3, atol=1e-5)

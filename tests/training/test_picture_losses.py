@@ -1,0 +1,89 @@
+"""Objects shown in a picture and corrected."""
+
+import pytest
+import torch
+
+from masklet.model.sam2 import Sam2Model
+from masklet.training.losses import LossWeights
+from masklet.training.picture_losses import interactive_losses
+from masklet.training.prompts import PromptRates
+
+
+@pytest.fixture
+def model(tiny_config, tiny_model):
+    return Sam2Model.from_tensors(tiny_config, tiny_model.state_dict()).train()
+
+
+@pytest.fixture
+def targets():
+    masks = torch.zeros(1, 3, 16, 16, dtype=torch.bool)
+    for index in range(3):
+        masks[0, index, 2 : 8 + index, 5 * index : 5 * index + 5] = True
+    return masks
+
+
+@pytest.fixture
+def heard(model, monkeypatch):
+    """What the decoder is asked."""
+    calls, decode = [], model.decode
+
+    def listening(*args, **prompts):
+        calls.append(prompts)
+        return decode(*args, **prompts)
+
+    monkeypatch.setattr(model, "decode", listening)
+    return calls
+
+
+def losses_of(model, targets, rounds=8, rates=PromptRates(), seed=0):  # noqa: B008
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return interactive_losses(
+        model,
+        model.get_image_embeddings(pixels),
+        targets,
+        rounds=rounds,
+        weights=LossWeights(),
+        prompts=rates,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def test_seven_corrections_follow_the_first_prompt_with_the_logits_of_before(model, targets, heard):
+    losses, ious = losses_of(model, targets)
+    assert [call["points"].shape[2] for call in heard] == [2, *range(3, 10)]
+    assert heard[0]["masks"] is None
+    assert all(call["masks"].shape == targets.shape and not call["masks"].requires_grad for call in heard[1:])
+    assert len(ious) == 8
+    assert len(losses) == 9  # of the single mask each time, and of the candidates of a first click
+
+
+@pytest.mark.parametrize(
+    ("rates", "labels"),
+    [(PromptRates(click=1, box=0), {(1, -10)}), (PromptRates(click=0, box=2), {(2, 3)})],
+)
+def test_first_prompts_may_be_of_one_kind(model, targets, heard, rates, labels):
+    for seed in range(5):
+        losses_of(model, targets, rounds=1, rates=rates, seed=seed)
+    assert {tuple(row) for call in heard for row in call["labels"][0].tolist()} == labels
+
+
+def test_a_mask_is_shown_with_its_box(model, targets, heard):
+    losses_of(model, targets, rounds=2, rates=PromptRates(click=0, box=0, mask=1))
+    assert heard[0]["labels"].tolist() == [[[2, 3]] * 3]
+    assert heard[0]["masks"].gt(0).equal(targets)
+    assert set(heard[0]["masks"].unique().tolist()) == {-10, 10}
+    assert heard[0]["points"][0, 1].tolist() == [[20, 8], [40, 36]]
+
+
+def test_the_heads_agree_with_finite_differences(tiny_config, tiny_model):
+    model = Sam2Model.from_tensors(tiny_config, tiny_model.state_dict()).double().train()
+    generator = torch.Generator().manual_seed(1)
+    fine = [torch.randn(1, width, side, side, generator=generator).double() for width, side in ((4, 8), (8, 4))]
+    image = torch.randn(1, 32, 2, 2, generator=generator).double().requires_grad_()
+    points, labels = torch.tensor([[[[9.0, 20.0]]]]), torch.tensor([[[1]]])
+
+    def decoded(coarse):
+        out = model.decode([*fine, coarse], points=points, labels=labels, multimask=None)
+        return out.logits, out.ious, out.object_scores
+
+    assert torch.autograd.gradcheck(decoded, (image,), fast_mode=True, atol=1e-4)
