@@ -1,5 +1,7 @@
 """Every snippet and command of the README and of docs/ is run, in a folder with the demo's photo."""
 
+import itertools
+import json
 import re
 import shlex
 import shutil
@@ -7,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
 import masklet
 from masklet.cli import app
+from masklet.training.config import config_from
 from masklet.video.frames import FilmWriter
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +32,27 @@ def blocks(language):
     return found
 
 
+def named_settings():
+    """The settings that begin with the name of a file, made small."""
+    found = {}
+    for page in PAGES:
+        for name, settings in re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", page.read_text(), re.DOTALL):
+            small = re.sub(r"\[\{.*\}\]", lambda stages: shrunk(stages[0]), settings)
+            found[name] = small
+    return found
+
+
+def shrunk(stages):
+    """One step of each stage, on as little as shows it."""
+    few = {"steps": 1, "pictures": 1, "objects": 1, "rounds": 2, "image_size": 256}
+    return json.dumps([stage | few | {"frames": min(stage.get("frames", 1), 2)} for stage in yaml.safe_load(stages)])
+
+
+def save(array, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     shutil.copy(ROOT / "examples/photos/truck.jpg", tmp_path)
@@ -36,6 +61,16 @@ def folder(tmp_path, monkeypatch):
     with FilmWriter(tmp_path / "cups.mp4") as film:
         for shift in range(6):
             film.write(np.roll(picture, 2 * shift, axis=1))
+    labels = np.zeros((120, 180), np.uint8)
+    labels[30:90, 10:170] = 1
+    for index in range(3):
+        save(picture, tmp_path / f"photos/images/{index}.png")
+        save(labels, tmp_path / f"photos/masks/{index}.png")
+    for film, frame in itertools.product("ab", range(3)):
+        save(picture, tmp_path / f"films/JPEGImages/{film}/{frame}.png")
+        save(labels, tmp_path / f"films/Annotations/{film}/{frame}.png")
+    for name, settings in named_settings().items():
+        (tmp_path / name).write_text(settings)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -52,6 +87,12 @@ def test_a_command_runs(folder, block):
         assert program == "masklet"
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("settings", blocks("yaml"))
+def test_settings_are_a_configuration_or_part_of_one(settings):
+    least = {"data": {"layout": "folder", "path": "photos"}, "stages": [{"steps": 1}]}
+    assert config_from(least | yaml.safe_load(settings)).steps > 0
 
 
 def test_a_link_of_the_documentation_leads_somewhere():

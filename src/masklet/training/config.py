@@ -281,6 +281,7 @@ def read_config(path: Path, *, data: str | None = None, model: str | None = None
         values["data"] = {**(values.get("data") or {}), "path": data}
     if model is not None:
         values["model"] = model
+        values.pop("geometry_steps", None)  # a model that has learned anything has learned that
     try:
         return config_from(values)
     except ConfigError as error:
