@@ -2,8 +2,9 @@
 
     python examples/finetune_folder.py PHOTOS RUN [STEPS]
 
-PHOTOS holds images/NAME.jpg and masks/NAME.png: 0 for background, then a number an object. RUN is made; its best/ is the
-model, RUN/samples shows what it finds in pictures it did not learn from. Interrupted, it goes on when started again.
+PHOTOS holds images/NAME.jpg and masks/NAME.png: 0 for background, then a number an object. RUN is made; its best/ is
+the model, RUN/samples shows what it finds in pictures it did not learn from. Interrupted, it goes on when started
+again.
 """
 
 import sys

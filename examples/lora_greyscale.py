@@ -2,9 +2,9 @@
 
     python examples/lora_greyscale.py RUN [PICTURES] [STEPS]
 
-The pictures are made up, so that the example runs anywhere: speckled, with dim round bodies that hardly stand out. What
-is learned is a few adapters beside the encoder's and the decoder's attention; they are merged into plain weights, so the
-result is a model like any other.
+The pictures are made up, so that the example runs anywhere: speckled, with dim round bodies that hardly stand out.
+What is learned is a few adapters beside the encoder's and the decoder's attention; they are merged into plain
+weights, so the result is a model like any other.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     python examples/train_nano.py DATA RUNS
 
-DATA holds the archives that pictures are composed of (see the embedded model's card), RUNS gets a folder for each of the
-two runs. Both go on where they were cut. About three hours on two CPU cores; several GPUs share the work under
+DATA holds the archives that pictures are composed of (see the embedded model's card), RUNS gets a folder for each of
+the two runs. Both go on where they were cut. About three hours on two CPU cores; several GPUs share the work under
 ``accelerate launch``, with ``parts`` in the recipes set to a multiple of their number.
 """
 

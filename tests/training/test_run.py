@@ -165,7 +165,7 @@ def test_a_loss_that_is_no_number_stops_names_the_picture_and_keeps_the_last_goo
         run.trainer.model, "get_image_features", lambda values: nan_for_black(run.trainer.model, values)
     )
     with pytest.raises(
-        TrainingError, match="step 3 has a loss or gradient that is not a number: bad.png alone .*last save"
+        TrainingError, match="step 3 has a loss or gradient that is not a number: bad.png alone .*saved before"
     ):
         list(run.reports())
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)
@@ -194,7 +194,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_save(config, tmp_path, mon
             case "model":
                 patch.setattr(masklet.checkpoints, "save_file", full)
             case "log":
-                patch.setattr(Run, "_log", full)
+                patch.setattr(run_module.json, "dumps", full)
         with pytest.raises(TrainingError, match="No space left on device.*[Mm]ake room, and start"):
             list(run.reports())
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")]

@@ -42,7 +42,8 @@ class FeatureCache:
         files = [self._file(picture) for picture in pixel_values]
         maps = [self._read(file) for file in files]
         if new := [index for index, found in enumerate(maps) if found is None]:
-            with torch.no_grad():
+            # As exact as can be, whatever this run multiplies in: another may read it.
+            with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
                 made = [m.half() for m in self.model.get_image_features(pixel_values[new])]
             for place, index in enumerate(new):
                 maps[index] = [m[place : place + 1].cpu().contiguous().clone() for m in made]

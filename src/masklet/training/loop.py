@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -57,11 +57,14 @@ class Trainer:
     Args:
         config: Of the run.
         accelerator: Knows the device and the other processes; one for the CPU if None.
-        frozen_encoder: What encodes pictures while the image encoder does not learn; the model itself if None.
+        cache: Makes what encodes pictures while the model's image encoder does not learn; it itself does if None.
     """
 
     def __init__(
-        self, config: TrainingConfig, accelerator: Accelerator | None = None, frozen_encoder: Encoder | None = None
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator | None = None,
+        cache: Callable[[Sam2Model], Encoder] | None = None,
     ) -> None:
         self.accelerator = accelerator or make_accelerator("cpu")
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -71,10 +74,13 @@ class Trainer:
                 f"as parts: {self.processes}, so that each has as much to do"
             )
         self.step = 0
+        self.is_whole = True
+        """Whether no step is half taken."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = first_model(config)
             self.config = config = config.fitting(self.model.config)
+            frozen_encoder = self.model.get_image_features if cache is None else cache(self.model)
             objective = Objective(
                 self.model, affinity=config.affinity, bfloat16=config.bfloat16, frozen_encoder=frozen_encoder
             )
@@ -164,9 +170,11 @@ class Trainer:
             norm = float(torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_gradient_norm))
             if not math.isfinite(losses["total"]) or not math.isfinite(norm):
                 raise TrainingError(self._what_is_not_finite(parts))
+            self.is_whole = False
             list(in_parallel(lambda optimizer: optimizer.step(), self.optimizers))
         self.step += 1
         self._follow()
+        self.is_whole = True
         return StepReport(self.step, rate, norm, losses, ious)
 
     def _choose_what_learns(self) -> None:
@@ -215,8 +223,8 @@ class Trainer:
         who = f"{guilty[0]} alone gives such a loss" if guilty else f"its pictures are {', '.join(names)}"
         advice = "look at it" if guilty else "if they look well, lower learning_rate or raise warmup_steps"
         return (
-            f"step {self.step + 1} has a loss or gradient that is not a number: {who}; {advice}. The weights have not "
-            "taken this step"
+            f"step {self.step + 1} has a loss or gradient that is not a number: {who}; {advice}. The step was not taken; "
+            "what was saved before it is unchanged"
         )
 
     def _follow(self) -> None:

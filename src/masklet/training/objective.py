@@ -24,13 +24,13 @@ Encoder = Callable[[Tensor], list[Tensor]]
 class Objective(nn.Module):
     """Losses of a batch, to be minimised."""
 
-    def __init__(self, model: Sam2Model, *, affinity: float, bfloat16: bool, frozen_encoder: Encoder | None) -> None:
+    def __init__(self, model: Sam2Model, *, affinity: float, bfloat16: bool, frozen_encoder: Encoder) -> None:
         super().__init__()
         self.model = model
         self.affinity_weight = affinity
         self.affinity = AffinityHead(model.config.hidden_size) if affinity else None
         self.narrows = bfloat16
-        self.frozen_encoder = frozen_encoder or model.get_image_features
+        self.frozen_encoder = frozen_encoder
 
     def forward(
         self, batch: Batch, stage: Stage, generator: torch.Generator

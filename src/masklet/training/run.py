@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from masklet.errors import CheckpointError, ConfigError, DataError, FilmError, PictureError, TrainingError
+from masklet.errors import ConfigError, DataError, FilmError, PictureError, TrainingError
 from masklet.files import replacing
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Examples
@@ -25,7 +26,7 @@ from masklet.training.data import read_split
 from masklet.training.data.drawing import Drawn, look_at
 from masklet.training.data.scenes import Scene
 from masklet.training.features import FeatureCache
-from masklet.training.loop import StepReport, Trainer, first_model, make_accelerator
+from masklet.training.loop import StepReport, Trainer, make_accelerator
 from masklet.training.parts import TRAINED
 from masklet.training.sources import read_sources
 from masklet.training.validation import Scores, Shown, Validation
@@ -87,16 +88,18 @@ class Run:
         self._check_trackers(config)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state = self.folder / "state.pt"
-        if self.state.exists():
+        self.goes_on = self.state.exists()
+        if self.goes_on:
             self._check_same(config)
         self.accelerator = make_accelerator(device, config.trackers, self.folder)
         self.examples, scenes = open_data(config)
-        self.trainer = Trainer(config, self.accelerator, self._cache(config))
+        self.trainer = Trainer(config, self.accelerator, _cache_for(config))
         self.given, self.config = config, self.trainer.config
         self.validation = Validation(scenes, self.config) if scenes else None
         self.start: Scores | None = None
         self.best: Scores | None = None
         self.last: Scores | None = None
+        self.accelerator.wait_for_everyone()  # or a slow process would take a fast one's state for an earlier run's
 
     def _check_trackers(self, config: TrainingConfig) -> None:
         for name in config.trackers:
@@ -111,19 +114,6 @@ class Run:
                 f"{self.folder} holds a run with other {', '.join(other)}: choose another folder for a new run, or "
                 f"take its {self.folder / 'config.yaml'} to go on"
             )
-
-    def _cache(self, config: TrainingConfig) -> FeatureCache | None:
-        if config.cache is None:
-            return None
-        names = [name for stage in config.stages for name in TRAINED[stage.train]]
-        adapted = [] if config.lora is None else [t for t in config.lora.targets if t.startswith(("*", "vision"))]
-        if "image_encoder" in names or adapted:
-            raise ConfigError(
-                "cache keeps what a frozen image encoder makes, but here it learns: leave cache out, or train decoder, "
-                "frozen_encoder, memory, or lora with targets beside vision_encoder"
-            )
-        model = first_model(config).to(self.accelerator.device)
-        return FeatureCache(Path(config.cache), model, max_bytes=config.cache_gb * GIGABYTE)
 
     def reports(self) -> Iterator[Scores | StepReport]:
         """Train, and yield what each step and each measurement says, the score before training first.
@@ -151,7 +141,7 @@ class Run:
         return Summary(self.trainer.step, self.folder, self.start, self.best, self.last)
 
     def _begin(self) -> Iterator[Scores]:
-        if self.state.exists():
+        if self.goes_on:
             notes = self.trainer.load(self.state)
             self.start, self.best, self.last = (_scores_from(notes[name]) for name in ("start", "best", "last"))
             self._forget_lines_after(self.trainer.step)
@@ -161,9 +151,9 @@ class Run:
             if step % 100 == 0:
                 _log.info("geometry: step %d, IoU %.3f", step, iou)
         if self.accelerator.is_main_process:
-            with replacing(self.folder / "config.yaml") as unfinished:
+            with self._writing(), replacing(self.folder / "config.yaml") as unfinished:
                 unfinished.write_text(yaml.safe_dump(_as_yaml(self.given), sort_keys=False), encoding="utf-8")
-            (self.folder / "log.jsonl").write_text("")
+                (self.folder / "log.jsonl").write_text("")
         if self.validation is not None:
             yield from self._measure()
             if self.start is None:
@@ -191,22 +181,24 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         notes = {name: scores and asdict(scores) for name, scores in vars(self.summary()).items() if name in NOTED}
-        self.trainer.save(self.state, notes)
+        with self._writing():
+            self.trainer.save(self.state, notes)
         self._write_model("last", self.trainer.averaged_model())
 
     def _write_model(self, name: str, model: Sam2Model) -> None:
         if self.accelerator.is_main_process:
-            model.save_pretrained(self.folder / name, dtype=torch.float16 if self.config.store_float16 else None)
+            with self._writing():
+                model.save_pretrained(self.folder / name, dtype=torch.float16 if self.config.store_float16 else None)
 
     def _write_samples(self, shown: list[Shown]) -> None:
         for number, example in enumerate(shown):
             path = self.folder / "samples" / f"{self.trainer.step:06}-{number}.jpg"
-            with replacing(path) as unfinished:
+            with self._writing(), replacing(path) as unfinished:
                 example.paint().save(unfinished, quality=90)
 
     def _log(self, line: Mapping[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            with self._writing(), (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
         if self.config.trackers:
             flat = {key: value for key, value in _flat(line).items() if key != "step"}
@@ -217,7 +209,7 @@ class Run:
         log = self.folder / "log.jsonl"
         if self.accelerator.is_main_process and log.exists():
             lines = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            with replacing(log) as unfinished:
+            with self._writing(), replacing(log) as unfinished:
                 unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     @contextmanager
@@ -230,20 +222,21 @@ class Run:
             raise TrainingError(
                 f"{error}. The run is kept after step {self.trainer.step}: mend the data, and start it again to go on"
             ) from error
-        except CheckpointError as error:
-            raise TrainingError(f"{error}. Make room, and start the run again to go on from there") from error
+        except KeyboardInterrupt:
+            if self.trainer.is_whole:
+                self._save()
+            raise
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A disk that is full, or gone, ends the run; the system's error says which."""
+        try:
+            yield
         except OSError as error:
             raise TrainingError(
-                f"cannot write to {self.folder}: {error}. What was saved there before is unchanged; make room, and "
-                "start the run again to go on from there"
+                f"cannot write to {self.folder}: {error}. The last save is unchanged; make room, and start the run "
+                "again to go on from there"
             ) from error
-        except TrainingError as error:
-            raise TrainingError(
-                f"{error}. {self.folder} holds the state and the models of the last save, and the best model"
-            ) from error
-        except KeyboardInterrupt:
-            self._save()
-            raise
 
 
 NOTED = ("start", "best", "last")
@@ -263,6 +256,20 @@ def open_data(config: TrainingConfig) -> tuple[Examples, list[Scene]]:
     learned, measured = read_split(data)
     look_at([*learned, *measured])
     return Drawn(learned, config, flip=data.flip), measured
+
+
+def _cache_for(config: TrainingConfig) -> Callable[[Sam2Model], FeatureCache] | None:
+    """What makes the feature cache of a model, if there is to be one."""
+    if config.cache is None:
+        return None
+    names = [name for stage in config.stages for name in TRAINED[stage.train]]
+    adapted = [] if config.lora is None else [t for t in config.lora.targets if t.startswith(("*", "vision"))]
+    if "image_encoder" in names or adapted:
+        raise ConfigError(
+            "cache keeps what a frozen image encoder makes, but here it learns: leave cache out, or train decoder, "
+            "frozen_encoder, memory, or lora with targets beside vision_encoder"
+        )
+    return partial(FeatureCache, Path(config.cache), max_bytes=config.cache_gb * GIGABYTE)
 
 
 def train(
