@@ -223,7 +223,7 @@ class Trainer:
         who = f"{guilty[0]} alone gives such a loss" if guilty else f"its pictures are {', '.join(names)}"
         advice = "look at it" if guilty else "if they look well, lower learning_rate or raise warmup_steps"
         return (
-            f"step {self.step + 1} has a loss or gradient that is not a number: {who}; {advice}. The step was not taken; "
+            f"step {self.step + 1} has a loss or gradient that is not a number: {who}; {advice}. It was not taken; "
             "what was saved before it is unchanged"
         )
 
