@@ -7,8 +7,10 @@ with those from the first mask, and with the first mask kept still. Needs OpenCV
 
 - GrabCut (Rother et al., SIGGRAPH 2004) has ``--iterations`` rounds. Where the box leaves no background to learn from
   there is nothing that it could do, and the box itself is taken.
-- DIS (Kroeger et al., arXiv 1603.03590), preset medium, finds from each frame the way to the one before it. The ways
-  are joined, and the first mask is read once where they lead, so that it is not blurred from frame to frame.
+- DIS (Kroeger et al., arXiv 1603.03590), preset medium, finds from each frame the way to the one before it. The mask
+  goes along it from frame to frame with its soft border, and is cut at one half where it is scored. That scored best of
+  the three ways tried on seven DAVIS films: cutting it in every frame lost 0.005 of J&F, and joining the ways to read
+  the first mask once lost 0.016.
 """
 
 from __future__ import annotations
@@ -94,19 +96,13 @@ def ways_back(film: AnnotatedFilm) -> list[NDArray[np.float32]]:
 def flow_scores(film: AnnotatedFilm) -> Iterator[FlowScore]:
     ways = ways_back(film)
     for number, one in first_seen(film, ways[0].shape[:2]).items():
-        whence, scores = None, []
+        mask, scores = one.first_mask.astype(np.float32), []
         for frame in range(one.first_frame + 1, len(film.pictures) - 1):
-            way = ways[frame - 1]
-            whence = way if whence is None else remap(whence, way)
-            mask, truth = remap(one.first_mask.astype(np.float32), whence) > 0.5, film.labels(frame) == number
-            scores.append((region_j(mask, truth), boundary_f(mask, truth)))
+            mask = cv2.remap(mask, ways[frame - 1], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            carried, truth = mask > 0.5, film.labels(frame) == number
+            scores.append((region_j(carried, truth), boundary_f(carried, truth)))
         j, f = np.mean(scores, axis=0).tolist()
         yield FlowScore(film.name, number, (j + f) / 2, j, f)
-
-
-def remap(values: NDArray[np.float32], way: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of each pixel the value where it was; beyond the picture it goes on as at its border."""
-    return cv2.remap(values, way, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def joined(ours: Iterable[Any], theirs: Iterable[Any]) -> dict[str, Any]:
