@@ -42,7 +42,7 @@ def find_objects(
     Args:
         segmenter: What is measured.
         examples: Pictures and their objects.
-        extremes: Shown every object's best mask.
+        extremes: Shown every object's best mask; none where nothing that was found touches it.
         options: For ``Segmenter.everything``.
     """
     for example in examples:
@@ -56,7 +56,7 @@ def find_objects(
             best = float(column.max(initial=0))
             yield FoundScore(example.name, number, len(found), best, float(best >= 0.5), float(best >= 0.75))
             if extremes is not None:
-                mask = found[column.argmax()] if len(found) else np.zeros_like(truth)
+                mask = found[column.argmax()] if best > 0 else np.zeros_like(truth)
                 extremes.add(f"{example.name} {number}", best, example.picture, truth, mask)
 
 
