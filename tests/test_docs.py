@@ -36,6 +36,14 @@ def folder(tmp_path, monkeypatch):
     with FilmWriter(tmp_path / "cups.mp4") as film:
         for shift in range(6):
             film.write(np.roll(picture, 2 * shift, axis=1))
+    inside = np.zeros((120, 180), np.uint8)
+    inside[30:95, 10:172] = 1
+    pairs = [("mine/images/truck.png", "mine/masks/truck.png")]
+    pairs += [(f"films/JPEGImages/drive/{i}.png", f"films/Annotations/drive/{i}.png") for i in range(3)]
+    for pair in pairs:
+        for place, pixels in zip(pair, (picture, inside), strict=True):
+            (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / place)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

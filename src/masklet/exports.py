@@ -66,6 +66,18 @@ def read_index_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarr
     Raises:
         PictureError: Not a picture, or one in colours.
     """
+    pixels = read_index_map(path)
+    values = np.unique(pixels)
+    values = values[values > 0]
+    return pixels == values[:, None, None], values.astype(int)
+
+
+def read_index_map(path: str | os.PathLike[str]) -> np.ndarray:
+    """The values of a PNG that numbers masks, (height, width) of whole numbers; 1 for white in black and white.
+
+    Raises:
+        PictureError: Not a picture, or one in colours.
+    """
     with explained(str(path)), Image.open(path) as image:
         pixels = np.asarray(image)
         if image.mode == "P":
@@ -80,10 +92,8 @@ def read_index_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarr
             pixels = pixels[..., 0]
         else:
             white = {"1": 1, "L": 255}.get(image.mode)  # 16 bits may well number 65535 objects
-    values = np.unique(pixels)
-    values = values[values > 0]
-    masks = pixels == values[:, None, None]
-    return masks, np.ones(1, int) if values.tolist() == [white] else values.astype(int)
+    is_black_and_white = white is not None and np.isin(pixels, (0, white)).all()
+    return (pixels > 0).astype(np.uint8) if is_black_and_white else pixels
 
 
 # COCO

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from masklet.cli import everything, image, models, video
+from masklet.cli import evaluation, everything, image, models, video
 from masklet.errors import MaskletError
 from masklet.version import __version__
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("image")(image.segment)
 app.command("everything")(everything.find_everything)
 app.command("video")(video.track)
+app.command("eval")(evaluation.evaluate)
 app.command("models")(models.list_models)
 
 

@@ -8,8 +8,6 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.cli.image import check_outputs
+from masklet.cli.outputs import naming
 from masklet.cli.tables import show_progress, show_table
 from masklet.errors import MaskletError, PictureError
 from masklet.files import replacing
@@ -191,10 +190,10 @@ def find_and_write(sam: Segmenter, job: Job, options: dict[str, Any]) -> int:
     masks = sam.everything(job.photo, **options)
     write_json(job.instances, masks.to_coco())
     if job.overlay is not None:
-        with _naming(job.overlay), replacing(job.overlay) as unfinished:
+        with naming(job.overlay), replacing(job.overlay) as unfinished:
             masks.overlay().save(unfinished)
     if job.masks is not None:
-        with _naming(job.masks):
+        with naming(job.masks):
             write_folder(job.masks, masks)
     return len(masks)
 
@@ -202,7 +201,7 @@ def find_and_write(sam: Segmenter, job: Job, options: dict[str, Any]) -> int:
 def write_json(path: Path | None, instances: list[dict[str, Any]]) -> None:
     """Write COCO instances, if they were asked for."""
     if path is not None:
-        with _naming(path), replacing(path) as unfinished:
+        with naming(path), replacing(path) as unfinished:
             unfinished.write_text(json.dumps(instances), encoding="utf-8")
 
 
@@ -218,11 +217,3 @@ def write_folder(folder: Path, masks: Masks) -> None:
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MaskletError(f"cannot write {path}: {error.strerror or error}") from error

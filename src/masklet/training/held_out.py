@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from masklet.evaluation.folder import Example
-from masklet.evaluation.measure import measure, summarise
+from masklet.evaluation.measure import measure
+from masklet.evaluation.scores import summarise
 from masklet.segmenter import load
 from masklet.training.sources import Sources, read_sources
 from masklet.training.synthetic import compose
@@ -51,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sources = read_sources(arguments.data, held_out=True)
     examples = held_out_examples(sources, arguments.count, real_share=arguments.real_share)
-    print(json.dumps(summarise(measure(load(arguments.model), examples))))
+    print(json.dumps(summarise(list(measure(load(arguments.model), examples)))))
 
 
 if __name__ == "__main__":
