@@ -15,6 +15,9 @@ from masklet.training.prompts import MASK_STRIDE
 from masklet.training.sources import Sources
 from masklet.training.synthetic import Pixels, compose
 
+PART_SHARE = 0.25
+"""Objects that are asked for in pictures whose objects have parts, and are such a part."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -57,10 +60,13 @@ def _picture_with_objects(
 ) -> tuple[Pixels, NDArray[np.bool_]]:
     rng = np.random.default_rng((seed, step, index))
     while True:
-        picture, labels = compose(sources, side_px, rng)
-        masks = shrink_labels(labels)
+        made = compose(sources, side_px, rng)
+        masks, parts = shrink_labels(made.labels), shrink_labels(made.parts)
         if len(masks):
-            return picture, masks[_drawn(len(masks), objects, rng)]
+            chosen = masks[_drawn(len(masks), objects, rng)]
+            is_part = rng.random(objects) < (PART_SHARE if len(parts) else 0)
+            chosen[is_part] = parts[rng.integers(0, max(1, len(parts)), is_part.sum())]
+            return made.picture, chosen
 
 
 def _clip_with_objects(

@@ -36,10 +36,10 @@ def held_out_examples(
     """
     for index in range(count):
         rng = np.random.default_rng((SEED, index))
-        picture, labels = compose(sources, side_px, rng, real_share=real_share)
+        made = compose(sources, side_px, rng, real_share=real_share)
         kept = np.zeros(256, np.uint8)
-        kept[1 + rng.permutation(labels.max())[:MAX_OBJECTS]] = 1
-        yield Example(f"composition {index}", picture, labels * kept[labels])
+        kept[1 + rng.permutation(made.labels.max())[:MAX_OBJECTS]] = 1
+        yield Example(f"composition {index}", made.picture, made.labels * kept[made.labels])
 
 
 def main() -> None:
