@@ -404,6 +404,14 @@ def test_a_patch_of_a_gigapixel_becomes_run_lengths_and_returns():
     np.testing.assert_array_equal(patch.inside, inside)
 
 
+def test_many_packed_masks_have_boxes_areas_and_overlaps():
+    masks = np.random.default_rng(0).random((300, 5, 4)) > 0.6
+    packed = PackedMasks(encode_rle(masks), (5, 4))
+    np.testing.assert_array_equal(mask_boxes(packed), mask_boxes(masks))
+    np.testing.assert_array_equal(mask_areas(packed), mask_areas(masks))
+    assert (np.diag(mask_ious(packed, packed)) == 1).all()
+
+
 @given(bool_masks(min_masks=1, max_masks=5))
 @some
 def test_masks_join_as_run_lengths(masks):

@@ -203,11 +203,19 @@ def make_crops(size_hw: SizeHW, options: Options) -> list[Crop]:
 
 @torch.inference_mode()
 def find(
-    model: Sam2Model, image_processor: Sam2ImageProcessor, picture: np.ndarray, crops: list[Crop], options: Options
+    model: Sam2Model,
+    image_processor: Sam2ImageProcessor,
+    picture: np.ndarray,
+    crops: list[Crop],
+    options: Options,
+    embeddings: list[Tensor] | None = None,
 ) -> Candidates:
-    """What stays of all crops, from high to low scores."""
+    """What stays of all crops, from high to low scores; ``embeddings`` are the whole picture's, if it is encoded."""
     found = Candidates.joined(
-        [find_in_crop(model, image_processor, picture, crops, index, options) for index in range(len(crops))]
+        [
+            find_in_crop(model, image_processor, picture, crops, index, options, None if index else embeddings)
+            for index in range(len(crops))
+        ]
     )
     if len(crops) > 1:
         areas = np.array([math.prod(crop.size_hw) for crop in crops])
@@ -222,12 +230,14 @@ def find_in_crop(
     crops: list[Crop],
     index: int,
     options: Options,
+    embeddings: list[Tensor] | None,
 ) -> Candidates:
     """The sure, stable, uncut and distinct masks of one crop."""
     crop = crops[index]
-    pixels = np.ascontiguousarray(picture[crop.y0 : crop.y1, crop.x0 : crop.x1])
-    embeddings = model.get_image_embeddings(image_processor.pixel_values(pixels).to(model.device))
-    grid_xy = make_grid(options.points_in(crop.layer)) * torch.tensor([pixels.shape[1], pixels.shape[0]])
+    if embeddings is None:
+        pixels = np.ascontiguousarray(picture[crop.y0 : crop.y1, crop.x0 : crop.x1])
+        embeddings = model.get_image_embeddings(image_processor.pixel_values(pixels).to(model.device))
+    grid_xy = make_grid(options.points_in(crop.layer)) * torch.tensor(crop.size_hw[::-1])
     points = to_model_pixels(grid_xy, size_hw=crop.size_hw, input_hw=image_processor.input_hw).to(model.device)
     parts = []
     for some in points.split(POINTS_AT_ONCE):
