@@ -2,8 +2,8 @@
 
     python benchmarks/results.py [--masks 10000] [--size 3840 2160] [--json results.json]
 
-As arrays of bool they would be 83 GB. They come as run lengths, as ``everything(output="rle")`` or a COCO file has them,
-and are read with ``Masks.from_coco(…, packed=True)``. Masks are ellipses with holes, from 8 to 400 pixels wide.
+As arrays of bool they would be 83 GB. They come as run lengths, as ``everything(output="rle")`` and COCO files have
+them, and are read with ``Masks.from_coco(…, packed=True)``. Masks are ellipses with holes, from 8 to 400 pixels wide.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def ellipses(count: int, size_hw: tuple[int, int]) -> list[dict[str, Any]]:
         h, w = inside.shape
         rle = encode_patch(Patch((slice(y0, y0 + h), slice(x0, x0 + w)), inside), size_hw)
         area, score = int(inside.sum()), float(rng.random())
-        instances.append(coco_instance(number + 1, rle, (x0, y0, x0 + w, y0 + h), area=area, score=score, object_id=number))
+        instances.append(
+            coco_instance(number + 1, rle, (x0, y0, x0 + w, y0 + h), area=area, score=score, object_id=number)
+        )
     return instances
 
 

@@ -279,9 +279,14 @@ class Masks:
         objects = np.array([annotation.get("object_id", index) for index, annotation in enumerate(annotations)], int)
         scores = np.array([annotation.get("score", 1.0) for annotation in annotations], np.float32)
         if packed:
-            stack: Any = PackedMasks(runs, size_hw)
-            return cls(stack, np.zeros((len(runs), 0, 0), np.float32), scores, objects)
+            return cls.of_runs(runs, size_hw, scores, objects)
         return cls._given(decode_rle(runs) if runs else np.zeros((0, *size_hw), bool), objects, scores)
+
+    @classmethod
+    def of_runs(cls, runs: Sequence[Rle], size_hw: SizeHW, scores: np.ndarray, objects: np.ndarray) -> "Masks":
+        """Packed masks, from run lengths of the size of the picture; see ``from_coco``."""
+        stack: Any = PackedMasks(runs, size_hw)
+        return cls(stack, np.zeros((len(runs), 0, 0), np.float32), scores, objects)
 
     @classmethod
     def _given(cls, masks: np.ndarray, objects: np.ndarray, scores: np.ndarray) -> "Masks":
