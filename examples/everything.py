@@ -1,6 +1,8 @@
 """Find everything in a photo, and in a film while following it: the picture docs/everything.png, made anew.
 
     python examples/everything.py [--out docs/everything.png] [--points 12] [--frames 10]
+
+Clicks and frames are few, so that it takes a moment.
 """
 
 import argparse

@@ -330,7 +330,7 @@ class Session:
                     name = next(name for name in new_names if name not in tracks.objects)
                     with suppress(PromptError):  # too small for the network to see
                         seen[name] = tracks.prompt(name, index, features_of, tracks.read(mask=mask))
-                        tracks.objects[name].passed[index] = 1
+                        tracks.objects[name].passed[index] = 1  # tracking is here, and ``advance`` has been
             self._times[index] = frame.time
             self._ahead = [range(index + 1, count)]
             result = tracks.result(index, frame.time, seen, frame.picture)
