@@ -38,9 +38,10 @@ def write(tmp_path):
         {},
         {"tile": (16, 16), "compression": "zlib"},
         {"rowsperstrip": 7},
+        {"compression": "zlib", "rowsperstrip": 60},
         {"bigtiff": True},
     ],
-    ids=["plain", "tiles", "strips", "big"],
+    ids=["plain", "tiles", "strips", "one piece", "big"],
 )
 def test_a_window_of_a_tiff_is_a_part_of_the_picture(write, rgb, how):
     opened = open_windows(write(rgb, photometric="rgb", **how))
@@ -56,15 +57,19 @@ def test_channels_may_come_first_and_infrared_last(write, rgb):
     np.testing.assert_array_equal(open_windows(infrared)[PLACE], rgb[PLACE])
 
 
-@pytest.mark.parametrize("kind", ["grey", "16 bits", "transparent", "float"])
+@pytest.mark.parametrize("kind", ["grey", "16 bits", "big endian", "transparent", "float"])
 def test_pixels_are_those_of_read_picture(write, rgb, kind):
     pixels = {
         "grey": rgb[..., 0],
         "16 bits": rgb[..., 0].astype(np.uint16) * 250,
+        "big endian": rgb[..., 0].astype(">u2") * 250,
         "transparent": np.dstack([rgb, rgb[..., 0]]),
         "float": (rgb[..., 0] / 255).astype(np.float32),
     }[kind]
-    how = {"photometric": "rgb", "extrasamples": ["unassalpha"]} if kind == "transparent" else {}
+    how = {
+        "transparent": {"photometric": "rgb", "extrasamples": ["unassalpha"]},
+        "big endian": {"byteorder": ">"},
+    }.get(kind, {})
     np.testing.assert_array_equal(open_windows(write(pixels, **how))[PLACE], read_picture(pixels)[PLACE])
 
 
@@ -75,6 +80,16 @@ def test_nothing_else_is_read(write, rgb, monkeypatch):
     monkeypatch.setattr(windows, "to_rgb8", lambda pixels: shapes.append(pixels.shape))
     open_windows(path)[PLACE]
     assert shapes == [(1, 1, 3), (10, 20, 3)]
+
+
+def test_a_tiff_that_lies_as_it_is_is_mapped_and_one_of_one_piece_unpacked_once(write, rgb, monkeypatch):
+    mapped, memmap = [], np.memmap
+    monkeypatch.setattr(np, "memmap", lambda *a, **kw: mapped.append(1) or memmap(*a, **kw))
+    open_windows(write(rgb, photometric="rgb"))[PLACE]
+    assert len(mapped) == 2
+    opened = open_windows(write(rgb, photometric="rgb", compression="zlib", rowsperstrip=60))
+    monkeypatch.setattr("zlib.decompress", lambda *_: pytest.fail("it was unpacked again"))
+    opened[PLACE]
 
 
 def test_a_tiff_that_pillow_has_to_turn_or_colour_is_read_by_it(write, rgb, tmp_path):

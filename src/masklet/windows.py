@@ -37,8 +37,9 @@ def open_windows(source: PictureSource) -> Windows:
     """A picture to read parts of.
 
     Args:
-        source: The path of a TIFF, read in parts where tifffile and zarr are installed; an array (height, width[,
-            channels]), also a memory map; or anything else that ``read_picture`` takes, which is decoded whole.
+        source: The path of a TIFF, read in parts where tifffile and zarr are installed, unless it is compressed in one
+            piece; an array (height, width[, channels]), also a memory map; or anything else that ``read_picture``
+            takes, which is decoded whole.
 
     Raises:
         PictureError: It is no picture, or one of several planes.
@@ -75,7 +76,6 @@ def open_tiff(path: Path) -> Windows | None:
 def windows_of(tiff: Any, path: Path) -> Windows | None:
     """The first picture of a ``TiffFile``; None for palettes, white as 0, and what does not stand upright."""
     import tifffile
-    import zarr
 
     series = tiff.series[0]
     page, axes = series.keyframe, series.axes
@@ -88,17 +88,33 @@ def windows_of(tiff: Any, path: Path) -> Windows | None:
             f"{path} has the axes {axes} of {series.shape}: expected one picture, rows and columns with channels "
             "before or after. Save the plane that is meant as a TIFF of its own"
         )
-    pixels: Any = zarr.open_array(series.aszarr(level=0), mode="r")
     channels_first = axes in ("SYX", "CYX")
-    height, width = pixels.shape[1:] if channels_first else pixels.shape[:2]
+    height, width = series.shape[1:] if channels_first else series.shape[:2]
     has_alpha = page.samplesperpixel == 4 and page.extrasamples and page.extrasamples[0] in (1, 2)
     # Channels beyond colour and alpha, as infrared, are left out.
-    shown = slice(0, 4 if has_alpha else 3 if pixels.size // (height * width) >= 3 else 1)
+    shown = slice(0, 4 if has_alpha else 3 if series.size // (height * width) >= 3 else 1)
+    open_pixels = pixels_of(tiff, path)
 
     def part(rows: slice, columns: slice) -> np.ndarray:
         with explained(str(path)):
+            pixels = open_pixels()
             if channels_first:
                 return np.moveaxis(np.asarray(pixels[shown, rows, columns]), 0, -1)
             return np.asarray(pixels[rows, columns] if pixels.ndim == 2 else pixels[rows, columns, shown])
 
     return Windows((height, width), part)
+
+
+def pixels_of(tiff: Any, path: Path) -> Callable[[], Any]:
+    """Opens the pixels of a ``TiffFile``'s first picture, as an array of which parts are read."""
+    import zarr
+
+    series = tiff.series[0]
+    if series.dataoffset is not None and series.keyframe.is_memmappable:
+        # Not through zarr, to which it is one piece, and anew each time, or what was read would stay resident.
+        dtype = series.dtype.newbyteorder(tiff.byteorder)
+        return lambda: np.memmap(path, dtype, "r", offset=series.dataoffset, shape=series.shape)
+    pixels: Any = zarr.open_array(series.aszarr(level=0), mode="r")
+    if pixels.chunks == pixels.shape:  # compressed in one piece: once for all parts
+        pixels = pixels[:]
+    return lambda: pixels
