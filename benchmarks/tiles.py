@@ -2,9 +2,9 @@
 
     python benchmarks/tiles.py [--side 20000] [--tile 1024 --overlap 128] [--points 4] [--resolution 256] [--json FILE]
 
-Needs ``masklet[tiff]``. The picture is a TIFF of ellipses in colours on noise, written into a memory map by a process of
-its own. Most of the memory is the network's and that of one tile's masks; to see that it does not grow with the picture,
-compare ``--side 5000`` with ``--side 20000``.
+Needs ``masklet[tiff]``. The picture is a TIFF of ellipses in colours on noise, written into a memory map by a process
+of its own. Most of the memory is the network's and that of one tile's masks; to see that it does not grow with the
+picture, compare ``--side 5000`` with ``--side 20000``.
 """
 
 from __future__ import annotations
