@@ -33,6 +33,7 @@ def folder(tmp_path, monkeypatch):
     shutil.copy(ROOT / "examples/photos/truck.jpg", tmp_path)
     with Image.open(tmp_path / "truck.jpg") as truck:
         picture = np.array(truck.resize((180, 120)))
+        truck.resize((450, 300)).save(tmp_path / "field.tif")
     with FilmWriter(tmp_path / "cups.mp4") as film:
         for shift in range(6):
             film.write(np.roll(picture, 2 * shift, axis=1))
