@@ -12,6 +12,7 @@ from masklet import cli
 from masklet.cli.tables import show_progress
 from masklet.masks import decode_rle
 from masklet.results import Masks
+from masklet.video.frames import FilmWriter, open_film
 
 FEW = ["--points-per-side", "3", "--iou-threshold", "0", "--stability-threshold", "0"]
 
@@ -106,6 +107,50 @@ def test_photos_of_one_stem_get_files_of_their_own(run, photos, picture, tmp_pat
     assert files_in(tmp_path / "coco") == ["A.jpg.json", "a.png.json", "b é.json"]
 
 
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_instances_may_be_a_line_each(run, photos, tmp_path):
+    run(photos / "a.png", "--json", tmp_path / "list.json")
+    run(photos / "a.png", "--json", tmp_path / "lines.jsonl")
+    assert lines_of(tmp_path / "lines.jsonl") == json.loads((tmp_path / "list.json").read_text())
+
+
+def test_a_large_picture_is_looked_at_in_tiles(run, sam, photos, tmp_path):
+    result = run(photos / "b é.jpg", "--tile", "48", "--overlap", "16", "--json", tmp_path / "b é.jsonl")
+    assert result.exit_code == 0, result.output
+    options = {"points_per_side": 3, "iou_threshold": 0, "stability_threshold": 0}
+    expected = list(sam.everything(photos / "b é.jpg", tile=48, overlap=16, **options))
+    assert lines_of(tmp_path / "b é.jsonl") == expected
+    assert rows_of(result)[1][:2] == ["b é.jpg", str(len(expected))]
+
+
+@pytest.fixture
+def film(photos):
+    (photos / "broken.jpg").unlink()
+    with FilmWriter(photos / "film é.mp4") as out:
+        for _ in range(5):
+            out.write(photos / "a.png")
+    return photos / "film é.mp4"
+
+
+def test_a_film_is_looked_at_and_followed(run, film, tmp_path):
+    out, lines, masks = tmp_path / "look.mp4", tmp_path / "lines.jsonl", tmp_path / "masks"
+    result = run(film, "--every", "3", "--out", out, "--json", lines, "--masks", masks)
+    assert result.exit_code == 0, result.output
+    assert rows_of(result)[0] == ["object", "frames seen", "mean score"]
+    assert [line["frame"] for line in lines_of(lines)] == [0, 1, 2, 3, 4]
+    assert [entry["object"] for entry in lines_of(lines)[0]["objects"]][:1] == [1]
+    assert (open_film(out).count, open_film(out).fps) == (5, open_film(film).fps)
+    assert files_in(masks) == [f"{number:05}.png" for number in range(5)]
+
+
+def test_a_folder_of_frames_is_a_film_if_frames_are_counted(run, photos, film, tmp_path):
+    assert run(photos, "--every", "9", "--jsonl", tmp_path / "lines.jsonl").exit_code == 0
+    assert [line["frame"] for line in lines_of(tmp_path / "lines.jsonl")] == [0, 1]
+
+
 def test_that_nothing_was_found_is_said(tiny_folder, photos):
     arguments = ["everything", str(photos / "a.png"), "--model", str(tiny_folder), "--iou-threshold", "1"]
     result = CliRunner().invoke(cli.app, [*arguments, "--points-per-side", "2"])
@@ -156,6 +201,24 @@ def test_a_folder_of_somebody_elses_files_is_not_replaced(refusal_of, photos, tm
     assert refusal_of(photos, "--masks", tmp_path / "masks") == (
         f"{tmp_path / 'masks/a'} holds holiday.png: expected a folder of masks, or none, since it is replaced"
     )
+
+
+def test_lines_are_asked_for_where_there_are_lines(refusal_of, photos, tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    assert refusal_of("film.mp4", "--json", "a.json") == (
+        "--json a.json: expected a name that ends in .jsonl, since a film has a line for each frame"
+    )
+    assert refusal_of("film.mp4", "--tile", 64) == (
+        "--tile is for a large picture, and this is a film: expected one of them"
+    )
+    assert refusal_of(photos / "a.png", "--tile", 64, "--json", "a.json") == (
+        "--json a.json: expected a name that ends in .jsonl, since masks are written as they are found"
+    )
+    expected = "--tile is for one large picture: expected --json FILE.jsonl, and no other output"
+    assert refusal_of(photos / "a.png", "--tile", 64) == expected
+    assert refusal_of(photos, "--tile", 64, "--json", lines) == expected
+    assert refusal_of(photos / "a.png", "--tile", 64, "--json", lines, "--out", tmp_path / "a.png") == expected
+    assert not lines.exists()
 
 
 def test_bad_options_and_photos_are_refused(refusal_of, photos, tmp_path):

@@ -1,6 +1,7 @@
 """The examples run as they are."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,16 @@ def test_the_demo_prints_its_tables_and_writes_its_pictures_and_its_film(tmp_pat
     bluer = painted[0].picture[..., 2].astype(int) - shown[0].picture[..., 2]
     assert bluer[130:170, 340:420].mean() > 30  # the dog
     assert abs(bluer[200:, :240].mean()) < 3  # the ground before it
+
+
+@pytest.mark.slow
+def test_the_picture_of_everything_is_made_by_its_example(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "docs" / "everything.png"
+    monkeypatch.setattr(sys, "argv", ["everything.py", "--out", str(out), "--points", "3", "--frames", "2"])
+    runpy.run_path(str(EXAMPLES / "everything.py"), run_name="__main__")
+    with Image.open(out) as made, Image.open(EXAMPLES.parent / "docs" / "everything.png") as shown:
+        assert made.size == shown.size == (1311, 400)
+    assert "of the film" in capsys.readouterr().out
 
 
 def test_the_demo_film_is_small_and_named_with_its_licence():

@@ -1,6 +1,5 @@
 """Every snippet and command of the README and of docs/ is run, in a folder with the demo's photo."""
 
-import itertools
 import json
 import re
 import shlex
@@ -48,27 +47,24 @@ def shrunk(stages):
     return json.dumps([stage | few | {"frames": min(stage.get("frames", 1), 2)} for stage in yaml.safe_load(stages)])
 
 
-def save(array, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     shutil.copy(ROOT / "examples/photos/truck.jpg", tmp_path)
     with Image.open(tmp_path / "truck.jpg") as truck:
         picture = np.array(truck.resize((180, 120)))
+        truck.resize((450, 300)).save(tmp_path / "field.tif")
     with FilmWriter(tmp_path / "cups.mp4") as film:
         for shift in range(6):
             film.write(np.roll(picture, 2 * shift, axis=1))
     labels = np.zeros((120, 180), np.uint8)
-    labels[30:90, 10:170] = 1
-    for index in range(3):
-        save(picture, tmp_path / f"photos/images/{index}.png")
-        save(labels, tmp_path / f"photos/masks/{index}.png")
-    for film, frame in itertools.product("ab", range(3)):
-        save(picture, tmp_path / f"films/JPEGImages/{film}/{frame}.png")
-        save(labels, tmp_path / f"films/Annotations/{film}/{frame}.png")
+    labels[30:95, 10:172] = 1
+    pairs = [("mine/images/truck.png", "mine/masks/truck.png")]
+    pairs += [(f"photos/images/{i}.png", f"photos/masks/{i}.png") for i in range(3)]
+    pairs += [(f"films/JPEGImages/{f}/{i}.png", f"films/Annotations/{f}/{i}.png") for f in "ab" for i in range(3)]
+    for pair in pairs:
+        for place, pixels in zip(pair, (picture, labels), strict=True):
+            (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / place)
     for name, settings in named_settings().items():
         (tmp_path / name).write_text(settings)
     monkeypatch.chdir(tmp_path)

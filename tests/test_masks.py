@@ -9,14 +9,22 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from masklet.masks import (
+    PackedMasks,
+    Patch,
     clean_masks,
     decode_rle,
+    encode_patch,
     encode_rle,
+    join_rle,
     mask_areas,
     mask_boxes,
     mask_ious,
     mask_polygons,
+    patch_polygons,
+    patches,
     stability_scores,
+    text_rle,
+    union,
     upscale_logits,
     without_overlap,
 )
@@ -336,12 +344,12 @@ def test_no_run_lengths_are_no_masks():
 
 def test_empty_runs_of_other_encoders_are_read():
     run = coco.frPyObjects({"size": [1, 6], "counts": [1, 0, 1, 2, 0, 1, 1]}, 1, 6)
-    np.testing.assert_array_equal(decode_rle([run]), [drawn("..###.")])
+    np.testing.assert_array_equal(decode_rle([text_rle(run)]), [drawn("..###.")])
 
 
 @pytest.mark.parametrize("counts", ["", "1", "3", "12", "41", "05", "0>"])
 def test_counts_that_do_not_add_up_are_refused(counts):
-    with pytest.raises(ValueError, match=r"Invalid RLE|end before their size of 2×2 pixels is filled"):
+    with pytest.raises(ValueError, match="do not fill their size of 2×2 pixels"):
         decode_rle([{"size": [2, 2], "counts": counts}])
     assert decode_rle([{"size": [2, 2], "counts": "4"}]).sum() == 0
 
@@ -350,6 +358,76 @@ def test_run_lengths_of_two_sizes_are_refused():
     runs = encode_rle(np.ones((1, 2, 3), bool)) + encode_rle(np.ones((1, 3, 2), bool))
     with pytest.raises(ValueError, match=r"run lengths of one size were expected, got \[\(2, 3\), \(3, 2\)\]"):
         decode_rle(runs)
+
+
+# Patches: masks as far as their boxes go
+
+
+@given(bool_masks(max_side=20))
+@some
+def test_packed_masks_are_read_as_the_array_they_stand_for(masks):
+    packed = PackedMasks(encode_rle(masks), masks.shape[1:])
+    assert (packed.shape, packed.ndim, packed.dtype, len(packed)) == (masks.shape, 3, bool, len(masks))
+    np.testing.assert_array_equal(np.asarray(packed), masks)
+    np.testing.assert_array_equal(np.asarray(packed[::-1]), masks[::-1])
+    for mask, expected in zip(packed, masks, strict=True):
+        np.testing.assert_array_equal(mask, expected)
+    np.testing.assert_array_equal(mask_boxes(packed), mask_boxes(masks))
+    np.testing.assert_array_equal(mask_areas(packed), mask_areas(masks))
+    np.testing.assert_array_equal(mask_ious(packed, masks), mask_ious(masks, masks))
+    np.testing.assert_array_equal(union(packed), masks.any(0))
+    assert encode_rle(packed) == encode_rle(masks)
+
+
+@given(bool_masks(min_masks=1, max_side=20), st.booleans())
+@some
+def test_patches_become_the_run_lengths_of_the_picture_that_coco_makes(masks, packed):
+    size_hw = masks.shape[1:]
+    stack = PackedMasks(encode_rle(masks), size_hw) if packed else masks
+    for patch, mask, rle in zip(patches(stack), masks, encode_rle(masks), strict=True):
+        np.testing.assert_array_equal(mask[patch.place], patch.inside)
+        assert patch.inside.sum() == mask.sum()
+        assert encode_patch(patch, size_hw) == rle
+        (x0, y0), (height, width) = patch.corner_xy, patch.inside.shape
+        assert [x0, y0, x0 + width, y0 + height] == mask_boxes(mask[None])[0].tolist()
+
+
+def test_a_patch_of_a_gigapixel_becomes_run_lengths_and_returns():
+    size_hw, inside = (30_000, 40_000), np.random.default_rng(0).random((50, 70)) > 0.4
+    inside[[0, -1]] = inside[:, [0, -1]] = True
+    place = np.s_[29_950:30_000, 39_930:40_000]
+    packed = PackedMasks([encode_patch(Patch(place, inside), size_hw)], size_hw)
+    assert mask_boxes(packed).tolist() == [[39_930, 29_950, 40_000, 30_000]]
+    assert mask_areas(packed).tolist() == [inside.sum()]
+    (patch,) = patches(packed)
+    assert patch.place == place
+    np.testing.assert_array_equal(patch.inside, inside)
+
+
+def test_many_packed_masks_have_boxes_areas_and_overlaps():
+    masks = np.random.default_rng(0).random((300, 5, 4)) > 0.6
+    packed = PackedMasks(encode_rle(masks), (5, 4))
+    np.testing.assert_array_equal(mask_boxes(packed), mask_boxes(masks))
+    np.testing.assert_array_equal(mask_areas(packed), mask_areas(masks))
+    assert (np.diag(mask_ious(packed, packed)) == 1).all()
+
+
+@given(bool_masks(min_masks=1, max_masks=5))
+@some
+def test_masks_join_as_run_lengths(masks):
+    assert join_rle(encode_rle(masks)) == encode_rle(masks.any(0)[None])[0]
+
+
+@given(bool_masks(min_masks=1, max_masks=2))
+@some
+def test_polygons_of_a_patch_are_those_of_its_picture(masks):
+    for patch, mask in zip(patches(masks), masks, strict=True):
+        for connectivity in (4, 8):
+            ours, theirs = patch_polygons(patch, connectivity), mask_polygons(mask, connectivity)
+            for polygon, expected in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(polygon.exterior, expected.exterior)
+                for hole, other in zip(polygon.holes, expected.holes, strict=True):
+                    np.testing.assert_array_equal(hole, other)
 
 
 # Polygons

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections import Counter
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -471,6 +471,44 @@ def test_masks_return_from_coco(masks):
         same(masks, Masks.from_coco(instances), "masks")
 
 
+@given(any_masks())
+@some
+def test_packed_masks_leave_by_every_way_as_the_others_do(tmp_path, masks):
+    height, width = masks.masks.shape[1:]
+    masks = replace(masks, picture=np.full((height, width, 3), 90, np.uint8))
+    packed = replace(Masks.from_coco(masks.to_coco(), size_hw=(height, width), packed=True), picture=masks.picture)
+    assert repr(packed) == repr(masks)
+    same(masks, packed, "masks", "scores", "objects", "boxes", "areas")
+    same(masks[::-1], packed[::-1], "masks", "scores", "objects")
+    same(masks.best, packed.best, "masks", "objects")
+    same(masks.clean(remove_islands=3), packed.clean(remove_islands=3), "masks")
+    for ids in (False, True):
+        np.testing.assert_array_equal(packed.overlay(ids=ids), masks.overlay(ids=ids))
+    for by_object in (False, True):
+        np.testing.assert_array_equal(packed.index_map(by_object=by_object), masks.index_map(by_object=by_object))
+    if masks.masks.any():
+        np.testing.assert_array_equal(packed.cutout(), masks.cutout())
+    assert packed.to_coco() == masks.to_coco()
+    assert packed.to_geojson() == masks.to_geojson()
+    assert packed.to_labelme("a.jpg") == masks.to_labelme("a.jpg")
+    assert packed.to_yolo() == masks.to_yolo()
+    assert list(map(len, packed.to_polygons())) == list(map(len, masks.to_polygons()))
+    for one in (masks, packed):
+        one.save(tmp_path / f"{type(one.masks).__name__}.svg")
+    assert (tmp_path / "PackedMasks.svg").read_text() == (tmp_path / "ndarray.svg").read_text()
+
+
+def test_packed_masks_say_what_they_cannot(three, tmp_path):
+    packed = Masks.from_coco(three.to_coco(), packed=True)
+    with pytest.raises(ValueError, match="packed masks have no logits to tell which is on top"):
+        packed.without_overlap()
+    with pytest.raises(ValueError, match=re.escape("packed masks are saved as .png, .json or .svg, not as 'a.npz'")):
+        packed.save(tmp_path / "a.npz")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="do not fill their size of 3×2 pixels"):
+        Masks.from_coco([{"segmentation": {"size": [2, 3], "counts": "23"}}], packed=True)
+
+
 @given(any_masks(apart=True))
 @some
 def test_masks_return_from_a_png_with_their_objects(tmp_path, masks):
@@ -612,7 +650,8 @@ def test_every_kind_of_file_takes_any_name_no_masks_and_one_pixel(nothing, tmp_p
 
 
 def test_masks_at_every_border_leave_as_they_are():
-    whole = masks_of((0, 0, 8, 6))
+    whole = masks_of((0, 0, 8, 6), picture=np.full((6, 8, 3), 9, np.uint8))
+    assert (np.array(whole.overlay(alpha=1)) == PALETTE[0]).all(), "the border of the picture is no outline"
     assert whole.to_geojson()["features"][0]["geometry"]["coordinates"] == [[[0, 0], [8, 0], [8, 6], [0, 6], [0, 0]]]
     assert whole.to_yolo() == "0 0 0 1 0 1 1 0 1\n"
 
@@ -688,6 +727,14 @@ def test_every_form_of_segmentation_in_coco_is_read():
     assert not masks.masks[-1].any()
     assert masks.objects.tolist() == list(range(6))
     assert masks.scores.tolist() == [1] * 6
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_runs_of_no_pixels_are_left_out(packed):
+    counts = [3, 0, 1, 2, 0, 1, 5, 0]
+    masks = Masks.from_coco([{"segmentation": {"size": [3, 4], "counts": counts}}], packed=packed)
+    assert masks.boxes.tolist() == [[1, 0, 3, 3]]
+    assert masks.to_rle() == Masks.from_coco(masks.to_coco()).to_rle()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from masklet.errors import ConfigError, PictureError
-from masklet.masks import box_nms, clean_masks, profile_boxes, stability_scores, upscale_logits
+from masklet.masks import box_nms, clean_masks, encode_rle, profile_boxes, stability_scores, upscale_logits
 from masklet.model.prompt_encoder import FOREGROUND
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
@@ -159,23 +158,37 @@ def everything(model: Sam2Model, image_processor: Sam2ImageProcessor, picture: n
     if is_as_found.all():
         return drawn
     distinct = drawn[still_distinct(drawn.boxes, is_as_found, options)]
-    return Masks(distinct.masks, distinct.logits, distinct.scores, np.arange(len(distinct)), picture)
+    return replace(distinct, objects=np.arange(len(distinct)))
 
 
-def everything_rle(
-    model: Sam2Model, image_processor: Sam2ImageProcessor, picture: np.ndarray, options: Options
-) -> list[dict[str, Any]]:
-    """As ``everything``, one mask at a time in memory: COCO instances, as ``Masks.to_coco`` makes them."""
-    crops = make_crops((picture.shape[0], picture.shape[1]), options)
-    found = find(model, image_processor, picture, crops, options)
-    no_logits, object_id = np.empty((1, 0, 0), np.float32), np.zeros(1, int)
-    instances, boxes, is_as_found = [], np.empty((len(found), 4), np.float32), np.empty(len(found), bool)
-    for i, (mask, untouched) in enumerate(draw(found, crops, picture.shape[:2], options)):
-        one = Masks(mask[None], no_logits, found.scores[i : i + 1], object_id)
-        instances += one.to_coco()
-        boxes[i], is_as_found[i] = one.boxes[0], untouched
-    kept = range(len(found)) if is_as_found.all() else still_distinct(boxes, is_as_found, options).tolist()
-    return [instances[i] | {"id": number + 1, "object_id": number} for number, i in enumerate(kept)]
+def everything_packed(
+    model: Sam2Model,
+    image_processor: Sam2ImageProcessor,
+    picture: np.ndarray,
+    options: Options,
+    embeddings: list[Tensor] | None = None,
+) -> Masks:
+    """As ``everything``, but packed, with one mask at a time in memory, and without the picture.
+
+    Args:
+        model: In any precision, on any device.
+        image_processor: Makes the network's input of each crop.
+        picture: (height, width, 3) uint8 RGB.
+        options: What to look for.
+        embeddings: Of the whole picture, if it is encoded; see ``Sam2Model.get_image_embeddings``.
+    """
+    size_hw = (picture.shape[0], picture.shape[1])
+    crops = make_crops(size_hw, options)
+    found = find(model, image_processor, picture, crops, options, embeddings)
+    runs, is_as_found = [], np.empty(len(found), bool)
+    for i, (mask, untouched) in enumerate(draw(found, crops, size_hw, options)):
+        runs += encode_rle(mask[None])
+        is_as_found[i] = untouched
+    drawn = Masks.of_runs(runs, size_hw, found.scores, np.arange(len(runs)))
+    if is_as_found.all():
+        return drawn
+    distinct = drawn[still_distinct(drawn.boxes, is_as_found, options)]
+    return replace(distinct, objects=np.arange(len(distinct)))
 
 
 def make_crops(size_hw: SizeHW, options: Options) -> list[Crop]:
@@ -203,11 +216,19 @@ def make_crops(size_hw: SizeHW, options: Options) -> list[Crop]:
 
 @torch.inference_mode()
 def find(
-    model: Sam2Model, image_processor: Sam2ImageProcessor, picture: np.ndarray, crops: list[Crop], options: Options
+    model: Sam2Model,
+    image_processor: Sam2ImageProcessor,
+    picture: np.ndarray,
+    crops: list[Crop],
+    options: Options,
+    embeddings: list[Tensor] | None = None,
 ) -> Candidates:
-    """What stays of all crops, from high to low scores."""
+    """What stays of all crops, from high to low scores; ``embeddings`` are the whole picture's, if it is encoded."""
     found = Candidates.joined(
-        [find_in_crop(model, image_processor, picture, crops, index, options) for index in range(len(crops))]
+        [
+            find_in_crop(model, image_processor, picture, crops, index, options, None if index else embeddings)
+            for index in range(len(crops))
+        ]
     )
     if len(crops) > 1:
         areas = np.array([math.prod(crop.size_hw) for crop in crops])
@@ -222,12 +243,14 @@ def find_in_crop(
     crops: list[Crop],
     index: int,
     options: Options,
+    embeddings: list[Tensor] | None,
 ) -> Candidates:
     """The sure, stable, uncut and distinct masks of one crop."""
     crop = crops[index]
-    pixels = np.ascontiguousarray(picture[crop.y0 : crop.y1, crop.x0 : crop.x1])
-    embeddings = model.get_image_embeddings(image_processor.pixel_values(pixels).to(model.device))
-    grid_xy = make_grid(options.points_in(crop.layer)) * torch.tensor([pixels.shape[1], pixels.shape[0]])
+    if embeddings is None:
+        pixels = np.ascontiguousarray(picture[crop.y0 : crop.y1, crop.x0 : crop.x1])
+        embeddings = model.get_image_embeddings(image_processor.pixel_values(pixels).to(model.device))
+    grid_xy = make_grid(options.points_in(crop.layer)) * torch.tensor(crop.size_hw[::-1])
     points = to_model_pixels(grid_xy, size_hw=crop.size_hw, input_hw=image_processor.input_hw).to(model.device)
     parts = []
     for some in points.split(POINTS_AT_ONCE):

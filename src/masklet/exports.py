@@ -16,7 +16,19 @@ import pycocotools.mask as coco
 from PIL import Image
 
 from masklet.errors import PictureError
-from masklet.masks import Polygon, Rle, decode_rle, mask_areas, mask_polygons, text_rle
+from masklet.masks import (
+    MaskStack,
+    Patch,
+    Polygon,
+    Rle,
+    check_rle,
+    mask_areas,
+    mask_polygons,
+    patch_polygons,
+    patches,
+    text_rle,
+    without_empty_runs,
+)
 from masklet.painting import colour_of
 from masklet.pictures import explained
 from masklet.prompts import SizeHW
@@ -28,7 +40,7 @@ Affine: TypeAlias = Sequence[float]
 # PNG
 
 
-def index_image(masks: np.ndarray, values: np.ndarray, scores: np.ndarray, colours: np.ndarray) -> Image.Image:
+def index_image(masks: MaskStack, values: np.ndarray, scores: np.ndarray, colours: np.ndarray) -> Image.Image:
     """Each pixel has the value of its mask, that of the highest score where they overlap, and 0 outside.
 
     Args:
@@ -49,8 +61,9 @@ def index_image(masks: np.ndarray, values: np.ndarray, scores: np.ndarray, colou
             "parts, or as .npz or .json"
         )
     pixels = np.zeros(masks.shape[1:], np.uint8 if last <= 255 else np.uint16)
-    for i in np.argsort(scores, kind="stable"):
-        pixels[masks[i]] = values[i]
+    order = np.argsort(scores, kind="stable")
+    for i, patch in zip(order, patches(masks, order), strict=True):
+        pixels[patch.place][patch.inside] = values[i]
     image = Image.fromarray(pixels)
     if last <= 255:
         image.putpalette(np.concatenate([np.zeros((1, 3), np.uint8), colours]).tobytes())
@@ -62,6 +75,18 @@ def read_index_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarr
 
     Returns:
         (masks, height, width) bool in ascending order of value, and (masks,) int, the values; 1 for black and white.
+
+    Raises:
+        PictureError: Not a picture, or one in colours.
+    """
+    pixels = read_index_map(path)
+    values = np.unique(pixels)
+    values = values[values > 0]
+    return pixels == values[:, None, None], values.astype(int)
+
+
+def read_index_map(path: str | os.PathLike[str]) -> np.ndarray:
+    """The values of a PNG that numbers masks, (height, width) of whole numbers; 1 for white in black and white.
 
     Raises:
         PictureError: Not a picture, or one in colours.
@@ -80,20 +105,46 @@ def read_index_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarr
             pixels = pixels[..., 0]
         else:
             white = {"1": 1, "L": 255}.get(image.mode)  # 16 bits may well number 65535 objects
-    values = np.unique(pixels)
-    values = values[values > 0]
-    masks = pixels == values[:, None, None]
-    return masks, np.ones(1, int) if values.tolist() == [white] else values.astype(int)
+    is_black_and_white = white is not None and np.isin(pixels, (0, white)).all()
+    return (pixels > 0).astype(np.uint8) if is_black_and_white else pixels
 
 
 # COCO
 
 
-def read_annotations(annotations: Sequence[Mapping[str, Any]], size_hw: SizeHW | None) -> np.ndarray:
-    """The masks of COCO annotations: run lengths, compressed or as numbers, or polygons.
+def coco_instance(
+    number: int,
+    rle: Rle,
+    box: Sequence[float],
+    *,
+    area: int,
+    score: float,
+    object_id: int,
+    image_id: int = 1,
+    category_id: int = 1,
+) -> dict[str, Any]:
+    """One mask as a COCO instance, see ``Masks.to_coco``; its box is x0 y0 x1 y1."""
+    x0, y0, x1, y1 = box
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category_id,
+        "segmentation": rle,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": area,
+        "iscrowd": 0,
+        "score": score,
+        "object_id": object_id,
+    }
+
+
+def read_annotations(
+    annotations: Sequence[Mapping[str, Any]], size_hw: SizeHW | None
+) -> tuple[list[Rle], tuple[int, int]]:
+    """The masks of COCO annotations, which are run lengths, compressed or as numbers, or polygons.
 
     Returns:
-        (masks, height, width) bool.
+        Run lengths of one size, and that (height, width).
 
     Raises:
         ValueError: The size is not known, or not one; a segmentation makes no sense.
@@ -102,10 +153,12 @@ def read_annotations(annotations: Sequence[Mapping[str, Any]], size_hw: SizeHW |
     if not runs:
         if size_hw is None:
             raise ValueError("no annotations do not tell the size of the picture: pass size_hw=(height, width)")
-        return np.zeros((0, *size_hw), bool)
+        return [], size_hw
     if size_hw is not None and (other := [run["size"] for run in runs if tuple(run["size"]) != tuple(size_hw)]):
         raise ValueError(f"run lengths of size {other[0]} do not fit size_hw={size_hw}: both are (height, width)")
-    return decode_rle(runs)
+    check_rle(runs)
+    height, width = runs[0]["size"]
+    return [without_empty_runs(run) for run in runs], (height, width)
 
 
 def read_segmentation(segmentation: Any, size_hw: SizeHW | None, index: int) -> Rle:
@@ -137,7 +190,7 @@ def is_polygon(numbers: Any) -> bool:
 # Polygons
 
 
-def geojson_feature(mask: np.ndarray, transform: Affine | None, properties: dict[str, Any]) -> dict[str, Any]:
+def geojson_feature(patch: Patch, transform: Affine | None, properties: dict[str, Any]) -> dict[str, Any]:
     """One mask as a GeoJSON Feature (RFC 7946): a Polygon, a MultiPolygon, or no geometry for an empty mask."""
     a, b, c, d, e, f = (1, 0, 0, 0, 1, 0) if transform is None else read_affine(transform)
     turned = a * e - b * d < 0  # y up, as on maps: what ran clockwise on the screen runs against it on the ground
@@ -150,7 +203,7 @@ def geojson_feature(mask: np.ndarray, transform: Affine | None, properties: dict
         return [*ground_xy.tolist(), ground_xy[0].tolist()]
 
     # Pieces of 4 neighbours, since where rings touch themselves geographic software calls them invalid.
-    pieces = [[ring(r) for r in rings(polygon)] for polygon in mask_polygons(mask, connectivity=4)]
+    pieces = [[ring(r) for r in rings(polygon)] for polygon in patch_polygons(patch, connectivity=4)]
     geometry: dict[str, Any] | None
     match pieces:
         case []:
@@ -173,21 +226,23 @@ def read_affine(transform: Affine) -> tuple[float, ...]:
     return numbers[:6]
 
 
-def labelme_shapes(mask: np.ndarray, label: str, group_id: int) -> Iterator[dict[str, Any]]:
+def labelme_shapes(patch: Patch, label: str, group_id: int) -> Iterator[dict[str, Any]]:
     """The pieces of a mask as labelme has them: polygons to edit, or, where there are holes, masks, which keep them."""
-    for polygon in mask_polygons(mask):
+    for polygon in mask_polygons(patch.inside):
         shape = {"label": label, "group_id": group_id, "description": "", "flags": {}}
         if not polygon.holes:
-            yield {**shape, "shape_type": "polygon", "points": polygon.exterior.tolist(), "mask": None}
+            points = (polygon.exterior + patch.corner_xy).tolist()
+            yield {**shape, "shape_type": "polygon", "points": points, "mask": None}
             continue
-        (x0, y0), (x1, y1) = polygon.exterior.min(0).astype(int), polygon.exterior.max(0).astype(int)
+        first_xy, end_xy = polygon.exterior.min(0).astype(int), polygon.exterior.max(0).astype(int)
+        (x0, y0), (x1, y1) = first_xy, end_xy
         file = io.BytesIO()
-        Image.fromarray(fill(polygon, mask.shape)[y0:y1, x0:x1]).save(file, "PNG")
-        corners = [[float(x0), float(y0)], [float(x1 - 1), float(y1 - 1)]]  # the first and the last pixel
+        Image.fromarray(fill(polygon, patch.inside.shape)[y0:y1, x0:x1]).save(file, "PNG")
+        corners_xy = np.stack([first_xy, end_xy - 1]) + patch.corner_xy  # the first and the last pixel
         yield {
             **shape,
             "shape_type": "mask",
-            "points": corners,
+            "points": corners_xy.astype(float).tolist(),
             "mask": base64.b64encode(file.getvalue()).decode("ascii"),
         }
 
@@ -202,32 +257,32 @@ def fill(polygon: Polygon, shape: tuple[int, ...]) -> np.ndarray:
     return np.logical_xor.accumulate(walls, axis=1)[:-1, :-1]
 
 
-def yolo_line(mask: np.ndarray, class_id: int) -> str:
+def yolo_line(patch: Patch, size_hw: SizeHW, class_id: int) -> str:
     """A class, then one ring around all pieces and holes of a mask, which is not empty: x, y, …, as shares of the size.
 
     The ring returns to its first point after each piece or hole. The ways there and back cancel: filled by the
     even-odd rule it is the mask.
     """
-    height, width = mask.shape
-    first, *others = (ring for polygon in mask_polygons(mask) for ring in rings(polygon))
+    height, width = size_hw
+    first, *others = (ring for polygon in patch_polygons(patch) for ring in rings(polygon))
     way = [first, *chain.from_iterable((first[:1], ring, ring[:1]) for ring in others)]
     shares = np.concatenate(way) / (width, height)
     return " ".join([str(class_id), *(f"{share:.7g}" for share in shares.ravel())])
 
 
-def svg_text(masks: np.ndarray, objects: np.ndarray, scores: np.ndarray) -> str:
+def svg_text(masks: MaskStack, objects: np.ndarray, scores: np.ndarray) -> str:
     """A picture of the masks' size with a path for each that is not empty, the smallest on top."""
     height, width = masks.shape[1:]
     areas = mask_areas(masks)
+    small_last = [i for i in np.argsort(-areas, kind="stable") if areas[i]]
     paths = []
-    for i in np.argsort(-areas, kind="stable"):
-        if areas[i]:
-            colour = "#" + bytes(colour_of(objects[i])).hex()
-            outline = "".join(svg_ring(ring) for polygon in mask_polygons(masks[i]) for ring in rings(polygon))
-            paths.append(
-                f'  <path id="mask-{i}" data-object="{objects[i]}" data-score="{scores[i]:.4f}" fill="{colour}" '
-                f'fill-rule="evenodd" d="{outline}"/>\n'
-            )
+    for i, patch in zip(small_last, patches(masks, small_last), strict=True):
+        colour = "#" + bytes(colour_of(objects[i])).hex()
+        outline = "".join(svg_ring(ring) for polygon in patch_polygons(patch) for ring in rings(polygon))
+        paths.append(
+            f'  <path id="mask-{i}" data-object="{objects[i]}" data-score="{scores[i]:.4f}" fill="{colour}" '
+            f'fill-rule="evenodd" d="{outline}"/>\n'
+        )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">\n'
         f"{''.join(paths)}</svg>\n"

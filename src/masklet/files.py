@@ -27,8 +27,7 @@ def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
     """
     places = [Path(path) for path in paths]
     for place in places:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _check_writable(place)
+        check_writable(place)
     unfinished = [_beside(place, "unfinished") for place in places]
     try:
         yield unfinished
@@ -44,8 +43,12 @@ def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
             file.unlink(missing_ok=True)
 
 
-def _check_writable(place: Path) -> None:
-    """Make and remove a file beside ``place``: what permissions say is not all (read-only disks, root)."""
+def check_writable(place: Path) -> None:
+    """Raise an OSError if no file can be written at ``place``; missing folders are made.
+
+    A file is made beside it and removed: what permissions say is not all (read-only disks, root).
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
     probe = _beside(place, "probe")
     try:
         if place.is_dir():

@@ -1,12 +1,13 @@
 """Logits to masks, and what one computes of masks.
 
-Masks are numpy, (masks, height, width) bool; logits are tensors and stay on their device.
+Masks are numpy, (masks, height, width) bool, or, very many of a large picture, ``PackedMasks``; logits are tensors and
+stay on their device.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 import cc3d
 import numpy as np
@@ -23,6 +24,68 @@ class Rle(TypedDict):
     size: list[int]
     """[height, width]."""
     counts: str
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMasks:
+    """Masks as run lengths: ten thousand of a large picture in a few megabytes.
+
+    It is read as the array (masks, height, width) bool it stands for: with ``shape`` and ``len``; the index of one mask
+    gives (height, width) bool, any other index the chosen ones, packed; ``numpy.asarray`` unpacks all.
+    """
+
+    runs: Sequence[Rle]
+    """One a mask, each of the picture's size."""
+    size_hw: tuple[int, int]
+    """Of the picture."""
+
+    ndim = 3
+    dtype = np.dtype(bool)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(masks, height, width)."""
+        return len(self.runs), *self.size_hw
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = np.arange(len(self))[index]
+        if chosen.ndim:
+            return PackedMasks([self.runs[number] for number in chosen], self.size_hw)
+        mask = np.zeros(self.size_hw, bool)
+        for patch in patches(self, chosen[None]):
+            mask[patch.place] = patch.inside
+        return mask
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[number] for number in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        unpacked = np.zeros(self.shape, bool)
+        for mask, patch in zip(unpacked, patches(self), strict=True):
+            mask[patch.place] = patch.inside
+        return unpacked if dtype is None else unpacked.astype(dtype)
+
+
+MaskStack: TypeAlias = np.ndarray | PackedMasks
+"""(masks, height, width) bool."""
+
+
+class Patch(NamedTuple):
+    """A mask as far as its box goes."""
+
+    place: tuple[slice, slice]
+    """Rows and columns of the box in the picture."""
+    inside: np.ndarray
+    """(rows, columns) bool; (0, 0) of an empty mask."""
+
+    @property
+    def corner_xy(self) -> tuple[int, int]:
+        """The box's first pixel."""
+        rows, columns = self.place
+        return columns.start, rows.start
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +248,7 @@ def without_overlap(masks: np.ndarray, logits: Tensor) -> np.ndarray:
     return owner == np.arange(len(masks))[:, None, None]
 
 
-def mask_boxes(masks: np.ndarray) -> np.ndarray:
+def mask_boxes(masks: MaskStack) -> np.ndarray:
     """The smallest box around each mask.
 
     Returns:
@@ -193,6 +256,10 @@ def mask_boxes(masks: np.ndarray) -> np.ndarray:
         width is x1 - x0. An empty mask gives zeros.
     """
     check_masks(masks)
+    if isinstance(masks, PackedMasks):
+        boxes = coco.toBbox(list(masks.runs)).reshape(-1, 4) if len(masks) else np.zeros((0, 4))
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes.astype(np.float32)
     return profile_boxes(np.logical_or.reduce(masks, axis=1), np.logical_or.reduce(masks, axis=2))
 
 
@@ -204,13 +271,16 @@ def profile_boxes(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.where(np.any(rows, axis=1, keepdims=True), np.stack([x0, y0, x1, y1], axis=1), 0).astype(np.float32)
 
 
-def mask_areas(masks: np.ndarray) -> np.ndarray:
+def mask_areas(masks: MaskStack) -> np.ndarray:
     """(masks,) int64: how many pixels each mask has."""
     check_masks(masks)
+    if isinstance(masks, PackedMasks):
+        # Not by pycocotools 2.0.11, whose area fails from 256 masks on.
+        return np.array([rle_counts(run)[1::2].sum() for run in masks.runs], np.int64)
     return np.count_nonzero(masks, axis=(1, 2)).astype(np.int64)
 
 
-def mask_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def mask_ious(first: MaskStack, second: MaskStack) -> np.ndarray:
     """How well each mask of ``first`` covers each of ``second``: intersection over union.
 
     Returns:
@@ -223,9 +293,36 @@ def mask_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     if not len(first) or not len(second):
         return np.zeros((len(first), len(second)), np.float32)
     # Through run lengths: exact at any size, and far less to read than the pixels.
-    ious = coco.iou(encode_rle(first), encode_rle(second), [0] * len(second))
+    ious = rle_ious(encode_rle(first), encode_rle(second))
     both_empty = (mask_areas(first) == 0)[:, None] & (mask_areas(second) == 0)
-    return np.where(both_empty, 1.0, ious).astype(np.float32)
+    return np.where(both_empty, np.float32(1), ious)
+
+
+def rle_ious(first: Sequence[Rle], second: Sequence[Rle]) -> np.ndarray:
+    """(first, second) float32: as ``mask_ious``, of run lengths of one size, and 0 for two that are empty."""
+    if not len(first) or not len(second):
+        return np.zeros((len(first), len(second)), np.float32)
+    return coco.iou(list(first), list(second), [0] * len(second)).astype(np.float32)
+
+
+def patches(masks: MaskStack, order: Sequence[int] | np.ndarray | None = None) -> Iterator[Patch]:
+    """Masks as far as their boxes go, in the order of these numbers, or all of them; one at a time in memory."""
+    boxes = mask_boxes(masks).astype(int).tolist()
+    for number in range(len(masks)) if order is None else order:
+        x0, y0, x1, y1 = boxes[number]
+        place = slice(y0, y1), slice(x0, x1)
+        if isinstance(masks, PackedMasks):
+            yield Patch(place, inside_box(masks.runs[number], boxes[number]))
+        else:
+            yield Patch(place, masks[(number, *place)])
+
+
+def union(masks: MaskStack) -> np.ndarray:
+    """(height, width) bool: what lies in any of the masks."""
+    together = np.zeros(masks.shape[1:], bool)
+    for patch in patches(masks):
+        together[patch.place] |= patch.inside
+    return together
 
 
 def box_nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
@@ -252,9 +349,11 @@ def box_nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.n
     return np.array(kept, np.intp)
 
 
-def encode_rle(masks: np.ndarray) -> list[Rle]:
+def encode_rle(masks: MaskStack) -> list[Rle]:
     """Masks as COCO's compressed run lengths, one dict each, which ``json`` can write and pycocotools read."""
     check_masks(masks)
+    if isinstance(masks, PackedMasks):
+        return list(masks.runs)
     if not len(masks):
         return []
     runs = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
@@ -264,6 +363,37 @@ def encode_rle(masks: np.ndarray) -> list[Rle]:
 def text_rle(run: dict[str, Any]) -> Rle:
     """Run lengths as pycocotools returns them, in a form that ``json`` writes."""
     return {"size": list(run["size"]), "counts": run["counts"].decode("ascii")}
+
+
+def encode_patch(patch: Patch, size_hw: tuple[int, int]) -> Rle:
+    """A mask of a picture of this size as run lengths of the picture, of which no more than the patch is made."""
+    (x0, y0), height = patch.corner_xy, size_hw[0]
+    by_column = np.pad(patch.inside.T, ((0, 0), (1, 1)))
+    columns, rows = np.nonzero(by_column[:, 1:] != by_column[:, :-1])
+    return edges_rle((x0 + columns) * height + y0 + rows, size_hw)
+
+
+def edges_rle(edges: np.ndarray, size_hw: tuple[int, int]) -> Rle:
+    """Run lengths of a mask that begins and ends at these pixels in turn, counted column after column."""
+    # Where a mask ends at the bottom of a column and begins at the top of the next, it goes on.
+    pixels, times = np.unique(edges, return_counts=True)
+    counts = np.diff(pixels[times % 2 == 1], prepend=0, append=size_hw[0] * size_hw[1])
+    counts = counts[:-1] if counts[-1] == 0 else counts  # as pycocotools has them
+    return text_rle(coco.frPyObjects({"size": list(size_hw), "counts": counts}, *size_hw))
+
+
+def without_empty_runs(run: Rle) -> Rle:
+    """Run lengths as ``encode_rle`` makes them: some encoders write runs of no pixels, which pycocotools trips over."""
+    counts = rle_counts(run)
+    if counts[1:].all():
+        return run
+    height, width = run["size"]
+    return edges_rle(counts.cumsum(), (height, width))
+
+
+def join_rle(runs: Sequence[Rle]) -> Rle:
+    """What lies in any of these masks of one picture."""
+    return text_rle(coco.merge(list(runs)))
 
 
 def decode_rle(runs: Sequence[Rle]) -> np.ndarray:
@@ -277,26 +407,58 @@ def decode_rle(runs: Sequence[Rle]) -> np.ndarray:
     """
     if not runs:
         return np.zeros((0, 0, 0), bool)
-    if len(sizes := {tuple(run["size"]) for run in runs}) > 1:
-        raise ValueError(f"run lengths of one size were expected, got {sorted(sizes)}: decode each size alone")
-    height, width = runs[0]["size"]
+    check_rle(runs)
     with warnings.catch_warnings():  # pycocotools 2.0.11 still converts arrays as numpy 1 did
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        masks = coco.decode(list(runs)).transpose(2, 0, 1).astype(bool, order="C")
-        # Behind counts that end early pycocotools leaves memory as it finds it, but it refuses counts that run past
-        # the size. So they fill a size when they run past one pixel less.
-        if any(fits(run, height * width - 1) for run in runs):
-            raise ValueError(f"run lengths end before their size of {width}×{height} pixels is filled")
-    return masks
+        return coco.decode(list(runs)).transpose(2, 0, 1).astype(bool, order="C")
 
 
-def fits(run: Rle, pixels: int) -> bool:
-    """Whether the counts make no more than so many pixels."""
-    try:
-        coco.decode({"size": [1, pixels], "counts": run["counts"]})
-    except ValueError:
-        return False
-    return True
+def check_rle(runs: Sequence[Rle]) -> None:
+    """Refuse run lengths of several sizes, and counts that do not add up: what pycocotools makes of them is chance."""
+    if len(sizes := {tuple(run["size"]) for run in runs}) > 1:
+        raise ValueError(f"run lengths of one size were expected, got {sorted(sizes)}: decode each size alone")
+    for run in runs:
+        (height, width), counts = run["size"], rle_counts(run)
+        if counts.sum() != height * width or counts.min(initial=0) < 0:
+            raise ValueError(f"run lengths of {counts.sum()} pixels do not fill their size of {width}×{height} pixels")
+
+
+def rle_counts(run: Rle) -> np.ndarray:
+    """(counts,) int64: how many pixels lie outside and inside in turn, column after column.
+
+    pycocotools keeps them to itself, and unpacks nothing less than the picture.
+    """
+    digits = np.frombuffer(run["counts"].encode(), np.uint8) - 48  # 5 bits of a number, low ones first, and a sign
+    ends = np.flatnonzero(digits & 32 == 0)  # that no more follow
+    if not len(ends) or ends[-1] < len(digits) - 1:
+        return np.zeros(0, np.int64)
+    starts = np.append(0, ends[:-1] + 1)
+    shifts = 5 * (np.arange(len(digits)) - starts.repeat(np.diff(starts, append=len(digits))))
+    counts = np.add.reduceat((digits & 31).astype(np.int64) << shifts, starts)
+    counts -= (digits[ends] & 16 > 0).astype(np.int64) << (shifts[ends] + 5)
+    for place in (1, 2):  # after the third, each is told by its difference to the last but one
+        counts[place::2] = counts[place::2].cumsum()
+    return counts
+
+
+def inside_box(run: Rle, box: Sequence[int]) -> np.ndarray:
+    """(y1 - y0, x1 - x0) bool: a mask as far as its box x0 y0 x1 y1 goes, and no pixel beyond it is unpacked."""
+    x0, y0, x1, y1 = box
+    height, edges = run["size"][0], rle_counts(run).cumsum()
+    ends = edges[1::2]
+    starts = edges[0::2][: len(ends)]
+    starts, ends = starts[ends > starts], ends[ends > starts]
+    # A run may go on through columns: it is cut into one for each.
+    first, last = starts // height, (ends - 1) // height
+    spans = last - first + 1
+    run_of = np.arange(len(starts)).repeat(spans)
+    columns = first[run_of] + np.arange(len(run_of)) - (spans.cumsum() - spans)[run_of]
+    tops = np.where(columns == first[run_of], starts[run_of] % height, 0)
+    bottoms = np.where(columns == last[run_of], (ends[run_of] - 1) % height + 1, height)
+    steps = np.zeros((x1 - x0, y1 - y0 + 1), np.int8)
+    np.add.at(steps, (columns - x0, tops - y0), 1)
+    np.add.at(steps, (columns - x0, bottoms - y0), -1)
+    return np.ascontiguousarray(steps.cumsum(1, dtype=np.int8)[:, :-1].T > 0)
 
 
 def mask_polygons(mask: np.ndarray, connectivity: Literal[4, 8] = 8) -> list[Polygon]:
@@ -325,6 +487,15 @@ def mask_polygons(mask: np.ndarray, connectivity: Literal[4, 8] = 8) -> list[Pol
         else:  # a hole lies below, so what surrounds it lies above
             holes.setdefault(int(pieces[y, x + 1]), []).append(points_xy[::-1])
     return [Polygon(exterior, tuple(holes.get(piece, ()))) for piece, exterior in exteriors.items()]
+
+
+def patch_polygons(patch: Patch, connectivity: Literal[4, 8] = 8) -> list[Polygon]:
+    """As ``mask_polygons``, in pixels of the picture."""
+    corner = np.array(patch.corner_xy, np.float32)
+    return [
+        Polygon(polygon.exterior + corner, tuple(hole + corner for hole in polygon.holes))
+        for polygon in mask_polygons(patch.inside, connectivity)
+    ]
 
 
 def trace_rings(mask: np.ndarray, connectivity: Literal[4, 8]) -> tuple[np.ndarray, list[list[int]]]:
@@ -389,7 +560,7 @@ def split_ring(ring: list[int], place_of: list[int]) -> Iterator[list[int]]:
         way.append(corner)
 
 
-def check_masks(masks: np.ndarray) -> None:
+def check_masks(masks: MaskStack) -> None:
     """Refuse what is not (masks, height, width) bool with at least one pixel each."""
     if masks.ndim != 3 or masks.dtype != np.bool_ or 0 in masks.shape[1:]:
         raise ValueError(

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from masklet.masks import mask_areas, mask_boxes
+from masklet.masks import MaskStack, Patch, mask_areas, patches
 
 # Told apart on each other's side and on any picture; an object keeps its colour through predictions and frames.
 PALETTE = np.array(
@@ -33,7 +33,7 @@ def colour_of(objects: np.ndarray | int) -> np.ndarray:
 
 
 def paint_masks(
-    picture: np.ndarray, masks: np.ndarray, objects: np.ndarray, *, alpha: float, ids: bool = False
+    picture: np.ndarray, masks: MaskStack, objects: np.ndarray, *, alpha: float, ids: bool = False
 ) -> Image.Image:
     """The picture with masks painted over it: see ``Masks.overlay``.
 
@@ -44,29 +44,38 @@ def paint_masks(
         alpha: How much of the picture the fill hides, 0 to 1.
         ids: Whether each mask carries its object's number.
     """
-    boxes, areas, colours = mask_boxes(masks).astype(int), mask_areas(masks), colour_of(objects)
+    areas, colours = mask_areas(masks), colour_of(objects)
     small_last = [i for i in np.argsort(-areas, kind="stable") if areas[i]]
     filled = picture.copy()
-    for i in small_last:
-        filled[masks[i]] = colours[i]
+    for i, patch in zip(small_last, patches(masks, small_last), strict=True):
+        filled[patch.place][patch.inside] = colours[i]
     canvas = np.array(Image.blend(Image.fromarray(picture), Image.fromarray(filled), alpha))
     line_px = max(1, round(max(canvas.shape[:2]) / 600))
-    for i in small_last:
-        x0, y0, x1, y1 = boxes[i]
-        around = np.s_[max(0, y0 - line_px) : y1 + line_px, max(0, x0 - line_px) : x1 + line_px]
-        draw_contour(canvas[around], masks[i][around], colours[i], line_px)
+    for i, patch in zip(small_last, patches(masks, small_last), strict=True):
+        wide = widened(patch, line_px, picture.shape)
+        draw_contour(canvas[wide.place], wide.inside, colours[i], line_px)
     image = Image.fromarray(canvas)
     if ids:
         pen, font = ImageDraw.Draw(image), ImageFont.load_default(max(10, max(image.size) / 45))
         topmost = np.full(masks.shape[1:], -1)
-        for i in small_last:
-            topmost[masks[i]] = i
-        for i in small_last:
-            x0, y0, x1, y1 = boxes[i]
-            seen = topmost[y0:y1, x0:x1] == i
-            x, y = inner_point(seen if seen.any() else masks[i, y0:y1, x0:x1])
+        for i, patch in zip(small_last, patches(masks, small_last), strict=True):
+            topmost[patch.place][patch.inside] = i
+        for i, patch in zip(small_last, patches(masks, small_last), strict=True):
+            seen = topmost[patch.place] == i
+            x, y = inner_point(seen if seen.any() else patch.inside)
+            x0, y0 = patch.corner_xy
             write_number(pen, font, (x0 + x, y0 + y), int(objects[i]), colours[i])
     return image
+
+
+def widened(patch: Patch, by_px: int, shape: tuple[int, ...]) -> Patch:
+    """A patch with so many pixels more on each side, as far as a picture of this shape has them."""
+    place, margins = [], []
+    for side, length in zip(patch.place, shape, strict=False):
+        start, stop = max(0, side.start - by_px), min(length, side.stop + by_px)
+        place.append(slice(start, stop))
+        margins.append((side.start - start, stop - side.stop))
+    return Patch((place[0], place[1]), np.pad(patch.inside, margins))
 
 
 def draw_contour(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, line_px: int) -> None:
@@ -124,9 +133,9 @@ def write_number(
 
 def cut_out(picture: np.ndarray, mask: np.ndarray) -> Image.Image:
     """RGBA of what lies under a mask that is not empty, cropped to its box; all else is transparent black."""
-    x0, y0, x1, y1 = mask_boxes(mask[None])[0].astype(int)
-    inside = mask[y0:y1, x0:x1, None]
-    return Image.fromarray(np.concatenate([picture[y0:y1, x0:x1] * inside, inside * np.uint8(255)], axis=2))
+    (patch,) = patches(mask[None])
+    inside = patch.inside[..., None]
+    return Image.fromarray(np.concatenate([picture[patch.place] * inside, inside * np.uint8(255)], axis=2))
 
 
 def notebook_png(image: Image.Image, max_side: int = 1024) -> bytes:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from masklet.exports import (
     Affine,
+    coco_instance,
     geojson_feature,
     index_image,
     labelme_shapes,
@@ -24,13 +25,17 @@ from masklet.exports import (
 )
 from masklet.files import replacing
 from masklet.masks import (
+    PackedMasks,
     Polygon,
     Rle,
     clean_masks,
+    decode_rle,
     encode_rle,
     mask_areas,
     mask_boxes,
-    mask_polygons,
+    patch_polygons,
+    patches,
+    union,
     without_overlap,
 )
 from masklet.painting import colour_of, cut_out, notebook_png, paint_masks
@@ -49,9 +54,10 @@ class Masks:
     """
 
     masks: np.ndarray
-    """(masks, height, width) bool, in pixels of the picture."""
+    """(masks, height, width) bool, in pixels of the picture; or, for very many, ``masklet.masks.PackedMasks``."""
     logits: np.ndarray
-    """(masks, h, w) float32, low resolution, before the sigmoid: what ``mask=`` of a next prediction takes."""
+    """(masks, h, w) float32, low resolution, before the sigmoid: what ``mask=`` of a next prediction takes. Packed
+    masks have none: (masks, 0, 0)."""
     scores: np.ndarray
     """(masks,) float32: the IoU with the true object, as the model estimates it."""
     objects: np.ndarray
@@ -69,7 +75,7 @@ class Masks:
         if self.picture is not None:
             self.check_size(self.picture)
         for field in fields(self):
-            if (values := getattr(self, field.name)) is not None:
+            if isinstance(values := getattr(self, field.name), np.ndarray):
                 frozen = values.view()  # the caller's own array stays as writable as it was
                 frozen.flags.writeable = False
                 object.__setattr__(self, field.name, frozen)
@@ -144,7 +150,7 @@ class Masks:
             ValueError: There is no picture to cut from, it has another size, or no mask has a pixel.
         """
         canvas = self._picture_or(picture, "cutout('truck.jpg')")
-        together = np.any(self.masks, axis=0)
+        together = union(self.masks)
         if not together.any():
             raise ValueError("there is nothing to cut out: no mask has a pixel")
         return cut_out(canvas, together)
@@ -160,17 +166,25 @@ class Masks:
             remove_islands: Islands of fewer pixels are removed, but never the largest.
             keep_largest: Whether of each mask only the largest island stays.
         """
-        cleaned = clean_masks(
-            self.masks,
-            smooth_px=smooth_px,
-            fill_holes=fill_holes,
-            remove_islands=remove_islands,
-            keep_largest=keep_largest,
-        )
-        return replace(self, masks=cleaned)
+        how: dict[str, Any] = {
+            "smooth_px": smooth_px,
+            "fill_holes": fill_holes,
+            "remove_islands": remove_islands,
+            "keep_largest": keep_largest,
+        }
+        if isinstance(self.masks, PackedMasks):
+            runs = [run for mask in self.masks for run in encode_rle(clean_masks(mask[None], **how))]
+            return replace(self, masks=PackedMasks(runs, self.masks.size_hw))
+        return replace(self, masks=clean_masks(self.masks, **how))
 
     def without_overlap(self) -> "Masks":
-        """Masks that share no pixel: of those that claim one, the highest logit has it. A mask may become empty."""
+        """Masks that share no pixel: of those that claim one, the highest logit has it. A mask may become empty.
+
+        Raises:
+            ValueError: The masks are packed, and have no logits.
+        """
+        if isinstance(self.masks, PackedMasks):
+            raise ValueError("packed masks have no logits to tell which is on top: expected masks as they were found")
         return replace(self, masks=without_overlap(self.masks, torch.tensor(self.logits)))
 
     def save(self, path: str | os.PathLike[str], *, by_object: bool = False) -> None:
@@ -184,7 +198,8 @@ class Masks:
             by_object: The pixels of a .png hold objects' numbers, see ``index_map``.
 
         Raises:
-            ValueError: Another suffix; ``by_object`` for anything but .png; numbers that do not fit 16 bits.
+            ValueError: Another suffix; ``by_object`` for anything but .png; numbers that do not fit 16 bits; packed
+                masks as .npz.
             OSError: It cannot be written there, which is found out before the work.
         """
         path = Path(path)
@@ -193,6 +208,10 @@ class Masks:
             raise ValueError(f"masks are saved as .png, .npz, .json or .svg, not as {path.name!r}")
         if by_object and suffix != ".png":
             raise ValueError(f"by_object is about the pixels of a .png, and {path.name!r} is none")
+        if suffix == ".npz" and isinstance(self.masks, PackedMasks):
+            raise ValueError(
+                f"packed masks are saved as .png, .json or .svg, not as {path.name!r}, which has each pixel"
+            )
         with replacing(path) as unfinished:
             if suffix == ".png":
                 self.index_map(by_object=by_object).save(unfinished, format="PNG")
@@ -222,7 +241,7 @@ class Masks:
         if by_object:
             return index_image(self.masks, self.objects + 1, self.scores, colour_of(np.arange(255)))
         if len(self) < 2:
-            return Image.fromarray(self.masks.any(0).astype(np.uint8) * np.uint8(255))
+            return Image.fromarray(union(self.masks).astype(np.uint8) * np.uint8(255))
         return index_image(self.masks, np.arange(1, len(self) + 1), self.scores, colour_of(self.objects))
 
     @classmethod
@@ -239,7 +258,9 @@ class Masks:
         return cls._given(masks, values - 1, np.ones(len(masks)))
 
     @classmethod
-    def from_coco(cls, annotations: Sequence[Mapping[str, Any]], *, size_hw: SizeHW | None = None) -> "Masks":
+    def from_coco(
+        cls, annotations: Sequence[Mapping[str, Any]], *, size_hw: SizeHW | None = None, packed: bool = False
+    ) -> "Masks":
         """The masks of one picture's COCO annotations.
 
         Args:
@@ -247,14 +268,25 @@ class Masks:
                 ``segmentation``. ``object_id`` and ``score`` are taken where they are given; otherwise objects are
                 numbered from 0 in order, and scores are 1. Logits stand in.
             size_hw: (height, width) of the picture; run lengths know it, polygons and an empty list do not.
+            packed: Leave the masks as run lengths, so that thousands of a large picture fit in memory. All ways out
+                work as ever and unpack one mask at a time, as far as its box goes, but for those that have each pixel
+                of each mask (.npz, ``to_supervision``) or need logits (``without_overlap``): there are none.
 
         Raises:
             ValueError: The size is not known, or not one; a segmentation makes no sense.
         """
-        masks = read_annotations(annotations, size_hw)
-        objects = [annotation.get("object_id", index) for index, annotation in enumerate(annotations)]
-        scores = [annotation.get("score", 1.0) for annotation in annotations]
-        return cls._given(masks, np.array(objects, int), np.array(scores))
+        runs, size_hw = read_annotations(annotations, size_hw)
+        objects = np.array([annotation.get("object_id", index) for index, annotation in enumerate(annotations)], int)
+        scores = np.array([annotation.get("score", 1.0) for annotation in annotations], np.float32)
+        if packed:
+            return cls.of_runs(runs, size_hw, scores, objects)
+        return cls._given(decode_rle(runs) if runs else np.zeros((0, *size_hw), bool), objects, scores)
+
+    @classmethod
+    def of_runs(cls, runs: Sequence[Rle], size_hw: SizeHW, scores: np.ndarray, objects: np.ndarray) -> "Masks":
+        """Packed masks, from run lengths of the size of the picture; see ``from_coco``."""
+        stack: Any = PackedMasks(runs, size_hw)
+        return cls(stack, np.zeros((len(runs), 0, 0), np.float32), scores, objects)
 
     @classmethod
     def _given(cls, masks: np.ndarray, objects: np.ndarray, scores: np.ndarray) -> "Masks":
@@ -270,24 +302,20 @@ class Masks:
         Each has ``segmentation`` (compressed run lengths), ``bbox`` [x, y, width, height], ``area``, ``score``,
         ``id``, ``image_id``, ``category_id``, ``iscrowd`` 0 and, beyond the format, ``object_id``.
         """
-        instances = []
         columns = (self.boxes.tolist(), self.areas.tolist(), self.scores.tolist(), self.objects.tolist())
-        rows = zip(self.to_rle(), *columns, strict=True)
-        for number, (rle, (x0, y0, x1, y1), area, score, object_id) in enumerate(rows, start=1):
-            instances.append(
-                {
-                    "id": number,
-                    "image_id": image_id,
-                    "category_id": category_id,
-                    "segmentation": rle,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": area,
-                    "iscrowd": 0,
-                    "score": score,
-                    "object_id": object_id,
-                }
+        return [
+            coco_instance(
+                number,
+                rle,
+                box,
+                area=area,
+                score=score,
+                object_id=object_id,
+                image_id=image_id,
+                category_id=category_id,
             )
-        return instances
+            for number, (rle, box, area, score, object_id) in enumerate(zip(self.to_rle(), *columns, strict=True), 1)
+        ]
 
     def to_rle(self) -> list[Rle]:
         """The masks as COCO's compressed run lengths."""
@@ -295,7 +323,7 @@ class Masks:
 
     def to_polygons(self) -> list[list[Polygon]]:
         """For each mask the exact outlines of its pieces; none for an empty mask."""
-        return [mask_polygons(mask) for mask in self.masks]
+        return [patch_polygons(patch) for patch in patches(self.masks)]
 
     def to_geojson(self, transform: Affine | None = None) -> dict[str, Any]:
         """A GeoJSON FeatureCollection (RFC 7946), a Feature for each mask; its outlines are exact and keep holes.
@@ -311,9 +339,9 @@ class Masks:
             ValueError: ``transform`` is none.
         """
         features = [
-            geojson_feature(mask, transform, {"object_id": object_id, "score": score, "area": area})
-            for mask, object_id, score, area in zip(
-                self.masks, self.objects.tolist(), self.scores.tolist(), self.areas.tolist(), strict=True
+            geojson_feature(patch, transform, {"object_id": object_id, "score": score, "area": area})
+            for patch, object_id, score, area in zip(
+                patches(self.masks), self.objects.tolist(), self.scores.tolist(), self.areas.tolist(), strict=True
             )
         ]
         return {"type": "FeatureCollection", "features": features}
@@ -331,8 +359,8 @@ class Masks:
         height, width = self.masks.shape[1:]
         shapes = [
             shape
-            for mask, object_id in zip(self.masks, self.objects.tolist(), strict=True)
-            for shape in labelme_shapes(mask, label, object_id)
+            for patch, object_id in zip(patches(self.masks), self.objects.tolist(), strict=True)
+            for shape in labelme_shapes(patch, label, object_id)
         ]
         return {
             "version": "5.5.0",
@@ -350,7 +378,10 @@ class Masks:
         A line is the class, then x and y of each point as shares of width and height. Its one ring goes around all
         pieces and holes, and the ways between them there and back: filled by the even-odd rule it is the mask.
         """
-        return "".join(yolo_line(mask, class_id) + "\n" for mask in self.masks if mask.any())
+        height, width = self.masks.shape[1:]
+        return "".join(
+            yolo_line(patch, (height, width), class_id) + "\n" for patch in patches(self.masks) if patch.inside.size
+        )
 
     def to_supervision(self, class_id: int = 0) -> Any:
         """``supervision.Detections`` with boxes, masks, scores as ``confidence`` and objects as ``tracker_id``.
@@ -360,7 +391,7 @@ class Masks:
         """
         return optional_package("supervision", "to_supervision()").Detections(
             xyxy=self.boxes,
-            mask=self.masks,
+            mask=np.asarray(self.masks),
             confidence=self.scores,
             class_id=np.full(len(self), class_id),
             tracker_id=self.objects,

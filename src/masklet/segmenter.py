@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -10,13 +11,14 @@ import torch
 
 from masklet import checkpoints
 from masklet.errors import ConfigError, DeviceError
-from masklet.everything import Options, everything, everything_rle
+from masklet.everything import Options, everything, everything_packed
 from masklet.image import Photo
 from masklet.model.sam2 import Sam2Model
 from masklet.pictures import read_picture
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import SizeHW
 from masklet.results import Masks
+from masklet.tiles import everything_tiled
 from masklet.video.frames import open_film
 from masklet.video.memory import PaperPolicy
 from masklet.video.session import Session
@@ -55,13 +57,32 @@ class Segmenter:
         *,
         resolution: int | SizeHW | None = None,
         output: Literal["masks"] = "masks",
+        tile: None = None,
         **options: Any,
     ) -> Masks: ...
 
     @overload
     def everything(
-        self, picture: Any, *, resolution: int | SizeHW | None = None, output: Literal["rle"], **options: Any
+        self,
+        picture: Any,
+        *,
+        resolution: int | SizeHW | None = None,
+        output: Literal["rle"],
+        tile: None = None,
+        **options: Any,
     ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def everything(
+        self,
+        picture: Any,
+        *,
+        resolution: int | SizeHW | None = None,
+        output: Literal["masks", "rle"] = "rle",
+        tile: int,
+        overlap: int | None = None,
+        **options: Any,
+    ) -> Iterator[dict[str, Any]]: ...
 
     def everything(
         self,
@@ -69,15 +90,23 @@ class Segmenter:
         *,
         resolution: int | SizeHW | None = None,
         output: Literal["masks", "rle"] = "masks",
+        tile: int | None = None,
+        overlap: int | None = None,
         **options: Any,
-    ) -> Masks | list[dict[str, Any]]:
+    ) -> Masks | list[dict[str, Any]] | Iterator[dict[str, Any]]:
         """All masks of a picture, without being told where to look.
 
         Args:
-            picture: As in ``image``.
+            picture: As in ``image``; with ``tile`` also a picture that does not fit in memory: a TIFF, read in parts
+                (``pip install masklet[tiff]``), or an array that is a memory map.
             resolution: As in ``image``.
             output: ``"masks"``, or ``"rle"`` for COCO instances (plain dicts with run lengths, as ``Masks.to_coco``
                 makes them), of which many more fit in memory.
+            tile: Look at the picture in squares of so many pixels, and join what neighbours see of one object. What
+                comes is always an iterator of COCO instances, in the order of tiles: write each as it comes, or read
+                all with ``Masks.from_coco(…, packed=True)``.
+            overlap: Pixels by which tiles overlap at least; an eighth of ``tile`` if None. An object is best found if
+                it fits in there.
             options: What to look for, see ``masklet.everything.Options``: ``points_per_side=32``, ``crops=0`` with
                 ``crop_overlap``, ``crop_points_divisor=1`` and ``crop_nms=0.7``, ``iou_threshold=0.8``,
                 ``stability_threshold=0.95`` with ``stability_offset=1.0``, ``box_nms=0.7``, ``min_area=0``,
@@ -92,9 +121,14 @@ class Segmenter:
         """
         if output not in ("masks", "rle"):
             raise ConfigError(f"output is {output!r}: expected 'masks' or 'rle'")
-        what = Options(**options)
-        find = everything if output == "masks" else everything_rle
-        return find(self.model, self._processor(resolution), read_picture(picture), what)
+        if overlap is not None and tile is None:
+            raise ConfigError(f"overlap is {overlap}, and there are no tiles: expected tile=…, too")
+        what, processor = Options(**options), self._processor(resolution)
+        if tile is not None:
+            return everything_tiled(self.model, processor, picture, what, tile=tile, overlap=overlap)
+        if output == "rle":
+            return everything_packed(self.model, processor, read_picture(picture), what).to_coco()
+        return everything(self.model, processor, read_picture(picture), what)
 
     def video(
         self,

@@ -22,9 +22,27 @@ def test_folded_attention_is_attention(map_hw, maps, num_pointers, dim):
     torch.testing.assert_close(attention.fold(q, k, v, rotations, num_pointers, map_hw), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("lower_row", [1, 3])
+def test_scores_that_tower_above_those_of_the_first_row_are_computed_plainly(lower_row):
+    torch.manual_seed(0)
+    attention, map_hw = RotaryAttention(16, memory_dim=8).requires_grad_(False), (4, 3)
+    rotations = axial_rotations(map_hw, 16, torch.device("cpu"))
+    q, k, v = torch.randn(1, 12, 16), torch.randn(1, 12, 8), torch.randn(1, 12, 8)
+    k[:, 3 * lower_row : 3 * lower_row + 3] *= 5_000
+    expected = attention(q, k, v, rotations)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(attention.fold(q, k, v, rotations, 0, map_hw), expected)
+
+
 @pytest.mark.parametrize(
     ("dim", "maps", "map_hw", "pays"),
-    [(256, 7, (64, 64), True), (256, 1, (64, 64), False), (256, 7, (32, 32), True), (128, 7, (32, 32), False)],
+    [
+        (256, 7, (64, 64), True),
+        (256, 2, (64, 64), True),
+        (256, 1, (64, 64), False),
+        (256, 7, (32, 32), True),
+        (128, 7, (32, 32), False),
+    ],
 )
 def test_folding_pays_where_memory_is_long_and_narrow(dim, maps, map_hw, pays):
     assert RotaryAttention(dim, memory_dim=64).folding_pays(maps * map_hw[0] * map_hw[1], map_hw) is pays

@@ -51,6 +51,15 @@ def test_first_prompts_are_clicks_inside_or_boxes_around_with_equal_chance(targe
     assert 500 < boxes < 700  # of 1200
 
 
+def test_half_of_the_boxes_are_exact(generator):
+    targets = torch.zeros(1, 800, 64, 64, dtype=torch.bool)
+    targets[:, :, 20:40, 10:50] = True
+    prompt = first_prompt(targets, generator)
+    boxes = prompt.points[prompt.labels[..., 0] == 2].flatten(1)
+    is_exact = (boxes == torch.tensor([40.0, 80.0, 200.0, 160.0])).all(-1)
+    assert 0.4 < is_exact.float().mean() < 0.6
+
+
 def test_half_of_the_clicks_are_aimed_at_the_middle(generator):
     targets = torch.zeros(1, 400, 16, 16, dtype=torch.bool)
     targets[:, :, 2:9, 3:10] = targets[:, :, 12:14, 12:14] = True

@@ -4,6 +4,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from masklet.training.batches import Batch
 from masklet.training.composed import Composed, shrink_labels
@@ -12,31 +13,77 @@ from masklet.training.sources import (
     CUTOUT_ARCHIVES,
     INSTANCE_ARCHIVES,
     PHOTO_ARCHIVES,
+    Sources,
     is_held_out,
     read_sources,
     source_group,
 )
-from masklet.training.synthetic import MIN_AREA, compose
+from masklet.training.synthetic import MIN_AREA, compose, parts_of
 
 
 def test_a_composition_is_a_function_of_the_generator(made_up_sources):
     first, second, other = (compose(made_up_sources, 64, np.random.default_rng(seed)) for seed in (5, 5, 6))
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not np.array_equal(first[0], other[0])
+    for name in ("picture", "labels", "parts"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+    assert not np.array_equal(first.picture, other.picture)
 
 
 def test_labels_are_numbered_without_gaps_and_nothing_tiny_is_asked_for(made_up_sources):
     counts = []
     for seed in range(60):
-        picture, labels = compose(made_up_sources, 64, np.random.default_rng(seed))
-        assert picture.shape == (64, 64, 3)
-        assert picture.dtype == labels.dtype == np.uint8
+        made = compose(made_up_sources, 64, np.random.default_rng(seed))
+        labels = made.labels
+        assert made.picture.shape == (64, 64, 3)
+        assert made.picture.dtype == labels.dtype == made.parts.dtype == np.uint8
         numbers, areas = np.unique(labels[labels > 0], return_counts=True)
         assert numbers.tolist() == list(range(1, len(numbers) + 1))
         assert (areas >= MIN_AREA * labels.size).all()
         counts.append(len(numbers))
     assert max(counts) >= 3
     assert np.mean(counts) > 1
+
+
+def drawn(paint):
+    """An opaque round object of 80 pixels."""
+    y, x = np.mgrid[:80, :80]
+    inside = (y - 40) ** 2 + (x - 40) ** 2 < 38**2
+    pixels = np.dstack([paint(x, y), inside * 255]).astype(np.uint8)
+    return Image.fromarray(pixels, "RGBA"), inside
+
+
+def test_parts_are_regions_of_one_colour():
+    def shirt_and_trousers(x, y):
+        return np.where((y < 30)[..., None], (200, 30, 30), (20, 20, 220))
+
+    patch, inside = drawn(shirt_and_trousers)
+    parts = parts_of(patch)
+    y = np.mgrid[:80, :80][0]
+    assert set(np.unique(parts)) == {0, 1, 2}
+    assert ((parts == 1) == (inside & (y >= 30))).mean() > 0.98
+    assert ((parts == 2) == (inside & (y < 30))).mean() > 0.98
+
+
+def test_shading_and_texture_are_no_parts():
+    shaded, _ = drawn(lambda x, y: np.dstack([x * 3, x * 2, y]))
+    noise, _ = drawn(lambda x, y: np.random.default_rng(0).integers(0, 255, (*x.shape, 3)))
+    plain, _ = drawn(lambda x, y: np.full((*x.shape, 3), 90))
+    assert not any(parts_of(patch).any() for patch in (shaded, noise, plain))
+    assert not parts_of(Image.new("RGBA", (9, 7))).any()
+
+
+def test_parts_lie_in_objects_and_are_asked_for():
+    patch, _ = drawn(lambda x, y: np.where((y < 30)[..., None], (200, 30, 30), (20, 20, 220)))
+    photo = Image.new("RGB", (90, 90), "grey")
+    sources = Sources([patch], [photo], [(photo, Image.new("L", photo.size))])
+    areas = []
+    for seed in range(20):
+        made = compose(sources, 96, np.random.default_rng(seed), real_share=0)
+        areas.append((made.parts > 0).mean() / max(1e-9, (made.labels > 0).mean()))
+    assert 0.1 < np.median(areas) <= 1
+    composed, stage = Composed(sources, seed=0), Stage(image_size=96, steps=1, objects=8)
+    batch = Batch.of([composed.example(stage, 0, place) for place in range(16)])
+    inside = [(a & ~b).sum() == 0 and (b & ~a).sum() > 0 for m in batch.targets for a in m for b in m]
+    assert any(inside)
 
 
 def test_objects_shrink_to_disjoint_cells_that_they_fill():

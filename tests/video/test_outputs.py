@@ -1,5 +1,6 @@
 """What tracking leaves behind: films, folders of masks, lines of JSON."""
 
+import io
 import json
 import weakref
 
@@ -162,6 +163,24 @@ def test_a_frame_without_objects_has_a_line_and_a_picture(tmp_path):
     assert len(open_film(tmp_path / "o.mp4")) == 1
 
 
+def test_a_notebook_shows_frames_of_the_film_with_what_was_tracked(session, results):
+    shown = np.array(Image.open(io.BytesIO(session._repr_png_())))
+    four = [results[place].masks.overlay() for place in (0, 3, 5, 8)]
+    np.testing.assert_array_equal(shown, np.concatenate(four, axis=1))
+    assert repr(session) == "Session(the list of pictures, 12 frames of 80×48, 2 objects)"
+
+
+def test_a_notebook_shows_a_film_before_anything_was_shown_in_it(sam):
+    one = moving_square(1)
+    session = sam.video(one)
+    np.testing.assert_array_equal(Image.open(io.BytesIO(session._repr_png_())), one[0])
+    assert repr(session) == "Session(the list of pictures, 1 frame of 80×48, no objects)"
+    passing = sam.video(iter(one))
+    assert passing._repr_png_() is None
+    assert repr(passing) == "Session(the list_iterator of pictures, frames of 80×48, no objects)"
+    assert len(list(passing.film)) == 1, "looking at it takes no frame"
+
+
 def test_a_film_shows_the_masks_painted_over_it(session, results, tmp_path):
     session.write(tmp_path / "masks.mp4")
     film = open_film(tmp_path / "masks.mp4")
@@ -260,6 +279,19 @@ def test_what_cannot_be_written_is_named(tmp_path, kind):
         open_writers(**{kind: path}, fps=25, size_hw=SIZE_HW),
     ):
         pass
+
+
+def test_a_read_only_folder_of_masks_is_told_before_the_work(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    (tmp_path / "masks").mkdir()
+    with (
+        pytest.raises(FilmError, match=f"cannot write {tmp_path / 'masks'}: Permission denied"),
+        open_writers(masks=tmp_path / "masks", fps=25, size_hw=SIZE_HW),
+    ):
+        pytest.fail("work was begun")
 
 
 def test_a_full_disk_is_told_of_and_leaves_what_was_there(results, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from masklet.cli import everything, image, models, train, video
+from masklet.cli import evaluation, everything, image, models, train, video
 from masklet.errors import MaskletError
 from masklet.version import __version__
 
@@ -24,6 +24,7 @@ app.command("image")(image.segment)
 app.command("everything")(everything.find_everything)
 app.command("video")(video.track)
 app.command("train")(train.train)
+app.command("eval")(evaluation.evaluate)
 app.command("models")(models.list_models)
 
 

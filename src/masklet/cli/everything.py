@@ -8,8 +8,6 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,13 +16,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.cli.image import check_outputs
+from masklet.cli.outputs import naming
 from masklet.cli.tables import show_progress, show_table
+from masklet.cli.video import write_results
 from masklet.errors import MaskletError, PictureError
 from masklet.files import replacing
 
 if TYPE_CHECKING:
     from masklet.results import Masks
     from masklet.segmenter import Segmenter
+
+FILM_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
+"""Of files that are films without being called so by ``--every``."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Job:
 
 
 def find_everything(
-    photos: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture, or a folder of them.")],
+    photos: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture, a folder of them, or a film.")],
     points_per_side: Annotated[
         int | None, typer.Option(help="Clicks along each side; more find smaller objects. 32 if not given.")
     ] = None,
@@ -66,25 +69,46 @@ def find_everything(
         float | None, typer.Option(help="Of boxes that overlap by a higher IoU keep one. 0.7 if not given.")
     ] = None,
     refine: Annotated[bool | None, typer.Option("--refine", help="Improve every mask once; four times slower.")] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", help="Look at a large picture in squares of this side; writes JSON lines."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="By how much squares overlap. An eighth if not given.")
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="In a film, or a folder of frames, look for objects on one frame in so many; 30 if not given.",
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     resolution: Annotated[
         int | None, typer.Option(help="Input side of the network, a multiple of 32; the model's own if not given.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Write the picture with the masks on it; a folder for a folder.")
+        Path | None,
+        typer.Option(metavar="PNG", help="Write the picture or film with the masks on it; a folder for a folder."),
     ] = None,
     json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="JSON", help="Write COCO annotations (RLE); a folder for a folder.")
+        Path | None,
+        typer.Option(
+            "--json",
+            "--jsonl",
+            metavar="JSON",
+            help="Write COCO annotations (RLE), one a line to .jsonl, a folder for a folder; of a film a line a frame.",
+        ),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write a PNG for each mask into a folder for each photo.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write a PNG for each mask into a folder for each photo; or for each frame."
+        ),
     ] = None,
 ) -> None:
-    """Find all objects of a photo, or of each photo in a folder; photos that are finished are left out."""
-    is_folder = photos.is_dir()
-    jobs = jobs_of_folder(photos, out, json_out, masks) if is_folder else [job_of_photo(photos, out, json_out, masks)]
-    check_places(jobs)
+    """Find all objects of a photo, of each photo in a folder (but those that are finished), or of a film."""
     given: dict[str, Any] = {
         "points_per_side": points_per_side,
         "crops": crops,
@@ -95,11 +119,26 @@ def find_everything(
         "refine": refine,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    import masklet
-    from masklet.everything import Options
-
-    Options(**options)  # refused here, before a model is loaded
-    sam = masklet.load(model, device=device)
+    if every is not None or photos.suffix.lower() in FILM_SUFFIXES:
+        if tile is not None:
+            raise MaskletError("--tile is for a large picture, and this is a film: expected one of them")
+        check_lines(json_out, "a film has a line for each frame")
+        film = load(model, device, options).video(photos, resolution=resolution)
+        results = film.everything(**({} if every is None else {"every": every}), **options)
+        write_results(film, results, film.film.count, out, masks, json_out)
+        return
+    if tile is not None or overlap is not None:
+        if json_out is None or out is not None or masks is not None or photos.is_dir():
+            raise MaskletError("--tile is for one large picture: expected --json FILE.jsonl, and no other output")
+        check_lines(json_out, "masks are written as they are found")
+        check_places([Job(photos, None, json_out, None)])
+        how = {"resolution": resolution, "tile": tile, "overlap": overlap, **options}
+        write_lines(load(model, device, options), photos, json_out, how)
+        return
+    is_folder = photos.is_dir()
+    jobs = jobs_of_folder(photos, out, json_out, masks) if is_folder else [job_of_photo(photos, out, json_out, masks)]
+    check_places(jobs)
+    sam = load(model, device, options)
     rows: list[tuple[str, object, str]] = []
     failures: dict[str, PictureError] = {}
     for job in show_progress(jobs, len(jobs), unit="photos"):
@@ -114,13 +153,44 @@ def find_everything(
             if not is_folder:
                 raise
             failures[job.photo.name] = error
-    show_table(("photo", "masks", "seconds"), rows)
-    if rows and not any(count for _, count, _ in rows):
-        print("masklet: nothing found: lower --iou-threshold or --stability-threshold", file=sys.stderr)
+    show_found(rows)
     for name, failure in failures.items():
         print(f"masklet: {name}:", " ".join(str(failure).split()), file=sys.stderr)
     if failures:
         raise typer.Exit(1)
+
+
+def load(model: str, device: str, options: dict[str, Any]) -> Segmenter:
+    """The model, unless options make no sense."""
+    import masklet
+    from masklet.everything import Options
+
+    Options(**options)  # refused here, before a model is loaded
+    return masklet.load(model, device=device)
+
+
+def check_lines(path: Path | None, reason: str) -> None:
+    """Refuse a file that is not one of JSON lines."""
+    if path is not None and path.suffix.lower() != ".jsonl":
+        raise MaskletError(f"--json {path}: expected a name that ends in .jsonl, since {reason}")
+
+
+def write_lines(sam: Segmenter, photo: Path, path: Path, options: dict[str, Any]) -> None:
+    """Write the masks of a large picture as they are found, a COCO instance a line."""
+    start, count = perf_counter(), 0
+    instances = sam.everything(photo, **options)
+    with naming(path), replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
+        for instance in show_progress(instances, None, unit="masks"):
+            print(json.dumps(instance), file=lines)
+            count += 1
+    show_found([(photo.name, count, f"{perf_counter() - start:.1f}")])
+
+
+def show_found(rows: list[tuple[str, object, str]]) -> None:
+    """Show how many masks each photo has, and what to do if there are none at all."""
+    show_table(("photo", "masks", "seconds"), rows)
+    if rows and not any(count for _, count, _ in rows):
+        print("masklet: nothing found: lower --iou-threshold or --stability-threshold", file=sys.stderr)
 
 
 def job_of_photo(photo: Path, out: Path | None, json_out: Path | None, masks: Path | None) -> Job:
@@ -191,10 +261,10 @@ def find_and_write(sam: Segmenter, job: Job, options: dict[str, Any]) -> int:
     masks = sam.everything(job.photo, **options)
     write_json(job.instances, masks.to_coco())
     if job.overlay is not None:
-        with _naming(job.overlay), replacing(job.overlay) as unfinished:
+        with naming(job.overlay), replacing(job.overlay) as unfinished:
             masks.overlay().save(unfinished)
     if job.masks is not None:
-        with _naming(job.masks):
+        with naming(job.masks):
             write_folder(job.masks, masks)
     return len(masks)
 
@@ -202,8 +272,12 @@ def find_and_write(sam: Segmenter, job: Job, options: dict[str, Any]) -> int:
 def write_json(path: Path | None, instances: list[dict[str, Any]]) -> None:
     """Write COCO instances, if they were asked for."""
     if path is not None:
-        with _naming(path), replacing(path) as unfinished:
-            unfinished.write_text(json.dumps(instances), encoding="utf-8")
+        with naming(path), replacing(path) as unfinished:
+            if path.suffix.lower() == ".jsonl":
+                text = "".join(json.dumps(instance) + "\n" for instance in instances)
+            else:
+                text = json.dumps(instances)
+            unfinished.write_text(text, encoding="utf-8")
 
 
 def write_folder(folder: Path, masks: Masks) -> None:
@@ -218,11 +292,3 @@ def write_folder(folder: Path, masks: Masks) -> None:
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MaskletError(f"cannot write {path}: {error.strerror or error}") from error

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from masklet.cli.outputs import naming
 from masklet.cli.tables import show_table
-from masklet.errors import MaskletError, PictureError, PromptError
+from masklet.errors import PictureError, PromptError
 from masklet.files import replacing
 
 if TYPE_CHECKING:
@@ -120,8 +121,5 @@ def write_outputs(masks: Masks, *, out: Path | None, mask_out: Path | None, json
     ):
         if path is None:
             continue
-        try:
-            with replacing(path) as unfinished:
-                write(unfinished)
-        except OSError as error:
-            raise MaskletError(f"cannot write {path}: {error.strerror or error}") from error
+        with naming(path), replacing(path) as unfinished:
+            write(unfinished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from masklet.errors import PromptError
 
 if TYPE_CHECKING:
     from masklet.video.session import Direction, Session
+    from masklet.video.tracks import FrameResult
 
 PLACE = "[OBJECT@]FRAME:"
 
@@ -57,22 +59,37 @@ def track(
     if not prompts:
         raise PromptError("nothing to track: give --point, --box or --mask (masklet video --help)")
     import masklet
-    from masklet.video.outputs import open_writers, refuse_to_overwrite
 
     session = masklet.load(model, device=device).video(film, resolution=resolution, max_objects=max_objects)
     show_prompts(session, prompts)
-    opened = session.film
-    refuse_to_overwrite(session.film, out, masks, jsonl)
     direction: Direction = "backward" if reverse else "forward"
-    total = sum(map(len, session.plan(start, end, direction, every=every))) if opened.count else None
-    results = session.track(start, end, direction, every=every)
+    total = sum(map(len, session.plan(start, end, direction, every=every))) if session.film.count else None
+    write_results(session, session.track(start, end, direction, every=every), total, out, masks, jsonl, every=every)
+
+
+def write_results(
+    session: Session,
+    results: Iterable[FrameResult],
+    total: int | None,
+    out: Path | None,
+    masks: Path | None,
+    jsonl: Path | None,
+    *,
+    every: int = 1,
+) -> None:
+    """Write what was asked for as it comes, and show how often each object was seen."""
+    from masklet.video.outputs import open_writers, refuse_to_overwrite
+
+    film = session.film
+    refuse_to_overwrite(film, out, masks, jsonl)
     scores: dict[Any, list[float]] = {name: [] for name in session.objects}
-    with open_writers(out, masks, jsonl, fps=opened.fps / every, size_hw=opened.size_hw) as writers:
+    with open_writers(out, masks, jsonl, fps=film.fps / every, size_hw=film.size_hw) as writers:
         for result in show_progress(results, total, unit="frames"):
             writers.write(result)
             for name, score, visible in zip(result.objects, result.scores, result.visible, strict=True):
+                of_object = scores.setdefault(name, [])
                 if visible:
-                    scores[name].append(float(score))
+                    of_object.append(float(score))
     show_table(
         ("object", "frames seen", "mean score"),
         [(name, len(seen), f"{sum(seen) / max(len(seen), 1):.3f}") for name, seen in scores.items()],

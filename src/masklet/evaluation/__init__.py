@@ -1,1 +1,1 @@
-"""How good masks are: mean IoU from one click and from a box."""
+"""How good masks are: of pictures, after clicks and from a box; of films; and of everything in a picture."""

@@ -1,28 +1,95 @@
-"""Where an evaluation clicks: as far inside the object as one can."""
+"""Where an evaluation clicks: in the middle of the object, then in the middle of what is wrong with its mask.
+
+Points are pixels of the picture, x right and y down.
+
+Source: SAM (arXiv 2304.02643), section 7.1; SAM 2 (arXiv 2408.00714), section 6.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from masklet.masks import mask_boxes
 
-def centre_click(mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """The place farthest from the border of a (height, width) mask, which must not be empty.
+
+@dataclass(frozen=True)
+class Click:
+    """A pixel, and whether it is on the object or beside it."""
+
+    x: int
+    y: int
+    is_on_object: bool
+
+    @property
+    def point(self) -> tuple[int, int, int]:
+        """(x, y, label), as ``predict`` and ``prompt`` take it."""
+        return self.x, self.y, int(self.is_on_object)
+
+
+def click_until(
+    count: int, truth: NDArray[np.bool_], answer: Callable[[Click], NDArray[np.bool_]]
+) -> Iterator[NDArray[np.bool_]]:
+    """The masks that are shown after 1 to ``count`` clicks of somebody who corrects the mask before.
+
+    Args:
+        count: Of clicks.
+        truth: (height, width), not empty: the object that is meant.
+        answer: What is shown, (height, width), once this click was made as well. Where a mask is right to the pixel
+            nothing more is clicked, and it stays.
+    """
+    shown = np.zeros_like(truth)
+    for _ in range(count):
+        if (click := next_click(shown, truth)) is not None:
+            shown = answer(click)
+        yield shown
+
+
+def next_click(shown: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Click | None:
+    """The middle of the largest region where a mask is wrong; of an object that is not shown at all, its own.
+
+    The largest is the one with room for the largest circle, and the middle is that circle's. What was missed is clicked
+    as the object's and comes first of equals, what is too much is clicked as beside it.
+
+    Args:
+        shown: (height, width).
+        truth: (height, width).
 
     Returns:
-        (x, y) in pixels; the topmost, then leftmost such pixel.
-
-    Source: SAM (arXiv 2304.02643), section 7.1.
+        The click, or None where nothing is wrong.
     """
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    missed, too_much = inner_pixel(truth & ~shown), inner_pixel(shown & ~truth)
+    if missed.depth == too_much.depth == 0:
+        return None
+    if missed.depth >= too_much.depth:
+        return Click(missed.x, missed.y, True)
+    return Click(too_much.x, too_much.y, False)
+
+
+@dataclass(frozen=True)
+class InnerPixel:
+    """A pixel of a mask and its squared distance to the nearest one outside; 0 if the mask is empty."""
+
+    x: int
+    y: int
+    depth: int
+
+
+def inner_pixel(mask: NDArray[np.bool_]) -> InnerPixel:
+    """The pixel farthest from the border of a (height, width) mask: the topmost, then leftmost of such."""
     # The mask alone, so that a small object in a large picture costs little.
-    inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    distances = squared_border_distances(inside)
-    y, x = np.unravel_index(distances.argmax(), distances.shape)
-    return float(columns[0] + x), float(rows[0] + y)
+    x0, y0, x1, y1 = box_of(mask)
+    if x0 == x1:
+        return InnerPixel(0, 0, 0)
+    depths = squared_border_distances(mask[y0:y1, x0:x1])
+    y, x = np.unravel_index(depths.argmax(), depths.shape)
+    return InnerPixel(x0 + int(x), y0 + int(y), int(depths[y, x]))
 
 
-def squared_border_distances(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+def squared_border_distances(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """(height, width) squared distances from each pixel to the nearest outside the mask; all around it is outside.
 
     Exact: the distance along the row first, then the best of all rows above and below (Felzenszwalb and Huttenlocher,
@@ -41,9 +108,15 @@ def squared_border_distances(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return best
 
 
-def _row_distances(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _row_distances(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Pixels to the nearest one outside, left or right in the same row."""
-    place = np.broadcast_to(np.arange(1, mask.shape[1] + 1), mask.shape)
+    place = np.broadcast_to(np.arange(1, mask.shape[1] + 1, dtype=np.int32), mask.shape)
     left = np.maximum.accumulate(np.where(mask, 0, place), axis=1)
     right = np.minimum.accumulate(np.where(mask, mask.shape[1] + 1, place)[:, ::-1], axis=1)[:, ::-1]
     return np.minimum(place - left, right - place)
+
+
+def box_of(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) around a (height, width) mask, edges in pixels; zeros if it is empty."""
+    x0, y0, x1, y1 = mask_boxes(mask[None])[0].astype(int).tolist()
+    return x0, y0, x1, y1

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from masklet.errors import PictureError
+from masklet.exports import read_index_map
 from masklet.pictures import read_picture
+from masklet.video.frames import pictures_in, width_by_height
+
+VOID = 255
+"""What nobody could tell, in annotations of 8 bits. It counts as background."""
 
 
 @dataclass(frozen=True)
@@ -20,23 +24,76 @@ class Example:
 
     name: str
     picture: NDArray[np.uint8]  # (height, width, 3) RGB
-    labels: NDArray[np.uint8]  # (height, width): 0 background, 1..k objects
+    labels: NDArray[np.integer]  # (height, width): 0 background, any other number an object
+
+    @property
+    def objects(self) -> list[int]:
+        """Their numbers, ascending."""
+        return object_numbers(self.labels)
 
 
-def read_folder(folder: Path) -> Iterator[Example]:
-    """Read ``images/NAME.jpg`` with ``masks/NAME.png`` (palette or grey; 0 background, then one number an object).
+@dataclass(frozen=True)
+class ExampleFolder:
+    """The examples of a folder; each is read when it is its turn. Made by ``read_folder``."""
+
+    folder: Path
+    files: list[tuple[Path, Path]]  # of pictures and of their masks
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[Example]:
+        """In natural order of their names.
+
+        Raises:
+            PictureError: A file cannot be read, a mask is of another size than its picture or in colours; or no mask
+                had an object, which shows at the end.
+        """
+        has_objects = False
+        for picture_path, mask_path in self.files:
+            picture, labels = read_picture(picture_path), read_labels(mask_path)
+            if labels.shape != picture.shape[:2]:
+                raise PictureError(
+                    f"{mask_path} is {width_by_height(labels.shape)}: expected {width_by_height(picture.shape)}, the "
+                    f"size of {picture_path.name}"
+                )
+            has_objects |= bool(labels.any())
+            yield Example(picture_path.stem, picture, labels)
+        if not has_objects:
+            raise PictureError(
+                f"no mask in {self.folder / 'masks'} shows an object: expected 0 for the background and a number for "
+                f"each object, 1 to 254 in 8 bits ({VOID} is void)"
+            )
+
+
+def read_folder(folder: Path) -> ExampleFolder:
+    """Find ``images/NAME.jpg`` (or another picture) and ``masks/NAME.png``, one for each.
+
+    Masks are palette or grey: 0 background, then one number an object, 255 void; or black and white.
 
     Raises:
-        PictureError: There are no pictures, a mask is missing or of another size.
+        PictureError: There are no pictures, or masks are missing.
     """
-    pictures = sorted((folder / "images").glob("*.jpg"))
+    images = folder / "images"
+    pictures = pictures_in(images) if images.is_dir() else []
     if not pictures:
-        raise PictureError(f"no pictures in {folder / 'images'}: expected images/NAME.jpg and masks/NAME.png")
-    for path in pictures:
-        mask_path = folder / "masks" / f"{path.stem}.png"
-        if not mask_path.exists():
-            raise PictureError(f"{path} has no mask: expected {mask_path}")
-        picture, labels = read_picture(path), np.asarray(Image.open(mask_path))
-        if labels.shape != picture.shape[:2]:
-            raise PictureError(f"{mask_path} has shape {labels.shape}: expected {picture.shape[:2]}, as its picture")
-        yield Example(path.stem, picture, labels)
+        raise PictureError(f"no pictures in {images}: expected images/NAME.jpg and masks/NAME.png")
+    files = [(path, folder / "masks" / f"{path.stem}.png") for path in pictures]
+    if missing := [mask_path for _, mask_path in files if not mask_path.exists()]:
+        raise PictureError(f"{len(missing)} of {len(files)} pictures have no mask: expected {missing[0]}")
+    return ExampleFolder(folder, files)
+
+
+def read_labels(path: Path) -> NDArray[np.integer]:
+    """An annotation, (height, width): 0 background and void, any other number an object.
+
+    Raises:
+        PictureError: It cannot be read, or is a picture in colours.
+    """
+    labels = read_index_map(path)
+    return np.where(labels == VOID, np.uint8(0), labels) if labels.dtype == np.uint8 else labels
+
+
+def object_numbers(labels: NDArray[np.integer]) -> list[int]:
+    """Of (height, width), ascending."""
+    return [int(number) for number in np.unique(labels) if number]

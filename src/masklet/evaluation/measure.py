@@ -1,20 +1,25 @@
-"""Mean IoU of a model over pictures whose objects are known, from one click, from a box and from a rough mask.
+"""How well a model does what it is prompted for, on pictures whose objects are known: IoU of each object's mask.
 
-Source: SAM (arXiv 2304.02643), section 7.1: one click in the middle of each object.
+Source: SAM (arXiv 2304.02643), section 7.1: one click in the middle of each object, and more of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masklet.evaluation.clicks import centre_click
+from masklet.evaluation.agreement import region_j
+from masklet.evaluation.clicks import Click, box_of, click_until
 from masklet.evaluation.folder import Example
+from masklet.evaluation.grid import Extremes
+from masklet.image import Photo
+from masklet.results import Masks
 from masklet.segmenter import Segmenter
 
+CLICKS = 7
 ROUGHNESS = 0.1
 """Width of the brush of a rough mask, as a share of the object's longer side."""
 
@@ -27,8 +32,11 @@ class ObjectScore:
     object: int
     one_click: float
     """Of the candidate with the best predicted score."""
+    three_clicks: float
+    five_clicks: float
+    seven_clicks: float
     oracle_click: float
-    """Of the best candidate: what a better prediction of scores could reach."""
+    """Of the best candidate after one click: what a better prediction of scores could reach."""
     box: float
     rough: float
     """Of a rough mask of the object, as somebody might paint it: what is there to begin with."""
@@ -38,37 +46,55 @@ class ObjectScore:
     """From the rough mask."""
 
 
-def measure(segmenter: Segmenter, examples: Iterable[Example]) -> Iterator[ObjectScore]:
-    """Prompt every object of every picture; objects are scored at the size of the picture."""
+def measure(
+    segmenter: Segmenter, examples: Iterable[Example], *, extremes: Extremes | None = None
+) -> Iterator[ObjectScore]:
+    """Prompt every object of every picture; masks are compared at the size of the picture.
+
+    Args:
+        segmenter: What is measured.
+        examples: Pictures and their objects.
+        extremes: Shown every object's mask after one click.
+    """
     for example in examples:
         photo = segmenter.image(example.picture)
-        for number in np.unique(example.labels[example.labels > 0]):
+        for number in example.objects:
             truth = example.labels == number
-            candidates = photo.predict(points=[centre_click(truth)])
-            ious = [mask_iou(mask, truth) for mask in candidates.masks]
+            user = User(photo)
+            shown = list(click_until(CLICKS, truth, user.click))
+            after = [region_j(mask, truth) for mask in shown]
             rough = roughen(truth)
             yield ObjectScore(
                 picture=example.name,
-                object=int(number),
-                one_click=ious[int(np.argmax(candidates.scores))],
-                oracle_click=max(ious),
-                box=mask_iou(photo.predict(box=box_of(truth)).masks[0], truth),
-                rough=mask_iou(rough, truth),
-                rough_box=mask_iou(photo.predict(box=box_of(rough)).masks[0], truth),
-                rough_mask=mask_iou(photo.predict(mask=rough).masks[0], truth),
+                object=number,
+                one_click=after[0],
+                three_clicks=after[2],
+                five_clicks=after[4],
+                seven_clicks=after[6],
+                oracle_click=max(region_j(mask, truth) for mask in user.answers[0].masks),
+                box=region_j(photo.predict(box=box_of(truth)).masks[0], truth),
+                rough=region_j(rough, truth),
+                rough_box=region_j(photo.predict(box=box_of(rough)).masks[0], truth),
+                rough_mask=region_j(photo.predict(mask=rough).masks[0], truth),
             )
+            if extremes is not None:
+                extremes.add(f"{example.name} {number}", after[0], example.picture, truth, shown[0])
 
 
-def mask_iou(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Intersection over union; 0 where both are empty."""
-    either = np.count_nonzero(mask | truth)
-    return np.count_nonzero(mask & truth) / either if either else 0.0
+@dataclass
+class User:
+    """Somebody who clicks on one object of a photo, and sees of the candidates the one of the best predicted score."""
 
+    photo: Photo
+    points: list[tuple[int, int, int]] = field(default_factory=list)
+    answers: list[Masks] = field(default_factory=list)
 
-def box_of(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) around a mask that is not empty, in pixels; the far sides lie behind the last pixel."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    def click(self, click: Click) -> NDArray[np.bool_]:
+        """The mask that is shown to all clicks so far, with the logits of the one before it fed back."""
+        previous = self.answers[-1].best.logits if self.answers else None
+        self.points.append(click.point)
+        self.answers.append(self.photo.predict(self.points, mask=previous))
+        return self.answers[-1].best.masks[0]
 
 
 def roughen(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -84,16 +110,3 @@ def roughen(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     is_painted = padded.reshape(height, brush_px, width, brush_px).mean((1, 3)) >= 0.5
     rough = is_painted.repeat(brush_px, 0).repeat(brush_px, 1)[: mask.shape[0], : mask.shape[1]]
     return rough if rough.any() else mask
-
-
-def summarise(scores: Iterable[ObjectScore]) -> dict[str, float]:
-    """Means over objects, and how many there were.
-
-    Raises:
-        ValueError: There are none.
-    """
-    scores = list(scores)
-    if not scores:
-        raise ValueError("nothing to summarise: no picture has an object")
-    names = [field.name for field in fields(ObjectScore) if field.name not in ("picture", "object")]
-    return {name: float(np.mean([getattr(s, name) for s in scores])) for name in names} | {"objects": len(scores)}

@@ -1,9 +1,10 @@
 """How well objects are followed: J, F and J&F of films whose every frame is annotated.
 
-Source: Perazzi et al., "A benchmark dataset and evaluation methodology for video object segmentation" (CVPR 2016),
-section 5, and the semi-supervised rules of "The 2017 DAVIS challenge" (arXiv 1704.00675). As there
+Source: the semi-supervised rules of "The 2017 DAVIS challenge" (arXiv 1704.00675), and SAM 2 (arXiv 2408.00714),
+section 6.2, for clicks instead of masks. As there
 
-- a tracker is given the first frame's masks; neither that frame nor the last is scored;
+- an object is shown in the first frame that it is annotated in, by its mask or by three clicks, and scored in those
+  after it, but for the film's last;
 - a pixel belongs to one object, so where masks overlap the highest logit has it;
 - an object that is absent, and not claimed, scores 1: J where neither mask has a pixel, F where neither has a boundary;
 - what an annotation calls void, 255, is background.
@@ -12,117 +13,198 @@ section 5, and the semi-supervised rules of "The 2017 DAVIS challenge" (arXiv 17
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from math import ceil, hypot, isqrt
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from masklet.errors import FilmError
+from masklet.evaluation.agreement import boundary_f, region_j
+from masklet.evaluation.clicks import Click, click_until
+from masklet.evaluation.folder import object_numbers, read_labels
+from masklet.evaluation.grid import Extremes
+from masklet.evaluation.scores import summarise
 from masklet.masks import upscale_logits
 from masklet.segmenter import Segmenter
-from masklet.video.frames import pictures_in
+from masklet.video.frames import pictures_in, width_by_height
+from masklet.video.session import Session
+from masklet.video.tracks import FrameResult
 
-VOID = 255
-TOLERANCE = 0.008
-"""Share of the picture's diagonal within which boundaries match."""
+CLICKS = 3
 
 
 @dataclass(frozen=True)
-class FilmScore:
-    """One film: means over its objects and scored frames."""
+class TrackScore:
+    """One object of a film: means over the frames that it is scored in."""
 
     film: str
-    objects: int
+    object: int
     frames: int
+    j_and_f: float
+    """The mean of both, DAVIS's main measure; this and the next two from the object's first mask."""
     j: float
     f: float
+    clicks_j_and_f: float
+    """These from three clicks on the object's first frame."""
+    clicks_j: float
+    clicks_f: float
+    still_j_and_f: float
+    """These of the first mask, kept all along: what an object scores without a tracker."""
     still_j: float
-    """Of the first frame's masks, kept all along: what a film scores without a tracker."""
     still_f: float
-
-    @property
-    def j_and_f(self) -> float:
-        """The mean of both, DAVIS's main measure."""
-        return (self.j + self.f) / 2
-
-    @property
-    def still_j_and_f(self) -> float:
-        """Likewise, of the first frame's masks."""
-        return (self.still_j + self.still_f) / 2
 
 
 @dataclass(frozen=True)
 class AnnotatedFilm:
-    """A film and the truth about each of its frames."""
+    """A film and the truth about each of its frames. Made by ``read_films``."""
 
     name: str
     pictures: list[Path]
     annotations: list[Path]
 
-    def labels(self, frame: int) -> NDArray[np.uint8]:
-        """(height, width): 0 background, 1..k objects."""
-        labels = np.array(Image.open(self.annotations[frame]))
-        labels[labels == VOID] = 0
-        return labels
+    def labels(self, frame: int) -> NDArray[np.integer]:
+        """(height, width): 0 background, any other number an object."""
+        return read_labels(self.annotations[frame])
 
 
-def evaluate_films(segmenter: Segmenter, folder: Path) -> Iterator[FilmScore]:
-    """Follow the objects of the first frame through every film of a folder; see ``read_films`` for its layout."""
-    for film in read_films(folder):
-        yield evaluate_film(segmenter, film)
+@dataclass(frozen=True)
+class Look:
+    """An object in one frame, as it is and as it was followed there."""
+
+    frame: int
+    j: float
+    picture: NDArray[np.uint8]
+    truth: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
 
 
-def evaluate_film(segmenter: Segmenter, film: AnnotatedFilm) -> FilmScore:
-    """Follow the objects of the first frame, each shown by its mask, through one film."""
-    first = film.labels(0)
-    numbers = [int(number) for number in np.unique(first) if number]
-    if not numbers:
-        raise FilmError(f"{film.annotations[0]} shows no object: expected numbers from 1 to 254 in the first frame")
+@dataclass
+class Followed:
+    """One object while its film is gone through."""
+
+    first_frame: int
+    first_mask: NDArray[np.bool_]
+    rows: list[list[float]] = field(default_factory=list)
+    """Of each scored frame J and F from the mask, from the clicks, and of the first mask."""
+    worst: Look | None = None
+    """From the mask."""
+
+    def score(self, film: str, number: int) -> TrackScore:
+        """Means over the frames."""
+        means = [((j + f) / 2, j, f) for j, f in np.mean(self.rows, axis=0).reshape(-1, 2).tolist()]
+        return TrackScore(film, number, len(self.rows), *chain(*means))
+
+
+def evaluate_films(
+    segmenter: Segmenter, films: Iterable[AnnotatedFilm], *, extremes: Extremes | None = None
+) -> Iterator[TrackScore]:
+    """Follow every object of every film, once shown by its mask and once by clicks.
+
+    Args:
+        segmenter: What is measured.
+        films: From ``read_films``.
+        extremes: Shown every object by its J&F from the mask, in the frame in which it was followed worst.
+
+    Raises:
+        FilmError: A film has no object that could be scored; an annotation is of another size than its picture.
+        PictureError: An annotation cannot be read.
+    """
+    for film in films:
+        for number, one in follow(segmenter, film).items():
+            score = one.score(film.name, number)
+            if extremes is not None and (worst := one.worst) is not None:
+                name = f"{film.name} {number}, J {worst.j:.3f} in frame {worst.frame}; J&F"
+                extremes.add(name, score.j_and_f, worst.picture, worst.truth, worst.mask)
+            yield score
+
+
+def follow(segmenter: Segmenter, film: AnnotatedFilm) -> dict[int, Followed]:
+    """Every object of a film, with its scores in all frames."""
     session = segmenter.video(film.pictures)
-    for number in numbers:
-        session.prompt(0, number, mask=first == number)
-    scored = []  # (j, f, still j, still f) for each frame and object
+    objects = first_seen(film, session.film.size_hw)
+    for number, one in objects.items():
+        # Objects do not touch each other, so both ways of showing them share the encoding of each frame.
+        session.prompt(one.first_frame, ("mask", number), mask=one.first_mask)
+        click_on(session, ("clicks", number), one)
     for result in session.track(end=len(film.pictures) - 2):
-        if result.index == 0:
-            continue
-        truth, labels = film.labels(result.index), label_map(result.masks.logits, first.shape)
-        for place, number in enumerate(numbers, start=1):
-            real, tracked, still = truth == number, labels == place, first == number
-            scored.append(
-                (region_j(tracked, real), boundary_f(tracked, real), region_j(still, real), boundary_f(still, real))
+        add_frame(objects, result, film.labels(result.index))
+    return objects
+
+
+def first_seen(film: AnnotatedFilm, size_hw: tuple[int, int]) -> dict[int, Followed]:
+    """Where each object of a film is first seen, of those that are so before its last two frames.
+
+    Raises:
+        FilmError: There are none; an annotation is of another size than the film.
+    """
+    objects: dict[int, Followed] = {}
+    for frame, path in enumerate(film.annotations):
+        labels = film.labels(frame)
+        if labels.shape != size_hw:
+            raise FilmError(
+                f"{path} is {width_by_height(labels.shape)}: expected {width_by_height(size_hw)}, the film's size"
             )
-    means = map(float, np.mean(scored, axis=0))
-    return FilmScore(film.name, len(numbers), len(film.pictures) - 2, *means)
+        if frame < len(film.annotations) - 2:
+            for number in object_numbers(labels):
+                objects.setdefault(number, Followed(frame, labels == number))
+    if not objects:
+        raise FilmError(
+            f"{film.annotations[0].parent} shows no object before its last two frames: expected numbers from 1 to 254"
+        )
+    return objects
 
 
-def summarise_films(scores: Iterable[FilmScore]) -> dict[str, float]:
+def click_on(session: Session, name: tuple[str, int], one: Followed) -> None:
+    """Show an object by clicks on its first frame, each correcting what those before it gave."""
+
+    def answer(click: Click) -> NDArray[np.bool_]:
+        return session.prompt(one.first_frame, name, points=[click.point]).masks[0]
+
+    for _ in click_until(CLICKS, one.first_mask, answer):
+        pass
+
+
+def add_frame(objects: dict[int, Followed], result: FrameResult, labels: NDArray[np.integer]) -> None:
+    """Compare a frame with its annotation, for the objects that were seen before it."""
+    seen = [number for number, one in objects.items() if one.first_frame <= result.index]
+    maps = []
+    for kind in ("mask", "clicks"):
+        rows = [result.objects.index((kind, number)) for number in seen]
+        maps.append(label_map(result.masks.logits[rows], labels.shape))
+    for place, number in enumerate(seen, start=1):
+        one = objects[number]
+        if one.first_frame == result.index:
+            continue
+        truth, masks = labels == number, [*(labelled == place for labelled in maps), one.first_mask]
+        one.rows.append([measure(mask, truth) for mask in masks for measure in (region_j, boundary_f)])
+        j = one.rows[-1][0]
+        if one.worst is None or j < one.worst.j:
+            assert result.masks.picture is not None
+            one.worst = Look(result.index, j, result.masks.picture, truth, masks[0])
+
+
+def summarise_films(scores: list[TrackScore]) -> dict[str, float]:
     """Means over objects, as DAVIS takes them: a film with three counts three times.
 
     Raises:
         ValueError: There are none.
     """
-    scores = list(scores)
-    if not scores:
-        raise ValueError("nothing to summarise: there is no film")
-    names = ("j_and_f", "j", "f", "still_j_and_f", "still_j", "still_f")
-    objects = [score.objects for score in scores]
-    means = {name: float(np.average([getattr(s, name) for s in scores], weights=objects)) for name in names}
-    return means | {"films": len(scores), "objects": sum(objects)}
+    return summarise(scores) | {"films": len({score.film for score in scores})}
 
 
-def read_films(folder: Path) -> Iterator[AnnotatedFilm]:
-    """Read a folder laid out as DAVIS: ``JPEGImages/FILM/*.jpg`` and ``Annotations/FILM/*.png``, one for each picture.
+def read_films(folder: Path) -> list[AnnotatedFilm]:
+    """Find films laid out as DAVIS: ``JPEGImages/FILM/*.jpg`` and ``Annotations/FILM/*.png``, one for each picture.
 
-    Annotations are palette or grey: 0 background, then one number an object, 255 void. DAVIS's own folder has a
-    ``480p`` above the films, which is looked for.
+    Annotations are palette or grey: 0 background, then one number an object, 255 void; or black and white. DAVIS's own
+    folder has a ``480p`` above the films, which is looked for.
 
     Raises:
-        FilmError: There are no films, one is too short, an annotation is missing.
+        FilmError: There are no films, one is too short, annotations are missing.
     """
+    found = []
     films = _films_folder(folder, "JPEGImages")
     names = sorted(path.name for path in films.iterdir() if path.is_dir()) if films.is_dir() else []
     if not names:
@@ -134,7 +216,8 @@ def read_films(folder: Path) -> Iterator[AnnotatedFilm]:
         annotations = [_films_folder(folder, "Annotations") / name / f"{picture.stem}.png" for picture in pictures]
         if missing := [path for path in annotations if not path.exists()]:
             raise FilmError(f"{len(missing)} of {len(pictures)} pictures have no annotation: expected {missing[0]}")
-        yield AnnotatedFilm(name, pictures, annotations)
+        found.append(AnnotatedFilm(name, pictures, annotations))
+    return found
 
 
 def _films_folder(folder: Path, kind: str) -> Path:
@@ -147,52 +230,3 @@ def label_map(logits: NDArray[np.float32], size_hw: tuple[int, ...]) -> NDArray[
     height, width = size_hw
     upscaled = upscale_logits(torch.tensor(logits), (height, width)).numpy()
     return np.concatenate([np.zeros_like(upscaled[:1]), upscaled]).argmax(0)
-
-
-def region_j(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """J: intersection over union of two (height, width) masks; 1 where both are empty."""
-    either = np.count_nonzero(mask | truth)
-    return np.count_nonzero(mask & truth) / either if either else 1.0
-
-
-def boundary_f(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """F: harmonic mean of the shares of each boundary that lie near the other; 1 where neither mask has a boundary.
-
-    Where only one has, what of the other's is missed or made up counts as such: 0.
-    """
-    tolerance_px = ceil(TOLERANCE * hypot(*mask.shape))
-    drawn, real = boundary(mask), boundary(truth)
-    drawn_count, real_count = np.count_nonzero(drawn), np.count_nonzero(real)
-    if not drawn_count or not real_count:
-        return float(drawn_count == real_count)
-    precision = np.count_nonzero(drawn & within(real, tolerance_px)) / drawn_count
-    recall = np.count_nonzero(real & within(drawn, tolerance_px)) / real_count
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of a (height, width) mask that differ from that to the right, below, or below to the right.
-
-    Beyond the picture nothing differs; so a mask of everything has no boundary.
-    """
-    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-    edges = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1])
-    # Inside, the diagonal one too; in the last row or column it would only repeat another.
-    edges[:-1, :-1] |= mask[:-1, :-1] != mask[1:, 1:]
-    return edges
-
-
-def within(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """All pixels whose centre is at most ``radius`` pixels from that of one in the mask: dilation by a disk."""
-    height, width = mask.shape
-    # What lies left of a place, counted, tells by one comparison whether any run of its row is empty.
-    counts = np.zeros((height, width + 2 * radius + 1), np.int32)
-    np.cumsum(np.pad(mask, ((0, 0), (radius, radius))), axis=1, out=counts[:, 1:])
-    near = np.zeros_like(mask)
-    for rows in range(min(radius + 1, height)):
-        reach = isqrt(radius**2 - rows**2)
-        left, right = radius - reach, radius + reach + 1
-        in_row = counts[:, right : right + width] > counts[:, left : left + width]
-        near[rows:] |= in_row[: height - rows]
-        near[: height - rows] |= in_row[rows:]
-    return near

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masklet.config import Sam2ImageEncoderConfig
+from masklet.model.layers import in_blocks
 
 MLP_RATIO = 4
 POOL = 2
@@ -59,6 +60,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
+        return in_blocks(self._of_rows, x.flatten(0, -2), self.proj_in.out_features).view(x.shape)
+
+    def _of_rows(self, x: Tensor) -> Tensor:
         return self.proj_out(F.gelu(self.proj_in(x)))
 
 
@@ -94,7 +98,8 @@ class HieraBlock(nn.Module):
             # Zeros are added after the norm, and attended to: the checkpoints were trained so.
             x = F.pad(x, missing)
         windows = x.unflatten(2, (across, self.window)).unflatten(1, (down, self.window)).transpose(2, 3)
-        out = self.attn(windows.flatten(0, 2))  # (batch * down * across, window', window', dim)
+        widest = windows.shape[3] * windows.shape[4] * self.attn.qkv.out_features
+        out = in_blocks(self.attn, windows.flatten(0, 2), widest)  # (batch * down * across, window', window', dim)
         out = out.unflatten(0, (batch, down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return out[:, : out_hw[0], : out_hw[1]]
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+BLOCK_ELEMENTS = 2**20
+"""Numbers that a CPU's caches hold."""
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -42,3 +48,19 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """(..., heads, tokens, head_dim) to (..., tokens, dim)."""
     return x.transpose(-3, -2).flatten(-2)
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, widest: int) -> Tensor:
+    """``function`` of the rows of ``x``, each by itself; for inference on a CPU, as many at a time as its caches hold.
+
+    What is made on the way stays in the caches, and in memory that the allocator keeps: new memory costs a CPU more
+    than the arithmetic it is for.
+
+    Args:
+        function: (rows, ...) to (rows, ...).
+        x: (rows, ...).
+        widest: Numbers that ``function`` makes of a row at most.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return function(x)
+    return torch.cat([function(some) for some in x.split(max(1, BLOCK_ELEMENTS // widest))])

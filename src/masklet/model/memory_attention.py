@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masklet.model.layers import in_blocks
 from masklet.model.positions import axial_rotations, rotate
 
 Rotations = tuple[Tensor, Tensor]
 POSITION_WEIGHT = 0.1
 """Share of the sine positions that is added to the features before the first layer."""
-FOLDED_QUERIES = 128
-"""Cells that look at memory together when folded: their scores should stay in a CPU's caches."""
-FOLDING_PAYS = 0.6
-"""Folded, so many times the arithmetic takes as long as fused attention: it runs at two thirds of its speed."""
+FOLDED_QUERIES = 1024
+"""Cells that look at memory together when folded: their scores of one row should stay in a CPU's caches."""
+FOLDING_PAYS = 0.7
+"""Folded, so much of the arithmetic takes as long as all of it does in fused attention."""
 
 
 class RotaryAttention(nn.Module):
@@ -67,9 +68,9 @@ class RotaryAttention(nn.Module):
         """As ``forward`` for one object, with half the arithmetic where memory is narrow.
 
         A turned query u meets a key that stands at (x, y) as u·R(W k + b), where R turns the first half of the channels
-        with x alone and the second with y alone. So the score is the sum of two products with k itself, which is
-        narrower: of u's first half, brought to k by a table of its column x, and of the second, by one of row y. And
-        values are summed before they are projected, since weights sum to one.
+        with x alone and the second with y alone. All keys of a row share y: for each row, u's second half is brought to
+        k itself, which is narrower than that half. And values are summed before they are projected, since weights sum
+        to one.
 
         Args:
             q: (1, h*w, dim). This and the others are as in ``forward``.
@@ -79,55 +80,63 @@ class RotaryAttention(nn.Module):
             num_pointers: Keys at the end.
             map_hw: (h, w).
         """
-        h, w = map_hw
-        half, width = q.shape[-1] // 2, k.shape[-1]
         places = k.shape[1] - num_pointers
-        count = places // (h * w)
-        maps, pointers = k[0].split([places, num_pointers])
-        maps = F.pad(maps, (0, 1), value=1.0).view(count, h, w, width + 1)  # the one meets the bias
-        by_row = maps.transpose(0, 1).flatten(1, 2)  # (h, maps * w, width + 1)
-        by_column = maps.permute(2, 1, 0, 3).flatten(1, 2)  # (w, h * maps, width + 1)
-        in_row_order = v[0, :places].view(count, h, w, width).transpose(0, 1).reshape(places, width)
-        values = torch.cat([in_row_order, v[0, places:]])
-        sums_to = F.pad(values, (0, 1), value=1.0).T.contiguous()  # the ones add up the weights
-        column_table, row_table = self._tables(rotations, map_hw)
+        to_columns, to_rows = self._turned_keys(rotations, map_hw)
+        half, width = to_rows.shape[1], v.shape[-1]
+        memories = F.pad(k[0, :places], (0, 1), value=1.0).view(-1, *map_hw, width + 1)  # the one meets the bias
+        by_column = memories.permute(2, 1, 0, 3).flatten(1, 2) @ to_columns  # (w, h * maps, dim / 2)
+        keys = memories.new_empty(map_hw[0], len(memories), map_hw[1], half + width + 1)
+        keys[..., :half] = by_column.unflatten(1, keys.shape[:2]).permute(1, 2, 0, 3)
+        keys[..., half:] = memories.transpose(0, 1)
+        keys = keys.flatten(1, 2)  # (h, maps * w, dim / 2 + memory_dim + 1)
+        values = v[0, :places].view(-1, *map_hw, width).transpose(0, 1).flatten(1, 2)  # (h, maps * w, memory_dim)
+        pointer_keys, pointer_values = self.k_proj(k[0, places:]).T, v[0, places:]
 
         turned = rotate(self.q_proj(q), rotations)[0] * q.shape[-1] ** -0.5
-        scores = turned.new_empty(len(values), FOLDED_QUERIES)
-        pointer_keys = self.k_proj(pointers)
+        # Made once, since memory that is new costs more than what is computed in it.
+        queries = turned.new_empty(FOLDED_QUERIES, half + width + 1)
+        at_rows = turned.new_empty(len(keys), FOLDED_QUERIES, width + 1)
+        scores = turned.new_empty(FOLDED_QUERIES, keys.shape[1])
         attended = []
         for u in turned.split(FOLDED_QUERIES):
-            scores = scores[:, : len(u)]
-            at_rows = scores[:places].view(h, count * w, -1)
-            at_columns = scores[:places].view(h * count, w, -1).transpose(0, 1)
-            to_rows = (u[:, half:] @ row_table).unflatten(1, (h, width + 1)).permute(1, 2, 0)
-            to_columns = (u[:, :half] @ column_table).unflatten(1, (w, width + 1)).permute(1, 2, 0)
-            torch.bmm(by_row, to_rows, out=at_rows)
-            at_columns.baddbmm_(by_column, to_columns)
-            torch.mm(pointer_keys, u.T, out=scores[places:])
-            weights = scores.sub_(scores.amax(0)).exp_()
-            sums = sums_to @ weights  # (width + 1, queries)
-            attended.append((sums[:-1] / sums[-1]).T)
-        return self.o_proj(self.v_proj(torch.cat(attended)))[None]
+            x, y, s = queries[: len(u)], at_rows[:, : len(u)], scores[: len(u)]
+            x[:, :half] = u[:, :half]
+            torch.matmul(u[:, half:], to_rows, out=y)
+            # Weights are relative to the highest score of a row, not of all: higher ones have room up to e^88.
+            x[:, half:] = y[0]
+            highest = torch.mm(x, keys[0].T, out=s).amax(1)
+            y[..., -1] -= highest
+            weights = (u @ pointer_keys - highest[:, None]).exp_()
+            sums, total = weights @ pointer_values, weights.sum(1)
+            for at_row, keys_of_row, values_of_row in zip(y, keys, values, strict=True):
+                x[:, half:] = at_row
+                torch.mm(x, keys_of_row.T, out=s).exp_()
+                sums.addmm_(s, values_of_row)
+                total += s.sum(1)
+            attended.append(sums / total[:, None])
+        read = torch.cat(attended)
+        if not read.isfinite().all():  # that was not room enough
+            return self(q, k, v, rotations, num_pointers)
+        return self.o_proj(self.v_proj(read))[None]
 
-    def _tables(self, rotations: Rotations, map_hw: tuple[int, int]) -> Rotations:
-        """Turned rows of ``k_proj``, bias last: (dim / 2, w * (width + 1)) and (dim / 2, h * (width + 1))."""
-        cos, sin = (part.view(*map_hw, -1) for part in rotations)
-        weight = torch.cat([self.k_proj.weight, self.k_proj.bias[:, None]], 1)
-        first, second = weight.unflatten(0, (-1, 2)).unbind(1)  # (dim / 2, width + 1): of each pair
-        quarter = len(first) // 2
-        tables = []
-        for pairs, place in ((slice(quarter), (0, slice(None))), (slice(quarter, None), (slice(None), 0))):
-            c, s = (part[place][:, pairs, None] for part in (cos, sin))  # (places, pairs, 1)
-            a, b = first[pairs], second[pairs]
-            turned = torch.stack([c * a - s * b, s * a + c * b], 2).flatten(1, 2)  # (places, dim / 2, width + 1)
-            tables.append(turned.transpose(0, 1).flatten(1))
-        return tables[0], tables[1]
+    def _turned_keys(self, rotations: Rotations, map_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """``k_proj``, bias last, turned as each place is.
+
+        Returns:
+            Its first half at each column, (w, memory_dim + 1, dim / 2), and its second at each row,
+            (h, dim / 2, memory_dim + 1).
+        """
+        weight = torch.cat([self.k_proj.weight, self.k_proj.bias[:, None]], 1).T  # (memory_dim + 1, dim)
+        first, second = weight.chunk(2, dim=1)
+        places = [part.view(*map_hw, 1, 2, -1) for part in rotations]  # the pairs that turn with x, and those with y
+        at_columns = rotate(first, (places[0][0, ..., 0, :], places[1][0, ..., 0, :]))
+        at_rows = rotate(second, (places[0][:, 0, :, 1], places[1][:, 0, :, 1]))
+        return at_columns, at_rows.transpose(1, 2).contiguous()
 
     def folding_pays(self, keys: int, map_hw: tuple[int, int]) -> bool:
         """Whether ``fold`` is faster than ``forward`` on a CPU: it is for many keys that are narrow."""
-        dim, width = self.q_proj.out_features, self.k_proj.in_features + 1
-        folded = 3 * width * keys + dim * width * sum(map_hw) / 2
+        dim, width = self.q_proj.out_features, self.k_proj.in_features
+        folded = (dim / 2 + 2 * width) * keys + map_hw[0] * dim / 2 * width
         return folded < FOLDING_PAYS * 2 * dim * keys
 
 
@@ -165,7 +174,11 @@ class MemoryAttentionLayer(nn.Module):
             x = x + self.cross_attn_image(y, keys, values, rotations, num_pointers, is_empty)
         else:
             x = x + self.cross_attn_image.fold(y, keys, values, rotations, num_pointers, folded_hw)
-        return x + self.linear2(F.relu(self.linear1(self.layer_norm3(x))))
+        rows = in_blocks(self._think, x.flatten(0, 1), self.linear1.out_features)
+        return x + rows.view(x.shape)
+
+    def _think(self, x: Tensor) -> Tensor:
+        return self.linear2(F.relu(self.linear1(self.layer_norm3(x))))
 
 
 class MemoryAttention(nn.Module):

@@ -152,7 +152,11 @@ class Sam2Model(nn.Module):
 
         As ``get_image_features``, with the embedding that says "no memory" added to the last map.
         """
-        stride4, stride8, stride16 = self.get_image_features(pixel_values)
+        return self.without_memory(self.get_image_features(pixel_values))
+
+    def without_memory(self, features: list[Tensor]) -> list[Tensor]:
+        """What ``get_image_features`` returns, as what ``get_image_embeddings`` does."""
+        stride4, stride8, stride16 = features
         return [stride4, stride8, stride16 + self.no_memory_embedding.view(1, -1, 1, 1)]
 
     def condition(

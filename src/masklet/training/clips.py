@@ -17,6 +17,7 @@ from masklet.training.synthetic import (
     Pixels,
     blend,
     draw_object,
+    finish,
     numbering,
     photograph,
     pose,
@@ -169,7 +170,8 @@ def _world(sources: Sources, side_px: int, frames: int, rng: np.random.Generator
     for _ in range(rng.integers(0, MAX_OBJECTS) if is_real else rng.integers(1, MAX_OBJECTS + 1)):
         if patch is None or rng.random() > TWIN_SHARE:
             patch = draw_object(sources, side_px, rng)
-        movers.append(Mover(pose(patch, side_px, rng), rng.uniform(-0.4, 0.4, 2), Path.draw(rng, PACES)))
+        posed = finish(pose(patch, side_px, rng), side_px, rng)
+        movers.append(Mover(posed, rng.uniform(-0.4, 0.4, 2), Path.draw(rng, PACES)))
     return World(ground, labels, from_ground, camera, movers)
 
 

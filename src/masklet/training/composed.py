@@ -15,6 +15,8 @@ from masklet.training.prompts import MASK_STRIDE
 from masklet.training.sources import Sources
 from masklet.training.synthetic import compose
 
+PART_SHARE = 0.25
+"""Objects that are asked for in pictures whose objects have parts, and are such a part."""
 HELD_OUT_SIDE_PX = 512
 HELD_OUT_SEED = 2025
 """Of the compositions that are measured on; training draws from (seed, step, place), never from (seed, index)."""
@@ -36,18 +38,23 @@ class Composed:
         while True:
             pixels, masks = self._picture(stage, rng) if stage.frames == 1 else self._clip(stage, rng)
             if len(masks):
-                chosen = masks[drawn(len(masks), stage.objects, rng)]
-                name = f"composition {place} of step {step}"
-                return Example(name, pixels, chosen if stage.frames == 1 else chosen.swapaxes(0, 1))
+                return Example(f"composition {place} of step {step}", pixels, masks)
 
     def _picture(self, stage: Stage, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-        picture, labels = compose(self.sources, stage.side_px, rng)
-        return picture, shrink_labels(labels)
+        made = compose(self.sources, stage.side_px, rng)
+        masks, parts = shrink_labels(made.labels), shrink_labels(made.parts)
+        if not len(masks):
+            return made.picture, masks
+        chosen = masks[drawn(len(masks), stage.objects, rng)]
+        is_part = rng.random(stage.objects) < (PART_SHARE if len(parts) else 0)
+        chosen[is_part] = parts[rng.integers(0, max(1, len(parts)), is_part.sum())]
+        return made.picture, chosen
 
     def _clip(self, stage: Stage, rng: np.random.Generator) -> tuple[Pixels, Mask]:
         film, labels = compose_clip(self.sources, stage.side_px, stage.frames, rng)
         masks = _cells_of(labels)  # (objects, frames, h, w)
-        return film, masks[masks[:, 0].any((1, 2))]
+        masks = masks[masks[:, 0].any((1, 2))]
+        return film, masks[drawn(len(masks), stage.objects, rng)].swapaxes(0, 1) if len(masks) else masks
 
 
 def shrink_labels(labels: Pixels) -> Mask:
@@ -77,8 +84,8 @@ def held_out_scenes(sources: Sources, config: TrainingConfig) -> list[Scene]:
         rng = np.random.default_rng((HELD_OUT_SEED, index))
         if is_film:
             return compose_clip(sources, HELD_OUT_SIDE_PX, FILM_FRAMES, rng)
-        picture, labels = compose(sources, HELD_OUT_SIDE_PX, rng)
-        return picture[None], labels[None]
+        made = compose(sources, HELD_OUT_SIDE_PX, rng)
+        return made.picture[None], made.labels[None]
 
     def read(index: int, frame: int) -> Frame:
         pictures, labels = composed(index)

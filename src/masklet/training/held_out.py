@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from masklet.evaluation.folder import Example
-from masklet.evaluation.measure import measure, summarise
+from masklet.evaluation.measure import measure
+from masklet.evaluation.scores import summarise
 from masklet.segmenter import load
 from masklet.training.sources import Sources, read_sources
 from masklet.training.synthetic import compose
@@ -35,10 +36,10 @@ def held_out_examples(
     """
     for index in range(count):
         rng = np.random.default_rng((SEED, index))
-        picture, labels = compose(sources, side_px, rng, real_share=real_share)
+        made = compose(sources, side_px, rng, real_share=real_share)
         kept = np.zeros(256, np.uint8)
-        kept[1 + rng.permutation(labels.max())[:MAX_OBJECTS]] = 1
-        yield Example(f"composition {index}", picture, labels * kept[labels])
+        kept[1 + rng.permutation(made.labels.max())[:MAX_OBJECTS]] = 1
+        yield Example(f"composition {index}", made.picture, made.labels * kept[made.labels])
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sources = read_sources(arguments.data, held_out=True)
     examples = held_out_examples(sources, arguments.count, real_share=arguments.real_share)
-    print(json.dumps(summarise(measure(load(arguments.model), examples))))
+    print(json.dumps(summarise(list(measure(load(arguments.model), examples)))))
 
 
 if __name__ == "__main__":

@@ -49,8 +49,7 @@ class Objective(nn.Module):
     def _on_pictures(
         self, batch: Batch, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-        stride4, stride8, stride16 = self._features(batch.pixel_values)
-        embeddings = [stride4, stride8, stride16 + self.model.no_memory_embedding.view(1, -1, 1, 1)]
+        embeddings = self.model.without_memory(self._features(batch.pixel_values))
         # First, as it draws its cells first.
         affinity = None if self.affinity is None else self.affinity(embeddings, batch.targets, generator)
         losses, ious = interactive_losses(

@@ -19,7 +19,9 @@ from masklet.errors import ConfigError
 MASK_STRIDE = STRIDES[0]
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING = 0, 1, 2, 3, -10
 BOX_NOISE, MAX_BOX_NOISE = 0.1, 20 / 1024
-"""Standard deviation of a box's edges, as a share of its own sides, and its limit, as a share of the picture's."""
+"""Standard deviation of a careless box's edges, as a share of its own sides, and its limit, as one of the picture's."""
+CARELESS_BOXES = 0.5
+"""The others are exact."""
 
 MIDDLE_CLICKS = 0.5
 """First clicks as far inside the object as one can; the others fall anywhere in it, as in the papers. People aim."""
@@ -129,9 +131,9 @@ def boxes_of(masks: Tensor) -> Tensor:
 def _noisy_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
     boxes = boxes_of(masks)
     sides = (boxes[..., 2:] - boxes[..., :2]).repeat_interleave(2, -1).reshape(*boxes.shape[:-1], 2, 2)
-    noise = (
-        torch.randn(boxes.shape, generator=generator).to(boxes.device) * BOX_NOISE * sides.transpose(-1, -2).flatten(-2)
-    )
+    is_careless = torch.rand(boxes.shape[:-1], generator=generator) < CARELESS_BOXES
+    noise = torch.randn(boxes.shape, generator=generator) * is_careless[..., None] * BOX_NOISE
+    noise = noise.to(boxes.device) * sides.transpose(-1, -2).flatten(-2)
     height, width = masks.shape[-2] * MASK_STRIDE, masks.shape[-1] * MASK_STRIDE
     picture = torch.tensor([width, height, width, height], device=boxes.device)
     limit = MAX_BOX_NOISE * picture

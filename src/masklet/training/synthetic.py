@@ -6,7 +6,9 @@ Everything is measured in fractions of the picture's side, so that a world looks
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 
+import cc3d
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
@@ -23,6 +25,15 @@ SHAPE_SHARE = 0.15
 """Pasted objects that are procedural shapes."""
 REFILL_SHARE = 0.1
 """Pasted cut-outs that keep their outline and are filled with a piece of photo or a texture."""
+PART_COLOURS = 8
+"""An object's colours are told apart as coarsely as this; a region of one is a part."""
+PART_AREAS = (0.04, 0.7)
+"""Smallest and largest part, as shares of the object."""
+PART_STEP = 35
+"""To the rest of the object, on average along a part's border, in the channel that changes most."""
+PART_RAGGEDNESS = 200
+"""Border squared over area of a part, at most, where the border is counted in crossings: about 60 for a square."""
+MAX_PARTS = 6
 MAX_OBJECTS = 4
 OBJECT_SIDES = (0.2, 0.9)
 """Longer side of a pasted object."""
@@ -30,30 +41,35 @@ MIN_AREA = 0.01
 """Visible fragments below this share of the picture are not asked for."""
 
 
-def compose(
-    sources: Sources, side_px: int, rng: np.random.Generator, *, real_share: float = REAL_SHARE
-) -> tuple[Pixels, Pixels]:
-    """Make one picture and its label map.
+@dataclass(frozen=True)
+class Composition:
+    """A picture and what is in it. Label maps are 0 where there is nothing, and then 1..k; there may be nothing."""
+
+    picture: Pixels  # (side, side, 3) RGB
+    labels: Pixels  # (side, side), the visible pixels of each object
+    parts: Pixels  # (side, side), those of parts of pasted objects: a shirt, a wheel
+
+
+def compose(sources: Sources, side_px: int, rng: np.random.Generator, *, real_share: float = REAL_SHARE) -> Composition:
+    """Make one picture and its label maps.
 
     Args:
         sources: What to make it of.
         side_px: Height and width.
         rng: Decides everything: the same generator state makes the same picture.
         real_share: Chance of beginning with a photo whose instances are annotated.
-
-    Returns:
-        (side_px, side_px, 3) uint8 RGB, and (side_px, side_px) uint8 labels: 0 background, 1..k the visible pixels
-        of each object. There may be no object.
     """
     is_real = rng.random() < real_share
     canvas, labels = real_scene(sources, side_px, rng) if is_real else _empty_scene(sources, side_px, rng)
+    parts = np.zeros_like(labels)
     count = rng.integers(0, 3) if is_real else min(1 + rng.geometric(0.35), MAX_OBJECTS)
     patch = None
     for _ in range(count):
         if patch is None or rng.random() > 0.2:  # a repeated object must be told from its twin
             patch = draw_object(sources, side_px, rng)
-        _paste(canvas, labels, pose(patch, side_px, rng), rng)
-    return photograph(canvas, rng), numbering(labels)[labels]
+        posed = pose(patch, side_px, rng)
+        _paste(canvas, labels, parts, finish(posed, side_px, rng), parts_of(posed), rng)
+    return Composition(photograph(canvas, rng), numbering(labels)[labels], numbering(parts)[parts])
 
 
 def real_scene(sources: Sources, side_px: int, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
@@ -150,7 +166,7 @@ def _outline(rng: np.random.Generator, centre: NDArray, radius: float, side_px: 
 
 
 def pose(patch: Image.Image, side_px: int, rng: np.random.Generator) -> Image.Image:
-    """Scale, stretch, flip, turn, recolour, light and blur an object."""
+    """Scale, stretch, flip, turn and recolour an object."""
     long_side = side_px * np.exp(rng.uniform(*np.log(OBJECT_SIDES)))
     stretch = np.exp(rng.uniform(-0.25, 0.25, 2))
     width, height = np.maximum(4, np.array(patch.size) * stretch / max(patch.size) * long_side).astype(int)
@@ -159,7 +175,51 @@ def pose(patch: Image.Image, side_px: int, rng: np.random.Generator) -> Image.Im
         patch = patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     angle = rng.uniform(-20, 20) if rng.random() < 0.6 else rng.uniform(0, 360)
     patch = patch.rotate(angle, Image.Resampling.BILINEAR, expand=True)
-    patch = _recolour(patch, rng, strength=0.7)
+    return _recolour(patch, rng, strength=0.7)
+
+
+def parts_of(patch: Image.Image) -> Pixels:
+    """Regions of one colour with clear borders in an RGBA object, (height, width): 0 for none, 1..k, the largest first.
+
+    Where shading or texture was cut into colours, steps across borders are small, or borders long for their region.
+    """
+    smooth = patch.convert("RGB").filter(ImageFilter.MedianFilter(5))
+    colours = np.asarray(smooth.quantize(PART_COLOURS)) + np.uint8(1)
+    colours[np.asarray(patch.getchannel("A")) <= 127] = 0
+    regions = cc3d.connected_components(colours, connectivity=4)
+    areas = np.bincount(regions.ravel())
+    areas[0] = 0
+    smallest, largest = np.array(PART_AREAS) * max(1, areas.sum())
+    steps, lengths = _borders(regions, np.asarray(smooth).astype(np.int16))
+    is_part = (areas >= smallest) & (areas <= largest)
+    is_part &= (steps >= PART_STEP) & (lengths**2 <= PART_RAGGEDNESS * areas)
+    chosen = np.flatnonzero(is_part)
+    chosen = chosen[np.argsort(-areas[chosen], kind="stable")][:MAX_PARTS]
+    table = np.zeros(len(areas), np.uint8)
+    table[chosen] = np.arange(1, len(chosen) + 1)
+    return table[regions]
+
+
+def _borders(regions: NDArray, pixels: NDArray[np.int16]) -> tuple[NDArray, NDArray]:
+    """Of each region, (regions,) both: the mean step in colour to others, 0 if it meets none; the length of its border.
+
+    Pixels two apart are compared, since borders are soft. Region 0 is outside: it counts for the length alone.
+    """
+    steps, meetings, lengths = (np.zeros(int(regions.max()) + 1) for _ in range(3))
+    for names, colours in ((regions, pixels), (regions.T, pixels.swapaxes(0, 1))):
+        here, there = names[:-2], names[2:]
+        crosses = here != there
+        meets = (crosses & (here > 0) & (there > 0))[crosses]
+        step = np.abs(colours[:-2] - colours[2:]).max(-1)[crosses]
+        for side in (here[crosses], there[crosses]):
+            steps += np.bincount(side, step * meets, len(steps))
+            meetings += np.bincount(side, meets, len(steps))
+            lengths += np.bincount(side, minlength=len(steps))
+    return steps / np.maximum(meetings, 1), lengths
+
+
+def finish(patch: Image.Image, side_px: int, rng: np.random.Generator) -> Image.Image:
+    """Light and blur an object."""
     if rng.random() < 0.4:
         patch = _light(patch, rng)
     if rng.random() < 0.2:
@@ -191,8 +251,10 @@ def _light(patch: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _paste(canvas: Pixels, labels: Pixels, patch: Image.Image, rng: np.random.Generator) -> None:
-    """Lay an object, and at times its shadow, onto the canvas; its pixels get the next label."""
+def _paste(
+    canvas: Pixels, labels: Pixels, parts: Pixels, patch: Image.Image, parts_of_patch: Pixels, rng: np.random.Generator
+) -> None:
+    """Lay an object, and at times its shadow, onto the canvas; its pixels and its parts get the next labels."""
     side_px = len(canvas)
     # Mostly inside, at times cut by the border; of a few places the least crowded: occlusion stays the exception.
     centres = rng.uniform(0.1, 0.9, (5, 2)) * side_px
@@ -208,6 +270,8 @@ def _paste(canvas: Pixels, labels: Pixels, patch: Image.Image, rng: np.random.Ge
     inside, (x0, y0, x1, y1) = blend(canvas, pixels, x, y)
     if inside is not None:
         labels[y0:y1, x0:x1][inside] = labels.max() + 1
+        seen = parts_of_patch[y0 - y : y1 - y, x0 - x : x1 - x][inside]
+        parts[y0:y1, x0:x1][inside] = np.where(seen > 0, seen + parts.max(), 0)
 
 
 def _crowd(labels: Pixels, x: int, y: int, width: int, height: int) -> int:

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 
-from masklet.evaluation.clicks import centre_click
-from masklet.evaluation.measure import box_of, mask_iou
-from masklet.evaluation.video import label_map, region_j
+from masklet.evaluation.agreement import region_j
+from masklet.evaluation.clicks import box_of, inner_pixel
+from masklet.evaluation.video import label_map
 from masklet.model.sam2 import Sam2Model
 from masklet.painting import paint_masks
 from masklet.processing import Sam2ImageProcessor
@@ -129,10 +129,11 @@ class Validation:
         for mask in truth:
             if self.boxes:
                 predicted = photo.predict(box=box_of(mask)).masks[0]
-                values.append(("box", mask_iou(predicted, mask)))
+                values.append(("box", region_j(predicted, mask)))
             if self.clicks:
-                predicted = photo.predict(points=[centre_click(mask)]).best.masks[0]
-                values.append(("click", mask_iou(predicted, mask)))
+                middle = inner_pixel(mask)
+                predicted = photo.predict(points=[(middle.x, middle.y)]).best.masks[0]
+                values.append(("click", region_j(predicted, mask)))
             found.append(predicted)
         yield values, Shown(scene.name, frame.picture, np.stack(truth), np.stack(found))
 

@@ -15,7 +15,7 @@ import av
 from PIL import Image
 
 from masklet.errors import FilmError
-from masklet.files import replacing
+from masklet.files import check_writable, replacing
 from masklet.prompts import SizeHW
 from masklet.results import Masks
 from masklet.video.frames import WRITABLE_SUFFIXES, Film, FilmWriter, width_by_height
@@ -78,6 +78,7 @@ def open_writers(
         if masks is not None:
             with naming(masks):
                 masks.mkdir(parents=True, exist_ok=True)
+                check_writable(masks / "00000.png")
             outputs.append((masks, lambda result: save_index_picture(masks, result)))
         if jsonl is not None:
             with naming(jsonl):

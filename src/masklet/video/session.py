@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
 from collections import OrderedDict
 from collections.abc import Generator, Hashable
+from contextlib import suppress
 from functools import partial
-from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
 from masklet.errors import FilmError, PromptError, SessionError
+from masklet.everything import Options, everything_packed
 from masklet.model.sam2 import Sam2Model
+from masklet.painting import notebook_png
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
 from masklet.video.decoder import Frame
-from masklet.video.frames import Film, FilmSource
+from masklet.video.discovery import Discovery
+from masklet.video.frames import Film, FilmSource, width_by_height
 from masklet.video.memory import MemoryPolicy
 from masklet.video.outputs import open_writers, output_kind, refuse_to_overwrite
 from masklet.video.saved import autosaving, check_names, read_saved, save_session
@@ -29,6 +35,8 @@ from masklet.video.tracks import FrameResult, Tracks
 
 Direction = Literal["forward", "backward", "both"]
 
+FRAMES_SHOWN = 4
+"""In a notebook."""
 FEATURES_KEPT = 2
 """Encoded frames at hand: the one that is tracked, and one that is looked at or prompted beside it."""
 
@@ -63,6 +71,24 @@ class Session:
         session = cls(model, processor, opened, saved.policy, max_objects=saved.max_objects)
         session._times, session._ahead = saved.restore(session._tracks), saved.ahead
         return session
+
+    def __repr__(self) -> str:
+        frames = "frames" if self.film.count is None else f"{self.film.count} frame{'s' * (self.film.count != 1)}"
+        objects = f"{len(self.objects) or 'no'} object{'s' * (len(self.objects) != 1)}"
+        return f"Session({self.film.name}, {frames} of {width_by_height(self.film.size_hw)}, {objects})"
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: a few frames side by side with the masks they have; of a film that passes nothing."""
+        if self.film.count is None:
+            return None
+        banks = [track.bank for track in self._tracks.objects.values()]
+        frames = sorted({frame for bank in banks for frame in bank.prompted | bank.tracked}) or range(self.film.count)
+        few = np.unique(np.linspace(0, len(frames) - 1, FRAMES_SHOWN).round().astype(int))
+        results = [
+            self._tracks.result(index, 0.0, self._tracks.seen(index), self.film[index].picture)
+            for index in (frames[place] for place in few)
+        ]
+        return notebook_png(Image.fromarray(np.concatenate([result.masks.overlay() for result in results], axis=1)))
 
     @property
     def objects(self) -> tuple[Hashable, ...]:
@@ -176,6 +202,30 @@ class Session:
             check_names(self._tracks)
             yield from autosaving(self._go(), partial(self.save, autosave_to), autosave)
 
+    def everything(
+        self, *, every: int = 30, same_iou: float = 0.5, min_object: int = 100, patience: int = 100, **options: Any
+    ) -> Generator[FrameResult]:
+        """Find objects without being told where, and follow them all forward, yielding each frame as it is done.
+
+        Every n-th frame from 0 on is looked at as ``Segmenter.everything`` does. What is found there is an object that
+        is known, or a new one. New objects are called 1, 2, 3 …: an object keeps its name, and no name is given twice.
+        Objects that were shown before are followed with them. Afterwards ``write``, ``track`` and corrections work as
+        after ``track``; when it is broken off, ``track_on`` follows what was found through the rest.
+
+        Args:
+            every: Frames from one that is looked at to the next.
+            same_iou: A mask is that of a known object if their IoU is at least this.
+            min_object: A mask of fewer pixels is no object.
+            patience: An object that was out of sight for more frames is followed no longer; seen again, it is new.
+            options: What to look for, as in ``Segmenter.everything``.
+
+        Raises:
+            ConfigError: An option that makes no sense.
+        """
+        what = Options(**options)
+        discovery = Discovery(every=every, same_iou=same_iou, min_object=min_object, patience=patience, options=what)
+        return self._discover(discovery)
+
     def plan(
         self, start: int | None = None, end: int | None = None, direction: Direction = "forward", *, every: int = 1
     ) -> list[range]:
@@ -232,7 +282,7 @@ class Session:
         refuse_to_overwrite(self.film, path)
         if not self.tracked:
             raise PromptError("nothing to write: track first, for result in film.track(): ...")
-        stride = math.gcd(*(after - before for before, after in pairwise(self.tracked))) or 1
+        stride = math.gcd(*(after - before for before, after in itertools.pairwise(self.tracked))) or 1
         with open_writers(**kind, fps=self.film.fps / stride, size_hw=self.film.size_hw) as writers:
             for result in self._stored_results(with_pictures="overlay" in kind, stride=stride):
                 writers.write(result)
@@ -260,6 +310,33 @@ class Session:
                 self._ahead = [range(frame.index + stretch.step, stretch.stop, stretch.step), *others]
                 yield self._tracks.result(frame.index, frame.time, seen, frame.picture)
             self._ahead = others
+
+    def _discover(self, discovery: Discovery) -> Generator[FrameResult]:
+        tracks = self._tracks
+        last_seen: dict[Hashable, int] = {}  # objects that are yet to come have none
+        count = sys.maxsize if self.film.count is None else self.film.count
+        new_names = itertools.count(1)
+        for frame in self.film.frames():
+            index, features_of = frame.index, partial(self._features_of, at_hand=frame)
+            lost = {name for name in self.objects if index - last_seen.get(name, index) > discovery.patience}
+            for name in lost:
+                tracks.objects[name].bank.drop_maps(set())
+            seen = tracks.advance(index, features_of, 1, [name for name in self.objects if name not in lost])
+            if index % discovery.every == 0:
+                known = tracks.result(index, frame.time, seen, None).masks
+                embeddings = self.model.without_memory(features_of(index))
+                found = everything_packed(self.model, self.processor, frame.picture, discovery.options, embeddings)
+                for mask in discovery.new_masks(found, known):
+                    name = next(name for name in new_names if name not in tracks.objects)
+                    with suppress(PromptError):  # too small for the network to see
+                        seen[name] = tracks.prompt(name, index, features_of, tracks.read(mask=mask))
+                        tracks.objects[name].passed[index] = 1  # tracking is here, and ``advance`` has been
+            self._times[index] = frame.time
+            self._ahead = [range(index + 1, count)]
+            result = tracks.result(index, frame.time, seen, frame.picture)
+            last_seen |= dict.fromkeys(itertools.compress(result.objects, result.visible), index)
+            yield result
+        self._ahead = []
 
     def _features_of(self, index: int, at_hand: Frame | None = None) -> list[Tensor]:
         if index not in self._features:

@@ -110,9 +110,8 @@ def decode_prompt(
     """What the network says to clicks or a box, (1, 1, ...): see ``track_object``. One click has three candidates."""
     assert prompt.points is not None
     assert prompt.labels is not None
-    coarse = features[2] + model.no_memory_embedding.view(1, -1, 1, 1) if remembered is None else remembered
     return model.decode(
-        [features[0], features[1], coarse],
+        model.without_memory(features) if remembered is None else [features[0], features[1], remembered],
         points=prompt.points[None, None],
         labels=prompt.labels[None, None],
         masks=None if previous is None else previous.clamp(-PREVIOUS_LIMIT, PREVIOUS_LIMIT)[None, None],

@@ -118,14 +118,15 @@ class Tracks:
         self.input_hw = input_hw
         self.spool = spool
         self.objects: dict[Hashable, Track] = {}
+        self._next_number = 0
 
     @torch.inference_mode()
     def prompt(self, name: Hashable, frame: int, features_of: FeaturesOf, told: FramePrompt) -> ObjectFrame:
         """Show an object, or correct it: see ``Session.prompt``. What makes no sense changes nothing."""
         track = self.objects.get(name)
         if track is None:
-            number = 1 + max((other.number for other in self.objects.values()), default=-1)
-            track = Track(number, ObjectMemory(self.spool))
+            taken = (other.number for other in self.objects.values())  # restored objects brought theirs along
+            track = Track(max(self._next_number, 1 + max(taken, default=-1)), ObjectMemory(self.spool))
         if frame in track.prompts:
             told = told.after(track.prompts[frame])
         bank = track.bank
@@ -146,15 +147,19 @@ class Tracks:
         bank.drop_maps(self.policy.keeps(frame, bank.prompted, step=track.passed.get(frame, 1)))
         track.prompts[frame] = told
         self.objects[name] = track
+        self._next_number = max(self._next_number, track.number + 1)  # none is given twice, also after a removal
         return seen
 
     @torch.inference_mode()
-    def advance(self, frame: int, features_of: FeaturesOf, step: int) -> dict[Hashable, ObjectFrame]:
-        """Every object in a frame. Where it was prompted that result stands; elsewhere it is tracked."""
-        results = {name: track.bank[frame] for name, track in self.objects.items() if frame in track.bank.prompted}
+    def advance(
+        self, frame: int, features_of: FeaturesOf, step: int, names: Iterable[Hashable] | None = None
+    ) -> dict[Hashable, ObjectFrame]:
+        """These objects, or all, in a frame. Where one was prompted that result stands; elsewhere it is tracked."""
+        followed = {name: self.objects[name] for name in (self.objects if names is None else names)}
+        results = {name: track.bank[frame] for name, track in followed.items() if frame in track.bank.prompted}
         coming = {
             name: (track.bank, self.policy(frame, track.bank.prompted, track.bank, step=step))
-            for name, track in self.objects.items()
+            for name, track in followed.items()
             if name not in results
         }
         self._restore_maps(coming.values(), features_of)
@@ -168,11 +173,11 @@ class Tracks:
                 for name, bank, (seen, memory) in zip(names, banks, tracked, strict=True):
                     bank.put(frame, seen, memory, is_prompted=False)
                     results[name] = seen
-        for track in self.objects.values():
+        for track in followed.values():
             track.passed[frame] = step
             track.corrected.clear()
             track.bank.drop_maps(self.policy.keeps(frame, track.bank.prompted, step=step))
-        return {name: results[name] for name in self.objects}
+        return {name: results[name] for name in followed}
 
     def seen(self, frame: int) -> dict[Hashable, ObjectFrame]:
         """Results that are there for a frame, by object."""

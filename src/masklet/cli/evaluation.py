@@ -1,0 +1,134 @@
+"""masklet eval."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from masklet.cli.outputs import naming
+from masklet.cli.tables import show_progress, show_table
+from masklet.errors import MaskletError
+from masklet.files import check_writable, replacing
+
+LAYOUTS = "images/NAME.jpg and masks/NAME.png, or JPEGImages/FILM/*.jpg and Annotations/FILM/*.png"
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(metavar="FOLDER", help=f"{LAYOUTS}.")],
+    everything: Annotated[
+        bool, typer.Option("--everything", help="How many of the objects masklet everything finds in the pictures.")
+    ] = False,
+    points_per_side: Annotated[
+        int | None, typer.Option(help="Of --everything: clicks along each side. 32 if not given.")
+    ] = None,
+    iou_threshold: Annotated[
+        float | None, typer.Option(help="Of --everything: keep masks of a higher predicted IoU. 0.8 if not given.")
+    ] = None,
+    stability_threshold: Annotated[
+        float | None, typer.Option(help="Of --everything: keep masks of this stability. 0.95 if not given.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    resolution: Annotated[
+        int | None, typer.Option(help="Input side of the network, a multiple of 32; the model's own if not given.")
+    ] = None,
+    objects: Annotated[bool, typer.Option("--objects", help="A row for each object, then the means.")] = False,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="JSON", help="Write the scores of all objects, and the means.")
+    ] = None,
+    grid: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Write a picture of the best and the worst objects.")
+    ] = None,
+) -> None:
+    """Measure a model on pictures (IoU after clicks, from a box) or films (J and F) whose objects are known."""
+    given: dict[str, Any] = {
+        "points_per_side": points_per_side,
+        "iou_threshold": iou_threshold,
+        "stability_threshold": stability_threshold,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    is_films = holds_films(data)
+    if options and not everything:
+        raise MaskletError(f"--{next(iter(options)).replace('_', '-')} is an option of --everything: give both")
+    if everything and is_films:
+        raise MaskletError(f"--everything is for pictures, and {data} holds films: expected images/ and masks/ in it")
+    check_places(json_out, grid)
+    import masklet
+    from masklet.evaluation.folder import read_folder
+    from masklet.evaluation.grid import Extremes
+    from masklet.evaluation.measure import measure
+    from masklet.evaluation.recall import find_objects, summarise_found
+    from masklet.evaluation.scores import summarise
+    from masklet.evaluation.video import evaluate_films, read_films, summarise_films
+    from masklet.everything import Options
+    from masklet.processing import Sam2ImageProcessor
+
+    Options(**options)  # refused here, as is a folder that lacks something, before a model is loaded
+    examples: Any = read_films(data) if is_films else read_folder(data)
+    sam = masklet.load(model, device=device)
+    if resolution is not None:
+        sam = replace(sam, image_processor=Sam2ImageProcessor(resolution))
+    extremes = Extremes()
+    coming = show_progress(examples, len(examples), unit="films" if is_films else "pictures")
+    scores: list[Any]
+    if is_films:
+        scores = list(evaluate_films(sam, coming, extremes=extremes))
+        summary = summarise_films(scores)
+    elif everything:
+        scores = list(find_objects(sam, coming, extremes=extremes, **options))
+        summary = summarise_found(scores)
+    else:
+        scores = list(measure(sam, coming, extremes=extremes))
+        summary = summarise(scores)
+    if json_out is not None:
+        content = {
+            "masklet": masklet.__version__,
+            "data": str(data),
+            "model": model,
+            "input_hw": sam.image_processor.input_hw,
+            "device": str(sam.model.device),
+            **options,
+            "summary": summary,
+            "objects": [asdict(score) for score in scores],
+        }
+        with naming(json_out), replacing(json_out) as unfinished:
+            unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    if grid is not None:
+        with naming(grid), replacing(grid) as unfinished:
+            extremes.draw(f"{data.name}, {model}").save(unfinished)
+    title = f"{model}: {data}"
+    if objects:
+        columns = list(asdict(scores[0]))
+        rows = [[text_of(value) for value in asdict(score).values()] for score in scores]
+        show_table(columns, [*rows, ["mean", *(text_of(summary.get(name, "")) for name in columns[1:])]], title=title)
+    else:
+        show_table(("measure", "value"), [(name, text_of(value)) for name, value in summary.items()], title=title)
+
+
+def holds_films(data: Path) -> bool:
+    """Whether a folder is laid out for films, and not for pictures; anything else is refused."""
+    pictures, films = (data / "images").is_dir(), (data / "JPEGImages").is_dir()
+    if not data.is_dir():
+        raise MaskletError(f"there is no folder {data}: expected one with {LAYOUTS}")
+    if pictures == films:
+        raise MaskletError(f"{data} holds {'both pictures and films' if films else 'neither'}: expected {LAYOUTS}")
+    return films
+
+
+def check_places(json_out: Path | None, grid: Path | None) -> None:
+    """Refuse, before the work, what could not be written after it."""
+    if grid is not None and grid.suffix.lower() != ".png":
+        raise MaskletError(f"--grid {grid}: expected a name that ends in .png")
+    for path in (json_out, grid):
+        if path is not None:
+            with naming(path):
+                check_writable(path)
+
+
+def text_of(value: object) -> str:
+    """As a table shows it."""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

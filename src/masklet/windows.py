@@ -1,0 +1,120 @@
+"""Large pictures, read in parts: TIFF by tifffile and zarr (``pip install masklet[tiff]``), arrays as they lie."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masklet.errors import PictureError
+from masklet.pictures import PictureSource, explained, read_picture, to_rgb8
+from masklet.prompts import SizeHW
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """A picture of which parts are read, and nothing else. Made by ``open_windows``."""
+
+    size_hw: SizeHW
+    part: Callable[[slice, slice], np.ndarray]
+    """Rows and columns -> (rows, columns[, channels])."""
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        """(rows, columns, 3) uint8 RGB, as ``read_picture`` makes them."""
+        return to_rgb8(self.part(*place))
+
+
+def open_windows(source: PictureSource) -> Windows:
+    """A picture to read parts of.
+
+    Args:
+        source: The path of a TIFF, read in parts where tifffile and zarr are installed, unless it is compressed in one
+            piece; an array (height, width[, channels]), also a memory map; or anything else that ``read_picture``
+            takes, which is decoded whole.
+
+    Raises:
+        PictureError: It is no picture, or one of several planes.
+    """
+    windows = None
+    if isinstance(source, np.ndarray):
+        windows = Windows((source.shape[0], source.shape[1]), lambda *place: source[place]) if source.ndim > 1 else None
+    elif isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in TIFF_SUFFIXES:
+        windows = open_tiff(Path(source))
+    if windows is None:
+        picture = read_picture(source)
+        return Windows((picture.shape[0], picture.shape[1]), lambda *place: picture[place])
+    windows[:1, :1]  # a picture of no known kind is refused now
+    return windows
+
+
+def open_tiff(path: Path) -> Windows | None:
+    """A TIFF by tifffile; None if that is not installed, or the picture is one that Pillow has to turn or colour."""
+    try:
+        import tifffile
+
+        import_module("zarr")
+    except ModuleNotFoundError:
+        return None
+    with explained(str(path)), ExitStack() as unless_read:
+        tiff = unless_read.enter_context(tifffile.TiffFile(path))
+        windows = windows_of(tiff, path)
+        if windows is not None:
+            unless_read.pop_all()
+            weakref.finalize(windows, tiff.close)
+        return windows
+
+
+def windows_of(tiff: Any, path: Path) -> Windows | None:
+    """The first picture of a ``TiffFile``; None for palettes, white as 0, and what does not stand upright."""
+    import tifffile
+
+    series = tiff.series[0]
+    page, axes = series.keyframe, series.axes
+    plain = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    orientation = page.tags.get("Orientation")
+    if page.photometric not in plain or (orientation is not None and orientation.value != 1):
+        return None
+    if axes not in ("YX", "YXS", "YXC", "SYX", "CYX"):
+        raise PictureError(
+            f"{path} has the axes {axes} of {series.shape}: expected one picture, rows and columns with channels "
+            "before or after. Save the plane that is meant as a TIFF of its own"
+        )
+    channels_first = axes in ("SYX", "CYX")
+    height, width = series.shape[1:] if channels_first else series.shape[:2]
+    has_alpha = page.samplesperpixel == 4 and page.extrasamples and page.extrasamples[0] in (1, 2)
+    # Channels beyond colour and alpha, as infrared, are left out.
+    shown = slice(0, 4 if has_alpha else 3 if series.size // (height * width) >= 3 else 1)
+    open_pixels = pixels_of(tiff, path)
+
+    def part(rows: slice, columns: slice) -> np.ndarray:
+        with explained(str(path)):
+            pixels = open_pixels()
+            if channels_first:
+                return np.moveaxis(np.asarray(pixels[shown, rows, columns]), 0, -1)
+            return np.asarray(pixels[rows, columns] if pixels.ndim == 2 else pixels[rows, columns, shown])
+
+    return Windows((height, width), part)
+
+
+def pixels_of(tiff: Any, path: Path) -> Callable[[], Any]:
+    """Opens the pixels of a ``TiffFile``'s first picture, as an array of which parts are read."""
+    import zarr
+
+    series = tiff.series[0]
+    if series.dataoffset is not None and series.keyframe.is_memmappable:
+        # Not through zarr, to which it is one piece, and anew each time, or what was read would stay resident.
+        dtype = series.dtype.newbyteorder(tiff.byteorder)
+        return lambda: np.memmap(path, dtype, "r", offset=series.dataoffset, shape=series.shape)
+    pixels: Any = zarr.open_array(series.aszarr(level=0), mode="r")
+    if pixels.chunks == pixels.shape:  # compressed in one piece: once for all parts
+        pixels = pixels[:]
+    return lambda: pixels

@@ -1,0 +1,78 @@
+"""Which objects are among everything that is found."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from masklet.evaluation.folder import Example
+from masklet.evaluation.grid import Extremes
+from masklet.evaluation.recall import FoundScore, find_objects, summarise_found
+
+
+@dataclass
+class Scripted:
+    """A segmenter that finds what is in its script, picture by picture."""
+
+    found: list
+    options: list = field(default_factory=list)
+
+    def everything(self, picture, **options):
+        self.options.append(options)
+        return self
+
+    @property
+    def masks(self):
+        return self.found[len(self.options) - 1]
+
+
+def example(name, *columns):
+    """A picture of 1×8 whose objects 1, 2 … are these columns."""
+    labels = np.zeros((1, 8), np.uint8)
+    for number, column in enumerate(columns, start=1):
+        labels[0, column] = number
+    return Example(name, np.zeros((1, 8, 3), np.uint8), labels)
+
+
+def masks(*columns):
+    found = np.zeros((len(columns), 1, 8), bool)
+    for mask, column in zip(found, columns, strict=True):
+        mask[0, column] = True
+    return found
+
+
+def test_recall_by_hand():
+    sam = Scripted([masks(slice(0, 3), slice(0, 1), slice(5, 7), slice(0, 8)), masks(slice(1, 2))])
+    examples = [example("a", slice(0, 4), slice(4, 8)), example("b"), example("c", slice(0, 3))]
+    extremes = Extremes()
+    scores = list(find_objects(sam, examples, extremes=extremes, points_per_side=3))
+    assert scores == [
+        FoundScore("a", 1, 4, 0.75, 1.0, 1.0),  # just reached
+        FoundScore("a", 2, 4, 0.5, 1.0, 0.0),
+        FoundScore("c", 1, 1, pytest.approx(1 / 3), 0.0, 0.0),
+    ]
+    assert sam.options == [{"points_per_side": 3}] * 2  # none for the picture without objects
+    assert extremes.scores == pytest.approx([1 / 3, 0.5, 0.75])
+    assert summarise_found(scores) == {
+        "best_iou": pytest.approx((0.75 + 0.5 + 1 / 3) / 3),
+        "recall_50": pytest.approx(2 / 3),
+        "recall_75": pytest.approx(1 / 3),
+        "objects": 3,
+        "pictures": 2,
+        "masks_per_picture": 2.5,
+    }
+
+
+def test_where_nothing_is_found_no_object_is():
+    (score,) = find_objects(Scripted([masks()]), [example("a", slice(2, 4))], extremes=Extremes())
+    assert score == FoundScore("a", 1, 0, 0.0, 0.0, 0.0)
+
+
+def test_the_options_reach_the_generator(sam, picture):
+    labels = np.zeros(picture.shape[:2], np.uint8)
+    labels[10:30, 20:50] = 1
+    examples = [Example("a", picture, labels)]
+    loose = {"points_per_side": 3, "iou_threshold": 0, "stability_threshold": 0}
+    (score,) = find_objects(sam, examples, **loose)
+    assert score.masks == len(sam.everything(picture, **loose)) > 0
+    assert next(find_objects(sam, examples, iou_threshold=1)).masks == 0

@@ -1,0 +1,170 @@
+"""masklet eval."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from masklet import cli
+from masklet.evaluation.folder import read_folder
+from masklet.evaluation.measure import measure
+from masklet.evaluation.recall import find_objects, summarise_found
+from masklet.evaluation.scores import summarise
+from masklet.evaluation.video import evaluate_films, read_films, summarise_films
+from masklet.pictures import read_picture
+
+
+@pytest.fixture
+def pictures(picture, tmp_path):
+    """Two pictures with two objects and one."""
+    folder = tmp_path / "pictures"
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    labels = np.zeros(picture.shape[:2], np.uint8)
+    labels[10:30, 20:50], labels[35:45, 5:25] = 1, 3
+    for name, values in (("a", labels), ("b", labels * (labels == 1))):
+        Image.fromarray(picture).save(folder / f"images/{name}.png")
+        Image.fromarray(values).save(folder / f"masks/{name}.png")
+    return folder
+
+
+@pytest.fixture
+def films(picture, tmp_path):
+    """One film of three frames, in which the square moves."""
+    folder = tmp_path / "films"
+    for kind in ("JPEGImages", "Annotations"):
+        (folder / kind / "square").mkdir(parents=True)
+    for index in range(3):
+        labels = np.zeros(picture.shape[:2], np.uint8)
+        labels[10:30, 20:50] = 1
+        for kind, pixels in (("JPEGImages", picture), ("Annotations", labels)):
+            Image.fromarray(np.roll(pixels, 4 * index, axis=1)).save(folder / kind / f"square/{index:05}.png")
+    return folder
+
+
+@pytest.fixture
+def run(tiny_folder):
+    """What the command prints, as rows of columns."""
+
+    def run(*arguments):
+        command = ["eval", "--model", str(tiny_folder), *map(str, arguments)]
+        result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return [line.split("\t") for line in result.stdout.splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def refusal_of(monkeypatch, capsys):
+    """The one line with which it ends, before a model is loaded."""
+
+    def refusal_of(*arguments):
+        monkeypatch.setattr("masklet.segmenter.load", lambda *_: pytest.fail("work was begun"))
+        monkeypatch.setattr(sys, "argv", ["masklet", "eval", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        return err.removeprefix("masklet: ").rstrip("\n")
+
+    return refusal_of
+
+
+def as_printed(summary):
+    return [[name, f"{value:.3f}" if isinstance(value, float) else str(value)] for name, value in summary.items()]
+
+
+def test_pictures_give_a_row_for_each_measure(run, sam, pictures):
+    scores = list(measure(sam, read_folder(pictures)))
+    rows = run("--data", pictures)
+    assert rows == [["measure", "value"], *as_printed(summarise(scores))]
+    assert [name for name, _ in rows[1:5]] == ["one_click", "three_clicks", "five_clicks", "seven_clicks"]
+    assert rows[-1] == ["objects", "3"]
+
+
+def test_films_give_j_and_f_from_masks_from_clicks_and_of_masks_kept_still(run, sam, films):
+    scores = list(evaluate_films(sam, read_films(films)))
+    rows = run("--data", films)
+    assert rows[1:] == as_printed(summarise_films(scores))
+    assert [name for name, _ in rows[1:5]] == ["j_and_f", "j", "f", "clicks_j_and_f"]
+
+
+def test_everything_gives_recall(run, sam, pictures):
+    options = {"points_per_side": 3, "iou_threshold": 0.1, "stability_threshold": 0.0}
+    scores = list(find_objects(sam, read_folder(pictures), **options))
+    given = ("--points-per-side", 3, "--iou-threshold", 0.1, "--stability-threshold", 0)
+    rows = run("--data", pictures, "--everything", *given)
+    assert rows[1:] == as_printed(summarise_found(scores))
+    assert {"recall_50", "recall_75", "masks_per_picture"} <= {name for name, _ in rows}
+
+
+def test_a_row_for_each_object_and_the_means_below(run, sam, pictures, films):
+    rows = run("--data", pictures, "--objects")
+    assert rows[0][:4] == ["picture", "object", "one_click", "three_clicks"]
+    assert [row[:2] for row in rows[1:]] == [["a", "1"], ["a", "3"], ["b", "1"], ["mean", ""]]
+    assert float(rows[-1][2]) == pytest.approx(np.mean([float(row[2]) for row in rows[1:4]]), abs=1e-3)
+    rows = run("--data", films, "--objects")
+    assert [row[:3] for row in rows] == [["film", "object", "frames"], ["square", "1", "1"], ["mean", "", ""]]
+
+
+def test_scores_and_a_grid_are_written(run, sam, pictures, films, tmp_path):
+    run("--data", pictures, "--json", tmp_path / "new/scores.json", "--grid", tmp_path / "grid.png", "--resolution", 64)
+    written = json.loads((tmp_path / "new/scores.json").read_text())
+    scores = list(measure(sam, read_folder(pictures)))
+    assert written["data"] == str(pictures)
+    assert written["input_hw"] == [64, 64]
+    assert written["summary"] == summarise(scores)
+    assert [(one["picture"], one["object"], one["box"]) for one in written["objects"]] == [
+        (score.picture, score.object, score.box) for score in scores
+    ]
+    assert read_picture(tmp_path / "grid.png").shape[1] > 1000
+    run("--data", films, "--grid", tmp_path / "films.png")
+    assert read_picture(tmp_path / "films.png").shape[1] > 1000
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_another_resolution_is_another_measurement(run, pictures):
+    assert run("--data", pictures) == run("--data", pictures, "--resolution", 64)
+    assert run("--data", pictures) != run("--data", pictures, "--resolution", 96)
+
+
+def test_what_cannot_be_measured_is_refused_before_the_work(refusal_of, pictures, films, tmp_path):
+    assert refusal_of("--data", tmp_path / "none").startswith(f"there is no folder {tmp_path / 'none'}: expected")
+    assert "holds neither: expected images/NAME.jpg and masks/NAME.png, or JPEGImages/" in refusal_of(
+        "--data", tmp_path
+    )
+    assert "--everything is for pictures" in refusal_of("--data", films, "--everything")
+    assert "--iou-threshold is an option of --everything" in refusal_of("--data", pictures, "--iou-threshold", 0.5)
+    wrong = refusal_of("--data", pictures, "--everything", "--points-per-side", 0)
+    assert wrong == "points_per_side is 0: expected a whole number, 1 or more"
+    (pictures / "masks/b.png").unlink()
+    assert refusal_of("--data", pictures).startswith("1 of 2 pictures have no mask: expected ")
+    (films / "Annotations/square/00001.png").unlink()
+    assert refusal_of("--data", films).startswith("1 of 3 pictures have no annotation: expected ")
+    (pictures / "JPEGImages").mkdir()
+    assert "holds both pictures and films" in refusal_of("--data", pictures)
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(refusal_of, pictures, tmp_path):
+    assert "expected a name that ends in .png" in refusal_of("--data", pictures, "--grid", "grid.jpg")
+    (tmp_path / "file").write_text("")
+    for option in ("--json", "--grid"):
+        refusal = refusal_of("--data", pictures, option, tmp_path / "file/out.png")
+        assert refusal.startswith(f"cannot write {tmp_path / 'file/out.png'}: ")
+
+
+def test_bad_data_ends_it_with_one_line_and_leaves_nothing(pictures, tiny_folder, tmp_path, monkeypatch, capsys):
+    (pictures / "images/b.png").write_bytes(b"no picture")
+    arguments = ["eval", "--data", pictures, "--model", tiny_folder, "--json", tmp_path / "scores.json"]
+    monkeypatch.setattr(sys, "argv", ["masklet", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"masklet: {pictures / 'images/b.png'} is not a picture")
+    assert not (tmp_path / "scores.json").exists()

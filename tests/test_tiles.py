@@ -1,0 +1,185 @@
+"""Large pictures, tile by tile: what is cut by a seam becomes one again, and little is held."""
+
+import weakref
+
+import numpy as np
+import pycocotools.mask as coco
+import pytest
+
+from masklet import tiles
+from masklet.errors import ConfigError, PictureError
+from masklet.masks import PackedMasks, clean_masks, decode_rle, encode_rle, mask_boxes
+from masklet.results import Masks
+from masklet.tiles import make_tiles
+
+ANY = {"iou_threshold": 0.0, "stability_threshold": 0.0}
+
+
+@pytest.fixture
+def every_value_is_an_object(monkeypatch):
+    """In the place of a network: of a grey picture each value above 0 is a mask in each tile that shows it."""
+
+    def find(model, processor, pixels, options):
+        values = np.unique(pixels[pixels > 0])
+        masks = pixels[..., 0] == values[:, None, None]
+        return Masks.of_runs(
+            encode_rle(masks), masks.shape[1:], values.astype(np.float32) / 255, np.arange(len(values))
+        )
+
+    monkeypatch.setattr(tiles, "everything_packed", find)
+
+
+def shapes(size_hw, *boxes):
+    picture = np.zeros(size_hw, np.uint8)
+    for value, (x0, y0, x1, y1) in enumerate(boxes, start=1):
+        picture[y0:y1, x0:x1] = value
+    return picture
+
+
+def masks_by_value(instances, size_hw):
+    masks = decode_rle([i["segmentation"] for i in instances])
+    return {round(i["score"] * 255): mask for i, mask in zip(instances, masks, strict=True)}
+
+
+@pytest.mark.parametrize("size_hw", [(100, 140), (40, 300), (300, 40), (33, 20)])
+def test_what_seams_cut_becomes_one(sam, every_value_is_an_object, size_hw):
+    height, width = size_hw
+    picture = shapes(
+        size_hw,
+        (0, 0, width, height),  # all the rest: it touches every border, and every tile
+        (2, 2, 3, 3),  # one pixel
+        (5, 6, 13, 9),
+        (width // 2 - 10, height // 2 - 3, width // 2 + 25, height // 2 + 4),
+        (width - 4, 3, width, height - 2),
+        (3, height - 5, width - 6, height - 1),
+    )
+    instances = list(sam.everything(picture, tile=32, overlap=8))
+    found = masks_by_value(instances, size_hw)
+    assert len(instances) == len(np.unique(picture))
+    for value, mask in found.items():
+        np.testing.assert_array_equal(mask, picture == value)
+    for number, instance in enumerate(instances):
+        assert (instance["id"], instance["object_id"]) == (number + 1, number)
+        mask = found[round(instance["score"] * 255)]
+        assert instance["area"] == mask.sum()
+        x0, y0, x1, y1 = mask_boxes(mask[None])[0].tolist()
+        assert instance["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+    assert Masks.from_coco(instances, packed=True).to_coco() == instances
+
+
+def test_objects_beside_a_seam_stay_apart(sam, every_value_is_an_object):
+    picture = shapes((32, 60), (4, 4, 29, 14), (30, 4, 50, 14), (4, 20, 27, 30), (33, 20, 50, 30))
+    assert len(list(sam.everything(picture, tile=32, overlap=4))) == 4
+
+
+def test_what_a_turn_of_the_way_joins_is_one(sam, every_value_is_an_object):
+    picture = shapes((96, 96), (8, 8, 12, 88), (8, 84, 88, 88), (84, 8, 88, 88))  # a U; one value
+    picture[picture > 0] = 7
+    (one,) = sam.everything(picture, tile=32, overlap=8)
+    np.testing.assert_array_equal(decode_rle([one["segmentation"]])[0], picture > 0)
+
+
+def test_one_mask_of_a_tile_joins_one_of_the_next(sam, monkeypatch):
+    """A part and a whole that look alike where both tiles see them stay two objects."""
+
+    def find(model, processor, pixels, options):
+        inside = pixels[..., 0] > 0
+        masks = np.stack([inside, inside & (pixels[..., 0] < 3)])
+        masks = masks[masks.any((1, 2))]
+        return Masks.of_runs(encode_rle(masks), masks.shape[1:], np.full(len(masks), 0.5, "f4"), np.arange(len(masks)))
+
+    monkeypatch.setattr(tiles, "everything_packed", find)
+    picture = shapes((30, 56), (10, 5, 50, 25), (20, 5, 40, 25), (10, 5, 15, 25))
+    whole, part = sorted(sam.everything(picture, tile=32, overlap=8), key=lambda i: -i["area"])
+    assert (whole["area"], part["area"]) == (40 * 20, 35 * 20)
+
+
+def test_what_is_held_does_not_grow_with_the_picture(sam, every_value_is_an_object, monkeypatch):
+    objects, keep, window = weakref.WeakSet(), tiles.Object.__init__, tiles.Windows.__getitem__
+
+    def counting(self, *args):
+        keep(self, *args)
+        objects.add(self)
+
+    def small(self, place):
+        pixels = window(self, place)
+        assert pixels.size <= 40 * 40 * 3
+        return pixels
+
+    monkeypatch.setattr(tiles.Object, "__init__", counting)
+    monkeypatch.setattr(tiles.Windows, "__getitem__", small)
+    most = {}
+    for height in (200, 800):
+        picture = np.zeros((height, 160), np.uint8)
+        corners = [(x, y) for y in range(4, height - 8, 25) for x in range(4, 150, 25)]
+        for number, (x, y) in enumerate(corners):
+            picture[y : y + 5, x : x + 5] = 1 + number % 250
+        held = [len(objects) for _ in sam.everything(picture, tile=40, overlap=10)]
+        assert len(held) == len(corners)
+        most[height] = max(held)
+    assert most[800] == most[200] < 40
+
+
+def test_every_tile_is_looked_at_as_a_picture_of_its_own(sam, picture):
+    """With the network itself: where tiles do not overlap by much, what they find is what is found in each."""
+    whole = list(sam.everything(picture, tile=48, overlap=16, points_per_side=4, **ANY))
+    assert whole
+    assert sum(len(sam.everything(picture[:, x : x + 48], points_per_side=4, **ANY)) for x in (0, 32)) >= len(whole)
+    assert coco.area([one["segmentation"] for one in whole]).tolist() == [one["area"] for one in whole]
+    alone = list(sam.everything(picture, tile=100, points_per_side=4, **ANY))
+    assert alone == sam.everything(picture, output="rle", points_per_side=4, **ANY)
+
+
+def test_masks_of_a_tile_are_cleaned(sam, picture):
+    options = {"points_per_side": 6, "min_area": 30, **ANY}
+    masks = decode_rle([one["segmentation"] for one in sam.everything(picture, tile=80, **options)])
+    np.testing.assert_array_equal(clean_masks(masks, fill_holes=30, remove_islands=30), masks)
+
+
+def test_nothing_may_be_found(sam, every_value_is_an_object):
+    assert list(sam.everything(np.zeros((50, 70), np.uint8), tile=32)) == []
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (32, 33), (100, 57), (31, 200)])
+def test_tiles_cover_the_picture_evenly(size_hw):
+    rows = make_tiles(size_hw, 32, 8)
+    seen = np.zeros(size_hw, int)
+    for row in rows:
+        for crop in row:
+            assert crop.size_hw == (min(32, size_hw[0]), min(32, size_hw[1]))
+            seen[crop.y0 : crop.y1, crop.x0 : crop.x1] += 1
+        assert all(first.x1 - second.x0 >= 8 for first, second in zip(row, row[1:], strict=False))
+    assert seen.min() == 1
+    assert all(first[0].y1 - second[0].y0 >= 8 for first, second in zip(rows, rows[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 8}, "tile is 8: expected 16 pixels or more, or None to look at the whole picture at once"),
+        ({"tile": 32, "overlap": 17}, "overlap is 17: expected 1 to 16 pixels, half of tile=32"),
+        ({"tile": 32, "overlap": 0}, "overlap is 0: expected 1 to 16 pixels, half of tile=32"),
+        ({"overlap": 4}, "overlap is 4, and there are no tiles: expected tile=…, too"),
+        ({"tile": 32, "points_per_side": 0}, "points_per_side is 0: expected a whole number, 1 or more"),
+    ],
+)
+def test_tiles_that_make_no_sense_are_refused_at_once(sam, picture, options, message):
+    with pytest.raises(ConfigError) as caught:
+        sam.everything(picture, **options)
+    assert str(caught.value) == message
+
+
+def test_a_picture_that_coco_cannot_count_is_refused(sam):
+    endless = np.broadcast_to(np.zeros(1, np.uint8), (50_000, 50_000))
+    with pytest.raises(PictureError, match="the picture has 50000×50000 pixels: expected 2147483647 at most"):
+        sam.everything(endless, tile=1024)
+
+
+def test_a_large_picture_is_read_window_by_window(sam, every_value_is_an_object, tmp_path):
+    """A memory map of which the picture that masks are of is never made."""
+    pixels = np.memmap(tmp_path / "large.raw", np.uint8, "w+", shape=(64, 60_000))
+    pixels[20:40, 30_000:30_700] = 9
+    (one,) = sam.everything(pixels, tile=64, overlap=16, points_per_side=1)
+    (mask,) = PackedMasks([one["segmentation"]], (64, 60_000)).__array__()
+    assert one["bbox"] == [30_000, 20, 700, 20]
+    assert mask.sum() == one["area"] == 700 * 20

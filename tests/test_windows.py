@@ -1,0 +1,129 @@
+"""Large pictures, read in parts."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from masklet import windows
+from masklet.errors import PictureError
+from masklet.pictures import read_picture
+from masklet.windows import open_windows
+
+PLACE = np.s_[10:20, 30:50]
+
+
+@pytest.fixture
+def rgb():
+    return np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+
+
+@pytest.fixture
+def write(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("zarr")
+
+    def write(pixels, **how):
+        path = tmp_path / "aerial é.tif"
+        tifffile.imwrite(path, pixels, **how)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"tile": (16, 16), "compression": "zlib"},
+        {"rowsperstrip": 7},
+        {"compression": "zlib", "rowsperstrip": 60},
+        {"bigtiff": True},
+    ],
+    ids=["plain", "tiles", "strips", "one piece", "big"],
+)
+def test_a_window_of_a_tiff_is_a_part_of_the_picture(write, rgb, how):
+    opened = open_windows(write(rgb, photometric="rgb", **how))
+    assert opened.size_hw == (60, 80)
+    np.testing.assert_array_equal(opened[PLACE], rgb[PLACE])
+    np.testing.assert_array_equal(opened[:, :], rgb)
+
+
+def test_channels_may_come_first_and_infrared_last(write, rgb):
+    planes = write(rgb.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    np.testing.assert_array_equal(open_windows(planes)[PLACE], rgb[PLACE])
+    infrared = write(np.dstack([rgb, rgb[..., 0]]), photometric="rgb", extrasamples=["unspecified"])
+    np.testing.assert_array_equal(open_windows(infrared)[PLACE], rgb[PLACE])
+
+
+@pytest.mark.parametrize("kind", ["grey", "16 bits", "big endian", "transparent", "float"])
+def test_pixels_are_those_of_read_picture(write, rgb, kind):
+    pixels = {
+        "grey": rgb[..., 0],
+        "16 bits": rgb[..., 0].astype(np.uint16) * 250,
+        "big endian": rgb[..., 0].astype(">u2") * 250,
+        "transparent": np.dstack([rgb, rgb[..., 0]]),
+        "float": (rgb[..., 0] / 255).astype(np.float32),
+    }[kind]
+    how = {
+        "transparent": {"photometric": "rgb", "extrasamples": ["unassalpha"]},
+        "big endian": {"byteorder": ">"},
+    }.get(kind, {})
+    np.testing.assert_array_equal(open_windows(write(pixels, **how))[PLACE], read_picture(pixels)[PLACE])
+
+
+def test_nothing_else_is_read(write, rgb, monkeypatch):
+    path = write(rgb, photometric="rgb", tile=(16, 16))
+    monkeypatch.setattr(windows, "read_picture", lambda *_: pytest.fail("the whole picture was read"))
+    shapes = []
+    monkeypatch.setattr(windows, "to_rgb8", lambda pixels: shapes.append(pixels.shape))
+    open_windows(path)[PLACE]
+    assert shapes == [(1, 1, 3), (10, 20, 3)]
+
+
+def test_a_tiff_that_lies_as_it_is_is_mapped_and_one_of_one_piece_unpacked_once(write, rgb, monkeypatch):
+    mapped, memmap = [], np.memmap
+    monkeypatch.setattr(np, "memmap", lambda *a, **kw: mapped.append(1) or memmap(*a, **kw))
+    open_windows(write(rgb, photometric="rgb"))[PLACE]
+    assert len(mapped) == 2
+    opened = open_windows(write(rgb, photometric="rgb", compression="zlib", rowsperstrip=60))
+    monkeypatch.setattr("zlib.decompress", lambda *_: pytest.fail("it was unpacked again"))
+    opened[PLACE]
+
+
+def test_a_tiff_that_pillow_has_to_turn_or_colour_is_read_by_it(write, rgb, tmp_path):
+    turned = write(rgb, photometric="rgb", extratags=[(274, "H", 1, 6, True)])
+    np.testing.assert_array_equal(open_windows(turned)[:, :], np.rot90(rgb, -1))
+    Image.fromarray(rgb).quantize(8).save(tmp_path / "palette.tif")
+    np.testing.assert_array_equal(open_windows(tmp_path / "palette.tif")[:, :], read_picture(tmp_path / "palette.tif"))
+
+
+def test_without_tifffile_pillow_reads_it(write, rgb, monkeypatch):
+    path = write(rgb, photometric="rgb")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    np.testing.assert_array_equal(open_windows(path)[PLACE], rgb[PLACE])
+
+
+def test_arrays_and_other_files_have_windows_too(rgb, tmp_path):
+    np.save(tmp_path / "a.npy", rgb)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    for source in (rgb, np.load(tmp_path / "a.npy", mmap_mode="r"), tmp_path / "a.png", Image.fromarray(rgb)):
+        np.testing.assert_array_equal(open_windows(source)[PLACE], rgb[PLACE])
+
+
+def test_what_is_no_picture_is_refused_at_once(write, rgb, tmp_path):
+    stack = write(rgb.transpose(2, 0, 1), photometric="minisblack")
+    with pytest.raises(
+        PictureError, match=r"has the axes QYX of \(3, 60, 80\): expected one picture, rows and columns"
+    ):
+        open_windows(stack)
+    with pytest.raises(PictureError, match="there is no picture at .*none.tif"):
+        open_windows(tmp_path / "none.tif")
+    stack.write_bytes(b"no picture")
+    with pytest.raises(PictureError, match="is damaged, or of a kind"):
+        open_windows(stack)
+    with pytest.raises(PictureError, match="is not a picture"):
+        open_windows(rgb[..., 0, 0])
+    with pytest.raises(PictureError, match="is not a picture"):
+        open_windows(np.zeros((4, 4, 7), np.uint8))
