@@ -31,9 +31,9 @@ def features(model, frames):
 
 
 def squares(frames, objects):
-    targets = torch.zeros(frames, objects, 16, 16, dtype=torch.bool)
+    targets = torch.zeros(frames, objects, 64, 64, dtype=torch.bool)
     for index in range(objects):
-        targets[:, index, 2:8, 4 * index : 4 * index + 4] = True
+        targets[:, index, 8:32, 16 * index : 16 * index + 16] = True
     return targets
 
 

@@ -8,7 +8,7 @@ from masklet.training.loop import Trainer
 
 def test_shapes_are_of_all_sizes_and_none_is_empty():
     shapes = random_shapes(20, 10, 128, torch.Generator().manual_seed(0))
-    assert shapes.shape == (20, 10, 32, 32)
+    assert shapes.shape == (20, 10, 128, 128)
     shares = shapes.float().mean((-2, -1))
     assert shares.min() > 0
     assert shares.min() < 0.02

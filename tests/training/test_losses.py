@@ -30,6 +30,18 @@ def test_dice_loss_of_half_an_overlap():
 
 
 @pytest.mark.parametrize("loss", [focal_loss, dice_loss])
+def test_no_logits_are_better_than_those_of_cells_that_are_part_object(loss):
+    truth = torch.tensor([[0.75, 0.3, 0.6], [0.2, 0.5, 0.9]])
+    logits = truth.logit().requires_grad_()
+    best = loss(logits, truth)
+    best.backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().max() < 1e-6
+    for shift in (-1, 1):
+        assert loss(logits.detach() + shift, truth) > best
+
+
+@pytest.mark.parametrize("loss", [focal_loss, dice_loss])
 def test_gradients_agree_with_finite_differences(loss):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 3, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -42,7 +54,7 @@ def test_the_sum_of_losses_agrees_with_finite_differences():
     logits = torch.randn(1, 2, 3, 4, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     ious = torch.rand(1, 2, 3, dtype=torch.float64, generator=generator, requires_grad=True)
     scores = torch.randn(1, 2, 1, dtype=torch.float64, generator=generator, requires_grad=True)
-    targets = torch.rand(1, 2, 4, 4, generator=generator) > 0.5
+    targets = torch.rand(1, 2, 4, 4, generator=generator)
     assert torch.autograd.gradcheck(
         lambda *x: segmentation_losses(*x, targets, weights=LossWeights()).total, (logits, ious, scores)
     )

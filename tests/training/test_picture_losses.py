@@ -6,7 +6,7 @@ import torch
 from masklet.model.sam2 import Sam2Model
 from masklet.training.losses import LossWeights
 from masklet.training.picture_losses import interactive_losses
-from masklet.training.prompts import PromptRates
+from masklet.training.prompts import PromptRates, cells_of
 
 
 @pytest.fixture
@@ -16,9 +16,9 @@ def model(tiny_config, tiny_model):
 
 @pytest.fixture
 def targets():
-    masks = torch.zeros(1, 3, 16, 16, dtype=torch.bool)
+    masks = torch.zeros(1, 3, 64, 64, dtype=torch.bool)
     for index in range(3):
-        masks[0, index, 2 : 8 + index, 5 * index : 5 * index + 5] = True
+        masks[0, index, 8 : 32 + 4 * index, 20 * index : 20 * index + 20] = True
     return masks
 
 
@@ -52,7 +52,7 @@ def test_seven_corrections_follow_the_first_prompt_with_the_logits_of_before(mod
     losses, ious = losses_of(model, targets)
     assert [call["points"].shape[2] for call in heard] == [2, *range(3, 10)]
     assert heard[0]["masks"] is None
-    assert all(call["masks"].shape == targets.shape and not call["masks"].requires_grad for call in heard[1:])
+    assert all(call["masks"].shape == (1, 3, 16, 16) and not call["masks"].requires_grad for call in heard[1:])
     assert len(ious) == 8
     assert len(losses) == 9  # of the single mask each time, and of the candidates of a first click
 
@@ -70,7 +70,7 @@ def test_first_prompts_may_be_of_one_kind(model, targets, heard, rates, labels):
 def test_a_mask_is_shown_with_its_box(model, targets, heard):
     losses_of(model, targets, rounds=2, rates=PromptRates(click=0, box=0, mask=1))
     assert heard[0]["labels"].tolist() == [[[2, 3]] * 3]
-    assert heard[0]["masks"].gt(0).equal(targets)
+    assert heard[0]["masks"].gt(0).equal(cells_of(targets))
     assert set(heard[0]["masks"].unique().tolist()) == {-10, 10}
     assert heard[0]["points"][0, 1].tolist() == [[20, 8], [40, 36]]
 

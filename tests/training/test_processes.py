@@ -59,6 +59,15 @@ def state_of(folder):
     return torch.load(folder / "state.pt", weights_only=True)
 
 
+def felt(weights):
+    """All but the biases of keys, which a softmax ignores: their gradients are rounding, and Adam makes steps of it."""
+    return {
+        name: weight.unflatten(0, (3, -1))[::2] if name.endswith("qkv.bias") else weight
+        for name, weight in weights.items()
+        if not name.endswith("k_proj.bias")
+    }
+
+
 @pytest.mark.slow
 def test_twenty_steps_are_ten_a_kill_and_ten_more(values, tmp_path):
     finish(start(values, tmp_path / "straight"))
@@ -102,5 +111,5 @@ def test_two_processes_take_the_step_of_one(values, tmp_path, parts):
         finish(process)
     one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
     assert one["step"] == two["step"] == 2
-    torch.testing.assert_close(one["model"], two["model"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(felt(one["model"]), felt(two["model"]), rtol=0, atol=1e-5)
     torch.testing.assert_close(one["notes"], two["notes"], rtol=0, atol=1e-3)

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from masklet.training.prompts import boxes_of, correction_click, first_prompt
+from masklet.training.prompts import boxes_of, cells_of, correction_click, coverage, first_prompt
+
+
+def enlarged(cells):
+    """Targets that fill just these cells."""
+    return cells.repeat_interleave(4, -1).repeat_interleave(4, -2)
 
 
 @pytest.fixture
@@ -31,11 +36,27 @@ def at(masks, points):
 
 
 def test_boxes_enclose_their_masks_exactly(targets):
-    assert boxes_of(targets)[0].tolist() == [[12, 8, 36, 20], [92, 60, 96, 64], [0, 0, 96, 64]]
+    assert boxes_of(targets)[0].tolist() == [[3, 2, 9, 5], [23, 15, 24, 16], [0, 0, 24, 16]]
+
+
+def test_cells_know_how_much_of_them_is_object():
+    target = torch.zeros(1, 2, 8, 12, dtype=torch.bool)
+    target[0, 0, :4, :6] = True
+    target[0, 1, 3:5, 8:] = True
+    assert coverage(target).tolist() == [[[[1, 0.5, 0], [0, 0, 0]], [[0, 0, 0.25], [0, 0, 0.25]]]]
+    assert cells_of(target).sum((-2, -1)).tolist() == [[2, 0]]
+
+
+def test_boxes_are_told_to_the_pixel():
+    target = torch.zeros(1, 50, 64, 64, dtype=torch.bool)
+    target[:, :, 21:42, 13] = target[:, :, 25, 13:50] = target[:, :, 26:40, 20:40] = True
+    prompt = first_prompt(target, torch.Generator().manual_seed(0), boxes=1.0)
+    is_exact = (prompt.points.flatten(2) == torch.tensor([13.0, 21.0, 50.0, 42.0])).all(-1)
+    assert 10 < is_exact.sum() < 40  # the others are careless
 
 
 def test_first_prompts_are_clicks_inside_or_boxes_around_with_equal_chance(targets, generator):
-    boxes = 0
+    boxes, targets, cells = 0, enlarged(targets), targets
     exact = boxes_of(targets)
     for _ in range(200):
         prompt = first_prompt(targets, generator)
@@ -44,7 +65,7 @@ def test_first_prompts_are_clicks_inside_or_boxes_around_with_equal_chance(targe
         boxes += int(is_box.sum())
         assert (prompt.labels[is_box] == torch.tensor([2, 3])).all()
         assert (prompt.labels[~is_box] == torch.tensor([1, -10])).all()
-        assert at(targets, prompt.points[:, :, 0])[~is_box].all()
+        assert at(cells, prompt.points[:, :, 0])[~is_box].all()
         assert ((prompt.points.flatten(2) - exact)[is_box].abs() <= 2).all()
         assert (prompt.points >= 0).all()
         assert (prompt.points <= torch.tensor([96, 64])).all()
@@ -54,7 +75,7 @@ def test_first_prompts_are_clicks_inside_or_boxes_around_with_equal_chance(targe
 def test_half_of_the_boxes_are_exact(generator):
     targets = torch.zeros(1, 800, 64, 64, dtype=torch.bool)
     targets[:, :, 20:40, 10:50] = True
-    prompt = first_prompt(targets, generator)
+    prompt = first_prompt(enlarged(targets), generator)
     boxes = prompt.points[prompt.labels[..., 0] == 2].flatten(1)
     is_exact = (boxes == torch.tensor([40.0, 80.0, 200.0, 160.0])).all(-1)
     assert 0.4 < is_exact.float().mean() < 0.6
@@ -63,20 +84,20 @@ def test_half_of_the_boxes_are_exact(generator):
 def test_half_of_the_clicks_are_aimed_at_the_middle(generator):
     targets = torch.zeros(1, 400, 16, 16, dtype=torch.bool)
     targets[:, :, 2:9, 3:10] = targets[:, :, 12:14, 12:14] = True
-    prompt = first_prompt(targets, generator)
+    prompt = first_prompt(enlarged(targets), generator)
     clicks = prompt.points[prompt.is_one_click][:, 0]
     is_middle = (clicks == torch.tensor([(6 + 0.5) * 4, (5 + 0.5) * 4])).all(-1)
     assert 0.4 < is_middle.float().mean() < 0.6
 
 
 def test_a_mask_that_fills_the_picture_has_its_middle_there():
-    targets = torch.ones(1, 64, 9, 9, dtype=torch.bool)
+    targets = torch.ones(1, 64, 36, 36, dtype=torch.bool)
     prompt = first_prompt(targets, torch.Generator().manual_seed(0))
     assert (prompt.points[:, :, 0] == 4.5 * 4).all(-1).any()
 
 
 def test_a_lone_click_is_told_from_a_box_and_from_two_clicks(targets, generator):
-    first = first_prompt(targets, generator)
+    first = first_prompt(enlarged(targets), generator)
     assert torch.equal(first.is_one_click, first.labels[..., 0] == 1)
     assert not first.and_then(correction_click(~targets, targets, generator)).is_one_click.any()
 
@@ -99,7 +120,7 @@ def test_a_perfect_mask_gets_one_more_click_inside(targets, generator):
 
 
 def test_corrections_follow_the_first_prompt(targets, generator):
-    first = first_prompt(targets, generator)
+    first = first_prompt(enlarged(targets), generator)
     both = first.and_then(correction_click(~targets, targets, generator))
     assert both.points.shape == (2, 3, 3, 2)
     assert both.labels.shape == (2, 3, 3)
@@ -107,5 +128,5 @@ def test_corrections_follow_the_first_prompt(targets, generator):
 
 
 def test_the_same_generator_state_makes_the_same_prompts(targets):
-    prompts = [first_prompt(targets, torch.Generator().manual_seed(3)) for _ in range(2)]
+    prompts = [first_prompt(enlarged(targets), torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(prompts[0].points, prompts[1].points)

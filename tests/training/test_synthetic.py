@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masklet.training.batches import Batch
-from masklet.training.composed import Composed, shrink_labels
+from masklet.training.batches import Batch, fills_a_cell
+from masklet.training.composed import Composed
 from masklet.training.config import Stage
 from masklet.training.sources import (
     CUTOUT_ARCHIVES,
@@ -86,19 +86,17 @@ def test_parts_lie_in_objects_and_are_asked_for():
     assert any(inside)
 
 
-def test_objects_shrink_to_disjoint_cells_that_they_fill():
-    labels = np.zeros((8, 12), np.uint8)
-    labels[:4, :6], labels[7, 11] = 1, 2
-    masks = shrink_labels(labels)
-    assert masks.tolist() == [[[True, True, False], [False, False, False]]]
-    assert (masks.sum(0) <= 1).all()
+def test_an_object_that_fills_no_cell_by_half_is_too_small():
+    masks = np.zeros((3, 8, 12), bool)
+    masks[0, :4, 4:6] = masks[1, 7, 11] = masks[2, 2:6, 2:6] = True
+    assert fills_a_cell(masks).tolist() == [True, False, False]
 
 
 def test_a_batch_is_a_function_of_seed_and_step(made_up_sources):
     composed, stage = Composed(made_up_sources, seed=1), Stage(image_size=64, steps=9, objects=3)
     batches = [Batch.of([composed.example(stage, step, place) for place in range(2)]) for step in (4, 4, 5)]
     assert batches[0].pixel_values.shape == (2, 3, 64, 64)
-    assert batches[0].targets.shape == (2, 3, 16, 16)
+    assert batches[0].targets.shape == (2, 3, 64, 64)
     assert batches[0].targets.flatten(2).any(-1).all()
     assert batches[0].pixel_values.equal(batches[1].pixel_values)
     assert batches[0].targets.equal(batches[1].targets)

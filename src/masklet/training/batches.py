@@ -15,6 +15,7 @@ from torch import Tensor
 
 from masklet.processing import IMAGE_MEAN, IMAGE_STD
 from masklet.training.config import Stage
+from masklet.training.prompts import MASK_STRIDE
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -26,7 +27,7 @@ class Example:
 
     name: str
     pixels: Pixels  # ([frames,] height, width, 3) RGB
-    masks: Mask  # ([frames,] objects, height / 4, width / 4), none empty in a picture or first frame
+    masks: Mask  # ([frames,] objects, height, width); in a picture or first frame each fills a cell
 
 
 class Examples(Protocol):
@@ -41,7 +42,7 @@ class Batch:
     """Pictures, or clips, and the objects that are asked for in them."""
 
     pixel_values: Tensor  # (batch, [frames,] 3, height, width), normalised
-    targets: Tensor  # (batch, [frames,] objects, height / 4, width / 4) bool, none empty in a picture or first frame
+    targets: Tensor  # (batch, [frames,] objects, height, width) bool; in a picture or first frame each fills a cell
     names: tuple[str, ...]  # of pictures or clips
 
     @classmethod
@@ -84,6 +85,13 @@ def prepared(examples: Examples, wanted: Sequence[tuple[Stage, int, range]], *, 
             yield Batch.of([example.result() for example in coming.popleft()])
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def fills_a_cell(masks: Mask) -> Mask:
+    """(..., height, width) to (...): whether there is a cell of the network's masks that is filled by half or more."""
+    *leading, height, width = masks.shape
+    cells = masks.reshape(*leading, height // MASK_STRIDE, MASK_STRIDE, width // MASK_STRIDE, MASK_STRIDE)
+    return (cells.mean((-3, -1), dtype=np.float32) >= 0.5).any((-2, -1))
 
 
 def drawn(there_are: int, objects: int, rng: np.random.Generator) -> NDArray[np.int64]:

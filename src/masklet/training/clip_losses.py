@@ -13,7 +13,7 @@ from torch import Tensor
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.sam2 import Sam2Model
 from masklet.training.losses import Losses, LossWeights, mask_iou, segmentation_losses
-from masklet.training.prompts import MASK_STRIDE, PADDING, PromptRates, correction_click, first_prompt
+from masklet.training.prompts import PADDING, PromptRates, cells_of, correction_click, coverage, first_prompt
 from masklet.video.memory import ObjectFrame, ObjectMemory, PaperPolicy
 from masklet.video.tracker import (
     CERTAIN_LOGIT,
@@ -45,7 +45,7 @@ def clip_losses(
     Args:
         model: With its memory.
         features: Of each frame, see ``Sam2Model.get_image_features``.
-        targets: (frames, objects, h, w) bool, at the finest map's stride; none empty in the first frame.
+        targets: (frames, objects, height, width) bool; in the first frame each fills a cell of the network's masks.
         rounds: Above 1, so many corrections and one more in the first frame and, in half of the clips, in another.
         weights: Of the losses.
         prompts: How objects are shown first.
@@ -61,14 +61,15 @@ def clip_losses(
     numbers = _frame_numbers(len(targets), generator)
     corrected = _corrected_frame(len(targets), rounds, generator)
     teacher = _Teacher(model, rounds, weights, generator)
+    cover = coverage(targets)  # (frames, objects, h, w)
 
     shown = [
         teacher.show(bank, numbers[0], features[0], prompt, truth)
-        for bank, prompt, truth in zip(banks, _prompts(targets[0], prompts, generator), targets[0], strict=True)
+        for bank, prompt, truth in zip(banks, _prompts(targets[0], prompts, generator), cover[0], strict=True)
     ]
-    ious = [_ious(shown, targets[0])]
+    ious = [_ious(shown, cover[0])]
     for frame in range(1, len(targets)):
-        number, maps, truth = numbers[frame], features[frame], targets[frame]
+        number, maps, truth = numbers[frame], features[frame], cover[frame]
         readings = [policy(number, bank.prompted, bank.tracked, step=1) for bank in banks]
         decoded = decode_with_memory(model, maps, banks, readings)
         teacher.learn(decoded, truth)
@@ -84,7 +85,7 @@ def clip_losses(
         ):
             if number not in bank:  # nothing was to be corrected
                 bank.put(number, seen, memory, is_prompted=False)
-    followed, is_visible = torch.stack(ious[1:]), targets[1:].flatten(2).any(-1)
+    followed, is_visible = torch.stack(ious[1:]), cells_of(targets[1:]).flatten(2).any(-1)
     return teacher.losses, [ious[0].mean(), followed.sum() / is_visible.sum().clamp(min=1)]
 
 
@@ -99,7 +100,7 @@ class _Teacher:
         self.losses: list[Losses] = []
 
     def learn(self, decoded: DecodedMasks, truth: Tensor) -> None:
-        """Compare with (objects, h, w)."""
+        """Compare with the coverage, (objects, h, w)."""
         logits, ious, scores = decoded.logits.float(), decoded.ious.float(), decoded.object_scores.float()
         self.losses.append(segmentation_losses(logits, ious, scores, truth[:, None], weights=self.weights))
 
@@ -133,10 +134,10 @@ class _Teacher:
         """Click where what was said of an object is wrong, as often as there are rounds left; None if nothing is."""
         seen = None
         for _ in range(self.rounds - 1):
-            wrong = (said.logits > 0) ^ truth
-            if not wrong.any() and not truth.any():  # absent, and nothing is shown
+            cells = truth >= 0.5
+            if not (said.logits > 0).any() and not cells.any():  # absent, and nothing is shown
                 break
-            click = correction_click(said.logits[None, None] > 0, truth[None, None], self.generator)
+            click = correction_click(said.logits[None, None] > 0, cells[None, None], self.generator)
             clicked = FramePrompt(click.points[0, 0], click.labels[0, 0])
             prompt = clicked if prompt is None else clicked.after(prompt)
             decoded = decode_prompt(self.model, maps, prompt, remembered, said.logits.detach())
@@ -169,13 +170,12 @@ def _corrected_frame(frames: int, rounds: int, generator: torch.Generator) -> in
 
 
 def _prompts(targets: Tensor, rates: PromptRates, generator: torch.Generator) -> list[FramePrompt]:
-    """One for each object of (objects, h, w)."""
+    """One for each object of (objects, height, width)."""
     clicks = first_prompt(targets[None], generator, boxes=rates.box_among_points)
     prompts = []
     for target, points, labels in zip(targets, clicks.points[0], clicks.labels[0], strict=True):
         if rates.is_mask(generator):
-            mask = target.repeat_interleave(MASK_STRIDE, 0).repeat_interleave(MASK_STRIDE, 1)
-            prompts.append(FramePrompt(mask=mask))
+            prompts.append(FramePrompt(mask=target))
         else:
             prompts.append(FramePrompt(points[labels != PADDING], labels[labels != PADDING]))
     return prompts
@@ -187,7 +187,7 @@ def told_who_is_there(decoded: DecodedMasks, truth: Tensor) -> DecodedMasks:
     What the tracker takes for absent it remembers as absent: a mask of nothing and a constant pointer. While the score
     is still wrong, that would cut the memory off from the mask it has to learn from.
     """
-    is_present = truth.flatten(1).any(-1)[:, None, None]  # (objects, 1, 1)
+    is_present = (truth >= 0.5).flatten(1).any(-1)[:, None, None]  # (objects, 1, 1)
     scores = torch.where(is_present, CERTAIN_LOGIT, -CERTAIN_LOGIT).to(decoded.object_scores.dtype)
     return replace(decoded, object_scores=scores)
 
@@ -199,4 +199,4 @@ def _one_object(decoded: DecodedMasks, index: int) -> DecodedMasks:
 
 def _ious(seen: list[ObjectFrame], truth: Tensor) -> Tensor:
     """(objects,)."""
-    return mask_iou(torch.stack([one.logits.detach() for one in seen]) > 0, truth)
+    return mask_iou(torch.stack([one.logits.detach() for one in seen]) > 0, truth >= 0.5)

@@ -7,11 +7,10 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from masklet.training.batches import Example, Mask, Pixels, drawn
+from masklet.training.batches import Example, Mask, Pixels, drawn, fills_a_cell
 from masklet.training.clips import compose_clip
 from masklet.training.config import Stage, TrainingConfig
 from masklet.training.data.scenes import Frame, Scene, masks_of_labels
-from masklet.training.prompts import MASK_STRIDE
 from masklet.training.sources import Sources
 from masklet.training.synthetic import compose
 
@@ -42,7 +41,7 @@ class Composed:
 
     def _picture(self, stage: Stage, rng: np.random.Generator) -> tuple[Pixels, Mask]:
         made = compose(self.sources, stage.side_px, rng)
-        masks, parts = shrink_labels(made.labels), shrink_labels(made.parts)
+        masks, parts = (masks[fills_a_cell(masks)] for masks in map(_masks_of, (made.labels, made.parts)))
         if not len(masks):
             return made.picture, masks
         chosen = masks[drawn(len(masks), stage.objects, rng)]
@@ -52,26 +51,14 @@ class Composed:
 
     def _clip(self, stage: Stage, rng: np.random.Generator) -> tuple[Pixels, Mask]:
         film, labels = compose_clip(self.sources, stage.side_px, stage.frames, rng)
-        masks = _cells_of(labels)  # (objects, frames, h, w)
-        masks = masks[masks[:, 0].any((1, 2))]
+        masks = _masks_of(labels)  # (objects, frames, height, width)
+        masks = masks[fills_a_cell(masks[:, 0])]
         return film, masks[drawn(len(masks), stage.objects, rng)].swapaxes(0, 1) if len(masks) else masks
 
 
-def shrink_labels(labels: Pixels) -> Mask:
-    """(height, width) labels to (objects, height / 4, width / 4) masks of the cells an object fills by half or more.
-
-    Objects that fill no cell are left out.
-    """
-    masks = _cells_of(labels)
-    return masks[masks.any((1, 2))]
-
-
-def _cells_of(labels: Pixels) -> Mask:
-    """(..., height, width) labels 0..k to (k, ..., height / 4, width / 4)."""
-    *leading, height, width = labels.shape
-    cells = labels.reshape(*leading, height // MASK_STRIDE, MASK_STRIDE, width // MASK_STRIDE, MASK_STRIDE)
-    numbers = np.arange(1, labels.max() + 1, dtype=np.uint8).reshape(-1, *[1] * cells.ndim)
-    return (cells == numbers).mean((-3, -1), dtype=np.float32) >= 0.5
+def _masks_of(labels: Pixels) -> Mask:
+    """(..., height, width) labels 0..k to (k, ..., height, width)."""
+    return labels == np.arange(1, labels.max() + 1, dtype=np.uint8).reshape(-1, *[1] * labels.ndim)
 
 
 def held_out_scenes(sources: Sources, config: TrainingConfig) -> list[Scene]:

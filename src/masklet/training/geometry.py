@@ -10,24 +10,22 @@ import torch
 from torch import Tensor
 
 from masklet.config import STRIDES, Sam2Config
-from masklet.training.prompts import MASK_STRIDE
 
 NOISE = 0.3
 """Standard deviation of the image embedding that stands for a picture."""
 
 
 def random_shapes(batch: int, objects: int, side_px: int, generator: torch.Generator) -> Tensor:
-    """Ellipses and rectangles of all sizes: (batch, objects, h, w) bool at the masks' stride, none empty."""
-    cells = side_px // MASK_STRIDE
+    """Ellipses and rectangles of all sizes: (batch, objects, side, side) bool, none empty."""
     shape = (batch, objects, 1, 1)
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(shape, generator=generator)
 
-    centres = (torch.arange(cells) + 0.5) / cells
+    centres = (torch.arange(side_px) + 0.5) / side_px
     radius_x, radius_y = uniform(0.04, 0.45), uniform(0.04, 0.45)
-    x = (centres - uniform(0.1, 0.9)) / radius_x  # (batch, objects, 1, cells)
-    y = (centres[:, None] - uniform(0.1, 0.9)) / radius_y  # (batch, objects, cells, 1)
+    x = (centres - uniform(0.1, 0.9)) / radius_x  # (batch, objects, 1, side)
+    y = (centres[:, None] - uniform(0.1, 0.9)) / radius_y  # (batch, objects, side, 1)
     is_ellipse = torch.rand(shape, generator=generator) < 0.6
     return torch.where(is_ellipse, x**2 + y**2 < 1, torch.maximum(x.abs(), y.abs()) < 1)
 

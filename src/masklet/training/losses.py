@@ -65,14 +65,14 @@ def segmentation_losses(
         logits: (batch, objects, masks, h, w).
         ious: (batch, objects, masks), predicted, 0 to 1: all are taught, so that the best can be told.
         object_scores: (batch, objects, 1) logits.
-        targets: (batch, objects, h, w) bool; empty where an object is absent.
+        targets: (batch, objects, h, w), how much of each cell is object, 0 to 1; none where an object is absent.
         weights: Of each loss.
         counts: (batch, objects) bool: the objects whose masks and IoU are taught; all if None.
     """
-    truth = targets[:, :, None].to(logits.dtype).expand_as(logits)
+    truth, cells = targets[:, :, None].to(logits.dtype).expand_as(logits), targets >= 0.5
     focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)  # (batch, objects, masks)
     best = (weights.focal * focal + weights.dice * dice).argmin(-1, keepdim=True)
-    is_present = targets.flatten(2).any(-1, keepdim=True)  # (batch, objects, 1)
+    is_present = cells.flatten(2).any(-1, keepdim=True)  # (batch, objects, 1)
     is_taught = (is_present if counts is None else is_present & counts[..., None]).to(logits.dtype)
 
     def mean(losses: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def segmentation_losses(
         weights=weights,
         focal=mean(taught(focal)),
         dice=mean(taught(dice)),
-        iou=mean((ious - mask_iou(logits > 0, targets[:, :, None])).abs()),
+        iou=mean((ious - mask_iou(logits > 0, cells[:, :, None])).abs()),
         object_score=F.binary_cross_entropy_with_logits(object_scores, is_present.to(logits.dtype)),
     )
 
@@ -96,7 +96,7 @@ def focal_loss(logits: Tensor, truth: Tensor, *, alpha: float = 0.25, gamma: flo
 
     Args:
         logits: (..., h, w).
-        truth: (..., h, w), 0 or 1.
+        truth: (..., h, w), 0 to 1: logits of less at the border say where in its cells it runs.
         alpha: Weight of object pixels; the others weigh ``1 - alpha``.
         gamma: How fast the weight falls with certainty.
 
@@ -111,13 +111,14 @@ def focal_loss(logits: Tensor, truth: Tensor, *, alpha: float = 0.25, gamma: flo
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """(..., h, w) logits and 0-or-1 truth to (...): 1 - overlap, in which small objects count like large ones.
+    """(..., h, w) logits and truth, 0 to 1, to (...): 1 - overlap, in which small objects count like large ones.
 
-    Source: V-Net (arXiv 1606.04797), with 1 added to both sides as in SAM, so that nothing is divided by zero.
+    Source: V-Net (arXiv 1606.04797), section 3, with 1 added to both sides as in SAM, so that nothing is divided by
+    zero. Its squares make the truth the best answer in cells that are part object, too; SAM leaves them out.
     """
     probability = torch.sigmoid(logits)
     both = 2 * (probability * truth).sum((-2, -1))
-    return 1 - (both + 1) / (probability.sum((-2, -1)) + truth.sum((-2, -1)) + 1)
+    return 1 - (both + 1) / (probability.square().sum((-2, -1)) + truth.square().sum((-2, -1)) + 1)
 
 
 def mask_iou(masks: Tensor, targets: Tensor) -> Tensor:

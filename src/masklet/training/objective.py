@@ -16,6 +16,7 @@ from masklet.training.config import Stage
 from masklet.training.losses import Losses
 from masklet.training.parts import encoder_learns
 from masklet.training.picture_losses import interactive_losses
+from masklet.training.prompts import cells_of
 
 Encoder = Callable[[Tensor], list[Tensor]]
 """(batch, 3, height, width) to the maps of ``Sam2Model.get_image_features``."""
@@ -51,7 +52,7 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         embeddings = self.model.without_memory(self._features(batch.pixel_values))
         # First, as it draws its cells first.
-        affinity = None if self.affinity is None else self.affinity(embeddings, batch.targets, generator)
+        affinity = None if self.affinity is None else self.affinity(embeddings, cells_of(batch.targets), generator)
         losses, ious = interactive_losses(
             self.model,
             embeddings,

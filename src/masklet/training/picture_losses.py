@@ -10,7 +10,7 @@ from torch import Tensor
 
 from masklet.model.sam2 import Sam2Model
 from masklet.training.losses import Losses, LossWeights, mask_iou, segmentation_losses
-from masklet.training.prompts import PromptRates, boxes_as_clicks, correction_click, first_prompt
+from masklet.training.prompts import PromptRates, boxes_as_clicks, correction_click, coverage, first_prompt
 from masklet.video.tracker import CERTAIN_LOGIT
 
 
@@ -29,16 +29,18 @@ def interactive_losses(
     Args:
         model: The network.
         embeddings: Of ``Sam2Model.get_image_embeddings``.
-        targets: (batch, objects, h, w) bool, none empty.
+        targets: (batch, objects, height, width) bool, each fills a cell of the network's masks.
         rounds: The first prompt, then a correction each.
         weights: Of the losses.
         prompts: How objects are shown first. The decoder takes masks for all objects or none, so a batch is one or the
             other; as in ``Photo.predict`` a mask comes with its box.
         generator: Draws the prompts.
     """
+    cover = coverage(targets)
+    cells = cover >= 0.5
     if prompts.is_mask(generator):
         clicks = boxes_as_clicks(targets)
-        previous = torch.where(targets, CERTAIN_LOGIT, -CERTAIN_LOGIT)
+        previous = torch.where(cells, CERTAIN_LOGIT, -CERTAIN_LOGIT)
     else:
         clicks, previous = first_prompt(targets, generator, boxes=prompts.box_among_points), None
     losses, ious = [], []
@@ -51,13 +53,13 @@ def interactive_losses(
         for masks, counts in ((single, None), (candidates, is_one_click)) if index == 0 else ((single, None),):
             losses.append(
                 segmentation_losses(
-                    logits[:, :, masks], predicted[:, :, masks], scores, targets, weights=weights, counts=counts
+                    logits[:, :, masks], predicted[:, :, masks], scores, cover, weights=weights, counts=counts
                 )
             )
         best = torch.where(is_one_click, 1 + predicted[:, :, candidates].argmax(-1), 0)[..., None, None, None]
         shown = logits.detach().gather(2, best.expand(-1, -1, 1, *logits.shape[-2:])).squeeze(2)
-        ious.append(mask_iou(shown > 0, targets).mean())
+        ious.append(mask_iou(shown > 0, cells).mean())
         if index + 1 < rounds:
             previous = shown
-            clicks = clicks.and_then(correction_click(shown > 0, targets, generator))
+            clicks = clicks.and_then(correction_click(shown > 0, cells, generator))
     return losses, ious

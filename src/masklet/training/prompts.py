@@ -2,7 +2,8 @@
 
 Source: SAM (arXiv 2304.02643), appendix A, "training algorithm".
 
-Points are (x, y) in pixels of the network's input. Masks are at its stride of 4, so a point falls anywhere in a cell.
+Points are (x, y) in pixels of the network's input. Its masks are at a stride of 4, so a click falls anywhere in a cell;
+boxes are told to the pixel.
 """
 
 from __future__ import annotations
@@ -74,17 +75,27 @@ class Clicks:
         return Clicks(torch.cat([self.points, other.points], 2), torch.cat([self.labels, other.labels], 2))
 
 
+def coverage(targets: Tensor) -> Tensor:
+    """(..., height, width) bool to (..., h, w): how much of each cell of the network's masks is object, 0 to 1."""
+    return F.avg_pool2d(targets.flatten(0, -3).float(), MASK_STRIDE).unflatten(0, targets.shape[:-2])
+
+
+def cells_of(targets: Tensor) -> Tensor:
+    """(..., height, width) bool to (..., h, w) bool: the cells that are object by half or more."""
+    return coverage(targets) >= 0.5
+
+
 def first_prompt(targets: Tensor, generator: torch.Generator, *, boxes: float = 0.5) -> Clicks:
     """A click inside each object, or a box drawn carelessly around it.
 
     Args:
-        targets: (batch, objects, h, w) bool, none empty.
+        targets: (batch, objects, height, width) bool, each fills a cell.
         generator: Decides; a CPU's, whatever the device of the targets, so that prompts do not depend on it.
         boxes: Share of boxes.
     """
-    place = targets.device
+    place, cells = targets.device, cells_of(targets)
     is_aimed = (torch.rand(targets.shape[:2], generator=generator) < MIDDLE_CLICKS).to(place)
-    first = torch.where(is_aimed[..., None], _middles(targets), _random_points(targets, generator))
+    first = torch.where(is_aimed[..., None], _middles(cells), _random_points(cells, generator))
     click = torch.stack([first, torch.zeros_like(first)], 2)
     box = _noisy_boxes(targets, generator).unflatten(-1, (2, 2))
     is_box = (torch.rand(targets.shape[:2], generator=generator) < boxes).to(place)
@@ -111,19 +122,19 @@ def correction_click(predicted: Tensor, targets: Tensor, generator: torch.Genera
 
 
 def boxes_as_clicks(targets: Tensor) -> Clicks:
-    """Exact boxes around (batch, objects, h, w) masks, none empty."""
+    """Exact boxes around (batch, objects, height, width) masks, none empty."""
     points = boxes_of(targets).unflatten(-1, (2, 2))
     corners = torch.tensor((TOP_LEFT, BOTTOM_RIGHT), device=targets.device)
     return Clicks(points, corners.expand(points.shape[:3]))
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """Boxes around masks, (..., h, w) bool, none empty: (..., 4) as x0 y0 x1 y1, in pixels of the network's input."""
+    """Boxes around masks, (..., height, width) bool, none empty: (..., 4) as x0 y0 x1 y1, in pixels."""
     sides = []
     for is_filled in (masks.any(-2), masks.any(-1)):  # columns, then rows
         first = is_filled.float().argmax(-1)
         last = is_filled.shape[-1] - is_filled.flip(-1).float().argmax(-1)
-        sides.append((first * MASK_STRIDE, last * MASK_STRIDE))
+        sides.append((first, last))
     (x0, x1), (y0, y1) = sides
     return torch.stack([x0, y0, x1, y1], -1).float()
 
@@ -134,7 +145,7 @@ def _noisy_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
     is_careless = torch.rand(boxes.shape[:-1], generator=generator) < CARELESS_BOXES
     noise = torch.randn(boxes.shape, generator=generator) * is_careless[..., None] * BOX_NOISE
     noise = noise.to(boxes.device) * sides.transpose(-1, -2).flatten(-2)
-    height, width = masks.shape[-2] * MASK_STRIDE, masks.shape[-1] * MASK_STRIDE
+    height, width = masks.shape[-2:]
     picture = torch.tensor([width, height, width, height], device=boxes.device)
     limit = MAX_BOX_NOISE * picture
     return (boxes + noise.clamp(-limit, limit)).clamp(min=0).minimum(picture)

@@ -64,7 +64,7 @@ def test_of_fifty_objects_some_are_drawn_and_no_more_are_decoded():
         "crowd", lambda _: Frame("crowd", np.zeros((80, 80, 3), np.uint8), {n: mask_of(n) for n in range(50)})
     )
     example = draw_picture(crowd, STAGE, np.random.default_rng(0))
-    assert example.masks.shape == (3, 16, 16)
+    assert example.masks.shape == (3, 64, 64)
     assert len(decoded) == 3
     draw_picture(crowd, STAGE, np.random.default_rng(1))
     assert len(set(decoded)) > 3
@@ -72,9 +72,9 @@ def test_of_fifty_objects_some_are_drawn_and_no_more_are_decoded():
 
 def test_of_few_objects_some_are_drawn_twice_and_empty_ones_never():
     example = draw_picture(still("p", box(0, 0), box(0, 0, side=0)), STAGE, np.random.default_rng(0))
-    assert example.masks.shape == (3, 16, 16)
+    assert example.masks.shape == (3, 64, 64)
     assert (example.masks == example.masks[0]).all()
-    assert example.masks[0].sum() == 16  # 20 of 80 pixels are 4 of 16 cells
+    assert example.masks[0].sum() == 16**2  # 20 of 80 pixels are 16 of 64
 
 
 def test_pictures_without_objects_are_passed_over():
@@ -105,7 +105,7 @@ def test_clips_follow_each_other_and_half_of_them_run_backward():
     for seed in range(60):
         example = draw_clip(scene("film", *MOVING), CLIP, np.random.default_rng(seed))
         assert example.pixels.shape == (3, 64, 64, 3)
-        assert example.masks.shape == (3, 2, 16, 16)
+        assert example.masks.shape == (3, 2, 64, 64)
         numbers = example.pixels[:, 0, 0, 0].tolist()
         ways[tuple(np.diff([int(n) for n in numbers]))] += 1
     assert set(ways) == {(1, 1), (-1, -1)}

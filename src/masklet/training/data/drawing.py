@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masklet.errors import DataError
-from masklet.training.batches import Example, Mask, Pixels, drawn
+from masklet.training.batches import Example, Mask, Pixels, drawn, fills_a_cell
 from masklet.training.config import Stage, TrainingConfig
 from masklet.training.data.scenes import Frame, Scene
 from masklet.training.prompts import MASK_STRIDE
@@ -66,8 +66,8 @@ def draw_picture(scene: Scene, stage: Stage, rng: np.random.Generator) -> Exampl
     frame = scene.frame(int(rng.integers(scene.count())))
     masks: list[Mask] = []
     for number in rng.permutation(list(frame.masks)):  # no more are decoded than are asked for
-        if (cells := shrink_mask(frame.mask(int(number)), stage.side_px)).any():
-            masks.append(cells)
+        if fills_a_cell(mask := resized_mask(frame.mask(int(number)), stage.side_px)):
+            masks.append(mask)
         if len(masks) == stage.objects:
             break
     if not masks:
@@ -91,7 +91,7 @@ def draw_clip(scene: Scene, stage: Stage, rng: np.random.Generator) -> Example |
     first = frames[indices[0]]
     numbers: list[int] = []
     for number in rng.permutation(list(first.masks)):
-        if shrink_mask(first.mask(int(number)), stage.side_px).any():
+        if fills_a_cell(resized_mask(first.mask(int(number)), stage.side_px)):
             numbers.append(int(number))
         if len(numbers) == stage.objects:
             break
@@ -99,16 +99,15 @@ def draw_clip(scene: Scene, stage: Stage, rng: np.random.Generator) -> Example |
         return None
     chosen = [numbers[index] for index in drawn(len(numbers), stage.objects, rng)]
     pictures = {index: resized(frame.picture, stage.side_px) for index, frame in frames.items()}
-    cells = {index: _cells(frame, chosen, stage.side_px) for index, frame in frames.items()}
+    masks = {index: _masks(frame, chosen, stage.side_px) for index, frame in frames.items()}
     name = f"{scene.name}, frames {indices[0]} to {indices[-1]}"
-    return Example(name, np.stack([pictures[i] for i in indices]), np.stack([cells[i] for i in indices]))
+    return Example(name, np.stack([pictures[i] for i in indices]), np.stack([masks[i] for i in indices]))
 
 
-def _cells(frame: Frame, numbers: Sequence[int], side_px: int) -> Mask:
-    """(objects, h, w); objects that are absent have an empty mask."""
-    cells = side_px // MASK_STRIDE
-    absent = np.zeros((cells, cells), bool)
-    return np.stack([shrink_mask(frame.mask(n), side_px) if n in frame.masks else absent for n in numbers])
+def _masks(frame: Frame, numbers: Sequence[int], side_px: int) -> Mask:
+    """(objects, height, width); objects that are absent have an empty mask."""
+    absent = np.zeros((side_px, side_px), bool)
+    return np.stack([resized_mask(frame.mask(n), side_px) if n in frame.masks else absent for n in numbers])
 
 
 def mirrored(example: Example) -> Example:
@@ -122,10 +121,9 @@ def resized(picture: Pixels, side_px: int) -> Pixels:
     return np.asarray(Image.fromarray(picture).resize((side_px, side_px), Image.Resampling.BILINEAR))
 
 
-def shrink_mask(mask: Mask, side_px: int) -> Mask:
-    """(height, width) to the cells of the network's masks that it fills by half or more."""
-    cells = side_px // MASK_STRIDE
-    grey = Image.fromarray(mask.astype(np.uint8) * 255).resize((cells, cells), Image.Resampling.BOX)
+def resized_mask(mask: Mask, side_px: int) -> Mask:
+    """A mask of such a picture: the pixels that it fills by half or more."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255).resize((side_px, side_px), Image.Resampling.BOX)
     return np.asarray(grey) > 127
 
 
