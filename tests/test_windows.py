@@ -37,17 +37,29 @@ def write(tmp_path):
     [
         {},
         {"tile": (16, 16), "compression": "zlib"},
+        {"tile": (16, 16), "compression": "lzw", "predictor": True},
         {"rowsperstrip": 7},
         {"compression": "zlib", "rowsperstrip": 60},
         {"bigtiff": True},
     ],
-    ids=["plain", "tiles", "strips", "one piece", "big"],
+    ids=["plain", "tiles", "lzw", "strips", "one piece", "big"],
 )
 def test_a_window_of_a_tiff_is_a_part_of_the_picture(write, rgb, how):
     opened = open_windows(write(rgb, photometric="rgb", **how))
     assert opened.size_hw == (60, 80)
     np.testing.assert_array_equal(opened[PLACE], rgb[PLACE])
     np.testing.assert_array_equal(opened[:, :], rgb)
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
+def test_tiles_of_jpeg_are_the_colours_that_pillow_reads(write, photometric):
+    x, y = np.mgrid[0:255:80j, 0:255:60j]
+    smooth = np.stack([x, y, 255 - x], -1).astype(np.uint8).transpose(1, 0, 2)
+    path = write(smooth, photometric=photometric, tile=(16, 16), compression="jpeg")
+    with Image.open(path) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    window = open_windows(path)[PLACE]
+    assert np.abs(window.astype(int) - expected[PLACE]).max() <= 8
 
 
 def test_channels_may_come_first_and_infrared_last(write, rgb):
