@@ -46,6 +46,7 @@ def test_a_run_measures_first_and_leaves_models_a_log_a_state_and_pictures(confi
     assert summary.best.score == max(r.score for r in reports if isinstance(r, Scores))
     assert sorted(path.name for path in (tmp_path / "run/samples").iterdir())[0] == "000000-0.jpg"
     assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 2, 2, 3, 4, 4]
+    assert (tmp_path / "run/curve.svg").read_text().count("<circle") == 3
     for name in ("best", "last"):
         masks = (
             masklet.load(tmp_path / "run" / name, device="cpu")

@@ -22,6 +22,7 @@ from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Examples
 from masklet.training.composed import Composed, held_out_scenes
 from masklet.training.config import HOUSEKEEPING, TrainingConfig, as_plain, config_from, read_config
+from masklet.training.curve import curve_svg
 from masklet.training.data import read_split
 from masklet.training.data.drawing import Drawn, look_at
 from masklet.training.data.scenes import Scene
@@ -69,8 +70,8 @@ class Summary:
 class Run:
     """One run; ``reports`` goes through it, and may go on where an earlier process was killed.
 
-    Its folder holds ``best`` and ``last`` (models), ``state.pt`` (to go on), ``config.yaml``, ``log.jsonl`` and
-    ``samples`` (pictures to look at).
+    Its folder holds ``best`` and ``last`` (models), ``state.pt`` (to go on), ``config.yaml``, ``log.jsonl``, and
+    ``curve.svg`` and ``samples`` (pictures to look at).
 
     Args:
         config: What to do.
@@ -170,6 +171,7 @@ class Run:
         self.last = scores
         self._log({"step": scores.step, "score": scores.score, **scores.values})
         if self.accelerator.is_main_process:
+            self._write_curve()
             self._write_samples(shown)
         if self.best is None or scores.score > self.best.score:
             self.best = scores
@@ -189,6 +191,11 @@ class Run:
         if self.accelerator.is_main_process:
             with self._writing():
                 model.save_pretrained(self.folder / name, dtype=torch.float16 if self.config.store_float16 else None)
+
+    def _write_curve(self) -> None:
+        lines = [json.loads(line) for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        with self._writing(), replacing(self.folder / "curve.svg") as unfinished:
+            unfinished.write_text(curve_svg(lines), encoding="utf-8")
 
     def _write_samples(self, shown: list[Shown]) -> None:
         for number, example in enumerate(shown):
