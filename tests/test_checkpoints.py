@@ -245,9 +245,9 @@ def test_a_config_of_another_kind_of_model_is_refused(folder, kind):
             "mask_decoder_config.num_multimask_outputs is 5, expected 3",
         ),
         (
-            "mask_decoder_config__dynamic_multimask_via_stability",
-            False,
-            "mask_decoder_config.dynamic_multimask_via_stability is False, expected True",
+            "mask_decoder_config__dynamic_multimask_stability_delta",
+            0.1,
+            "mask_decoder_config.dynamic_multimask_stability_delta is 0.1, expected 0.05",
         ),
         ("mask_decoder_config__hidden_size", 64, "mask_decoder_config.hidden_size is 64, expected 32"),
         ("prompt_encoder_config__patch_size", 14, "prompt_encoder_config.patch_size is 14, expected 16"),

@@ -100,6 +100,8 @@ class Sam2MaskDecoderConfig:
     """Width of the token MLPs."""
     num_attention_heads: int = 8
     """Heads of every attention in the decoder."""
+    dynamic_multimask_via_stability: bool = True
+    """Where the single mask would change much with its cut-off, show the best of three instead (SAM 2, appendix C)."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "mlp_dim", "num_attention_heads")

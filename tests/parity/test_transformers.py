@@ -41,8 +41,9 @@ CONFIGS = {
     "tiny at full size": Sam2Config(),
     "shrunken": shrunken(),
     "shrunken 2.0": shrunken(is_v2_1=False),
-    "shrunken, heads of 4 channels": shrunken(
-        image_size=128, mask_decoder=Sam2MaskDecoderConfig(mlp_dim=32, num_attention_heads=8)
+    "shrunken, heads of 4 channels, single masks as they are": shrunken(
+        image_size=128,
+        mask_decoder=Sam2MaskDecoderConfig(mlp_dim=32, num_attention_heads=8, dynamic_multimask_via_stability=False),
     ),
 }
 

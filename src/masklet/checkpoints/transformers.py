@@ -114,7 +114,7 @@ def config_to_json(config: Sam2Config) -> dict[str, Any]:
             "num_multimask_outputs": NUM_MULTIMASK_OUTPUTS,
             "iou_head_depth": 3,
             "iou_head_hidden_dim": dim,
-            "dynamic_multimask_via_stability": True,
+            "dynamic_multimask_via_stability": config.mask_decoder.dynamic_multimask_via_stability,
             "dynamic_multimask_stability_delta": 0.05,
             "dynamic_multimask_stability_thresh": 0.98,
         },
@@ -175,7 +175,9 @@ def config_from_json(content: dict[str, Any], *, has_memory: bool, where: str | 
                 )
             ),
             prompt_encoder=Sam2PromptEncoderConfig(**given(prompts, **same("mask_input_channels"))),
-            mask_decoder=Sam2MaskDecoderConfig(**given(decoder, **same("mlp_dim", "num_attention_heads"))),
+            mask_decoder=Sam2MaskDecoderConfig(
+                **given(decoder, **same("mlp_dim", "num_attention_heads", "dynamic_multimask_via_stability"))
+            ),
             memory_attention=Sam2MemoryAttentionConfig(
                 **given(
                     content,

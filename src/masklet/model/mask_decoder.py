@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masklet.config import NUM_MULTIMASK_OUTPUTS
+from masklet.config import NUM_MULTIMASK_OUTPUTS, Sam2MaskDecoderConfig
 from masklet.model.layers import FeedForward, LayerNorm2d, join_heads, split_heads
 from masklet.model.prompt_encoder import PromptEmbeddings
 
@@ -208,13 +208,15 @@ class TwoWayTransformer(nn.Module):
 class MaskDecoder(nn.Module):
     """Prompts and an image embedding to masks, their predicted IoU and whether the object is there."""
 
-    def __init__(self, dim: int, heads: int, mlp_dim: int) -> None:
+    def __init__(self, dim: int, config: Sam2MaskDecoderConfig) -> None:
         super().__init__()
+        heads = config.num_attention_heads
         self.head_dim = dim // NARROWING // heads  # of cross-attention
+        self.replaces_unstable = config.dynamic_multimask_via_stability
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(NUM_MASK_TOKENS, dim)
         self.obj_score_token = nn.Embedding(1, dim)
-        self.transformer = TwoWayTransformer(dim, heads, mlp_dim)
+        self.transformer = TwoWayTransformer(dim, heads, config.mlp_dim)
         self.upscale_conv1 = nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2)
         self.upscale_conv2 = nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2)
         self.upscale_layer_norm = LayerNorm2d(dim // 4)
@@ -259,7 +261,7 @@ class MaskDecoder(nn.Module):
             return DecodedMasks(*decoded)
         if multimask:
             return DecodedMasks(logits[:, :, 1:], ious[:, :, 1:], object_scores, mask_tokens[:, :, 1:])
-        if not self.training:
+        if self.replaces_unstable and not self.training:
             logits, ious = _replace_unstable(logits, ious)
         return DecodedMasks(logits[:, :, :1], ious[:, :, :1], object_scores, mask_tokens[:, :, :1])
 

@@ -56,7 +56,7 @@ class Sam2Model(nn.Module):
         # Checkpoints hold the one matrix twice; it is kept twice, so that a file is used as it is.
         self.prompt_encoder = PromptEncoder(dim, config.prompt_encoder.mask_input_channels)
         self.prompt_encoder.shared_embedding.load_state_dict(self.shared_image_embedding.state_dict())
-        self.mask_decoder = MaskDecoder(dim, config.mask_decoder.num_attention_heads, config.mask_decoder.mlp_dim)
+        self.mask_decoder = MaskDecoder(dim, config.mask_decoder)
 
         self.no_memory_embedding = _learned(1, 1, dim)
         if config.has_memory:
