@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -125,12 +125,16 @@ def follow(segmenter: Segmenter, film: AnnotatedFilm) -> dict[int, Followed]:
     """Every object of a film, with its scores in all frames."""
     session = segmenter.video(film.pictures)
     objects = first_seen(film, session.film.size_hw)
-    for number, one in objects.items():
-        # Objects do not touch each other, so both ways of showing them share the encoding of each frame.
-        session.prompt(one.first_frame, ("mask", number), mask=one.first_mask)
-        click_on(session, ("clicks", number), one)
-    for result in session.track(end=len(film.pictures) - 2):
-        add_frame(objects, result, film.labels(result.index))
+    starts = sorted({one.first_frame for one in objects.values()})
+    for start, following in pairwise([*starts, len(film.pictures) - 1]):
+        # Shown when it is reached: in frames before it an object would be made up, and that be remembered.
+        for number, one in objects.items():
+            if one.first_frame == start:
+                # Objects do not touch each other, so both ways of showing them share the encoding of each frame.
+                session.prompt(start, ("mask", number), mask=one.first_mask)
+                click_on(session, ("clicks", number), one)
+        for result in session.track(start=start, end=following - 1):
+            add_frame(objects, result, film.labels(result.index))
     return objects
 
 
