@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +12,10 @@ from masklet import cli
 from masklet.cli import train as command
 from masklet.errors import ConfigError
 from masklet.training import held_out
+from masklet.training.loop import StepReport
 from masklet.training.run import Run
+
+LOSSES = ("total", "focal", "dice", "iou", "object_score")
 
 
 @pytest.fixture
@@ -45,6 +49,15 @@ def test_a_terminal_shows_a_table_and_a_bar(call, config, monkeypatch, tmp_path)
         assert "left" in table.progress.tasks[0].description
     assert len(shown) == 7
     assert "before training" in shown[0][-1]
+
+
+def test_the_time_left_may_be_more_than_a_day(monkeypatch):
+    ticks, told = iter(range(0, 10**7, 50_000)), []
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(ticks))
+    reports = [StepReport(step, 1e-3, 1.0, dict.fromkeys(LOSSES, 0.5), [0.5, 0.6]) for step in (1, 2)]
+    run = SimpleNamespace(config=SimpleNamespace(steps=4), reports=lambda: reports)
+    command._follow(run, SimpleNamespace(row=lambda *cells: None, at=lambda step, text: told.append(text)))
+    assert told[-1] == "IoU 0.600, 2 days, 7:33:20 left"
 
 
 def test_the_embedded_models_recipe_in_small_leaves_a_model_that_can_be_measured(
