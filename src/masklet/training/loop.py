@@ -221,7 +221,11 @@ class Trainer:
                 if not self.objective(one, stage, self._generator(0))[0].isfinite()
             ]
         who = f"{guilty[0]} alone gives such a loss" if guilty else f"its pictures are {', '.join(names)}"
-        advice = "look at it" if guilty else "if they look well, lower learning_rate or raise warmup_steps"
+        advice = (
+            "look at it"
+            if guilty
+            else "if they look well, begin a new run with a lower learning_rate, and the model last of this one as model"
+        )
         return (
             f"step {self.step + 1} has a loss or gradient that is not a number: {who}; {advice}. It was not taken; "
             "what was saved before it is unchanged"
@@ -296,7 +300,11 @@ def make_accelerator(device: str, trackers: Sequence[str] = (), folder: Path | N
     # A step on pictures leaves the memory alone, and one on clips the rest.
     handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
-        cpu=device == "cpu", kwargs_handlers=[handler], log_with=list(trackers) or None, project_dir=folder
+        cpu=device == "cpu",
+        mixed_precision="no",  # the run's own bfloat16 decides, and not accelerate's settings
+        kwargs_handlers=[handler],
+        log_with=list(trackers) or None,
+        project_dir=folder,
     )
 
 
@@ -310,10 +318,11 @@ def first_model(config: TrainingConfig) -> Sam2Model:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Rises linearly in the warm-up, falls to zero along a cosine of the pixels seen."""
+    """Rises linearly in the warm-up, then falls to zero along a cosine of the pixels seen after it."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * config.progress(step)))
+    warm = config.progress(config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (config.progress(step) - warm) / (1 - warm)))
 
 
 def _checkpoint_activations(model: Sam2Model) -> None:
