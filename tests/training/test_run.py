@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -109,6 +110,51 @@ def test_a_run_that_is_interrupted_keeps_its_last_step(config, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run", device="cpu")
     assert torch.load(tmp_path / "run/state.pt", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("cut_at", ["measurement", "best", "last"])
+def test_what_a_cut_left_undone_after_the_last_step_is_done_when_going_on(config, tmp_path, monkeypatch, cut_at):
+    config = replace(config, save_every=100)
+    straight = train(config, tmp_path / "straight", device="cpu")
+    run = Run(config, tmp_path / "cut", device="cpu")
+    measure, write = run.validation.measure, run._write_model
+
+    def interrupted(*args):
+        if run.trainer.step == 4 and cut_at in ("measurement", args[0]):
+            raise KeyboardInterrupt
+        return (measure if cut_at == "measurement" else write)(*args)
+
+    if cut_at == "best":
+        monkeypatch.setattr(run, "_measure", partial(forced_best, run, run._measure))
+    monkeypatch.setattr(
+        *((run.validation, "measure") if cut_at == "measurement" else (run, "_write_model")), interrupted
+    )
+    with pytest.raises(KeyboardInterrupt):
+        list(run.reports())
+    again = train(config, tmp_path / "cut", device="cpu")
+    assert again.last == straight.last
+    assert lines(tmp_path / "cut") == lines(tmp_path / "straight")
+    one, other = (
+        masklet.Sam2Model.from_pretrained(tmp_path / name / "last").state_dict() for name in ("straight", "cut")
+    )
+    assert all(weight.equal(other[name]) for name, weight in one.items())
+
+
+def forced_best(run, measure):
+    """Measure, with any score taken for the best so far."""
+    run.best = None
+    return measure()
+
+
+def test_what_a_killed_save_left_is_swept(config, tmp_path):
+    left = [tmp_path / "run" / name for name in (".unfinished-0a1b2c3d-state.pt", "best/.old-0a1b2c3d-config.json")]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+    (tmp_path / "run/.hidden").write_text("the user's own")
+    Run(config, tmp_path / "run", device="cpu")
+    assert not any(file.exists() for file in left)
+    assert (tmp_path / "run/.hidden").exists()
 
 
 def test_a_run_that_is_over_stays_as_it_is(config, tmp_path):

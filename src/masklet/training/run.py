@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from masklet.errors import ConfigError, DataError, FilmError, PictureError, TrainingError
-from masklet.files import replacing
+from masklet.files import replacing, sweep
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Examples
 from masklet.training.composed import Composed, held_out_scenes
@@ -93,6 +93,8 @@ class Run:
         if self.goes_on:
             self._check_same(config)
         self.accelerator = make_accelerator(device, config.trackers, self.folder)
+        if self.accelerator.is_main_process:
+            sweep(self.folder)  # a kill amid a save leaves a file as large as the state
         self.examples, scenes = open_data(config)
         self.trainer = Trainer(config, self.accelerator, _cache_for(config))
         self.given, self.config = config, self.trainer.config
@@ -126,13 +128,14 @@ class Run:
             self.accelerator.init_trackers("masklet")
         yield from self._begin()
         with self._kept_when_cut():
+            if self.goes_on:
+                yield from self._catch_up()
             for report in self.trainer.run(self.examples):
                 self._log(asdict(report))
                 yield report
-                is_end = report.step == self.config.steps
-                if self.validation is not None and (is_end or report.step % self.config.validate_every == 0):
+                if self._has_to_measure():
                     yield from self._measure()
-                if is_end or report.step % self.config.save_every == 0:
+                if report.step == self.config.steps or report.step % self.config.save_every == 0:
                     self._save()
         if self.config.trackers:
             self.accelerator.end_training()
@@ -145,7 +148,7 @@ class Run:
         if self.goes_on:
             notes = self.trainer.load(self.state)
             self.start, self.best, self.last = (_scores_from(notes[name]) for name in ("start", "best", "last"))
-            self._forget_lines_after(self.trainer.step)
+            self._forget_unfinished_lines()
             _log.info("going on after step %d", self.trainer.step)
             return
         for step, iou in enumerate(self.trainer.teach_geometry(), start=1):
@@ -161,21 +164,36 @@ class Run:
                 raise DataError("nothing can be measured: the pictures for validation show no objects. Take others")
         self._save()
 
+    def _has_to_measure(self) -> bool:
+        """Whether a measurement is due after the step that was last taken, and was not made before a cut."""
+        step = self.trainer.step
+        is_due = step == self.config.steps or step % self.config.validate_every == 0
+        return self.validation is not None and is_due and (self.last is None or self.last.step != step)
+
+    def _catch_up(self) -> Iterator[Scores]:
+        """What a cut may have left undone after the last step: its measurement, and the model ``last``."""
+        if self._has_to_measure():
+            yield from self._measure()
+            self._save()
+        else:
+            self._write_model("last", self.trainer.averaged_model())
+
     def _measure(self) -> Iterator[Scores]:
         assert self.validation is not None
         model = self.trainer.averaged_model()
         scores, shown = self.validation.measure(model, self.trainer.step, self.accelerator)
         if scores is None:
             return
-        self.start = self.start or scores
-        self.last = scores
         self._log({"step": scores.step, "score": scores.score, **scores.values})
         if self.accelerator.is_main_process:
             self._write_curve()
             self._write_samples(shown)
         if self.best is None or scores.score > self.best.score:
-            self.best = scores
             self._write_model("best", model)
+            self.best = scores
+        # Last, so that a measurement that is cut is made again.
+        self.start = self.start or scores
+        self.last = scores
         yield scores
 
     def _save(self) -> None:
@@ -211,11 +229,16 @@ class Run:
             flat = {key: value for key, value in _flat(line).items() if key != "step"}
             self.accelerator.log(flat, step=line["step"])
 
-    def _forget_lines_after(self, step: int) -> None:
-        """Steps that are taken again are written again."""
-        log = self.folder / "log.jsonl"
+    def _forget_unfinished_lines(self) -> None:
+        """Steps that are taken again, and measurements that are made again, are written again."""
+        log, step = self.folder / "log.jsonl", self.trainer.step
+        measured = step if self.last is None else self.last.step
         if self.accelerator.is_main_process and log.exists():
-            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            lines = [
+                line
+                for line in log.read_text(encoding="utf-8").splitlines()
+                if _step_of(line) <= (measured if '"score"' in line else step)
+            ]
             with self._writing(), replacing(log) as unfinished:
                 unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
