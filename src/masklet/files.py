@@ -11,9 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-UNFINISHED = "unfinished"
-
-
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file whole or not at all: as ``replacing_all``, for one."""
@@ -31,7 +28,7 @@ def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
     places = [Path(path) for path in paths]
     for place in places:
         check_writable(place)
-    unfinished = [_beside(place, UNFINISHED) for place in places]
+    unfinished = [_beside(place, "unfinished") for place in places]
     try:
         yield unfinished
         for file in unfinished:
@@ -48,7 +45,7 @@ def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
 
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left in a folder; nobody may be writing there."""
-    for kind in (UNFINISHED, "old", "probe"):
+    for kind in ("unfinished", "old", "probe"):
         for file in folder.rglob(f".{kind}-????????-*"):
             file.unlink(missing_ok=True)
 

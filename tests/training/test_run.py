@@ -57,6 +57,19 @@ def test_a_run_measures_first_and_leaves_models_a_log_a_state_and_pictures(confi
         assert masks.masks.shape == (1, 64, 64)
 
 
+def test_it_is_measured_at_the_size_of_the_last_stage(config, tmp_path, monkeypatch):
+    stages = tuple(replace(config.stages[0], steps=1, image_size=size) for size in (64, 96))
+    run = Run(replace(config, stages=stages), tmp_path / "run", device="cpu")
+    sizes, encode = set(), masklet.Sam2Model.get_image_features
+    monkeypatch.setattr(
+        masklet.Sam2Model,
+        "get_image_features",
+        lambda model, values: sizes.add(tuple(values.shape[-2:])) or encode(model, values),
+    )
+    next(run.reports())
+    assert sizes == {(96, 96)}
+
+
 def test_the_summary_says_whether_training_helped(config, tmp_path, tiny_folder):
     worse = replace(config, learning_rate=0.5, ema_decay=0.0, max_gradient_norm=1e9)
     summary = train(worse, tmp_path / "worse", device="cpu")

@@ -249,6 +249,8 @@ class Run:
             yield
         except (PictureError, DataError, FilmError) as error:
             self._save()
+            # The launcher ends all processes when one ends, and the first has yet to save.
+            self.accelerator.wait_for_everyone()
             raise TrainingError(
                 f"{error}. The run is kept after step {self.trainer.step}: mend the data, and start it again to go on"
             ) from error

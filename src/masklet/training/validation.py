@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from PIL import Image
 
 from masklet.evaluation.agreement import region_j
@@ -21,6 +20,7 @@ from masklet.segmenter import Segmenter
 from masklet.training.batches import Mask, Pixels
 from masklet.training.config import TrainingConfig
 from masklet.training.data.scenes import Frame, Scene
+from masklet.training.processes import gathered, stopping_together
 
 OBJECTS_OF_A_PICTURE = 8
 """At most, or a picture of fifty would outweigh all others."""
@@ -71,6 +71,8 @@ class Validation:
     """The scenes that are measured on, and how."""
 
     def __init__(self, scenes: Sequence[Scene], config: TrainingConfig) -> None:
+        # As the model is used afterwards: a model trained at one size is best used at it.
+        self.side_px = config.stages[-1].side_px
         picture_stages = [stage for stage in config.stages if stage.frames == 1]
         self.has_pictures = bool(picture_stages)
         self.has_films = len(picture_stages) < len(config.stages)
@@ -90,21 +92,20 @@ class Validation:
 
         None if no scene shows an object.
         """
-        segmenter = Segmenter(model, Sam2ImageProcessor(model.config.image_size))
+        segmenter = Segmenter(model, Sam2ImageProcessor(self.side_px))
         shown: list[Shown] = []
         mine: list[tuple[str, float]] = []
         objects = 0
-        for scene in self.scenes[accelerator.process_index :: accelerator.num_processes]:
-            if objects * accelerator.num_processes >= self.max_objects:
-                break
-            results = [*self._measure_scene(segmenter, scene)]
-            for values, example in results:
-                mine += values
-                objects += len(example.truth)
-                if len(shown) < samples:
-                    shown.append(example)
-        counted = [("objects", float(objects)), *mine]
-        every = gather_object(counted) if accelerator.num_processes > 1 else counted
+        with stopping_together(accelerator):
+            for scene in self.scenes[accelerator.process_index :: accelerator.num_processes]:
+                if objects * accelerator.num_processes >= self.max_objects:
+                    break
+                for values, example in self._measure_scene(segmenter, scene):
+                    mine += values
+                    objects += len(example.truth)
+                    if len(shown) < samples:
+                        shown.append(example)
+        every = gathered(accelerator, [("objects", float(objects)), *mine])
         means = {
             name: float(np.mean([value for key, value in every if key == name]))
             for name in ("click", "box", "film")
