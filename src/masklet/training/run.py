@@ -21,11 +21,11 @@ from masklet.files import replacing, sweep
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Examples
 from masklet.training.composed import Composed, held_out_scenes
-from masklet.training.config import HOUSEKEEPING, TrainingConfig, as_plain, config_from, read_config
+from masklet.training.config import HOUSEKEEPING, DataConfig, TrainingConfig, as_plain, config_from, read_config
 from masklet.training.curve import curve_svg
-from masklet.training.data import read_split
+from masklet.training.data import read_scenes
 from masklet.training.data.drawing import Drawn, look_at
-from masklet.training.data.scenes import Scene
+from masklet.training.data.scenes import Scene, split_by_name
 from masklet.training.features import FeatureCache
 from masklet.training.loop import StepReport, Trainer, make_accelerator
 from masklet.training.parts import TRAINED
@@ -87,7 +87,12 @@ class Run:
     def __init__(self, config: TrainingConfig, folder: str | os.PathLike[str], *, device: str = "auto") -> None:
         self.folder = Path(folder)
         self._check_trackers(config)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the run's folder {self.folder}: {error.strerror}. Choose another"
+            ) from error
         self.state = self.folder / "state.pt"
         self.goes_on = self.state.exists()
         if self.goes_on:
@@ -280,14 +285,27 @@ def open_data(config: TrainingConfig) -> tuple[Examples, list[Scene]]:
     Raises:
         DataError, PictureError, FilmError: They are not what they should be.
     """
-    data = config.data
+    data, share = config.data, config.data.validation
+    apart = share if isinstance(share, DataConfig) else None
+    learned: list[Scene] = []
+    measured: list[Scene] = []
+    examples: Examples
     if data.layout == "synthetic":
-        folder = Path(data.path)
-        kept = held_out_scenes(read_sources(folder, held_out=True), config) if data.validation else []
-        return Composed(read_sources(folder, held_out=False), config.seed), kept
-    learned, measured = read_split(data)
-    look_at([*learned, *measured])
-    return Drawn(learned, config, flip=data.flip), measured
+        examples = Composed(read_sources(Path(data.path), held_out=False), config.seed)
+        if share and apart is None:
+            measured = _compositions(data, config)
+    else:
+        learned, measured = split_by_name(read_scenes(data), 0.0 if isinstance(share, DataConfig) else share)
+        examples = Drawn(learned, config, flip=data.flip)
+    if apart is not None:
+        measured = _compositions(apart, config) if apart.layout == "synthetic" else read_scenes(apart)
+    if real := [*learned, *(measured if (apart or data).layout != "synthetic" else [])]:
+        look_at(real)
+    return examples, measured
+
+
+def _compositions(data: DataConfig, config: TrainingConfig) -> list[Scene]:
+    return held_out_scenes(read_sources(Path(data.path), held_out=True), config)
 
 
 def _cache_for(config: TrainingConfig) -> Callable[[Sam2Model], FeatureCache] | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ from PIL import Image
 
 from masklet.errors import DataError, FilmError, PictureError
 from masklet.masks import encode_rle
-from masklet.training.config import DataConfig
-from masklet.training.data import read_scenes, read_split
+from masklet.training.config import DataConfig, Stage, TrainingConfig
+from masklet.training.data import read_scenes
 from masklet.training.data.coco import read_coco, read_sa1b
 from masklet.training.data.films import read_films, read_sav, sav_stride
 from masklet.training.data.folder import read_folder
 from masklet.training.data.scenes import Scene, split_by_name
+from masklet.training.run import open_data
 from masklet.video.frames import FilmWriter
 
 HEIGHT, WIDTH = 40, 60
@@ -324,8 +326,19 @@ def test_validation_may_have_a_folder_of_its_own(folder, tmp_path_factory):
     data = DataConfig(
         layout="folder", path=str(folder), validation=DataConfig(layout="folder", path=str(other / "val"))
     )
-    learned, measured = read_split(data)
-    assert [s.name for s in learned] == [s.name for s in measured] == ["p0", "p1", "p2"]
+    examples, measured = open_data(TrainingConfig(data=data, stages=(Stage(steps=1),)))
+    assert [s.name for s in examples.scenes] == [s.name for s in measured] == ["p0", "p1", "p2"]
+
+
+def test_validation_of_compositions_is_real_where_it_has_data_and_the_other_way_round(folder, made_up_archives):
+    real = DataConfig(layout="folder", path=folder)
+    made_up = DataConfig(layout="synthetic", path=made_up_archives)
+    for data, apart, names in (
+        (made_up, real, ["p0", "p1", "p2"]),
+        (real, made_up, ["composition 0", "composition 1"]),
+    ):
+        run = TrainingConfig(data=replace(data, validation=apart), stages=(Stage(steps=1),), validation_objects=6)
+        assert [scene.name for scene in open_data(run)[1]] == names
 
 
 def test_files_that_are_missing_are_counted_before_the_run(tmp_path):
