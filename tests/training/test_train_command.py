@@ -1,5 +1,6 @@
 """``masklet train``, as a person calls it."""
 
+import importlib.util
 import json
 import sys
 from dataclasses import asdict, replace
@@ -94,6 +95,26 @@ def test_what_is_wrong_is_said_in_a_line(config, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert capsys.readouterr().err.startswith("masklet: no pictures in nowhere/images: expected images/NAME.jpg")
+
+
+@pytest.mark.parametrize("name", ["yaml", "accelerate"])
+def test_what_training_needs_is_named_where_it_is_missing(name, monkeypatch, capsys, tmp_path):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else find_spec(asked))
+    for module in [module for module in sys.modules if module.startswith("masklet.training")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "argv", ["masklet", "train", str(tmp_path / "run.yaml")])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == (
+        f'masklet: training needs {name}, which is not installed: pip install "masklet[train]"\n'
+    )
+
+
+def test_a_run_under_a_file_is_refused(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot make the run's folder .*file/run: Not a directory. Choose another"):
+        Run(config, tmp_path / "file/run", device="cpu")
 
 
 def test_what_is_logged_goes_to_tensorboard_too(call, config, tmp_path):
