@@ -15,8 +15,9 @@ import masklet
 from masklet.errors import ConfigError, DataError, TrainingError
 from masklet.training import Run, train
 from masklet.training import run as run_module
-from masklet.training.loop import StepReport, Trainer
-from masklet.training.validation import Scores
+from masklet.training.data.scenes import Frame, Scene
+from masklet.training.loop import StepReport, Trainer, make_accelerator
+from masklet.training.validation import Scores, Validation
 
 
 def lines(folder):
@@ -68,6 +69,16 @@ def test_it_is_measured_at_the_size_of_the_last_stage(config, tmp_path, monkeypa
     )
     next(run.reports())
     assert sizes == {(96, 96)}
+
+
+def test_a_film_is_measured_where_it_first_shows_something(config):
+    mask = np.ones((64, 64), bool)
+    shown = [{}, {1: lambda: ~mask}, {1: lambda: mask}]
+    film = Scene("film", lambda index: Frame(str(index), np.zeros((64, 64, 3), np.uint8), shown[index]), lambda: 3)
+    model = masklet.Sam2Model.from_pretrained(config.model)
+    validation = Validation([film], config.fitting(model.config))
+    scores, _ = validation.measure(model, 0, make_accelerator("cpu"))
+    assert scores.objects == 1
 
 
 def test_the_summary_says_whether_training_helped(config, tmp_path, tiny_folder, monkeypatch):

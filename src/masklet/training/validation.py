@@ -121,10 +121,11 @@ class Validation:
             yield from _measure_film(segmenter, scene)
 
     def _measure_picture(self, segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
-        frame = scene.frame(0)
-        truth = [mask for _, mask in _some_objects(frame, OBJECTS_OF_A_PICTURE)]
-        if not truth:
+        first = _first_shown(scene, scene.count())
+        if first is None:
             return
+        frame = scene.frame(first)
+        truth = [mask for _, mask in _some_objects(frame, OBJECTS_OF_A_PICTURE)]
         photo = segmenter.image(frame.picture)
         values, found = [], []
         for mask in truth:
@@ -140,7 +141,7 @@ class Validation:
 
 
 def _measure_film(segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
-    first = next((i for i in range(scene.count() - 1) if any(True for _ in _some_objects(scene.frame(i), 1))), None)
+    first = _first_shown(scene, scene.count() - 1)
     if first is None:
         return
     frames = [scene.frame(i) for i in range(first, min(scene.count(), first + FRAMES_OF_A_FILM))]
@@ -159,6 +160,11 @@ def _measure_film(segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tup
             js.append([region_j(one, real) for one, real in zip(found, truth, strict=True)])
     values = [("film", float(j)) for j in np.mean(js, axis=0)]
     yield values, Shown(scene.name, frame.picture, np.stack(truth), np.stack(found))
+
+
+def _first_shown(scene: Scene, frames: int) -> int | None:
+    """The first of so many frames that shows an object."""
+    return next((index for index in range(frames) if any(True for _ in _some_objects(scene.frame(index), 1))), None)
 
 
 def _some_objects(frame: Frame, count: int) -> Iterable[tuple[int, Mask]]:

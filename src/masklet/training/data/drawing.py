@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -166,13 +167,18 @@ def _parts_in(frame: Frame) -> list[int]:
 
 
 def _all_over(scenes: Sequence[Scene]) -> Iterator[Frame]:
-    """Frames here and there: of each scene one, then another, in both an order in which neighbours are far apart."""
+    """Frames here and there: of each scene one, then another; a scene is opened when it is its turn."""
     rng = np.random.default_rng(0)
-    orders = {index: rng.permutation(scenes[index].count()) for index in rng.permutation(len(scenes))}
-    for turn in range(max(map(len, orders.values()))):
-        for index, order in orders.items():
-            if turn < len(order):
-                yield scenes[index].frame(int(order[turn]))
+    coming = deque(_shuffled_frames(scenes[index], rng) for index in rng.permutation(len(scenes))[:LOOKED_FURTHER])
+    while coming:
+        frames = coming.popleft()
+        if (frame := next(frames, None)) is not None:
+            yield frame
+            coming.append(frames)
+
+
+def _shuffled_frames(scene: Scene, rng: np.random.Generator) -> Iterator[Frame]:
+    yield from (scene.frame(int(index)) for index in rng.permutation(scene.count()))
 
 
 def large_parts(mask: Mask) -> int:
