@@ -134,3 +134,14 @@ def test_a_picture_that_one_of_two_processes_misses_ends_both_and_the_run_is_kep
         assert "p1.png" in output
         kept = re.search(r"The run is kept after step (\d+)", output)
         assert state_of(tmp_path / "two")["step"] == int(kept[1])
+
+
+@pytest.mark.slow
+def test_two_processes_blame_the_same_picture_for_a_loss_that_is_no_number(values, tmp_path):
+    values |= {"parts": 2, "learning_rate": 1e30, "warmup_steps": 0}
+    values["data"]["validation"] = 0.0
+    processes = start_two(values, tmp_path / "two")
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    blamed = [re.search(r"step \d+ has a loss or gradient that is not a number.*", output)[0] for output in outputs]
+    assert blamed[0] == blamed[1]
+    assert [process.returncode for process in processes] == [2, 2]
