@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -134,6 +135,26 @@ def test_a_picture_that_one_of_two_processes_misses_ends_both_and_the_run_is_kep
         assert "p1.png" in output
         kept = re.search(r"The run is kept after step (\d+)", output)
         assert state_of(tmp_path / "two")["step"] == int(kept[1])
+
+
+@pytest.mark.slow
+def test_a_picture_for_validation_that_one_of_two_processes_misses_ends_both(values, tmp_path):
+    values |= {"parts": 2, "stages": [values["stages"][0] | {"steps": 10_000}], "save_every": 10_000}
+    values["validate_every"] = 200
+    values["data"]["validation"] = values["data"] | {"validation": 0.0, "path": str(tmp_path / "apart")}
+    shutil.copytree(tmp_path / "photos", tmp_path / "apart")
+    processes = start_two(values, tmp_path / "two")
+    log = tmp_path / "two/log.jsonl"
+    while not (log.exists() and '"step": 3,' in log.read_text()):
+        assert all(process.poll() is None for process in processes), processes[0].communicate()[0]
+        time.sleep(0.01)
+    (tmp_path / "apart/images/p2.png").unlink()
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 2, output
+        assert "p2.png" in output
+        assert "The run is kept after step 200" in output
+    assert state_of(tmp_path / "two")["step"] == 200
 
 
 @pytest.mark.slow
