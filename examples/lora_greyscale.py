@@ -3,6 +3,7 @@
     python examples/lora_greyscale.py RUN [PICTURES] [STEPS]
 
 The pictures are made up, so that the example runs anywhere: speckled, with dim round bodies that hardly stand out.
+They are learned from, and measured, at 256 pixels: use the model with ``sam.image(picture, resolution=256)``.
 What is learned is a few adapters beside the encoder's and the decoder's attention; they are merged into plain
 weights, so the result is a model like any other.
 """

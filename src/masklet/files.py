@@ -43,6 +43,13 @@ def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
             file.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder; nobody may be writing there."""
+    for kind in ("unfinished", "old", "probe"):
+        for file in folder.rglob(f".{kind}-????????-*"):
+            file.unlink(missing_ok=True)
+
+
 def check_writable(place: Path) -> None:
     """Raise an OSError if no file can be written at ``place``; missing folders are made.
 

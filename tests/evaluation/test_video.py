@@ -1,6 +1,6 @@
 """Films, from the reader of their folder to the summary."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -89,8 +89,8 @@ class Scripted:
         clicks = sum(other == name for _, other, _ in self.shown)
         return SimpleNamespace(masks=[answers[min(clicks, len(answers)) - 1] if answers else np.zeros(SIZE_HW, bool)])
 
-    def track(self, end):
-        for index in range(end + 1):
+    def track(self, start, end):
+        for index in range(start, end + 1):
             logits = np.stack([np.where(mask, np.float32(1), -1) for mask in self.tracked[index].values()])
             masks = SimpleNamespace(logits=logits, picture=np.zeros((*SIZE_HW, 3), np.uint8))
             yield SimpleNamespace(index=index, objects=tuple(self.tracked[index]), masks=masks)
@@ -155,6 +155,33 @@ def test_an_object_counts_from_the_frame_in_which_it_is_first_seen(folder):
     assert {frame for frame, (_, number), _ in sam.shown if number == 9} == {2}
     assert [(scores[n].frames, scores[n].j) for n in (2, 5, 9)] == [(3, 1), (3, 1), (1, 1)]
     assert scores[9].still_j == 1
+
+
+def test_an_object_that_comes_later_is_followed_as_if_the_film_began_with_it(sam, folder):
+    labels = [np.where(values == 5, 1, 0).astype(np.uint8) for values in moving(5)]
+    for name, first in (("late", 2), ("short", 0)):
+        write_film(folder, name, [np.zeros_like(labels[0])] * first + labels)
+    late, short, _ = read_films(folder)
+    one, other = (next(evaluate_films(sam, [film])) for film in (late, short))
+    assert replace(one, film="short") == other
+
+
+def test_an_object_is_shown_when_its_first_frame_is_reached(folder):
+    labels = moving(6)
+    for values in labels[2:]:
+        values[40:46, 10:20] = 9
+    write_film(folder, "late", labels)
+    film, _ = read_films(folder)
+    sam, went = Scripted(truths(film, 2, 5, 9)), []
+    track = sam.track
+
+    def tracked(start, end):
+        went.append((start, end, {number for _, (_, number), _ in sam.shown}))
+        yield from track(start, end)
+
+    sam.track = tracked
+    list(evaluate_films(sam, [film]))
+    assert went == [(0, 1, {2, 5}), (2, 4, {2, 5, 9})]
 
 
 def test_the_first_and_the_last_frame_are_not_scored(folder):

@@ -88,7 +88,7 @@ def test_a_batch_of_clips_is_a_function_of_seed_and_step(made_up_sources):
     composed, stage = Composed(made_up_sources, seed=1), Stage(image_size=64, steps=9, objects=3, frames=3)
     first, again, other = (Batch.of([composed.example(stage, step, place) for place in range(2)]) for step in (4, 4, 5))
     assert first.pixel_values.shape == (2, 3, 3, 64, 64)
-    assert first.targets.shape == (2, 3, 3, 16, 16)
+    assert first.targets.shape == (2, 3, 3, 64, 64)
     assert first.targets[:, 0].flatten(2).any(-1).all()
     assert first.pixel_values.equal(again.pixel_values)
     assert first.targets.equal(again.targets)

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import yaml
 
 from masklet.errors import ConfigError
-from masklet.training.config import TrainingConfig, as_plain, config_from, read_config
+from masklet.training.config import DataConfig, TrainingConfig, as_plain, config_from, read_config
 
 SMALLEST = {"data": {"layout": "folder", "path": "photos"}, "stages": [{"steps": 10}]}
 
@@ -77,6 +78,28 @@ def test_a_number_without_a_point_is_a_number(tmp_path):
         ({"learning_rate": "fast"}, "learning_rate of the run is 'fast': expected a number"),
         ({"bfloat16": 1}, "bfloat16 of the run is 1: expected true or false"),
         ({"lora": {"rank": 0}}, "rank of lora is 0"),
+        ({"lora": {"targets": []}}, "lora has no targets"),
+        ({"data": "photos"}, "data is 'photos': expected names and values"),
+        ({"data": {"layout": "folder", "path": 5}}, "path is 5: expected text"),
+        ({"data": {"layout": "films", "path": "a", "split_masks": True}}, "split_masks belongs to layout folder alone"),
+        ({"stages": 5}, r"stages is 5: expected a list, such as \[{steps: 500}\]"),
+        ({"stages": {"steps": 5}}, "stages is {'steps': 5}: expected a list"),
+        ({"model": 5}, "model is 5: expected text"),
+        ({"learning_rate": 0}, "learning_rate is 0.0: expected a number > 0"),
+        ({"learning_rate": "nan"}, "learning_rate is nan: expected a number > 0"),
+        ({"ema_decay": 1}, "ema_decay is 1.0: expected a number from 0 to below 1"),
+        ({"warmup_steps": -1}, "warmup_steps is -1: expected a whole number >= 0"),
+        ({"max_gradient_norm": 0}, "max_gradient_norm is 0.0: expected a number > 0"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5: expected a number above 0, up to 1"),
+        ({"seed": -1}, "seed is -1: expected a whole number >= 0"),
+        ({"cache_gb": -1}, "cache_gb is -1.0: expected a number >= 0"),
+        ({"rates": {"memory": -1}}, "memory of rates is -1.0: expected a number >= 0"),
+        ({"rates": {"memory": "slow"}}, "memory of rates is 'slow': expected a number"),
+        (
+            {"stages": [{"steps": 1, "losses": {"all_candidates": 2}}]},
+            "all_candidates of losses is 2.0: expected .* 0 to 1",
+        ),
+        ({"stages": [{"steps": 1, "losses": {"dice": -1}}]}, "dice of losses is -1.0: expected a number >= 0"),
         ({"geometry_steps": 5}, "geometry_steps are for a network that starts from nothing"),
         ({"model": {"hidden_sice": 1}}, "hidden_sice.*did you mean hidden_size"),
         ({"model": {"has_memory": False}, "stages": [{"steps": 1, "frames": 4}]}, "no memory"),
@@ -85,6 +108,13 @@ def test_a_number_without_a_point_is_a_number(tmp_path):
 def test_a_mistake_is_named(change, message):
     with pytest.raises(ConfigError, match=message):
         config_from(SMALLEST | change)
+
+
+def test_paths_and_single_names_are_taken_as_they_come():
+    values = SMALLEST | {"model": Path("m"), "trackers": "wandb", "lora": {"targets": "a.*"}, "cache": Path("c")}
+    config = config_from(values | {"data": DataConfig(layout="folder", path=Path("photos"))})
+    assert (config.model, config.data.path, config.cache) == ("m", "photos", "c")
+    assert (config.trackers, config.lora.targets) == (("wandb",), ("a.*",))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Features on disk: what comes back, what tells them apart, and what happens when they are damaged or too many."""
 
 import logging
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,3 +120,22 @@ def test_an_encoder_that_learns_cannot_be_cached(config, tmp_path, change):
     )
     with pytest.raises(ConfigError, match="cache keeps what a frozen image encoder makes, but here it learns"):
         Run(changed, tmp_path / "run", device="cpu")
+
+
+def test_files_that_nobody_finished_take_no_room_and_go(counted, pictures, tmp_path):
+    FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures[:1])
+    (file,) = tmp_path.rglob("*.safetensors")
+    old, new = (file.with_name(f".unfinished-{name * 8}-{file.name}") for name in "ab")
+    for orphan in (old, new):
+        orphan.write_bytes(bytes(1000))
+    os.utime(old, (0, 0))
+    cache = FeatureCache(tmp_path, counted, max_bytes=1e9)
+    assert cache.room == 1e9 - file.stat().st_size
+    assert not old.exists()
+    assert new.exists()  # another run may be at it
+
+
+def test_a_file_that_another_run_renames_is_passed_over(counted, pictures, tmp_path, monkeypatch):
+    FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures[:1])
+    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: [folder / "gone.safetensors"])
+    assert FeatureCache(tmp_path, counted, max_bytes=1e9).room == 1e9

@@ -8,7 +8,7 @@ import torch
 from masklet.errors import CheckpointError, ConfigError
 from masklet.training.batches import Batch
 from masklet.training.composed import Composed
-from masklet.training.loop import Trainer, learning_rate
+from masklet.training.loop import Trainer, learning_rate, make_accelerator
 from masklet.training.parts import learns
 from masklet.training.prompts import PromptRates
 
@@ -125,7 +125,17 @@ def test_the_learning_rate_rises_then_falls_to_nothing(tiny_run):
     rates = [learning_rate(tiny_run, step) for step in range(tiny_run.steps)]
     assert rates[:2] == [0.5e-3, 1e-3]
     assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert rates[-1] < 0.2e-3
+    assert rates[-1] < 0.3e-3
+
+
+def test_the_fall_begins_at_the_end_of_a_long_warm_up(tiny_run):
+    rates = [learning_rate(replace(tiny_run, warmup_steps=3), step) for step in range(4)]
+    assert rates[2] == rates[3] == 1e-3
+
+
+def test_the_run_alone_decides_in_what_it_multiplies(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert make_accelerator("cpu").mixed_precision == "no"
 
 
 def test_progress_counts_pixels(tiny_run):

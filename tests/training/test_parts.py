@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from masklet.errors import ConfigError
 from masklet.model.sam2 import Sam2Model
 from masklet.training.parts import PARTS, TRAINED, encoder_learns, learns, make_optimizers, part_of, rate_of
 
@@ -62,3 +63,9 @@ def test_every_weight_that_learns_has_one_optimizer(model, kind):
     if kind == "muon":
         (by_muon,) = {type(optimizer) for optimizer in optimizers[1:]}
         assert by_muon is torch.optim.Muon
+
+
+def test_a_torch_without_muon_is_told_what_it_lacks(model, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ConfigError, match="muon needs torch 2.9 or later, but this is .*: take optimizer: adamw"):
+        make_optimizers(model, None, kind="muon", weight_decay=0.0, rates={}, layer_decay=1.0)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -49,6 +51,15 @@ def start(values, folder, **environment):
     )
 
 
+def start_two(values, folder):
+    """The same on two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start(values, folder, RANK=rank, LOCAL_RANK=rank, **together) for rank in range(2)]
+
+
 def finish(process):
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
@@ -91,25 +102,67 @@ def test_two_processes_take_the_step_of_one(values, tmp_path, parts):
     stage = values["stages"][0] | {"steps": 2, "pictures": 4, "rounds": 2, "train": "everything"}
     values |= {"stages": [stage], "parts": parts, "learning_rate": 1e-4, "warmup_steps": 0}
     train(values, tmp_path / "one", device="cpu")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        start(
-            values,
-            tmp_path / "two",
-            RANK=rank,
-            LOCAL_RANK=rank,
-            WORLD_SIZE=2,
-            LOCAL_WORLD_SIZE=2,
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
+    for process in start_two(values, tmp_path / "two"):
         finish(process)
     one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
     assert one["step"] == two["step"] == 2
     torch.testing.assert_close(felt(one["model"]), felt(two["model"]), rtol=0, atol=1e-5)
     torch.testing.assert_close(one["notes"], two["notes"], rtol=0, atol=1e-3)
+    norms = [norms_of(tmp_path / name) for name in ("one", "two")]
+    assert len(norms[0]) == 2
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def norms_of(folder):
+    """Gradient norms, a step each."""
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [line["gradient_norm"] for line in lines if "gradient_norm" in line]
+
+
+@pytest.mark.slow
+def test_a_picture_that_one_of_two_processes_misses_ends_both_and_the_run_is_kept(values, tmp_path):
+    values |= {"parts": 2, "stages": [values["stages"][0] | {"steps": 10_000}], "save_every": 10_000}
+    values["data"]["validation"] = 0.0
+    processes = start_two(values, tmp_path / "two")
+    log = tmp_path / "two/log.jsonl"
+    while not (log.exists() and '"step": 3,' in log.read_text()):
+        assert all(process.poll() is None for process in processes), processes[0].communicate()[0]
+        time.sleep(0.01)
+    (tmp_path / "photos/images/p1.png").unlink()
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 2, output
+        assert "p1.png" in output
+        kept = re.search(r"The run is kept after step (\d+)", output)
+        assert state_of(tmp_path / "two")["step"] == int(kept[1])
+
+
+@pytest.mark.slow
+def test_a_picture_for_validation_that_one_of_two_processes_misses_ends_both(values, tmp_path):
+    values |= {"parts": 2, "stages": [values["stages"][0] | {"steps": 10_000}], "save_every": 10_000}
+    values["validate_every"] = 200
+    values["data"]["validation"] = values["data"] | {"validation": 0.0, "path": str(tmp_path / "apart")}
+    shutil.copytree(tmp_path / "photos", tmp_path / "apart")
+    processes = start_two(values, tmp_path / "two")
+    log = tmp_path / "two/log.jsonl"
+    while not (log.exists() and '"step": 3,' in log.read_text()):
+        assert all(process.poll() is None for process in processes), processes[0].communicate()[0]
+        time.sleep(0.01)
+    (tmp_path / "apart/images/p2.png").unlink()
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 2, output
+        assert "p2.png" in output
+        assert "The run is kept after step 200" in output
+    assert state_of(tmp_path / "two")["step"] == 200
+
+
+@pytest.mark.slow
+def test_two_processes_blame_the_same_picture_for_a_loss_that_is_no_number(values, tmp_path):
+    values |= {"parts": 2, "learning_rate": 1e30, "warmup_steps": 0}
+    values["data"]["validation"] = 0.0
+    processes = start_two(values, tmp_path / "two")
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    blamed = [re.search(r"step \d+ has a loss or gradient that is not a number.*", output)[0] for output in outputs]
+    assert blamed[0] == blamed[1]
+    assert [process.returncode for process in processes] == [2, 2]

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import masklet
 from masklet.errors import ConfigError, DataError, TrainingError
 from masklet.training import Run, train
 from masklet.training import run as run_module
-from masklet.training.loop import StepReport, Trainer
-from masklet.training.validation import Scores
+from masklet.training.data.scenes import Frame, Scene
+from masklet.training.loop import StepReport, Trainer, make_accelerator
+from masklet.training.validation import Scores, Validation
 
 
 def lines(folder):
@@ -56,15 +58,45 @@ def test_a_run_measures_first_and_leaves_models_a_log_a_state_and_pictures(confi
         assert masks.masks.shape == (1, 64, 64)
 
 
-def test_the_summary_says_whether_training_helped(config, tmp_path, tiny_folder):
-    worse = replace(config, learning_rate=0.5, ema_decay=0.0, max_gradient_norm=1e9)
-    summary = train(worse, tmp_path / "worse", device="cpu")
-    if not summary.helped:  # as is nearly certain
-        assert str(summary).startswith("training did not help")
-        assert str(summary).endswith("best is the model it began with")
-        kept = masklet.Sam2Model.from_pretrained(tmp_path / "worse/best").state_dict()
-        before = masklet.Sam2Model.from_pretrained(tiny_folder).state_dict()
-        assert all(weight.equal(before[name]) for name, weight in kept.items())
+def test_it_is_measured_at_the_size_of_the_last_stage(config, tmp_path, monkeypatch):
+    stages = tuple(replace(config.stages[0], steps=1, image_size=size) for size in (64, 96))
+    run = Run(replace(config, stages=stages), tmp_path / "run", device="cpu")
+    sizes, encode = set(), masklet.Sam2Model.get_image_features
+    monkeypatch.setattr(
+        masklet.Sam2Model,
+        "get_image_features",
+        lambda model, values: sizes.add(tuple(values.shape[-2:])) or encode(model, values),
+    )
+    next(run.reports())
+    assert sizes == {(96, 96)}
+
+
+def test_a_film_is_measured_where_it_first_shows_something(config):
+    mask = np.ones((64, 64), bool)
+    shown = [{}, {1: lambda: ~mask}, {1: lambda: mask}]
+    film = Scene("film", lambda index: Frame(str(index), np.zeros((64, 64, 3), np.uint8), shown[index]), lambda: 3)
+    model = masklet.Sam2Model.from_pretrained(config.model)
+    validation = Validation([film], config.fitting(model.config))
+    scores, _ = validation.measure(model, 0, make_accelerator("cpu"))
+    assert scores.objects == 1
+
+
+def test_the_summary_says_whether_training_helped(config, tmp_path, tiny_folder, monkeypatch):
+    measure = run_module.Validation.measure
+
+    def falling(validation, model, step, accelerator):
+        scores, shown = measure(validation, model, step, accelerator)
+        return replace(scores, values={"box": 0.5 - 0.01 * step}), shown
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.Validation, "measure", falling)
+        summary = train(config, tmp_path / "worse", device="cpu")
+    assert summary.helped is False
+    assert str(summary).startswith("training did not help")
+    assert str(summary).endswith("best is the model it began with")
+    kept = masklet.Sam2Model.from_pretrained(tmp_path / "worse/best").state_dict()
+    before = masklet.Sam2Model.from_pretrained(tiny_folder).state_dict()
+    assert all(weight.equal(before[name]) for name, weight in kept.items())
     better = replace(summary, best=replace(summary.start, step=3, values={"box": 1.0}))
     assert better.helped
     assert str(better).startswith("training helped: ")
@@ -111,6 +143,51 @@ def test_a_run_that_is_interrupted_keeps_its_last_step(config, tmp_path, monkeyp
     assert torch.load(tmp_path / "run/state.pt", weights_only=True)["step"] == 3
 
 
+@pytest.mark.parametrize("cut_at", ["measurement", "best", "last"])
+def test_what_a_cut_left_undone_after_the_last_step_is_done_when_going_on(config, tmp_path, monkeypatch, cut_at):
+    config = replace(config, save_every=100)
+    straight = train(config, tmp_path / "straight", device="cpu")
+    run = Run(config, tmp_path / "cut", device="cpu")
+    measure, write = run.validation.measure, run._write_model
+
+    def interrupted(*args):
+        if run.trainer.step == 4 and cut_at in ("measurement", args[0]):
+            raise KeyboardInterrupt
+        return (measure if cut_at == "measurement" else write)(*args)
+
+    if cut_at == "best":
+        monkeypatch.setattr(run, "_measure", partial(forced_best, run, run._measure))
+    monkeypatch.setattr(
+        *((run.validation, "measure") if cut_at == "measurement" else (run, "_write_model")), interrupted
+    )
+    with pytest.raises(KeyboardInterrupt):
+        list(run.reports())
+    again = train(config, tmp_path / "cut", device="cpu")
+    assert again.last == straight.last
+    assert lines(tmp_path / "cut") == lines(tmp_path / "straight")
+    one, other = (
+        masklet.Sam2Model.from_pretrained(tmp_path / name / "last").state_dict() for name in ("straight", "cut")
+    )
+    assert all(weight.equal(other[name]) for name, weight in one.items())
+
+
+def forced_best(run, measure):
+    """Measure, with any score taken for the best so far."""
+    run.best = None
+    return measure()
+
+
+def test_what_a_killed_save_left_is_swept(config, tmp_path):
+    left = [tmp_path / "run" / name for name in (".unfinished-0a1b2c3d-state.pt", "best/.old-0a1b2c3d-config.json")]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+    (tmp_path / "run/.hidden").write_text("the user's own")
+    Run(config, tmp_path / "run", device="cpu")
+    assert not any(file.exists() for file in left)
+    assert (tmp_path / "run/.hidden").exists()
+
+
 def test_a_run_that_is_over_stays_as_it_is(config, tmp_path):
     first = train(config, tmp_path / "run", device="cpu")
     again = train(config, tmp_path / "run", device="cpu")
@@ -143,7 +220,7 @@ def test_a_picture_that_vanishes_ends_the_run_and_nothing_is_lost(config, tmp_pa
 
 
 def learned_names(config):
-    return {scene.name for scene in run_module.read_split(config.data)[0]}
+    return {scene.name for scene in run_module.open_data(config)[0].scenes}
 
 
 def test_a_loss_that_is_no_number_stops_names_the_picture_and_keeps_the_last_good_model(config, tmp_path, monkeypatch):

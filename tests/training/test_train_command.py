@@ -1,8 +1,10 @@
 """``masklet train``, as a person calls it."""
 
+import importlib.util
 import json
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +13,10 @@ from masklet import cli
 from masklet.cli import train as command
 from masklet.errors import ConfigError
 from masklet.training import held_out
+from masklet.training.loop import StepReport
 from masklet.training.run import Run
+
+LOSSES = ("total", "focal", "dice", "iou", "object_score")
 
 
 @pytest.fixture
@@ -45,6 +50,15 @@ def test_a_terminal_shows_a_table_and_a_bar(call, config, monkeypatch, tmp_path)
         assert "left" in table.progress.tasks[0].description
     assert len(shown) == 7
     assert "before training" in shown[0][-1]
+
+
+def test_the_time_left_may_be_more_than_a_day(monkeypatch):
+    ticks, told = iter(range(0, 10**7, 50_000)), []
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(ticks))
+    reports = [StepReport(step, 1e-3, 1.0, dict.fromkeys(LOSSES, 0.5), [0.5, 0.6]) for step in (1, 2)]
+    run = SimpleNamespace(config=SimpleNamespace(steps=4), reports=lambda: reports)
+    command._follow(run, SimpleNamespace(row=lambda *cells: None, at=lambda step, text: told.append(text)))
+    assert told[-1] == "IoU 0.600, 2 days, 7:33:20 left"
 
 
 def test_the_embedded_models_recipe_in_small_leaves_a_model_that_can_be_measured(
@@ -81,6 +95,26 @@ def test_what_is_wrong_is_said_in_a_line(config, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert capsys.readouterr().err.startswith("masklet: no pictures in nowhere/images: expected images/NAME.jpg")
+
+
+@pytest.mark.parametrize("name", ["yaml", "accelerate"])
+def test_what_training_needs_is_named_where_it_is_missing(name, monkeypatch, capsys, tmp_path):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else find_spec(asked))
+    for module in [module for module in sys.modules if module.startswith("masklet.training")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "argv", ["masklet", "train", str(tmp_path / "run.yaml")])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == (
+        f'masklet: training needs {name}, which is not installed: pip install "masklet[train]"\n'
+    )
+
+
+def test_a_run_under_a_file_is_refused(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot make the run's folder .*file/run: Not a directory. Choose another"):
+        Run(config, tmp_path / "file/run", device="cpu")
 
 
 def test_what_is_logged_goes_to_tensorboard_too(call, config, tmp_path):

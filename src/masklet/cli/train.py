@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -74,7 +75,7 @@ def _follow(run: Run, table: Table) -> None:
         if first is None:
             first, began = report.step, time.monotonic()
         seconds = (time.monotonic() - began) / max(report.step - first, 1)
-        left = time.strftime("%H:%M:%S", time.gmtime(seconds * (run.config.steps - report.step)))
+        left = timedelta(seconds=round(seconds * (run.config.steps - report.step)))
         table.at(report.step, f"IoU {report.ious[-1]:.3f}, {left} left")
         if report.step % every == 0:
             table.row(*_step_cells(report, seconds))

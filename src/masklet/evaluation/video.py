@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from masklet.video.session import Session
 from masklet.video.tracks import FrameResult
 
 CLICKS = 3
+EXPECTED = "expected JPEGImages/FILM/*.jpg and Annotations/FILM/*.png"
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,16 @@ def follow(segmenter: Segmenter, film: AnnotatedFilm) -> dict[int, Followed]:
     """Every object of a film, with its scores in all frames."""
     session = segmenter.video(film.pictures)
     objects = first_seen(film, session.film.size_hw)
-    for number, one in objects.items():
-        # Objects do not touch each other, so both ways of showing them share the encoding of each frame.
-        session.prompt(one.first_frame, ("mask", number), mask=one.first_mask)
-        click_on(session, ("clicks", number), one)
-    for result in session.track(end=len(film.pictures) - 2):
-        add_frame(objects, result, film.labels(result.index))
+    starts = sorted({one.first_frame for one in objects.values()})
+    for start, following in pairwise([*starts, len(film.pictures) - 1]):
+        # Shown when it is reached: in frames before it an object would be made up, and that be remembered.
+        for number, one in objects.items():
+            if one.first_frame == start:
+                # Objects do not touch each other, so both ways of showing them share the encoding of each frame.
+                session.prompt(start, ("mask", number), mask=one.first_mask)
+                click_on(session, ("clicks", number), one)
+        for result in session.track(start=start, end=following - 1):
+            add_frame(objects, result, film.labels(result.index))
     return objects
 
 
@@ -204,25 +209,33 @@ def read_films(folder: Path) -> list[AnnotatedFilm]:
     Raises:
         FilmError: There are no films, one is too short, annotations are missing.
     """
-    found = []
-    films = _films_folder(folder, "JPEGImages")
-    names = sorted(path.name for path in films.iterdir() if path.is_dir()) if films.is_dir() else []
-    if not names:
-        raise FilmError(f"no films in {films}: expected JPEGImages/FILM/*.jpg and Annotations/FILM/*.png in {folder}")
-    for name in names:
-        pictures = pictures_in(films / name)
-        if len(pictures) < 3:
-            raise FilmError(f"{films / name} has {len(pictures)} pictures: expected 3, as neither end is scored")
-        annotations = [_films_folder(folder, "Annotations") / name / f"{picture.stem}.png" for picture in pictures]
-        if missing := [path for path in annotations if not path.exists()]:
-            raise FilmError(f"{len(missing)} of {len(pictures)} pictures have no annotation: expected {missing[0]}")
-        found.append(AnnotatedFilm(name, pictures, annotations))
+    found = find_films(folder)
+    for film in found:
+        if (count := len(film.pictures)) < 3:
+            raise FilmError(f"{folder}: film {film.name} has {count} pictures: expected 3, as neither end is scored")
+        if missing := [path for path in film.annotations if not path.exists()]:
+            raise FilmError(f"{len(missing)} of {count} pictures have no annotation: expected {missing[0]}")
     return found
 
 
-def _films_folder(folder: Path, kind: str) -> Path:
-    place = folder / kind
-    return place / "480p" if (place / "480p").is_dir() else place
+def find_films(folder: Path) -> list[AnnotatedFilm]:
+    """The films of a folder as of ``read_films``, with where an annotation of each picture would be.
+
+    Raises:
+        FilmError: There are none.
+    """
+    pictures, annotations = (
+        place / "480p" if (place / "480p").is_dir() else place
+        for place in (folder / "JPEGImages", folder / "Annotations")
+    )
+    names = sorted(path.name for path in pictures.iterdir() if path.is_dir()) if pictures.is_dir() else []
+    if not names:
+        raise FilmError(f"no films in {pictures}: {EXPECTED} in {folder}")
+    files = {name: pictures_in(pictures / name) for name in names}
+    return [
+        AnnotatedFilm(name, found, [annotations / name / f"{picture.stem}.png" for picture in found])
+        for name, found in files.items()
+    ]
 
 
 def label_map(logits: NDArray[np.float32], size_hw: tuple[int, ...]) -> NDArray[np.int64]:

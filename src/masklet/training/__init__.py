@@ -1,7 +1,10 @@
 """Training: ``train`` fine-tunes a model on masks of your own, or trains one from nothing."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from masklet.errors import ConfigError
 
 if TYPE_CHECKING:
     from masklet.training.config import DataConfig as DataConfig
@@ -24,6 +27,11 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+for _name in ("yaml", "accelerate"):  # peft is asked for by those who want adapters
+    if find_spec(_name) is None:
+        raise ConfigError(f'training needs {_name}, which is not installed: pip install "masklet[train]"')
 
 
 def __getattr__(name: str) -> object:

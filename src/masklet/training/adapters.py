@@ -36,7 +36,7 @@ def add_adapters(model: Sam2Model, lora: LoraConfig) -> None:
     try:
         import peft
     except ImportError as error:
-        raise ConfigError("lora needs PEFT: pip install peft, or masklet[train]") from error
+        raise ConfigError('lora needs PEFT, which is not installed: pip install "masklet[train]"') from error
     config = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules="|".join(map(re.escape, targets)), lora_dropout=0.0
     )

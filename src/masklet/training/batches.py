@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -64,7 +64,7 @@ class Batch:
         return Batch(self.pixel_values.to(device), self.targets.to(device), self.names)
 
 
-def prepared(examples: Examples, wanted: Sequence[tuple[Stage, int, range]], *, workers: int) -> Iterator[Batch]:
+def prepared(examples: Examples, wanted: Sequence[tuple[Stage, int, range]], *, workers: int) -> Generator[Batch]:
     """Batches in order, made by threads while earlier ones are learned from.
 
     Args:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +39,19 @@ OPTIMIZERS = ("adamw", "muon")
 TRACKERS = ("tensorboard", "wandb")
 HOUSEKEEPING = ("workers", "save_every", "validate_every", "trackers", "cache", "cache_gb")
 """Fields that leave the weights alone, and may change while a run is interrupted."""
+RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (lambda value: value >= 0, "a whole number >= 0"),
+    "learning_rate": (lambda value: 0 < value < math.inf, "a number > 0"),
+    "layer_decay": (lambda value: 0 < value <= 1, "a number above 0, up to 1"),
+    "warmup_steps": (lambda value: value >= 0, "a whole number >= 0"),
+    "weight_decay": (lambda value: 0 <= value < math.inf, "a number >= 0"),
+    "max_gradient_norm": (lambda value: value > 0, "a number > 0"),
+    "ema_decay": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    "geometry_steps": (lambda value: value >= 0, "a whole number >= 0"),
+    "affinity": (lambda value: 0 <= value < math.inf, "a number >= 0"),
+    "cache_gb": (lambda value: value >= 0, "a number >= 0"),
+}
+"""What fields of a run may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +60,9 @@ class DataConfig:
 
     layout: str
     """``folder``, ``coco``, ``sa1b``, ``films`` (DAVIS, YouTube-VOS), ``sav`` or ``synthetic``; see ``data``."""
-    path: str
+    path: str | os.PathLike[str]
     """Folder of the pictures or films; for ``synthetic``, of the archives to compose from."""
-    annotations: str | None = None
+    annotations: str | os.PathLike[str] | None = None
     """COCO's JSON file."""
     split_masks: bool = False
     """Take every connected part of a mask for an object of its own: for maps of classes."""
@@ -57,12 +72,15 @@ class DataConfig:
     """Share of the pictures or films, chosen by name, that is only measured on; or other data for that."""
 
     def __post_init__(self) -> None:
+        _as_text(self, "path", "annotations")
         if self.layout not in LAYOUTS:
             raise ConfigError(f"data has layout {self.layout!r}: expected one of {', '.join(LAYOUTS)}")
         if (self.layout == "coco") != (self.annotations is not None):
             raise ConfigError(
                 f"data of layout {self.layout}: annotations, a JSON file, belong to coco, and to it alone"
             )
+        if self.split_masks and self.layout != "folder":
+            raise ConfigError(f"data of layout {self.layout}: split_masks belongs to layout folder alone")
         if not isinstance(self.validation, DataConfig) and not 0 <= self.validation < 1:
             raise ConfigError(f"data has validation {self.validation!r}: expected a share from 0 to 1, or data")
 
@@ -124,7 +142,11 @@ class LoraConfig:
     """Patterns of the names of linear layers, with ``*`` for anything."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "targets", _names(self.targets))
+        if not self.targets:
+            raise ConfigError(
+                "lora has no targets: expected patterns of layers' names, or leave it out for attention's"
+            )
         if not isinstance(self.rank, int) or self.rank < 1:
             raise ConfigError(f"rank of lora is {self.rank!r}: expected a whole number >= 1")
 
@@ -133,7 +155,7 @@ class LoraConfig:
 class TrainingConfig:
     """Everything a run is made of."""
 
-    model: Sam2Config | str = "nano"
+    model: Sam2Config | str | os.PathLike[str] = "nano"
     """A model to begin from (a name, a folder, a ``.pt`` file), or the network to train from nothing."""
     data: DataConfig
     """What to learn from."""
@@ -179,7 +201,7 @@ class TrainingConfig:
     """Objects measured on, at most."""
     store_float16: bool = False
     """Write the models in half the size."""
-    cache: str | None = None
+    cache: str | os.PathLike[str] | None = None
     """Folder for the features of pictures whose encoder is frozen, so that each is encoded once."""
     cache_gb: float = 20.0
     """What that folder may grow to."""
@@ -188,13 +210,17 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
-        object.__setattr__(self, "trackers", tuple(self.trackers))
+        object.__setattr__(self, "trackers", _names(self.trackers))
+        if not isinstance(self.model, Sam2Config):
+            _as_text(self, "model")
+        _as_text(self, "cache")
         if not self.stages:
             raise ConfigError("the run has no stages: expected at least one, such as {steps: 500}")
         self._check_choices()
         for name in ("parts", "workers", "save_every", "validate_every", "validation_objects"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}: expected a whole number >= 1")
+        self._check_ranges()
         for stage in self.stages:
             if stage.pictures % self.parts:
                 raise ConfigError(f"a stage of {stage.pictures} pictures cannot be split into {self.parts} equal parts")
@@ -204,6 +230,15 @@ class TrainingConfig:
             self.fitting(self.model)
         elif self.geometry_steps:
             raise ConfigError("geometry_steps are for a network that starts from nothing: give its numbers as model")
+
+    def _check_ranges(self) -> None:
+        for name, (is_fine, expected) in RANGES.items():
+            if not is_fine(value := getattr(self, name)):
+                raise ConfigError(f"{name} is {value!r}: expected {expected}")
+        rates = {part: _plain(rate, "float", f"{part} of rates") for part, rate in self.rates.items()}
+        if wrong := [part for part, rate in rates.items() if not 0 <= rate < math.inf]:
+            raise ConfigError(f"{wrong[0]} of rates is {rates[wrong[0]]!r}: expected a number >= 0")
+        object.__setattr__(self, "rates", rates)
 
     def _check_choices(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -294,11 +329,13 @@ def config_from(values: Mapping[str, Any]) -> TrainingConfig:
     if isinstance(model := values.get("model"), Mapping):
         parts = {n: _make(NETWORK_PARTS[n], v, n) if n in NETWORK_PARTS else v for n, v in model.items()}
         values["model"] = _make(Sam2Config, parts, "model")
-    if isinstance(data := values.get("data"), Mapping):
-        values["data"] = _data_from(data)
+    if "data" in values and not isinstance(values["data"], DataConfig):
+        values["data"] = _data_from(values["data"])
     if values.get("lora") is not None:
         values["lora"] = _make(LoraConfig, values["lora"], "lora")
-    values["stages"] = tuple(_stage_from(stage) for stage in values.get("stages") or ())
+    if not isinstance(stages := values.get("stages") or (), list | tuple):
+        raise ConfigError(f"stages is {stages!r}: expected a list, such as [{{steps: 500}}]")
+    values["stages"] = tuple(stage if isinstance(stage, Stage) else _stage_from(stage) for stage in stages)
     return _make(TrainingConfig, values, "the run")
 
 
@@ -324,6 +361,20 @@ def _data_from(values: Any) -> DataConfig:
     if isinstance(values.get("validation"), Mapping):
         values["validation"] = _data_from({"validation": 0.0, **values["validation"]})
     return _make(DataConfig, values, "data")
+
+
+def _as_text(config: object, *names: str) -> None:
+    """Paths in fields of a frozen dataclass as text, as they stand in YAML."""
+    for name in names:
+        if isinstance(value := getattr(config, name), os.PathLike):
+            object.__setattr__(config, name, os.fspath(value))
+        elif value is not None and not isinstance(value, str):
+            raise ConfigError(f"{name} is {value!r}: expected text")
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    """One name may stand without a list around it."""
+    return (values,) if isinstance(values, str) else tuple(values)
 
 
 def _mapping(values: Any, where: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,6 +18,9 @@ from masklet.image import encoder_fingerprint
 from masklet.model.sam2 import Sam2Model
 
 _log = logging.getLogger(__name__)
+
+ABANDONED_S = 3600
+"""A file that was begun so long ago is nobody's."""
 
 
 class FeatureCache:
@@ -35,7 +40,7 @@ class FeatureCache:
     def __init__(self, folder: Path, model: Sam2Model, *, max_bytes: float) -> None:
         self.model = model
         self.folder = folder / encoder_fingerprint(model)
-        self.room = max_bytes - sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        self.room = max_bytes - _bytes_in(folder)
 
     def __call__(self, pixel_values: Tensor) -> list[Tensor]:
         """(batch, 3, height, width) to three maps."""
@@ -85,3 +90,16 @@ class FeatureCache:
             self.room = 0
             return
         self.room -= size
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of all features. Files that nobody finished are no features, and go once no run can still be writing them."""
+    taken = 0
+    for file in folder.rglob("*.safetensors"):
+        with suppress(FileNotFoundError):  # another run has just renamed it
+            status = file.stat()
+            if not file.name.startswith("."):
+                taken += status.st_size
+            elif time.time() - status.st_mtime > ABANDONED_S:
+                file.unlink()
+    return taken

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from masklet.training.initialise import initialise
 from masklet.training.objective import Encoder, Objective
 from masklet.training.parts import BETAS, learns, make_optimizers
 from masklet.training.picture_losses import interactive_losses
+from masklet.training.processes import gathered, stopping_together
 
 SIDE_BY_SIDE = 2
 """Parts of a batch that a CPU learns from at the same time: two threads that each use one core waste the least of them.
@@ -138,8 +139,11 @@ class Trainer:
         """Train until step ``until`` (the end if None), yielding after each step, when it may be saved."""
         until = self.config.steps if until is None else until
         wanted = [(self.config.stage_of(step), step, self.places(step)) for step in range(self.step, until)]
-        for batch in prepared(examples, wanted, workers=self.config.workers):
-            yield self.take_step(batch)
+        with closing(prepared(examples, wanted, workers=self.config.workers)) as batches:
+            for _ in wanted:
+                with stopping_together(self.accelerator):
+                    batch = next(batches)
+                yield self.take_step(batch)
 
     def places(self, step: int) -> range:
         """Of a step's batch, what this process learns from."""
@@ -220,11 +224,16 @@ class Trainer:
                 for one in part.split(len(part.names))
                 if not self.objective(one, stage, self._generator(0))[0].isfinite()
             ]
-        who = f"{guilty[0]} alone gives such a loss" if guilty else f"its pictures are {', '.join(names)}"
-        advice = "look at it" if guilty else "if they look well, lower learning_rate or raise warmup_steps"
+        guilty, names = (gathered(self.accelerator, of_process) for of_process in (guilty, names))
+        who = (
+            f"{guilty[0]} alone gives such a loss; look at it"
+            if guilty
+            else f"its pictures are {', '.join(names)}; if they look well, begin a new run in another folder, with the "
+            "model last of this one and a lower learning_rate"
+        )
         return (
-            f"step {self.step + 1} has a loss or gradient that is not a number: {who}; {advice}. It was not taken; "
-            "what was saved before it is unchanged"
+            f"step {self.step + 1} has a loss or gradient that is not a number: {who}. It was not taken; what was "
+            "saved before it is unchanged"
         )
 
     def _follow(self) -> None:
@@ -296,7 +305,11 @@ def make_accelerator(device: str, trackers: Sequence[str] = (), folder: Path | N
     # A step on pictures leaves the memory alone, and one on clips the rest.
     handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
-        cpu=device == "cpu", kwargs_handlers=[handler], log_with=list(trackers) or None, project_dir=folder
+        cpu=device == "cpu",
+        mixed_precision="no",  # the run's own bfloat16 decides, and not accelerate's settings
+        kwargs_handlers=[handler],
+        log_with=list(trackers) or None,
+        project_dir=folder,
     )
 
 
@@ -310,10 +323,11 @@ def first_model(config: TrainingConfig) -> Sam2Model:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Rises linearly in the warm-up, falls to zero along a cosine of the pixels seen."""
+    """Rises linearly in the warm-up, then falls to zero along a cosine of the pixels seen after it."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * config.progress(step)))
+    warm = config.progress(config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (config.progress(step) - warm) / (1 - warm)))
 
 
 def _checkpoint_activations(model: Sam2Model) -> None:

@@ -5,11 +5,14 @@ Source: SAM (arXiv 2304.02643), appendix A, "losses" and "training algorithm"; S
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from masklet.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,12 @@ class LossWeights:
     all_candidates: float = 0.0
     """How much of the lesson goes to all candidates alike, 0 to 1. The papers' 0 leaves the others far behind the best,
     and a small network, whose predicted scores tell them apart badly, then often shows one of those; 0.25 helps it."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            high, expected = (1.0, "from 0 to 1") if name == "all_candidates" else (sys.float_info.max, ">= 0")
+            if not 0 <= value <= high:
+                raise ConfigError(f"{name} of losses is {value!r}: expected a number {expected}")
 
 
 @dataclass(frozen=True)

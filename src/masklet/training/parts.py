@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from masklet.errors import ConfigError
 from masklet.model.sam2 import Sam2Model
 
 PARTS = {
@@ -96,6 +97,9 @@ def make_optimizers(
         weight_decay: Of all that has two dimensions or more.
         rates: Factors by part.
         layer_decay: See ``rate_of``.
+
+    Raises:
+        ConfigError: This torch has no Muon.
     """
     blocks = len(model.vision_encoder.backbone.blocks)
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
@@ -118,6 +122,8 @@ def make_optimizers(
 
     optimizers: list[Optimizer] = [AdamW(listed(False), betas=BETAS)]
     if kind == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(f"muon needs torch 2.9 or later, but this is {torch.__version__}: take optimizer: adamw")
         # Two, as two threads may take their steps at the same time.
         halves = (slice(0, None, 2), slice(1, None, 2))
         optimizers += [torch.optim.Muon(listed(True, half), adjust_lr_fn="match_rms_adamw") for half in halves]

@@ -17,15 +17,15 @@ import torch
 import yaml
 
 from masklet.errors import ConfigError, DataError, FilmError, PictureError, TrainingError
-from masklet.files import replacing
+from masklet.files import replacing, sweep
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Examples
 from masklet.training.composed import Composed, held_out_scenes
-from masklet.training.config import HOUSEKEEPING, TrainingConfig, as_plain, config_from, read_config
+from masklet.training.config import HOUSEKEEPING, DataConfig, TrainingConfig, as_plain, config_from, read_config
 from masklet.training.curve import curve_svg
-from masklet.training.data import read_split
+from masklet.training.data import read_scenes
 from masklet.training.data.drawing import Drawn, look_at
-from masklet.training.data.scenes import Scene
+from masklet.training.data.scenes import Scene, split_by_name
 from masklet.training.features import FeatureCache
 from masklet.training.loop import StepReport, Trainer, make_accelerator
 from masklet.training.parts import TRAINED
@@ -87,12 +87,19 @@ class Run:
     def __init__(self, config: TrainingConfig, folder: str | os.PathLike[str], *, device: str = "auto") -> None:
         self.folder = Path(folder)
         self._check_trackers(config)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the run's folder {self.folder}: {error.strerror}. Choose another"
+            ) from error
         self.state = self.folder / "state.pt"
         self.goes_on = self.state.exists()
         if self.goes_on:
             self._check_same(config)
         self.accelerator = make_accelerator(device, config.trackers, self.folder)
+        if self.accelerator.is_main_process:
+            sweep(self.folder)  # a kill amid a save leaves a file as large as the state
         self.examples, scenes = open_data(config)
         self.trainer = Trainer(config, self.accelerator, _cache_for(config))
         self.given, self.config = config, self.trainer.config
@@ -126,13 +133,14 @@ class Run:
             self.accelerator.init_trackers("masklet")
         yield from self._begin()
         with self._kept_when_cut():
+            if self.goes_on:
+                yield from self._catch_up()
             for report in self.trainer.run(self.examples):
                 self._log(asdict(report))
                 yield report
-                is_end = report.step == self.config.steps
-                if self.validation is not None and (is_end or report.step % self.config.validate_every == 0):
+                if self._has_to_measure():
                     yield from self._measure()
-                if is_end or report.step % self.config.save_every == 0:
+                if report.step == self.config.steps or report.step % self.config.save_every == 0:
                     self._save()
         if self.config.trackers:
             self.accelerator.end_training()
@@ -145,7 +153,7 @@ class Run:
         if self.goes_on:
             notes = self.trainer.load(self.state)
             self.start, self.best, self.last = (_scores_from(notes[name]) for name in ("start", "best", "last"))
-            self._forget_lines_after(self.trainer.step)
+            self._forget_unfinished_lines()
             _log.info("going on after step %d", self.trainer.step)
             return
         for step, iou in enumerate(self.trainer.teach_geometry(), start=1):
@@ -161,21 +169,36 @@ class Run:
                 raise DataError("nothing can be measured: the pictures for validation show no objects. Take others")
         self._save()
 
+    def _has_to_measure(self) -> bool:
+        """Whether a measurement is due after the step that was last taken, and was not made before a cut."""
+        step = self.trainer.step
+        is_due = step == self.config.steps or step % self.config.validate_every == 0
+        return self.validation is not None and is_due and (self.last is None or self.last.step != step)
+
+    def _catch_up(self) -> Iterator[Scores]:
+        """What a cut may have left undone after the last step: its measurement, and the model ``last``."""
+        if self._has_to_measure():
+            yield from self._measure()
+            self._save()
+        else:
+            self._write_model("last", self.trainer.averaged_model())
+
     def _measure(self) -> Iterator[Scores]:
         assert self.validation is not None
         model = self.trainer.averaged_model()
         scores, shown = self.validation.measure(model, self.trainer.step, self.accelerator)
         if scores is None:
             return
-        self.start = self.start or scores
-        self.last = scores
         self._log({"step": scores.step, "score": scores.score, **scores.values})
         if self.accelerator.is_main_process:
             self._write_curve()
             self._write_samples(shown)
         if self.best is None or scores.score > self.best.score:
-            self.best = scores
             self._write_model("best", model)
+            self.best = scores
+        # Last, so that a measurement that is cut is made again.
+        self.start = self.start or scores
+        self.last = scores
         yield scores
 
     def _save(self) -> None:
@@ -211,11 +234,16 @@ class Run:
             flat = {key: value for key, value in _flat(line).items() if key != "step"}
             self.accelerator.log(flat, step=line["step"])
 
-    def _forget_lines_after(self, step: int) -> None:
-        """Steps that are taken again are written again."""
-        log = self.folder / "log.jsonl"
+    def _forget_unfinished_lines(self) -> None:
+        """Steps that are taken again, and measurements that are made again, are written again."""
+        log, step = self.folder / "log.jsonl", self.trainer.step
+        measured = step if self.last is None else self.last.step
         if self.accelerator.is_main_process and log.exists():
-            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            lines = [
+                line
+                for line in log.read_text(encoding="utf-8").splitlines()
+                if _step_of(line) <= (measured if '"score"' in line else step)
+            ]
             with self._writing(), replacing(log) as unfinished:
                 unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
@@ -226,6 +254,8 @@ class Run:
             yield
         except (PictureError, DataError, FilmError) as error:
             self._save()
+            # The launcher ends all processes when one ends, and the first has yet to save.
+            self.accelerator.wait_for_everyone()
             raise TrainingError(
                 f"{error}. The run is kept after step {self.trainer.step}: mend the data, and start it again to go on"
             ) from error
@@ -255,14 +285,27 @@ def open_data(config: TrainingConfig) -> tuple[Examples, list[Scene]]:
     Raises:
         DataError, PictureError, FilmError: They are not what they should be.
     """
-    data = config.data
+    data, share = config.data, config.data.validation
+    apart = share if isinstance(share, DataConfig) else None
+    learned: list[Scene] = []
+    measured: list[Scene] = []
+    examples: Examples
     if data.layout == "synthetic":
-        folder = Path(data.path)
-        kept = held_out_scenes(read_sources(folder, held_out=True), config) if data.validation else []
-        return Composed(read_sources(folder, held_out=False), config.seed), kept
-    learned, measured = read_split(data)
-    look_at([*learned, *measured])
-    return Drawn(learned, config, flip=data.flip), measured
+        examples = Composed(read_sources(Path(data.path), held_out=False), config.seed)
+        if share and apart is None:
+            measured = _compositions(data, config)
+    else:
+        learned, measured = split_by_name(read_scenes(data), 0.0 if isinstance(share, DataConfig) else share)
+        examples = Drawn(learned, config, flip=data.flip)
+    if apart is not None:
+        measured = _compositions(apart, config) if apart.layout == "synthetic" else read_scenes(apart)
+    if real := [*learned, *(measured if (apart or data).layout != "synthetic" else [])]:
+        look_at(real)
+    return examples, measured
+
+
+def _compositions(data: DataConfig, config: TrainingConfig) -> list[Scene]:
+    return held_out_scenes(read_sources(Path(data.path), held_out=True), config)
 
 
 def _cache_for(config: TrainingConfig) -> Callable[[Sam2Model], FeatureCache] | None:

@@ -6,12 +6,15 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from PIL import Image
 
+from masklet.errors import DataError
+
+# The embedded model's; archives of other names follow them.
 CUTOUT_ARCHIVES = ("openclipart", "fluent3d", "notoemoji", "kenney3d", "coco-photo")
 PHOTO_ARCHIVES = ("photos-coco-ccby", "photos-misc")
 INSTANCE_ARCHIVES = ("instances-coco-ccby", "instances-dsb2018-cc0")
@@ -38,29 +41,48 @@ class Sources:
 
 
 def read_sources(folder: Path, *, held_out: bool) -> Sources:
-    """Decode one side of the split from a folder laid out as ``shared/data/train``.
+    """Decode one side of the split from a folder of archives, as ``examples/pack_sources.py`` makes them.
 
     Args:
         folder: Holds the ``cutouts-*.zip``, ``photos-*.zip`` and ``instances-*.zip`` archives.
         held_out: Take the sources kept for measuring instead of those for training.
 
     Raises:
-        FileNotFoundError: An archive is missing.
+        DataError: An archive is missing, or there is nothing for this side.
     """
     cutouts = []
-    for name in CUTOUT_ARCHIVES:
-        repeats = PHOTO_CUTOUT_REPEATS if name == "coco-photo" and not held_out else 1
-        cutouts += [_cutout(data) for _, data in _read(folder / f"cutouts-{name}.zip", held_out)] * repeats
-    photos = [_photo(data) for name in PHOTO_ARCHIVES for _, data in _read(folder / f"{name}.zip", held_out)]
+    for archive in _archives(folder, "cutouts", [f"cutouts-{name}" for name in CUTOUT_ARCHIVES]):
+        repeats = PHOTO_CUTOUT_REPEATS if archive.stem == "cutouts-coco-photo" and not held_out else 1
+        cutouts += [_cutout(data) for _, data in _read(archive, held_out)] * repeats
+    archives = _archives(folder, "photos", PHOTO_ARCHIVES)
+    photos = [_photo(data) for archive in archives for _, data in _read(archive, held_out)]
     instances = []
-    for archive in INSTANCE_ARCHIVES:
-        files = dict(_read(folder / f"{archive}.zip", held_out))
+    for archive in _archives(folder, "instances", INSTANCE_ARCHIVES):
+        files = dict(_read(archive, held_out))
         for name in sorted(name for name in files if name.startswith("images/")):
             photo = _photo(files[name])
             labels = Image.open(io.BytesIO(files[f"masks/{Path(name).stem}.png"]))
             pair = (photo, labels.resize(photo.size, Image.Resampling.NEAREST))
-            instances += [pair] * (PHOTO_REPEATS if "coco" in archive else 1)
-    return Sources(cutouts, photos, instances)
+            instances += [pair] * (PHOTO_REPEATS if "coco" in archive.stem else 1)
+    sources = Sources(cutouts, photos, instances)
+    for field in fields(sources):
+        if not getattr(sources, field.name):
+            side = "measuring" if held_out else "training"
+            raise DataError(f"the archives {field.name}-*.zip in {folder} hold nothing for {side}: expected more files")
+    return sources
+
+
+def _archives(folder: Path, kind: str, known: Sequence[str]) -> list[Path]:
+    """Those of the embedded model, all or none, in their order, on which compositions depend; then any others."""
+    found = sorted(folder.glob(f"{kind}-*.zip"))
+    ours = [folder / f"{name}.zip" for name in known]
+    if not found:
+        raise DataError(f"no {kind}-*.zip in {folder}: expected archives as examples/pack_sources.py makes them")
+    if (there := [path for path in ours if path in found]) and (
+        missing := [path for path in ours if path not in found]
+    ):
+        raise DataError(f"{missing[0]} is missing beside {there[0].name}: expected all archives of the embedded model")
+    return [*there, *(path for path in found if path not in ours)]
 
 
 def is_held_out(name: str) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from PIL import Image
 
 from masklet.evaluation.agreement import region_j
@@ -21,6 +20,7 @@ from masklet.segmenter import Segmenter
 from masklet.training.batches import Mask, Pixels
 from masklet.training.config import TrainingConfig
 from masklet.training.data.scenes import Frame, Scene
+from masklet.training.processes import gathered, stopping_together
 
 OBJECTS_OF_A_PICTURE = 8
 """At most, or a picture of fifty would outweigh all others."""
@@ -71,6 +71,8 @@ class Validation:
     """The scenes that are measured on, and how."""
 
     def __init__(self, scenes: Sequence[Scene], config: TrainingConfig) -> None:
+        # As the model is used afterwards: a model trained at one size is best used at it.
+        self.side_px = config.stages[-1].side_px
         picture_stages = [stage for stage in config.stages if stage.frames == 1]
         self.has_pictures = bool(picture_stages)
         self.has_films = len(picture_stages) < len(config.stages)
@@ -90,21 +92,20 @@ class Validation:
 
         None if no scene shows an object.
         """
-        segmenter = Segmenter(model, Sam2ImageProcessor(model.config.image_size))
+        segmenter = Segmenter(model, Sam2ImageProcessor(self.side_px))
         shown: list[Shown] = []
         mine: list[tuple[str, float]] = []
         objects = 0
-        for scene in self.scenes[accelerator.process_index :: accelerator.num_processes]:
-            if objects * accelerator.num_processes >= self.max_objects:
-                break
-            results = [*self._measure_scene(segmenter, scene)]
-            for values, example in results:
-                mine += values
-                objects += len(example.truth)
-                if len(shown) < samples:
-                    shown.append(example)
-        counted = [("objects", float(objects)), *mine]
-        every = gather_object(counted) if accelerator.num_processes > 1 else counted
+        with stopping_together(accelerator):
+            for scene in self.scenes[accelerator.process_index :: accelerator.num_processes]:
+                if objects * accelerator.num_processes >= self.max_objects:
+                    break
+                for values, example in self._measure_scene(segmenter, scene):
+                    mine += values
+                    objects += len(example.truth)
+                    if len(shown) < samples:
+                        shown.append(example)
+        every = gathered(accelerator, [("objects", float(objects)), *mine])
         means = {
             name: float(np.mean([value for key, value in every if key == name]))
             for name in ("click", "box", "film")
@@ -120,10 +121,11 @@ class Validation:
             yield from _measure_film(segmenter, scene)
 
     def _measure_picture(self, segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
-        frame = scene.frame(0)
-        truth = [mask for _, mask in _some_objects(frame, OBJECTS_OF_A_PICTURE)]
-        if not truth:
+        first = _first_shown(scene, scene.count())
+        if first is None:
             return
+        frame = scene.frame(first)
+        truth = [mask for _, mask in _some_objects(frame, OBJECTS_OF_A_PICTURE)]
         photo = segmenter.image(frame.picture)
         values, found = [], []
         for mask in truth:
@@ -139,7 +141,7 @@ class Validation:
 
 
 def _measure_film(segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
-    first = next((i for i in range(scene.count() - 1) if any(True for _ in _some_objects(scene.frame(i), 1))), None)
+    first = _first_shown(scene, scene.count() - 1)
     if first is None:
         return
     frames = [scene.frame(i) for i in range(first, min(scene.count(), first + FRAMES_OF_A_FILM))]
@@ -158,6 +160,11 @@ def _measure_film(segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tup
             js.append([region_j(one, real) for one, real in zip(found, truth, strict=True)])
     values = [("film", float(j)) for j in np.mean(js, axis=0)]
     yield values, Shown(scene.name, frame.picture, np.stack(truth), np.stack(found))
+
+
+def _first_shown(scene: Scene, frames: int) -> int | None:
+    """The first of so many frames that shows an object."""
+    return next((index for index in range(frames) if any(True for _ in _some_objects(scene.frame(index), 1))), None)
 
 
 def _some_objects(frame: Frame, count: int) -> Iterable[tuple[int, Mask]]:

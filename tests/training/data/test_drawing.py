@@ -148,5 +148,13 @@ def test_objects_with_small_loose_parts_are_no_classes():
 
 
 def test_data_of_empty_masks_are_an_error():
-    with pytest.raises(DataError, match="none of 2 pictures, a for one, shows an object"):
-        look_at([still("a", box(0, 0, side=0)), still("b")])
+    with pytest.raises(DataError, match="no object in any of the pictures that were looked at, a for one"):
+        look_at([still("a", box(0, 0, side=0)), still("b"), scene("c", {}, {})])
+
+
+def test_objects_that_come_later_or_in_few_pictures_are_found():
+    look_at([scene("film", {}, {1: box(0, 0, side=0)}, {}, {1: box(0, 0)}, {})])
+    sparse = [still(f"p{index}", *[box(0, 0)] * (index % 20 == 7)) for index in range(200)]
+    look_at(sparse)
+    source = Drawn(sparse, CONFIG, flip=False)
+    assert all(source.example(STAGE, step, 0).masks.any() for step in range(200))

@@ -2,19 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from masklet.errors import DataError, PictureError
+from masklet.errors import DataError, FilmError, PictureError
 from masklet.masks import encode_rle
-from masklet.training.config import DataConfig
-from masklet.training.data import read_scenes, read_split
+from masklet.training.config import DataConfig, Stage, TrainingConfig
+from masklet.training.data import read_scenes
 from masklet.training.data.coco import read_coco, read_sa1b
-from masklet.training.data.films import read_films, read_sav
+from masklet.training.data.films import read_films, read_sav, sav_stride
 from masklet.training.data.folder import read_folder
 from masklet.training.data.scenes import Scene, split_by_name
+from masklet.training.run import open_data
 from masklet.video.frames import FilmWriter
 
 HEIGHT, WIDTH = 40, 60
@@ -73,15 +75,23 @@ def test_a_picture_may_have_a_folder_of_masks_that_overlap(folder):
     assert np.array_equal(masks[2], square(5, 5))
 
 
-def test_255_is_an_object_alone_and_nothing_beside_others(folder):
+def test_a_mask_may_be_black_and_white_and_beside_numbers_white_is_not_known(folder):
     alone = labels_of(square(2, 3)) * np.uint8(255)
     both = labels_of(square(2, 3))
     both[:, 40:] = 255
     save(alone, folder / "masks/p0.png")
     save(both, folder / "masks/p1.png")
     first, second, _ = read_folder(folder)
-    assert list(masks_of(first)) == [255]
+    assert np.array_equal(masks_of(first)[1], square(2, 3))
     assert list(masks_of(second)) == [1]
+
+
+def test_films_may_be_black_and_white_as_those_of_davis_2016(tmp_path):
+    for frame in range(3):
+        save(picture(frame), tmp_path / f"JPEGImages/dog/{frame}.png")
+        save(square(2 * frame, 3) * np.uint8(255), tmp_path / f"Annotations/dog/{frame}.png")
+    (scene,) = read_films(tmp_path)
+    assert np.array_equal(masks_of(scene, 2)[1], square(4, 3))
 
 
 def test_parts_of_masks_may_be_taken_for_objects(folder):
@@ -90,6 +100,8 @@ def test_parts_of_masks_may_be_taken_for_objects(folder):
     parts = masks_of(read_folder(folder, split_masks=True)[0])
     assert sorted(mask.sum() for mask in parts.values()) == [144, 144]
     assert not (parts[1] & parts[2]).any()
+    save(labels_of(square(2, 3) | square(30, 20)).astype(np.uint16) * 300, folder / "masks/p0.png")
+    assert len(masks_of(read_folder(folder, split_masks=True)[0])) == 2
 
 
 def test_sixteen_bit_and_grey_in_colour_masks_are_read(folder):
@@ -115,9 +127,9 @@ def test_masks_of_another_size_in_colours_or_damaged_are_named(folder):
     first, second, third = read_folder(folder)
     with pytest.raises(DataError, match="p0.png: the mask of object 1 is 60×30 pixels, but the picture is 60×40"):
         masks_of(first)
-    with pytest.raises(DataError, match="p1.png is in colours: expected a palette or grey"):
+    with pytest.raises(PictureError, match="p1.png is a picture in colours"):
         second.frame(0)
-    with pytest.raises(DataError, match="cannot read the masks .*p2.png is not a picture"):
+    with pytest.raises(PictureError, match="p2.png is not a picture"):
         third.frame(0)
 
 
@@ -162,6 +174,10 @@ def test_coco_may_mix_polygons_and_both_kinds_of_run_lengths_and_crowds_are_left
         ({"images": []}, "is not COCO instances"),
         ([], "is not COCO instances"),
         (coco_content(annotations=[]), "shows no objects: 2 images, but no outlines"),
+        (
+            coco_content(annotations=[{"id": 7, "image_id": 77, "segmentation": [[2, 3, 14, 3, 14, 15]]}]),
+            "all.json: annotation 7 is of image 77, which is not among its 2 images",
+        ),
     ],
 )
 def test_json_that_is_not_coco_is_explained(tmp_path, content, message):
@@ -183,6 +199,10 @@ def test_a_segmentation_that_makes_no_sense_is_named(tmp_path):
     bad = [{"id": 7, "image_id": 1, "segmentation": [[1, 2, 3]]}]
     (tmp_path / "all.json").write_text(json.dumps(coco_content(annotations=bad)))
     with pytest.raises(DataError, match="all.json: annotation 7 has the segmentation"):
+        masks_of(read_coco(tmp_path, tmp_path / "all.json")[0])
+    bad[0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [-5, 3]}
+    (tmp_path / "all.json").write_text(json.dumps(coco_content(annotations=bad)))
+    with pytest.raises(DataError, match="all.json: annotation 7 .*run lengths"):
         masks_of(read_coco(tmp_path, tmp_path / "all.json")[0])
 
 
@@ -223,10 +243,10 @@ def test_films_of_davis_and_youtube_vos(tmp_path, above):
 
 
 def test_films_without_annotations_are_named(tmp_path):
-    with pytest.raises(DataError, match="no films in .*JPEGImages: expected JPEGImages/FILM"):
+    with pytest.raises(FilmError, match="no films in .*JPEGImages: expected JPEGImages/FILM"):
         read_films(tmp_path)
     save(picture(), tmp_path / "JPEGImages/dog/1.png")
-    with pytest.raises(DataError, match="film dog has no annotations in .*Annotations/dog"):
+    with pytest.raises(FilmError, match="film dog has no annotations in .*: expected JPEGImages/FILM"):
         read_films(tmp_path)
 
 
@@ -246,6 +266,18 @@ def test_videos_of_sa_v_show_every_fourth_frame(tmp_path):
     assert list(masks_of(scene, 2)) == [2, 3]  # the first is absent, and the others keep their numbers
     with pytest.raises(DataError, match="no videos of SA-V"):
         read_sav(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("frames", range(1, 26))
+def test_short_videos_of_sa_v_too_are_annotated_every_fourth_frame(frames):
+    assert sav_stride(frames, len(range(0, frames, 4))) == 4
+
+
+@pytest.mark.parametrize(
+    ("frames", "annotated", "stride"), [(10, 10, 1), (10, 6, 1), (10, 5, 2), (100, 34, 3), (3, 9, 1)]
+)
+def test_other_videos_tell_their_stride_by_their_counts(frames, annotated, stride):
+    assert sav_stride(frames, annotated) == stride
 
 
 def test_json_that_is_not_sa_v_is_named(tmp_path):
@@ -271,11 +303,21 @@ def test_a_split_is_by_name_and_does_not_depend_on_company():
     assert {s.name for s in some} <= {s.name for s in learned}
 
 
-@pytest.mark.parametrize(("count", "share", "measured"), [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0), (5, 0.0, 0)])
+@pytest.mark.parametrize(
+    ("count", "share", "measured"), [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0), (1, 0.9999999, 0), (5, 0.0, 0)]
+)
 def test_both_sides_of_a_small_split_have_something(count, share, measured):
     one, other = split_by_name(scenes(*map(str, range(count))), share)
-    assert len(one) == count - len(other)
-    assert len(other) == measured or share == 0.5
+    assert (len(one), len(other)) == (count - measured, measured)
+
+
+def test_pictures_of_one_name_in_two_folders_are_two(tmp_path):
+    images = [{"id": n, "file_name": f"{part}/p.png", "height": HEIGHT, "width": WIDTH} for n, part in enumerate("ab")]
+    outline = [[2, 3, 14, 3, 14, 15, 2, 15]]
+    annotations = [{"id": n, "image_id": n, "segmentation": outline} for n in range(2)]
+    (tmp_path / "all.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    scenes = read_coco(tmp_path, tmp_path / "all.json")
+    assert [len(side) for side in split_by_name(scenes, 0.5)] == [1, 1]
 
 
 def test_validation_may_have_a_folder_of_its_own(folder, tmp_path_factory):
@@ -284,8 +326,19 @@ def test_validation_may_have_a_folder_of_its_own(folder, tmp_path_factory):
     data = DataConfig(
         layout="folder", path=str(folder), validation=DataConfig(layout="folder", path=str(other / "val"))
     )
-    learned, measured = read_split(data)
-    assert [s.name for s in learned] == [s.name for s in measured] == ["p0", "p1", "p2"]
+    examples, measured = open_data(TrainingConfig(data=data, stages=(Stage(steps=1),)))
+    assert [s.name for s in examples.scenes] == [s.name for s in measured] == ["p0", "p1", "p2"]
+
+
+def test_validation_of_compositions_is_real_where_it_has_data_and_the_other_way_round(folder, made_up_archives):
+    real = DataConfig(layout="folder", path=folder)
+    made_up = DataConfig(layout="synthetic", path=made_up_archives)
+    for data, apart, names in (
+        (made_up, real, ["p0", "p1", "p2"]),
+        (real, made_up, ["composition 0", "composition 1"]),
+    ):
+        run = TrainingConfig(data=replace(data, validation=apart), stages=(Stage(steps=1),), validation_objects=6)
+        assert [scene.name for scene in open_data(run)[1]] == names
 
 
 def test_files_that_are_missing_are_counted_before_the_run(tmp_path):

@@ -9,7 +9,7 @@ from masklet.training.config import DataConfig
 from masklet.training.data.coco import read_coco, read_sa1b
 from masklet.training.data.films import read_films, read_sav
 from masklet.training.data.folder import read_folder
-from masklet.training.data.scenes import Scene, split_by_name
+from masklet.training.data.scenes import Scene
 
 
 def read_scenes(data: DataConfig) -> list[Scene]:
@@ -36,15 +36,3 @@ def read_scenes(data: DataConfig) -> list[Scene]:
     if missing:
         raise DataError(f"{len(missing)} files of the data are missing: {', '.join(map(str, missing[:3]))}")
     return scenes
-
-
-def read_split(data: DataConfig) -> tuple[list[Scene], list[Scene]]:
-    """What to learn from and what to measure on; the latter is empty if nothing is to be measured.
-
-    Raises:
-        DataError: See ``read_scenes``.
-    """
-    scenes = read_scenes(data)
-    if isinstance(data.validation, DataConfig):
-        return scenes, read_scenes(data.validation)
-    return split_by_name(scenes, data.validation)

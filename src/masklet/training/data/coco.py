@@ -31,6 +31,11 @@ def read_coco(folder: Path, annotations: Path) -> list[Scene]:
         for annotation in content["annotations"]:
             if annotation.get("segmentation") and not annotation.get("iscrowd"):
                 objects.setdefault(annotation["image_id"], []).append(annotation)
+        for key in objects.keys() - images.keys():
+            raise DataError(
+                f"{annotations}: annotation {objects[key][0].get('id')} is of image {key}, which is not among its "
+                f"{len(images)} images"
+            )
         scenes = [
             _scene(folder / images[key]["file_name"], images[key], of_image, annotations)
             for key, of_image in objects.items()

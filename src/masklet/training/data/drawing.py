@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 
 import cc3d
 import numpy as np
@@ -17,10 +19,12 @@ from masklet.training.config import Stage, TrainingConfig
 from masklet.training.data.scenes import Frame, Scene
 from masklet.training.prompts import MASK_STRIDE
 
-ATTEMPTS = 100
+ATTEMPTS = 1000
 """Pictures without objects that are passed over for one example, before the data are called empty."""
 LOOKED_AT = 40
 """Pictures whose masks are looked at before a run."""
+LOOKED_FURTHER = 1000
+"""Pictures that are searched for a first object, before the data are called empty."""
 SEVERAL_PARTS = 0.3
 """Share of masks in several large parts above which they are taken for classes."""
 LARGE_PART = 0.3
@@ -138,12 +142,14 @@ def look_at(scenes: Sequence[Scene]) -> None:
         DataWarning: Masks look like classes.
     """
     some = [scenes[index] for index in np.linspace(0, len(scenes) - 1, min(LOOKED_AT, len(scenes))).astype(int)]
-    parts = []
-    for scene in some:
-        frame = scene.frame(0)
-        parts += [large_parts(mask) for n in list(frame.masks)[:10] if (mask := frame.mask(n)).any()]
+    parts = [count for scene in some for count in _parts_in(scene.frame(0))]
     if not parts:
-        raise DataError(f"none of {len(some)} pictures, {some[0].name} for one, shows an object: are all masks empty?")
+        further = islice(_all_over(scenes), LOOKED_FURTHER)
+        parts = next((found for frame in further if (found := _parts_in(frame))), [])
+    if not parts:
+        raise DataError(
+            f"no object in any of the pictures that were looked at, {some[0].name} for one: are all masks empty?"
+        )
     several = np.mean([count > 1 for count in parts])
     if len(parts) > 1 and several > SEVERAL_PARTS:
         warnings.warn(
@@ -153,6 +159,26 @@ def look_at(scenes: Sequence[Scene]) -> None:
             DataWarning,
             stacklevel=2,
         )
+
+
+def _parts_in(frame: Frame) -> list[int]:
+    """The large parts of each of some objects that are there."""
+    return [large_parts(mask) for number in list(frame.masks)[:10] if (mask := frame.mask(number)).any()]
+
+
+def _all_over(scenes: Sequence[Scene]) -> Iterator[Frame]:
+    """Frames here and there: of each scene one, then another; a scene is opened when it is its turn."""
+    rng = np.random.default_rng(0)
+    coming = deque(_shuffled_frames(scenes[index], rng) for index in rng.permutation(len(scenes))[:LOOKED_FURTHER])
+    while coming:
+        frames = coming.popleft()
+        if (frame := next(frames, None)) is not None:
+            yield frame
+            coming.append(frames)
+
+
+def _shuffled_frames(scene: Scene, rng: np.random.Generator) -> Iterator[Frame]:
+    yield from (scene.frame(int(index)) for index in rng.permutation(scene.count()))
 
 
 def large_parts(mask: Mask) -> int:

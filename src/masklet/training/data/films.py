@@ -2,54 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from masklet.errors import DataError
+from masklet.errors import DataError, FilmError
+from masklet.evaluation.folder import read_labels
+from masklet.evaluation.video import EXPECTED, find_films
 from masklet.pictures import read_picture
 from masklet.training.batches import Mask
-from masklet.training.data.scenes import Frame, Scene, mask_of_coco, masks_of_labels, read_json, read_labels
-from masklet.video.frames import Film, open_film, pictures_in
+from masklet.training.data.scenes import Frame, Scene, mask_of_coco, masks_of_labels, read_json
+from masklet.video.frames import Film, open_film
 
-EXPECTED = "expected JPEGImages/FILM/*.jpg and Annotations/FILM/*.png"
+SAV_STRIDE = 4
+"""SA-V annotates 6 of its 24 frames a second."""
 
 
 def read_films(folder: Path) -> list[Scene]:
     """All films of a folder: ``JPEGImages/FILM/*.jpg`` and ``Annotations/FILM/*.png``.
 
-    DAVIS's folder has a ``480p`` above the films, which is looked for. Annotations are palette or grey: 0 background, a
-    number an object, 255 void. Pictures without one are passed over, as YouTube-VOS annotates every fifth.
+    They are found and read as for evaluation, but for pictures without an annotation, which are passed over, as
+    YouTube-VOS annotates every fifth.
 
     Raises:
-        DataError: There are no films, or one has no annotations.
+        FilmError: There are no films, or one has no annotations.
     """
-    pictures, annotations = (_films_folder(folder, kind) for kind in ("JPEGImages", "Annotations"))
-    names = sorted(path.name for path in pictures.iterdir() if path.is_dir()) if pictures.is_dir() else []
-    if not names:
-        raise DataError(f"no films in {pictures}: {EXPECTED} in {folder}")
     scenes = []
-    for name in names:
-        pairs = [(picture, annotations / name / f"{picture.stem}.png") for picture in pictures_in(pictures / name)]
-        pairs = [(picture, labels) for picture, labels in pairs if labels.exists()]
+    for film in find_films(folder):
+        pairs = [pair for pair in zip(film.pictures, film.annotations, strict=True) if pair[1].exists()]
         if not pairs:
-            raise DataError(f"film {name} has no annotations in {annotations / name}: {EXPECTED}, of the same names")
+            raise FilmError(f"film {film.name} has no annotations in {folder}: {EXPECTED}, of the same names")
         files = tuple(file for pair in pairs for file in pair)
-        scenes.append(Scene(name, partial(_read_frame, pairs), partial(len, pairs), files))
+        scenes.append(Scene(film.name, partial(_read_frame, pairs), partial(len, pairs), files))
     return scenes
-
-
-def _films_folder(folder: Path, kind: str) -> Path:
-    place = folder / kind
-    return place / "480p" if (place / "480p").is_dir() else place
 
 
 def _read_frame(pairs: list[tuple[Path, Path]], index: int) -> Frame:
     picture, labels = pairs[index]
-    numbered = read_labels(labels).copy()
-    numbered[numbered == 255] = 0
-    return Frame(str(picture), read_picture(picture), masks_of_labels(numbered))
+    return Frame(str(picture), read_picture(picture), masks_of_labels(read_labels(labels)))
 
 
 def read_sav(folder: Path) -> list[Scene]:
@@ -91,8 +83,7 @@ def _annotated_frames(files: tuple[Path, ...]) -> int:
 
 def _read_sav(video: Path, files: tuple[Path, ...], index: int) -> Frame:
     film, count = _film(video), _annotated_frames(files)
-    # Every fourth frame of SA-V is annotated; the counts say so of any video.
-    stride = max(1, round(len(film) / count))
+    stride = sav_stride(len(film), count)
     found = [(file, one) for file, content in _masklets(files) for one in content["masklet"][index]]
     masks: dict[int, Callable[[], Mask]] = {
         number: mask_of_coco(segmentation, film.size_hw, str(file), number)
@@ -100,3 +91,10 @@ def _read_sav(video: Path, files: tuple[Path, ...], index: int) -> Frame:
         if segmentation  # an object may be absent
     }
     return Frame(f"{video}, frame {index * stride}", film[index * stride].picture, masks)
+
+
+def sav_stride(frames: int, annotated: int) -> int:
+    """From each annotated frame to the next: 4 in SA-V itself, else what as many of so many frames allow."""
+    if math.ceil(frames / SAV_STRIDE) == annotated:
+        return SAV_STRIDE
+    return max(1, (frames - 1) // max(1, annotated - 1))

@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from masklet.errors import DataError
+from masklet.evaluation.folder import read_labels
+from masklet.exports import read_index_map
 from masklet.pictures import read_picture
 from masklet.training.batches import Mask
-from masklet.training.data.scenes import Frame, Scene, masks_of_labels, read_labels
+from masklet.training.data.scenes import Frame, Scene, masks_of_labels
 from masklet.video.frames import pictures_in
 
 EXPECTED = "expected images/NAME.jpg and masks/NAME.png, or masks/NAME/*.png with a mask each"
@@ -19,8 +21,9 @@ def read_folder(folder: Path, *, split_masks: bool = False) -> list[Scene]:
     """All pictures of a folder.
 
     Args:
-        folder: Holds ``images`` and ``masks``. A picture of masks is palette or grey, 0 for background and a number an
-            object; where a picture has a folder of masks, all that is not 0 in one of them is an object.
+        folder: Holds ``images`` and ``masks``. A picture of masks is palette or grey, 0 for background, a number an
+            object, 255 "not known"; or black and white. Where a picture has a folder of masks, all that is not 0 in
+            one of them is an object.
         split_masks: Take connected parts for objects of their own.
 
     Raises:
@@ -56,4 +59,4 @@ def _read(picture: Path, files: list[Path], split_masks: bool, _: int) -> Frame:
 
 
 def _file_mask(file: Path) -> Callable[[], Mask]:
-    return lambda: read_labels(file) > 0
+    return lambda: read_index_map(file) > 0

@@ -12,12 +12,10 @@ from typing import Any
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from masklet.errors import DataError, PictureError
+from masklet.errors import DataError
 from masklet.exports import read_segmentation
 from masklet.masks import decode_rle
-from masklet.pictures import explained
 from masklet.training.batches import Mask, Pixels
 
 HASHES = 2**32
@@ -61,29 +59,27 @@ class Scene:
 def split_by_name(scenes: Sequence[Scene], share: float) -> tuple[list[Scene], list[Scene]]:
     """Scenes to learn from, and a share to measure on: a name falls on the same side whatever else there is.
 
-    At least one scene is on either side, if there are two and a share is asked for.
+    At least one scene is on either side, if there are two and a share is asked for; one alone is learned from.
     """
-    ranked = sorted(scenes, key=lambda scene: (zlib.crc32(scene.name.encode()), scene.name))
-    count = sum(zlib.crc32(scene.name.encode()) < share * HASHES for scene in ranked)
-    if share > 0 and len(scenes) > 1:
-        count = min(max(count, 1), len(scenes) - 1)
-    measured = {scene.name for scene in ranked[:count]}
-    return [s for s in scenes if s.name not in measured], [s for s in scenes if s.name in measured]
+    hashes = [zlib.crc32(scene.name.encode()) for scene in scenes]
+    ranked = sorted(range(len(scenes)), key=lambda index: (hashes[index], scenes[index].name, index))
+    count = sum(value < share * HASHES for value in hashes)
+    if share > 0:
+        count = min(max(count, 1), max(len(scenes) - 1, 0))
+    measured = set(ranked[:count])
+    return [s for i, s in enumerate(scenes) if i not in measured], [scenes[i] for i in sorted(measured)]
 
 
 def masks_of_labels(labels: NDArray[Any], *, split: bool = False) -> dict[int, Callable[[], Mask]]:
-    """Masks from a map of numbers, (height, width): 0 background, 255 beside others "not known", else an object each.
+    """Masks from a map of numbers, (height, width): 0 background, else an object each.
 
     Args:
         labels: The map.
         split: Take connected parts for objects of their own.
     """
     numbers = [int(number) for number in np.unique(labels) if number]
-    if len(numbers) > 1 and 255 in numbers:
-        numbers.remove(255)
     if split:
-        known = np.where(np.isin(labels, numbers), labels, 0)
-        labels = cc3d.connected_components(known, connectivity=8)
+        labels = cc3d.connected_components(labels.copy(), connectivity=8)  # it wants one that it could write to
         numbers = list(range(1, int(labels.max()) + 1))
 
     def masks_where(number: int) -> Callable[[], Mask]:
@@ -107,6 +103,8 @@ def mask_of_coco(segmentation: Any, size_hw: tuple[int, int], where: str, index:
     def decode() -> Mask:
         try:
             return decode_rle([read_segmentation(segmentation, size_hw, index)])[0]
+        except OverflowError as error:
+            raise DataError(f"{where}: annotation {index} has run lengths below 0, or too large") from error
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{where}: {error}") from error
 
@@ -125,23 +123,3 @@ def read_json(path: Path) -> Any:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error})") from error
-
-
-def read_labels(path: Path) -> NDArray[Any]:
-    """(height, width) whole numbers of a picture of labels: palette, grey, or grey in three channels.
-
-    Raises:
-        DataError: It is missing, damaged or in colours.
-    """
-    try:
-        with explained(str(path)), Image.open(path) as image:
-            labels = np.asarray(image)
-    except PictureError as error:
-        raise DataError(f"cannot read the masks {path}: {error}") from error
-    if labels.ndim == 3:
-        if (labels[..., :3] != labels[..., :1]).any():
-            raise DataError(
-                f"{path} is in colours: expected a palette or grey picture, 0 background, a number an object"
-            )
-        labels = labels[..., 0]
-    return labels
