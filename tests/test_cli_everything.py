@@ -1,6 +1,7 @@
 """masklet everything."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -100,6 +101,39 @@ def test_of_a_folder_the_bad_are_listed_and_the_finished_left_out(run, photos, t
     assert not list(tmp_path.rglob(".*"))
 
 
+def test_finished_photos_are_done_again_if_that_is_asked_for(run, photos, tmp_path):
+    (photos / "broken.jpg").unlink()
+    places = ["--json", tmp_path / "coco"]
+    assert run(photos, *places).exit_code == 0
+    (tmp_path / "coco/a.json").write_text("old")
+    assert [row[1] for row in rows_of(run(photos, *places))][1:] == 2 * ["finished before"]
+    assert (tmp_path / "coco/a.json").read_text() == "old"
+    assert "finished before" not in run(photos, *places, "--overwrite").output
+    assert (tmp_path / "coco/a.json").read_text() != "old"
+
+
+def test_names_may_be_as_long_as_names_can_be_and_one_too_long_stops_nothing(run, photos, tmp_path):
+    (photos / "broken.jpg").unlink()
+    long = "图" * 78
+    (photos / "a.png").rename(photos / f"{long}.png")
+    assert run(photos / f"{long}.png", "--out", tmp_path / f"{long}.png").exit_code == 0
+    shutil.copy(photos / f"{long}.png", photos / f"{'x' * 250}.png")
+    shutil.copy(photos / f"{long}.png", photos / f"{'x' * 250}.jpg")  # its outputs would be called ….jpg.png
+    result = run(photos, "--json", tmp_path / "coco")
+    assert result.exit_code == 1
+    assert result.stderr.count("File name too long") == len(result.stderr.splitlines()) == 2
+    assert files_in(tmp_path / "coco") == ["b é.json", f"{long}.json"]
+
+
+def test_a_folder_is_gone_through_in_natural_order_and_documents_are_no_photos(run, photos, tmp_path):
+    (photos / "broken.jpg").rename(photos / "letter.pdf")
+    (photos / "a.png").rename(photos / "c10.png")
+    shutil.copy(photos / "c10.png", photos / "c9.png")
+    result = run(photos, "--json", tmp_path / "coco")
+    assert result.exit_code == 0, result.output
+    assert [row[0] for row in rows_of(result)][1:] == ["b é.jpg", "c9.png", "c10.png"]
+
+
 def test_photos_of_one_stem_get_files_of_their_own(run, photos, picture, tmp_path):
     (photos / "broken.jpg").unlink()
     Image.fromarray(picture).save(photos / "A.jpg")
@@ -174,8 +208,8 @@ def test_places_that_cannot_be_written_are_refused(refusal_of, photos, tmp_path)
     blocked = tmp_path / "file"
     blocked.write_text("mine")
     photo = photos / "a.png"
-    assert refusal_of(photo, "--json", blocked / "r.json").startswith(f"cannot write into {blocked}: ")
-    assert refusal_of(photo, "--masks", blocked).startswith(f"cannot write into {blocked}: ")
+    assert refusal_of(photo, "--json", blocked / "r.json").startswith(f"cannot write {blocked / 'r.json'}: ")
+    assert refusal_of(photo, "--masks", blocked).startswith(f"cannot write {blocked / '000.png'}: ")
     assert refusal_of(photo, "--out", photos / "b.xyz").startswith("--out ")
     (tmp_path / "folder.json").mkdir()
     assert refusal_of(photo, "--json", tmp_path / "folder.json").endswith("folder.json: Is a directory")
@@ -187,12 +221,35 @@ def test_places_that_cannot_be_written_are_refused(refusal_of, photos, tmp_path)
 
 
 def test_a_read_only_folder_is_refused(refusal_of, photos, tmp_path, monkeypatch):
-    def refuse(**_):
+    def refuse(self):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("masklet.cli.everything.tempfile.TemporaryFile", refuse)
-    message = refusal_of(photos, "--out", tmp_path / "looks")
-    assert message == f"cannot write into {tmp_path / 'looks'}: Permission denied"
+    monkeypatch.setattr("pathlib.Path.touch", refuse)  # tests may run as root, who may write anywhere
+    looks, film = tmp_path / "looks", tmp_path / "film.mp4"
+    assert refusal_of(photos, "--out", looks) == f"cannot write {looks / 'a.png'}: Permission denied"
+    assert refusal_of(film, "--out", looks / "a.mp4") == f"cannot write {looks / 'a.mp4'}: Permission denied"
+    assert refusal_of(film, "--masks", looks) == f"cannot write {looks / '00000.png'}: Permission denied"
+
+
+def test_nothing_is_written_over_what_is_read_or_over_something_else_that_is_written(refusal_of, photos, tmp_path):
+    photo, other = photos / "b é.jpg", tmp_path / "other.png"
+    before = photo.read_bytes()
+    lost = "expected another name, or that would be lost"
+    around = photos / ".." / "photos" / "b é.jpg"
+    assert refusal_of(photo, "--out", around) == f"--out {around} is what is read: {lost}"
+    assert refusal_of(photo, "--json", photo) == f"--json {photo} is what is read: {lost}"
+    assert refusal_of(photo, "--out", other, "--json", other) == f"--json {other} is written by --out, too: {lost}"
+    assert refusal_of(tmp_path / "a.mp4", "--out", tmp_path / "a.mp4").endswith(f"is what is read: {lost}")
+    assert refusal_of(photos, "--every", 2, "--masks", photos) == (
+        f"--masks {photos} is the film itself: expected another folder, or it would be lost"
+    )
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/7.png").write_bytes(before)
+    assert refusal_of(tmp_path / "7/7.png", "--masks", tmp_path) == (
+        f"--masks would replace {tmp_path / '7'}, where the photo is: expected another folder"
+    )
+    assert photo.read_bytes() == before
+    assert files_in(tmp_path / "7") == ["7.png"]
 
 
 def test_a_folder_of_somebody_elses_files_is_not_replaced(refusal_of, photos, tmp_path):

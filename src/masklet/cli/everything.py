@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.cli.image import check_outputs
-from masklet.cli.outputs import naming
+from masklet.cli.outputs import OutputError, check_places, naming
 from masklet.cli.tables import show_progress, show_table
-from masklet.cli.video import write_results
+from masklet.cli.video import check_film_places, write_results
 from masklet.errors import MaskletError, PictureError
 from masklet.files import replacing
 
@@ -47,7 +48,7 @@ class Job:
     @property
     def is_finished(self) -> bool:
         """Whether an earlier run has written all of them."""
-        return bool(self.outputs) and all(path.exists() for path in self.outputs)
+        return bool(self.outputs) and all(os.path.exists(path) for path in self.outputs)  # None of a name too long
 
 
 def find_everything(
@@ -107,8 +108,15 @@ def find_everything(
             metavar="FOLDER", help="Write a PNG for each mask into a folder for each photo; or for each frame."
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Of a folder: do photos again whose files an earlier run has written.")
+    ] = False,
 ) -> None:
-    """Find all objects of a photo, of each photo in a folder (but those that are finished), or of a film."""
+    """Find all objects of a photo, of each photo in a folder, or of a film.
+
+    Photos of a folder whose files are all there are left out, also if they were made with other options: --overwrite
+    does them again.
+    """
     given: dict[str, Any] = {
         "points_per_side": points_per_side,
         "crops": crops,
@@ -123,6 +131,7 @@ def find_everything(
         if tile is not None:
             raise MaskletError("--tile is for a large picture, and this is a film: expected one of them")
         check_lines(json_out, "a film has a line for each frame")
+        check_film_places(photos, out, masks, json_out)
         film = load(model, device, options).video(photos, resolution=resolution)
         results = film.everything(**({} if every is None else {"every": every}), **options)
         write_results(film, results, film.film.count, out, masks, json_out)
@@ -131,25 +140,25 @@ def find_everything(
         if json_out is None or out is not None or masks is not None or photos.is_dir():
             raise MaskletError("--tile is for one large picture: expected --json FILE.jsonl, and no other output")
         check_lines(json_out, "masks are written as they are found")
-        check_places([Job(photos, None, json_out, None)])
+        check_jobs([Job(photos, None, json_out, None)])
         how = {"resolution": resolution, "tile": tile, "overlap": overlap, **options}
         write_lines(load(model, device, options), photos, json_out, how)
         return
     is_folder = photos.is_dir()
     jobs = jobs_of_folder(photos, out, json_out, masks) if is_folder else [job_of_photo(photos, out, json_out, masks)]
-    check_places(jobs)
+    check_jobs(jobs)
     sam = load(model, device, options)
     rows: list[tuple[str, object, str]] = []
-    failures: dict[str, PictureError] = {}
+    failures: dict[str, MaskletError] = {}
     for job in show_progress(jobs, len(jobs), unit="photos"):
-        if is_folder and job.is_finished:
+        if is_folder and job.is_finished and not overwrite:
             rows.append((job.photo.name, "finished before", ""))
             continue
         start = perf_counter()
         try:
             count = find_and_write(sam, job, {"resolution": resolution, **options})
             rows.append((job.photo.name, count, f"{perf_counter() - start:.1f}"))
-        except PictureError as error:
+        except (PictureError, OutputError) as error:
             if not is_folder:
                 raise
             failures[job.photo.name] = error
@@ -200,16 +209,12 @@ def job_of_photo(photo: Path, out: Path | None, json_out: Path | None, masks: Pa
 
 
 def jobs_of_folder(folder: Path, out: Path | None, json_out: Path | None, masks: Path | None) -> list[Job]:
-    """All pictures right in the folder, by name, with outputs of their names in the folders given."""
-    from PIL import Image
+    """All pictures right in the folder, with outputs of their names in the folders given."""
+    from masklet.video.frames import PICTURE_SUFFIXES, pictures_in
 
-    suffixes = Image.registered_extensions()
-    photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
-    photos = [path for path in photos if not path.name.startswith(".")]
+    photos = pictures_in(folder)
     if not photos:
-        raise PictureError(
-            f"no pictures in {folder}: expected files that end in .jpg, .png or another picture's suffix"
-        )
+        raise PictureError(f"no pictures in {folder}: expected files that end in {', '.join(PICTURE_SUFFIXES)}")
     for option, place in (("--out", out), ("--json", json_out), ("--masks", masks)):
         if place is not None and place.resolve() == folder.resolve():
             raise MaskletError(f"{option} {place} is where the photos are: expected another folder")
@@ -228,24 +233,24 @@ def jobs_of_folder(folder: Path, out: Path | None, json_out: Path | None, masks:
     ]
 
 
-def check_places(jobs: list[Job]) -> None:
-    """Refuse, before the work, what could not be written after it, and folders of masks that hold something else."""
+def check_jobs(jobs: list[Job]) -> None:
+    """Refuse, before the work, what ``check_places`` does, and folders of masks that hold something else."""
     for job in jobs:
-        for file in (job.overlay, job.instances):
-            if file is not None and file.is_dir():
-                raise MaskletError(f"cannot write {file}: Is a directory")
-        if job.masks is not None and job.masks.exists():
+        if job.masks is not None and os.path.lexists(job.masks):
             others = [] if not job.masks.is_dir() else [p.name for p in job.masks.iterdir() if not _is_mask(p)]
             if others or not job.masks.is_dir():
                 what = f"holds {others[0]}" if others else "is a file"
                 raise MaskletError(f"{job.masks} {what}: expected a folder of masks, or none, since it is replaced")
-    for folder in {path.parent: None for job in jobs for path in job.outputs}:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise MaskletError(f"cannot write into {folder}: {error.strerror or error}") from error
+            if job.photo.resolve().parent == job.masks.resolve():
+                raise MaskletError(f"--masks would replace {job.masks}, where the photo is: expected another folder")
+    # The shortest name tries a folder: one that is too long is no reason to do none.
+    by_length = sorted(jobs, key=lambda job: len(os.fsencode(job.photo.name)))
+    files = [
+        (option, path) for job in by_length for option, path in (("--out", job.overlay), ("--json", job.instances))
+    ]
+    # Folders of masks are made when they are complete; what is beside them can be tried now.
+    folders = {job.masks.parent for job in jobs if job.masks is not None}
+    check_places([*files, *(("--masks", folder / "000.png") for folder in folders)], [job.photo for job in jobs])
 
 
 def _is_mask(path: Path) -> bool:
