@@ -1,5 +1,6 @@
 """masklet everything."""
 
+import copy
 import json
 import shutil
 import sys
@@ -7,11 +8,12 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from typer.testing import CliRunner
 
 from masklet import cli
 from masklet.cli.tables import show_progress
-from masklet.masks import decode_rle
 from masklet.results import Masks
 from masklet.video.frames import FilmWriter, open_film
 
@@ -68,8 +70,7 @@ def test_a_photo_is_written_in_every_way(run, sam, photos, tmp_path):
     assert rows_of(result)[0] == ["photo", "masks", "seconds"]
     assert rows_of(result)[1][:2] == ["a.png", str(len(found))]
     np.testing.assert_array_equal(np.array(Image.open(out)), np.array(found.overlay()))
-    runs = [instance["segmentation"] for instance in json.loads(instances.read_text())]
-    np.testing.assert_array_equal(decode_rle(runs), found.masks)
+    np.testing.assert_array_equal(Masks.from_coco(json.loads(instances.read_text())).masks, found.masks)
     assert files_in(masks) == [f"a/{number:03}.png" for number in range(len(found))]
     np.testing.assert_array_equal(Masks.from_png(masks / "a/000.png").masks, found.masks[:1])
 
@@ -148,7 +149,40 @@ def lines_of(path):
 def test_instances_may_be_a_line_each(run, photos, tmp_path):
     run(photos / "a.png", "--json", tmp_path / "list.json")
     run(photos / "a.png", "--json", tmp_path / "lines.jsonl")
-    assert lines_of(tmp_path / "lines.jsonl") == json.loads((tmp_path / "list.json").read_text())
+    assert lines_of(tmp_path / "lines.jsonl") == json.loads((tmp_path / "list.json").read_text())["annotations"]
+
+
+def test_the_json_is_a_data_set_that_coco_opens_and_measures(run, photos, tmp_path, capsys):
+    (photos / "broken.jpg").unlink()
+    run(photos / "a.png", "--json", tmp_path / "one.json")
+    run(photos, "--json", tmp_path / "coco")
+    files = [tmp_path / "one.json", tmp_path / "coco/a.json", tmp_path / "coco/b é.json"]
+    ids, names = [], []
+    for file in files:
+        truth = COCO(file)
+        (image,) = truth.dataset["images"]
+        ids.append(image["id"])
+        names.append((image["file_name"], image["width"], image["height"]))
+        assert {a["image_id"] for a in truth.dataset["annotations"]} == {image["id"]}
+        # Against themselves, without twins, of which either may stand for the other.
+        distinct = {a["segmentation"]["counts"]: a for a in truth.dataset["annotations"]}
+        truth.dataset["annotations"] = list(distinct.values())[:20]
+        truth.createIndex()
+        measure = COCOeval(truth, truth.loadRes(copy.deepcopy(truth.dataset["annotations"])), "segm")
+        measure.evaluate()
+        measure.accumulate()
+        measure.summarize()
+        assert measure.stats[0] == pytest.approx(1)
+    assert ids[0] == 1
+    assert len(set(ids)) == 3
+    assert names == [("a.png", 80, 48), ("a.png", 80, 48), ("b é.jpg", 80, 48)]
+    capsys.readouterr()  # pycocotools prints
+
+
+def test_masks_for_the_overlay_are_never_all_unpacked(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("masklet.masks.PackedMasks.__array__", lambda *_: pytest.fail("all masks were unpacked"))
+    monkeypatch.setattr("masklet.segmenter.everything", lambda *_: pytest.fail("masks were not packed"))
+    assert run(photos / "a.png", "--out", tmp_path / "a.png", "--masks", tmp_path / "masks").exit_code == 0
 
 
 def test_a_large_picture_is_looked_at_in_tiles(run, sam, photos, tmp_path):

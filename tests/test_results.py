@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from masklet.errors import PictureError
+from masklet.exports import coco_data
 from masklet.masks import decode_rle
 from masklet.painting import PALETTE, colour_of, grow
 from masklet.results import Masks
@@ -727,6 +728,26 @@ def test_every_form_of_segmentation_in_coco_is_read():
     assert not masks.masks[-1].any()
     assert masks.objects.tolist() == list(range(6))
     assert masks.scores.tolist() == [1] * 6
+
+
+def test_a_data_set_of_one_picture_is_read_and_scores_that_are_null(three):
+    data = coco_data(three.to_coco(image_id=7), "a.png", three.size_hw, image_id=7)
+    same(three, Masks.from_coco(json.loads(json.dumps(data))), "masks", "scores", "objects")
+    data["annotations"][0] |= {"score": None, "object_id": None}
+    returned = Masks.from_coco(data)
+    assert (returned.scores[0], returned.objects[0]) == (1, 0)
+    assert Masks.from_coco(data | {"annotations": []}).size_hw == three.size_hw == (6, 8)
+
+
+def test_annotations_of_several_pictures_are_refused(three):
+    choose = r"expected one. Choose its annotations: \[a for a in annotations if a\['image_id'\] == …\]"
+    with pytest.raises(ValueError, match=f"the annotations are of 2 pictures: {choose}"):
+        Masks.from_coco(three.to_coco() + three.to_coco(image_id=2))
+    data = coco_data(three.to_coco(), "a.png", three.size_hw)
+    with pytest.raises(ValueError, match=f"the COCO data set has 2 pictures: {choose}"):
+        Masks.from_coco(data | {"images": 2 * data["images"]})
+    with pytest.raises(ValueError, match=r"a dict of \['images'\] is no COCO data set"):
+        Masks.from_coco({"images": []})
 
 
 @pytest.mark.parametrize("packed", [False, True])

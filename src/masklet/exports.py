@@ -36,6 +36,8 @@ from masklet.prompts import SizeHW
 Affine: TypeAlias = Sequence[float]
 """a, b, c, d, e, f, as rasterio orders them: x' = a x + b y + c, y' = d x + e y + f."""
 
+ONE_PICTURE = "expected one. Choose its annotations: [a for a in annotations if a['image_id'] == …]"
+
 
 # PNG
 
@@ -136,6 +138,40 @@ def coco_instance(
         "score": score,
         "object_id": object_id,
     }
+
+
+def coco_data(
+    instances: Sequence[Mapping[str, Any]], file_name: str, size_hw: SizeHW, *, image_id: int = 1
+) -> dict[str, Any]:
+    """One picture and its ``coco_instance``s as a whole COCO data set, which ``pycocotools.coco.COCO`` opens."""
+    height, width = size_hw
+    return {
+        "images": [{"id": image_id, "file_name": file_name, "width": width, "height": height}],
+        "annotations": list(instances),
+        "categories": [{"id": 1, "name": "object"}],
+    }
+
+
+def annotations_of(
+    data: Mapping[str, Any] | Sequence[Mapping[str, Any]], size_hw: SizeHW | None
+) -> tuple[Sequence[Mapping[str, Any]], SizeHW | None]:
+    """The annotations of one picture, of a COCO data set or as they are, and (height, width) if it is known.
+
+    Raises:
+        ValueError: They are of several pictures, or this is no data set.
+    """
+    annotations: Any = data
+    if isinstance(data, Mapping):
+        annotations, images = data.get("annotations"), data.get("images", ())
+        if not isinstance(annotations, Sequence):
+            raise ValueError(f'a dict of {list(data)[:5]} is no COCO data set: expected "annotations" in it')
+        if len(images) > 1:
+            raise ValueError(f"the COCO data set has {len(images)} pictures: {ONE_PICTURE}")
+        if size_hw is None and images and {"height", "width"} <= images[0].keys():
+            size_hw = (images[0]["height"], images[0]["width"])
+    if len(ids := {one.get("image_id") for one in annotations}) > 1:
+        raise ValueError(f"the annotations are of {len(ids)} pictures: {ONE_PICTURE}")
+    return annotations, size_hw
 
 
 def read_annotations(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from masklet.exports import (
     Affine,
+    annotations_of,
     coco_instance,
     geojson_feature,
     index_image,
@@ -105,6 +106,11 @@ class Masks:
             f"Masks({count} mask{'s' * (count > 1)} of {objects} object{'s' * (objects > 1)}, "
             f"{width}×{height}, best score {self.scores.max():.2f})"
         )
+
+    @property
+    def size_hw(self) -> SizeHW:
+        """(height, width) of the picture."""
+        return self.masks.shape[1], self.masks.shape[2]
 
     @property
     def boxes(self) -> np.ndarray:
@@ -259,25 +265,36 @@ class Masks:
 
     @classmethod
     def from_coco(
-        cls, annotations: Sequence[Mapping[str, Any]], *, size_hw: SizeHW | None = None, packed: bool = False
+        cls,
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        size_hw: SizeHW | None = None,
+        packed: bool = False,
     ) -> "Masks":
         """The masks of one picture's COCO annotations.
 
         Args:
-            annotations: With run lengths, compressed or not, or polygons (which are filled as pycocotools does it) in
-                ``segmentation``. ``object_id`` and ``score`` are taken where they are given; otherwise objects are
-                numbered from 0 in order, and scores are 1. Logits stand in.
-            size_hw: (height, width) of the picture; run lengths know it, polygons and an empty list do not.
+            annotations: A list of them, or a whole data set of one picture; with run lengths, compressed or not, or
+                polygons (which are filled as pycocotools does it) in ``segmentation``. ``object_id`` and ``score`` are
+                taken where they are given; otherwise objects are numbered from 0 in order, and scores are 1. Logits
+                stand in.
+            size_hw: (height, width) of the picture; run lengths and data sets know it, polygons and an empty list do
+                not.
             packed: Leave the masks as run lengths, so that thousands of a large picture fit in memory. All ways out
                 work as ever and unpack one mask at a time, as far as its box goes, but for those that have each pixel
                 of each mask (.npz, ``to_supervision``) or need logits (``without_overlap``): there are none.
 
         Raises:
-            ValueError: The size is not known, or not one; a segmentation makes no sense.
+            ValueError: The size is not known, or not one; there are several pictures; a segmentation makes no sense.
         """
-        runs, size_hw = read_annotations(annotations, size_hw)
-        objects = np.array([annotation.get("object_id", index) for index, annotation in enumerate(annotations)], int)
-        scores = np.array([annotation.get("score", 1.0) for annotation in annotations], np.float32)
+        listed, size_hw = annotations_of(annotations, size_hw)
+        runs, size_hw = read_annotations(listed, size_hw)
+
+        def given(name: str, index: int, default: float) -> Any:
+            return default if (value := listed[index].get(name)) is None else value  # some tools write null
+
+        objects = np.array([given("object_id", index, index) for index in range(len(listed))], int)
+        scores = np.array([given("score", index, 1.0) for index in range(len(listed))], np.float32)
         if packed:
             return cls.of_runs(runs, size_hw, scores, objects)
         return cls._given(decode_rle(runs) if runs else np.zeros((0, *size_hw), bool), objects, scores)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,7 @@ from masklet.errors import MaskletError, PictureError
 from masklet.files import replacing
 
 if TYPE_CHECKING:
+    from masklet.prompts import SizeHW
     from masklet.results import Masks
     from masklet.segmenter import Segmenter
 
@@ -39,6 +41,8 @@ class Job:
     overlay: Path | None
     instances: Path | None
     masks: Path | None
+    image_id: int = 1
+    """In the COCO data set."""
 
     @property
     def outputs(self) -> list[Path]:
@@ -99,7 +103,8 @@ def find_everything(
             "--json",
             "--jsonl",
             metavar="JSON",
-            help="Write COCO annotations (RLE), one a line to .jsonl, a folder for a folder; of a film a line a frame.",
+            help="Write a COCO data set (RLE), or to .jsonl its annotations, one a line; a folder for a folder; of a film "
+            "a line a frame.",
         ),
     ] = None,
     masks: Annotated[
@@ -228,9 +233,15 @@ def jobs_of_folder(folder: Path, out: Path | None, json_out: Path | None, masks:
             None if out is None else out / f"{name}.png",
             None if json_out is None else json_out / f"{name}.json",
             None if masks is None else masks / name,
+            image_id_of(photo.name),
         )
         for photo, name in zip(photos, names, strict=True)
     ]
+
+
+def image_id_of(name: str) -> int:
+    """A number that is a photo's own, whatever other photos a later run finds in the folder."""
+    return int.from_bytes(sha256(os.fsencode(name)).digest()[:6], "big")  # JSON's numbers are exact up to 53 bits
 
 
 def check_jobs(jobs: list[Job]) -> None:
@@ -259,29 +270,34 @@ def _is_mask(path: Path) -> bool:
 
 def find_and_write(sam: Segmenter, job: Job, options: dict[str, Any]) -> int:
     """How many masks a photo has; what was asked for is written, each output whole or not at all."""
-    if job.overlay is None and job.masks is None:
-        instances = sam.everything(job.photo, output="rle", **options)  # of many masks, one at a time in memory
-        write_json(job.instances, instances)
-        return len(instances)
-    masks = sam.everything(job.photo, **options)
-    write_json(job.instances, masks.to_coco())
+    from masklet.pictures import read_picture
+    from masklet.results import Masks
+
+    picture = read_picture(job.photo)
+    size_hw = (picture.shape[0], picture.shape[1])
+    # As run lengths: of many masks of a large photo, one at a time in memory.
+    instances = [one | {"image_id": job.image_id} for one in sam.everything(picture, output="rle", **options)]
+    write_json(job, instances, size_hw)
+    masks = Masks.from_coco(instances, size_hw=size_hw, packed=True)
     if job.overlay is not None:
         with naming(job.overlay), replacing(job.overlay) as unfinished:
-            masks.overlay().save(unfinished)
+            masks.overlay(picture).save(unfinished)
     if job.masks is not None:
         with naming(job.masks):
             write_folder(job.masks, masks)
     return len(masks)
 
 
-def write_json(path: Path | None, instances: list[dict[str, Any]]) -> None:
-    """Write COCO instances, if they were asked for."""
-    if path is not None:
+def write_json(job: Job, instances: list[dict[str, Any]], size_hw: SizeHW) -> None:
+    """Write a COCO data set, or its annotations a line each, if that was asked for."""
+    from masklet.exports import coco_data
+
+    if (path := job.instances) is not None:
         with naming(path), replacing(path) as unfinished:
             if path.suffix.lower() == ".jsonl":
                 text = "".join(json.dumps(instance) + "\n" for instance in instances)
             else:
-                text = json.dumps(instances)
+                text = json.dumps(coco_data(instances, job.photo.name, size_hw, image_id=job.image_id))
             unfinished.write_text(text, encoding="utf-8")
 
 
