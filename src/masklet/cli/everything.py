@@ -103,8 +103,8 @@ def find_everything(
             "--json",
             "--jsonl",
             metavar="JSON",
-            help="Write a COCO data set (RLE), or to .jsonl its annotations, one a line; a folder for a folder; of a film "
-            "a line a frame.",
+            help="Write a COCO data set (RLE), or to .jsonl its annotations, one a line; a folder for a folder; of a "
+            "film a line a frame.",
         ),
     ] = None,
     masks: Annotated[
