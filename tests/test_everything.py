@@ -4,6 +4,7 @@ import itertools
 import math
 from pathlib import Path
 
+import cc3d
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 
 import masklet
 from masklet.errors import ConfigError, PictureError
-from masklet.everything import Options, is_cut, make_crops, make_grid
+from masklet.everything import Candidates, Options, draw, is_cut, make_crops, make_grid
 from masklet.masks import box_nms, decode_rle, mask_ious, upscale_logits
 from masklet.video.frames import open_film
 
@@ -71,12 +72,24 @@ def straightforward(sam, picture, *, side, iou, stability, nms=0.7, crops=0, min
     if min_area:
         cleaned = []
         for score, _, mask, _ in everywhere:
-            new = masklet.Masks(mask[None], np.zeros((1, 1, 1), np.float32), np.ones(1), np.ones(1, int)).clean(
-                fill_holes=min_area, remove_islands=min_area
-            )
-            cleaned.append((score, np.array_equal(new.masks[0], mask), new.masks[0], box_of(new.masks[0])))
+            new = without_small_regions(mask, min_area)
+            cleaned.append((score, np.array_equal(new, mask), new, box_of(new)))
         everywhere = distinct(sorted(cleaned, key=lambda f: not f[1]), max(nms, 0.7))
     return np.array([mask for _, _, mask, _ in everywhere]).reshape(-1, height, width)
+
+
+def without_small_regions(mask, min_area):
+    """As SAM's generator: regions of 8 neighbours, first holes, then islands."""
+    for is_hole in (True, False):
+        regions = cc3d.connected_components((mask ^ is_hole).astype(np.uint8), connectivity=8)
+        areas = np.bincount(regions.ravel())
+        small = [i for i in range(1, len(areas)) if areas[i] < min_area]
+        if is_hole:
+            mask = mask | np.isin(regions, small)
+        else:
+            kept = [i for i in range(1, len(areas)) if i not in small] or [1 + np.argmax(areas[1:])]
+            mask = np.isin(regions, kept)
+    return mask
 
 
 def box_of(mask):
@@ -189,6 +202,16 @@ def test_the_picture_is_kept_for_the_overlay(sam, picture):
 
 
 # Parts
+
+
+def test_holes_are_those_of_the_reference_which_leak_through_corners():
+    logits = torch.full((9, 9), -1.0)
+    logits[1:5, 1:5] = 1
+    logits[2, 2] = logits[3, 3] = logits[4, 4] = -1  # a way out
+    found = Candidates(logits[None], np.ones(1), np.array([[1, 1, 5, 5]]), np.zeros(1, int))
+    ((mask, is_as_found),) = draw(found, make_crops((9, 9), Options()), (9, 9), Options(min_area=4))
+    np.testing.assert_array_equal(mask, without_small_regions((logits > 0).numpy(), 4))
+    assert is_as_found
 
 
 def test_a_click_is_in_the_middle_of_its_cell():

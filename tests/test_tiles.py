@@ -133,7 +133,7 @@ def test_every_tile_is_looked_at_as_a_picture_of_its_own(sam, picture):
 def test_masks_of_a_tile_are_cleaned(sam, picture):
     options = {"points_per_side": 6, "min_area": 30, **ANY}
     masks = decode_rle([one["segmentation"] for one in sam.everything(picture, tile=80, **options)])
-    np.testing.assert_array_equal(clean_masks(masks, fill_holes=30, remove_islands=30), masks)
+    np.testing.assert_array_equal(clean_masks(masks, fill_holes=30, remove_islands=30, hole_connectivity=8), masks)
 
 
 def test_nothing_may_be_found(sam, every_value_is_an_object):

@@ -348,7 +348,8 @@ def draw(
         if not options.min_area:
             yield mask, True
             continue
-        (cleaned,) = clean_masks(mask[None], fill_holes=options.min_area, remove_islands=options.min_area)
+        least = options.min_area
+        (cleaned,) = clean_masks(mask[None], fill_holes=least, remove_islands=least, hole_connectivity=8)
         yield cleaned, np.array_equal(cleaned, mask)
 
 

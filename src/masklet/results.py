@@ -168,20 +168,18 @@ class Masks:
 
         Args:
             smooth_px: How round outlines become: the standard deviation of a blur, in pixels.
-            fill_holes: Holes of fewer pixels are filled.
+            fill_holes: Holes of fewer pixels are filled; what holds a mask together, a corner, closes a hole, too.
             remove_islands: Islands of fewer pixels are removed, but never the largest.
             keep_largest: Whether of each mask only the largest island stays.
         """
-        how: dict[str, Any] = {
-            "smooth_px": smooth_px,
-            "fill_holes": fill_holes,
-            "remove_islands": remove_islands,
-            "keep_largest": keep_largest,
-        }
-        if isinstance(self.masks, PackedMasks):
-            runs = [run for mask in self.masks for run in encode_rle(clean_masks(mask[None], **how))]
-            return replace(self, masks=PackedMasks(runs, self.masks.size_hw))
-        return replace(self, masks=clean_masks(self.masks, **how))
+        cleaned = clean_masks(
+            self.masks,
+            smooth_px=smooth_px,
+            fill_holes=fill_holes,
+            remove_islands=remove_islands,
+            keep_largest=keep_largest,
+        )
+        return replace(self, masks=cleaned)
 
     def without_overlap(self) -> "Masks":
         """Masks that share no pixel: of those that claim one, the highest logit has it. A mask may become empty.
