@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import cc3d
@@ -13,7 +14,7 @@ from PIL import Image
 
 import masklet
 from masklet.errors import ConfigError, PictureError
-from masklet.everything import Candidates, Options, draw, is_cut, make_crops, make_grid
+from masklet.everything import Candidates, Options, decode, draw, is_cut, make_crops, make_grid
 from masklet.masks import box_nms, decode_rle, mask_ious, upscale_logits
 from masklet.video.frames import open_film
 
@@ -204,6 +205,22 @@ def test_the_picture_is_kept_for_the_overlay(sam, picture):
 # Parts
 
 
+def test_logits_are_fed_back_as_they_were_trained_on_within_their_limits(sam, photo, monkeypatch):
+    """With logits far beyond the limit, the network is given the limit, and decides so."""
+    given, real = [], sam.model.decode
+
+    def loud(embeddings, *, masks=None, **how):
+        given.append(masks)
+        decoded = real(embeddings, masks=masks, **how)
+        return decoded if masks is not None else replace(decoded, logits=decoded.logits * 1e4)
+
+    monkeypatch.setattr(type(sam.model), "decode", lambda self, *a, **kw: loud(*a, **kw))
+    with torch.inference_mode():
+        decode(sam.model, photo.embeddings, make_grid(2) * 64, Options(refine=True, **ANY))
+    assert given[0] is None
+    assert [(masks.min().item(), masks.max().item()) for masks in given[1:]] == 3 * [(-32, 32)]
+
+
 def test_holes_are_those_of_the_reference_which_leak_through_corners():
     logits = torch.full((9, 9), -1.0)
     logits[1:5, 1:5] = 1
@@ -277,6 +294,7 @@ def test_only_likely_candidates_are_drawn_and_drawn_alike(sam, photo):
         ({"iou_threshold": 1.5}, "iou_threshold is 1.5: expected a number, 0 to 1"),
         ({"stability_threshold": float("nan")}, "stability_threshold is nan: expected a number, 0 to 1"),
         ({"stability_offset": -1}, "stability_offset is -1: expected a number, 0 or more"),
+        ({"refine": "false"}, "refine is 'false': expected True or False"),
         ({"box_nms": None}, "box_nms is None: expected a number, 0 or more"),
         ({"output": "png"}, "output is 'png': expected 'masks' or 'rle'"),
         (
@@ -292,6 +310,10 @@ def test_an_option_that_makes_no_sense_is_refused(sam, picture, options, message
     assert str(caught.value) == message
 
 
-def test_an_unknown_option_is_refused(sam, picture):
-    with pytest.raises(TypeError, match="points"):
+def test_an_unknown_option_is_refused_with_the_known_ones(sam, picture):
+    with pytest.raises(ConfigError) as caught:
         sam.everything(picture, points=3)
+    assert str(caught.value) == (
+        "there is no option points: expected resolution, output, tile, overlap, points_per_side, crops, crop_overlap, "
+        "crop_points_divisor, iou_threshold, stability_threshold, stability_offset, box_nms, crop_nms, min_area, refine"
+    )
