@@ -312,6 +312,37 @@ def test_lines_are_asked_for_where_there_are_lines(refusal_of, photos, tmp_path)
     assert not lines.exists()
 
 
+def test_options_that_need_others_say_which(refusal_of, photos):
+    assert refusal_of(photos / "a.png", "--overlap", 8) == (
+        "--overlap is about squares of a large picture: give --tile, too"
+    )
+    assert refusal_of(photos / "a.png", "--same-iou", 0.5) == "--same-iou is for films: give --every, too"
+
+
+def test_every_option_reaches_what_it_is_for(sam, tiny_folder, photos, monkeypatch):
+    seen = []
+    monkeypatch.setattr("masklet.segmenter.Segmenter.everything", lambda self, *_, **how: seen.append(how) or [])
+    monkeypatch.setattr("masklet.video.session.Session.everything", lambda self, **how: seen.append(how) or iter(()))
+    look = {"points_per_side": 3, "crops": 1, "crop_overlap": 0.5, "crop_points_divisor": 2, "crop_nms": 0.6}
+    look |= {"min_area": 7, "iou_threshold": 0.1, "stability_threshold": 0.2, "stability_offset": 0.9, "box_nms": 0.8}
+    of_films = {"every": 2, "same_iou": 0.4, "min_object": 5, "patience": 6}
+    for options, photo in ((look, photos / "a.png"), (of_films | look, photos)):
+        texts = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        if photo == photos:
+            (photos / "broken.jpg").unlink()
+        result = CliRunner().invoke(cli.app, ["everything", str(photo), "--model", str(tiny_folder), *texts])
+        assert result.exit_code == 0, result.output
+    assert seen[0] == look | {"resolution": None, "output": "rle"}
+    assert seen[1] == of_films | look
+
+
+def test_what_may_be_a_film_or_is_too_large_has_a_way_out(run, photos, monkeypatch):
+    (photos / "dog.y4m").write_bytes(b"no picture")
+    assert str(run(photos / "dog.y4m").exception).endswith("WebP … If it is a film, say so: --every 30")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert str(run(photos / "a.png").exception).endswith("Or look at it in squares: --tile 1024 --json FILE.jsonl")
+
+
 def test_bad_options_and_photos_are_refused(refusal_of, photos, tmp_path):
     assert refusal_of(photos, "--iou-threshold", "2") == "iou_threshold is 2.0: expected a number, 0 to 1"
     (tmp_path / "empty").mkdir()

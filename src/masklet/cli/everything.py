@@ -29,7 +29,22 @@ if TYPE_CHECKING:
     from masklet.results import Masks
     from masklet.segmenter import Segmenter
 
-FILM_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
+FILM_SUFFIXES = (
+    ".3gp",
+    ".avi",
+    ".flv",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ogv",
+    ".ts",
+    ".webm",
+    ".wmv",
+)
 """Of files that are films without being called so by ``--every``."""
 
 
@@ -61,6 +76,13 @@ def find_everything(
         int | None, typer.Option(help="Clicks along each side; more find smaller objects. 32 if not given.")
     ] = None,
     crops: Annotated[int | None, typer.Option(help="Layers of crops looked at too, for small objects.")] = None,
+    crop_overlap: Annotated[
+        float | None, typer.Option(help="Share of the shorter side by which crops overlap. 0.34 if not given.")
+    ] = None,
+    crop_points_divisor: Annotated[
+        int | None, typer.Option(help="Layer n of crops has so many times fewer clicks a side, n times over. 1.")
+    ] = None,
+    crop_nms: Annotated[float | None, typer.Option(help="As --box-nms, between crops. 0.7 if not given.")] = None,
     min_area: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Remove holes and islands of fewer pixels.")
     ] = None,
@@ -69,6 +91,9 @@ def find_everything(
     ] = None,
     stability_threshold: Annotated[
         float | None, typer.Option(help="Keep masks of this stability. 0.95 if not given.")
+    ] = None,
+    stability_offset: Annotated[
+        float | None, typer.Option(help="Of stability: by how much the cut-off moves, in logits. 1 if not given.")
     ] = None,
     box_nms: Annotated[
         float | None, typer.Option(help="Of boxes that overlap by a higher IoU keep one. 0.7 if not given.")
@@ -87,6 +112,16 @@ def find_everything(
             min=1,
             help="In a film, or a folder of frames, look for objects on one frame in so many; 30 if not given.",
         ),
+    ] = None,
+    same_iou: Annotated[
+        float | None, typer.Option(help="In a film, a mask is of a known object from this IoU on. 0.5 if not given.")
+    ] = None,
+    min_object: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="In a film, fewer are no object. 100 if not given.")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(metavar="FRAMES", help="In a film, forget objects out of sight for more. 100 if not given."),
     ] = None,
     model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -122,26 +157,33 @@ def find_everything(
     Photos of a folder whose files are all there are left out, also if they were made with other options: --overwrite
     does them again.
     """
-    given: dict[str, Any] = {
-        "points_per_side": points_per_side,
-        "crops": crops,
-        "min_area": min_area,
-        "iou_threshold": iou_threshold,
-        "stability_threshold": stability_threshold,
-        "box_nms": box_nms,
-        "refine": refine,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
+    options = given(
+        points_per_side=points_per_side,
+        crops=crops,
+        crop_overlap=crop_overlap,
+        crop_points_divisor=crop_points_divisor,
+        crop_nms=crop_nms,
+        min_area=min_area,
+        iou_threshold=iou_threshold,
+        stability_threshold=stability_threshold,
+        stability_offset=stability_offset,
+        box_nms=box_nms,
+        refine=refine,
+    )
+    of_films = given(every=every, same_iou=same_iou, min_object=min_object, patience=patience)
     if every is not None or photos.suffix.lower() in FILM_SUFFIXES:
         if tile is not None:
             raise MaskletError("--tile is for a large picture, and this is a film: expected one of them")
         check_lines(json_out, "a film has a line for each frame")
         check_film_places(photos, out, masks, json_out)
         film = load(model, device, options).video(photos, resolution=resolution)
-        results = film.everything(**({} if every is None else {"every": every}), **options)
-        write_results(film, results, film.film.count, out, masks, json_out)
+        write_results(film, film.everything(**of_films, **options), film.film.count, out, masks, json_out)
         return
-    if tile is not None or overlap is not None:
+    if of_films:
+        raise MaskletError(f"--{next(iter(of_films)).replace('_', '-')} is for films: give --every, too")
+    if overlap is not None and tile is None:
+        raise MaskletError("--overlap is about squares of a large picture: give --tile, too")
+    if tile is not None:
         if json_out is None or out is not None or masks is not None or photos.is_dir():
             raise MaskletError("--tile is for one large picture: expected --json FILE.jsonl, and no other output")
         check_lines(json_out, "masks are written as they are found")
@@ -164,14 +206,33 @@ def find_everything(
             count = find_and_write(sam, job, {"resolution": resolution, **options})
             rows.append((job.photo.name, count, f"{perf_counter() - start:.1f}"))
         except (PictureError, OutputError) as error:
+            failure = with_way_out(error, job.photo)
             if not is_folder:
-                raise
-            failures[job.photo.name] = error
+                raise failure from error
+            failures[job.photo.name] = failure
     show_found(rows)
     for name, failure in failures.items():
         print(f"masklet: {name}:", " ".join(str(failure).split()), file=sys.stderr)
     if failures:
         raise typer.Exit(1)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def with_way_out(error: MaskletError, photo: Path) -> MaskletError:
+    """What went wrong, and the option that may help."""
+    from PIL.Image import DecompressionBombError
+
+    from masklet.video.frames import PICTURE_SUFFIXES
+
+    if isinstance(error.__cause__, DecompressionBombError):
+        return PictureError(f"{error} Or look at it in squares: --tile 1024 --json FILE.jsonl")
+    if isinstance(error, PictureError) and photo.is_file() and photo.suffix.lower() not in PICTURE_SUFFIXES:
+        return PictureError(f"{error} If it is a film, say so: --every 30")
+    return error
 
 
 def load(model: str, device: str, options: dict[str, Any]) -> Segmenter:
