@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageFilter
 from pycocotools.coco import COCO
 
 from masklet.errors import PictureError
@@ -688,6 +688,39 @@ def test_a_black_and_white_image_is_one_mask(three, tmp_path, mode):
     masks = Masks.from_png(tmp_path / "mask.png")
     np.testing.assert_array_equal(masks.masks, three.masks[1:2])
     assert masks.objects.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["soft.png", "soft.jpg", "hard.jpg"])
+def test_a_mask_of_soft_edges_needs_a_threshold(tmp_path, name):
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 10:50] = True
+    image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    if "soft" in name:
+        image = image.filter(ImageFilter.GaussianBlur(2))
+    image.save(tmp_path / name)
+    with pytest.raises(PictureError, match="shades of grey, .* If it is one mask, pass threshold=128; if they are num"):
+        Masks.from_png(tmp_path / name)
+    masks = Masks.from_png(tmp_path / name, threshold=128)
+    assert masks.objects.tolist() == [0]
+    assert (masks.masks[0] != mask).sum() <= 12  # corners
+
+
+def test_a_threshold_takes_any_kind_of_mask(three, tmp_path):
+    three[0].save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(Masks.from_png(tmp_path / "mask.png", threshold=128).masks, three[0].masks)
+    Image.new("L", (8, 6)).save(tmp_path / "black.png")
+    assert not Masks.from_png(tmp_path / "black.png", threshold=128).masks.any()
+
+
+def test_grey_values_that_number_masks_are_numbers(tmp_path):
+    numbers = np.repeat(np.arange(256, dtype=np.uint8)[None], 4, axis=0)
+    for name, values in (
+        ("all", numbers),
+        ("few", numbers[:, ::32]),
+        ("void", np.pad(numbers[:, :21], 1, constant_values=255)),
+    ):
+        Image.fromarray(np.ascontiguousarray(values)).save(tmp_path / f"{name}.png")
+        assert len(Masks.from_png(tmp_path / f"{name}.png")) == len(np.unique(values[values > 0]))
 
 
 def test_what_are_no_masks_is_refused(tmp_path):

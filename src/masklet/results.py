@@ -249,16 +249,22 @@ class Masks:
         return index_image(self.masks, np.arange(1, len(self) + 1), self.scores, colour_of(self.objects))
 
     @classmethod
-    def from_png(cls, path: str | os.PathLike[str]) -> "Masks":
+    def from_png(cls, path: str | os.PathLike[str], *, threshold: float | None = None) -> "Masks":
         """The masks of an image: of a black and white one, or one for each value of a palette or a grey one.
 
         0 is background, and a value is the number of its object + 1, as ``save(path, by_object=True)`` and DAVIS
         write them; black and white of 8 bits is object 0. Scores are 1, and logits stand in.
 
+        Args:
+            path: The file.
+            threshold: The image is one mask, object 0, of all values from this one on: for soft edges and JPEGs, as
+                128 of 255.
+
         Raises:
-            PictureError: The file is missing, damaged, or a picture in colours.
+            PictureError: The file is missing, damaged, or a picture in colours; or its values do not look like numbers
+                of masks, and there is no threshold.
         """
-        masks, values = read_index_image(path)
+        masks, values = read_index_image(path, threshold)
         return cls._given(masks, values - 1, np.ones(len(masks)))
 
     @classmethod
