@@ -851,3 +851,24 @@ def test_pandas_gets_a_row_for_each_mask(three, monkeypatch):
     assert list(frame) == ["object_id", "score", "area", "x0", "y0", "x1", "y1", "segmentation"]
     assert [frame[name][1] for name in ("object_id", "area", "x0", "y0", "x1", "y1")] == [7, 12, 1, 1, 4, 5]
     assert frame["segmentation"] == three.to_rle()
+
+
+def test_the_detections_of_supervision_are_the_masks(three):
+    supervision = pytest.importorskip("supervision")
+    detections = three.to_supervision(class_id=4)
+    assert isinstance(detections, supervision.Detections)
+    np.testing.assert_array_equal(detections.mask, three.masks)
+    np.testing.assert_array_equal(detections.area, three.areas)
+    np.testing.assert_array_equal(detections[detections.tracker_id == 2].xyxy, three[2:].boxes)
+    assert len(Masks.from_coco(three.to_coco(), packed=True).to_supervision()) == 3
+    assert len(three[[]].to_supervision()) == 0
+
+
+def test_the_table_of_pandas_has_the_masks(three, nothing):
+    pandas = pytest.importorskip("pandas")
+    frame = three.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame["area"].tolist() == three.areas.tolist()
+    np.testing.assert_array_equal(frame[["x0", "y0", "x1", "y1"]], three.boxes)
+    assert frame.sort_values("score").iloc[-1]["segmentation"] == three.to_rle()[1]
+    assert len(nothing.to_pandas()) == 0
