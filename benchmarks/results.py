@@ -65,6 +65,7 @@ def main() -> None:
         ways = {
             "from_coco(packed=True)": read,
             "boxes, areas": lambda: (made["masks"].boxes, made["masks"].areas),
+            "clean": lambda: made["masks"].clean(fill_holes=50, remove_islands=50),
             "to_coco": lambda: made["masks"].to_coco(),
             "to_rle": lambda: made["masks"].to_rle(),
             "overlay": lambda: made["masks"].overlay(picture),

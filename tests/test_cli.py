@@ -276,6 +276,16 @@ def test_what_cannot_be_written_is_told_by_its_name(refusal_of, tmp_path, option
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_nothing_is_written_over_the_photo_or_twice(refusal_of, photo_file, tmp_path):
+    one, lost = tmp_path / "one.png", "expected another name, or that would be lost"
+    before = photo_file.read_bytes()
+    refusal = refusal_of("image", photo_file, CLICK, "--out", photo_file)
+    assert refusal == f"--out {photo_file} is what is read: {lost}"
+    refusal = refusal_of("image", photo_file, CLICK, "--out", one, "--mask-out", one)
+    assert refusal == f"--mask-out {one} is written by --out, too: {lost}"
+    assert photo_file.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["image"], ["image", "a.jpg", "--resolution", "large"], ["image", "a.jpg", "--pt", "1,2"], ["imagine"], []],

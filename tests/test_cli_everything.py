@@ -1,16 +1,19 @@
 """masklet everything."""
 
+import copy
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from typer.testing import CliRunner
 
 from masklet import cli
 from masklet.cli.tables import show_progress
-from masklet.masks import decode_rle
 from masklet.results import Masks
 from masklet.video.frames import FilmWriter, open_film
 
@@ -67,8 +70,7 @@ def test_a_photo_is_written_in_every_way(run, sam, photos, tmp_path):
     assert rows_of(result)[0] == ["photo", "masks", "seconds"]
     assert rows_of(result)[1][:2] == ["a.png", str(len(found))]
     np.testing.assert_array_equal(np.array(Image.open(out)), np.array(found.overlay()))
-    runs = [instance["segmentation"] for instance in json.loads(instances.read_text())]
-    np.testing.assert_array_equal(decode_rle(runs), found.masks)
+    np.testing.assert_array_equal(Masks.from_coco(json.loads(instances.read_text())).masks, found.masks)
     assert files_in(masks) == [f"a/{number:03}.png" for number in range(len(found))]
     np.testing.assert_array_equal(Masks.from_png(masks / "a/000.png").masks, found.masks[:1])
 
@@ -100,6 +102,39 @@ def test_of_a_folder_the_bad_are_listed_and_the_finished_left_out(run, photos, t
     assert not list(tmp_path.rglob(".*"))
 
 
+def test_finished_photos_are_done_again_if_that_is_asked_for(run, photos, tmp_path):
+    (photos / "broken.jpg").unlink()
+    places = ["--json", tmp_path / "coco"]
+    assert run(photos, *places).exit_code == 0
+    (tmp_path / "coco/a.json").write_text("old")
+    assert [row[1] for row in rows_of(run(photos, *places))][1:] == 2 * ["finished before"]
+    assert (tmp_path / "coco/a.json").read_text() == "old"
+    assert "finished before" not in run(photos, *places, "--overwrite").output
+    assert (tmp_path / "coco/a.json").read_text() != "old"
+
+
+def test_names_may_be_as_long_as_names_can_be_and_one_too_long_stops_nothing(run, photos, tmp_path):
+    (photos / "broken.jpg").unlink()
+    long = "图" * 78
+    (photos / "a.png").rename(photos / f"{long}.png")
+    assert run(photos / f"{long}.png", "--out", tmp_path / f"{long}.png").exit_code == 0
+    shutil.copy(photos / f"{long}.png", photos / f"{'x' * 250}.png")
+    shutil.copy(photos / f"{long}.png", photos / f"{'x' * 250}.jpg")  # its outputs would be called ….jpg.png
+    result = run(photos, "--json", tmp_path / "coco")
+    assert result.exit_code == 1
+    assert result.stderr.count("File name too long") == len(result.stderr.splitlines()) == 2
+    assert files_in(tmp_path / "coco") == ["b é.json", f"{long}.json"]
+
+
+def test_a_folder_is_gone_through_in_natural_order_and_documents_are_no_photos(run, photos, tmp_path):
+    (photos / "broken.jpg").rename(photos / "letter.pdf")
+    (photos / "a.png").rename(photos / "c10.png")
+    shutil.copy(photos / "c10.png", photos / "c9.png")
+    result = run(photos, "--json", tmp_path / "coco")
+    assert result.exit_code == 0, result.output
+    assert [row[0] for row in rows_of(result)][1:] == ["b é.jpg", "c9.png", "c10.png"]
+
+
 def test_photos_of_one_stem_get_files_of_their_own(run, photos, picture, tmp_path):
     (photos / "broken.jpg").unlink()
     Image.fromarray(picture).save(photos / "A.jpg")
@@ -114,7 +149,40 @@ def lines_of(path):
 def test_instances_may_be_a_line_each(run, photos, tmp_path):
     run(photos / "a.png", "--json", tmp_path / "list.json")
     run(photos / "a.png", "--json", tmp_path / "lines.jsonl")
-    assert lines_of(tmp_path / "lines.jsonl") == json.loads((tmp_path / "list.json").read_text())
+    assert lines_of(tmp_path / "lines.jsonl") == json.loads((tmp_path / "list.json").read_text())["annotations"]
+
+
+def test_the_json_is_a_data_set_that_coco_opens_and_measures(run, photos, tmp_path, capsys):
+    (photos / "broken.jpg").unlink()
+    run(photos / "a.png", "--json", tmp_path / "one.json")
+    run(photos, "--json", tmp_path / "coco")
+    files = [tmp_path / "one.json", tmp_path / "coco/a.json", tmp_path / "coco/b é.json"]
+    ids, names = [], []
+    for file in files:
+        truth = COCO(file)
+        (image,) = truth.dataset["images"]
+        ids.append(image["id"])
+        names.append((image["file_name"], image["width"], image["height"]))
+        assert {a["image_id"] for a in truth.dataset["annotations"]} == {image["id"]}
+        # Against themselves, without twins, of which either may stand for the other.
+        distinct = {a["segmentation"]["counts"]: a for a in truth.dataset["annotations"]}
+        truth.dataset["annotations"] = list(distinct.values())[:20]
+        truth.createIndex()
+        measure = COCOeval(truth, truth.loadRes(copy.deepcopy(truth.dataset["annotations"])), "segm")
+        measure.evaluate()
+        measure.accumulate()
+        measure.summarize()
+        assert measure.stats[0] == pytest.approx(1)
+    assert ids[0] == 1
+    assert len(set(ids)) == 3
+    assert names == [("a.png", 80, 48), ("a.png", 80, 48), ("b é.jpg", 80, 48)]
+    capsys.readouterr()  # pycocotools prints
+
+
+def test_masks_for_the_overlay_are_never_all_unpacked(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("masklet.masks.PackedMasks.__array__", lambda *_: pytest.fail("all masks were unpacked"))
+    monkeypatch.setattr("masklet.segmenter.everything", lambda *_: pytest.fail("masks were not packed"))
+    assert run(photos / "a.png", "--out", tmp_path / "a.png", "--masks", tmp_path / "masks").exit_code == 0
 
 
 def test_a_large_picture_is_looked_at_in_tiles(run, sam, photos, tmp_path):
@@ -174,8 +242,8 @@ def test_places_that_cannot_be_written_are_refused(refusal_of, photos, tmp_path)
     blocked = tmp_path / "file"
     blocked.write_text("mine")
     photo = photos / "a.png"
-    assert refusal_of(photo, "--json", blocked / "r.json").startswith(f"cannot write into {blocked}: ")
-    assert refusal_of(photo, "--masks", blocked).startswith(f"cannot write into {blocked}: ")
+    assert refusal_of(photo, "--json", blocked / "r.json").startswith(f"cannot write {blocked / 'r.json'}: ")
+    assert refusal_of(photo, "--masks", blocked).startswith(f"cannot write {blocked / '000.png'}: ")
     assert refusal_of(photo, "--out", photos / "b.xyz").startswith("--out ")
     (tmp_path / "folder.json").mkdir()
     assert refusal_of(photo, "--json", tmp_path / "folder.json").endswith("folder.json: Is a directory")
@@ -187,12 +255,35 @@ def test_places_that_cannot_be_written_are_refused(refusal_of, photos, tmp_path)
 
 
 def test_a_read_only_folder_is_refused(refusal_of, photos, tmp_path, monkeypatch):
-    def refuse(**_):
+    def refuse(self):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("masklet.cli.everything.tempfile.TemporaryFile", refuse)
-    message = refusal_of(photos, "--out", tmp_path / "looks")
-    assert message == f"cannot write into {tmp_path / 'looks'}: Permission denied"
+    monkeypatch.setattr("pathlib.Path.touch", refuse)  # tests may run as root, who may write anywhere
+    looks, film = tmp_path / "looks", tmp_path / "film.mp4"
+    assert refusal_of(photos, "--out", looks) == f"cannot write {looks / 'a.png'}: Permission denied"
+    assert refusal_of(film, "--out", looks / "a.mp4") == f"cannot write {looks / 'a.mp4'}: Permission denied"
+    assert refusal_of(film, "--masks", looks) == f"cannot write {looks / '00000.png'}: Permission denied"
+
+
+def test_nothing_is_written_over_what_is_read_or_over_something_else_that_is_written(refusal_of, photos, tmp_path):
+    photo, other = photos / "b é.jpg", tmp_path / "other.png"
+    before = photo.read_bytes()
+    lost = "expected another name, or that would be lost"
+    around = photos / ".." / "photos" / "b é.jpg"
+    assert refusal_of(photo, "--out", around) == f"--out {around} is what is read: {lost}"
+    assert refusal_of(photo, "--json", photo) == f"--json {photo} is what is read: {lost}"
+    assert refusal_of(photo, "--out", other, "--json", other) == f"--json {other} is written by --out, too: {lost}"
+    assert refusal_of(tmp_path / "a.mp4", "--out", tmp_path / "a.mp4").endswith(f"is what is read: {lost}")
+    assert refusal_of(photos, "--every", 2, "--masks", photos) == (
+        f"--masks {photos} is the film itself: expected another folder, or it would be lost"
+    )
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/7.png").write_bytes(before)
+    assert refusal_of(tmp_path / "7/7.png", "--masks", tmp_path) == (
+        f"--masks would replace {tmp_path / '7'}, where the photo is: expected another folder"
+    )
+    assert photo.read_bytes() == before
+    assert files_in(tmp_path / "7") == ["7.png"]
 
 
 def test_a_folder_of_somebody_elses_files_is_not_replaced(refusal_of, photos, tmp_path):
@@ -219,6 +310,37 @@ def test_lines_are_asked_for_where_there_are_lines(refusal_of, photos, tmp_path)
     assert refusal_of(photos, "--tile", 64, "--json", lines) == expected
     assert refusal_of(photos / "a.png", "--tile", 64, "--json", lines, "--out", tmp_path / "a.png") == expected
     assert not lines.exists()
+
+
+def test_options_that_need_others_say_which(refusal_of, photos):
+    assert refusal_of(photos / "a.png", "--overlap", 8) == (
+        "--overlap is about squares of a large picture: give --tile, too"
+    )
+    assert refusal_of(photos / "a.png", "--same-iou", 0.5) == "--same-iou is for films: give --every, too"
+
+
+def test_every_option_reaches_what_it_is_for(sam, tiny_folder, photos, monkeypatch):
+    seen = []
+    monkeypatch.setattr("masklet.segmenter.Segmenter.everything", lambda self, *_, **how: seen.append(how) or [])
+    monkeypatch.setattr("masklet.video.session.Session.everything", lambda self, **how: seen.append(how) or iter(()))
+    look = {"points_per_side": 3, "crops": 1, "crop_overlap": 0.5, "crop_points_divisor": 2, "crop_nms": 0.6}
+    look |= {"min_area": 7, "iou_threshold": 0.1, "stability_threshold": 0.2, "stability_offset": 0.9, "box_nms": 0.8}
+    of_films = {"every": 2, "same_iou": 0.4, "min_object": 5, "patience": 6}
+    for options, photo in ((look, photos / "a.png"), (of_films | look, photos)):
+        texts = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        if photo == photos:
+            (photos / "broken.jpg").unlink()
+        result = CliRunner().invoke(cli.app, ["everything", str(photo), "--model", str(tiny_folder), *texts])
+        assert result.exit_code == 0, result.output
+    assert seen[0] == look | {"resolution": None, "output": "rle"}
+    assert seen[1] == of_films | look
+
+
+def test_what_may_be_a_film_or_is_too_large_has_a_way_out(run, photos, monkeypatch):
+    (photos / "dog.y4m").write_bytes(b"no picture")
+    assert str(run(photos / "dog.y4m").exception).endswith("WebP … If it is a film, say so: --every 30")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert str(run(photos / "a.png").exception).endswith("Or look at it in squares: --tile 1024 --json FILE.jsonl")
 
 
 def test_bad_options_and_photos_are_refused(refusal_of, photos, tmp_path):

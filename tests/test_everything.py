@@ -2,8 +2,10 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import cc3d
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from PIL import Image
 
 import masklet
 from masklet.errors import ConfigError, PictureError
-from masklet.everything import Options, is_cut, make_crops, make_grid
+from masklet.everything import Candidates, Options, decode, draw, is_cut, make_crops, make_grid
 from masklet.masks import box_nms, decode_rle, mask_ious, upscale_logits
 from masklet.video.frames import open_film
 
@@ -71,12 +73,24 @@ def straightforward(sam, picture, *, side, iou, stability, nms=0.7, crops=0, min
     if min_area:
         cleaned = []
         for score, _, mask, _ in everywhere:
-            new = masklet.Masks(mask[None], np.zeros((1, 1, 1), np.float32), np.ones(1), np.ones(1, int)).clean(
-                fill_holes=min_area, remove_islands=min_area
-            )
-            cleaned.append((score, np.array_equal(new.masks[0], mask), new.masks[0], box_of(new.masks[0])))
+            new = without_small_regions(mask, min_area)
+            cleaned.append((score, np.array_equal(new, mask), new, box_of(new)))
         everywhere = distinct(sorted(cleaned, key=lambda f: not f[1]), max(nms, 0.7))
     return np.array([mask for _, _, mask, _ in everywhere]).reshape(-1, height, width)
+
+
+def without_small_regions(mask, min_area):
+    """As SAM's generator: regions of 8 neighbours, first holes, then islands."""
+    for is_hole in (True, False):
+        regions = cc3d.connected_components((mask ^ is_hole).astype(np.uint8), connectivity=8)
+        areas = np.bincount(regions.ravel())
+        small = [i for i in range(1, len(areas)) if areas[i] < min_area]
+        if is_hole:
+            mask = mask | np.isin(regions, small)
+        else:
+            kept = [i for i in range(1, len(areas)) if i not in small] or [1 + np.argmax(areas[1:])]
+            mask = np.isin(regions, kept)
+    return mask
 
 
 def box_of(mask):
@@ -191,6 +205,32 @@ def test_the_picture_is_kept_for_the_overlay(sam, picture):
 # Parts
 
 
+def test_logits_are_fed_back_as_they_were_trained_on_within_their_limits(sam, photo, monkeypatch):
+    """With logits far beyond the limit, the network is given the limit, and decides so."""
+    given, real = [], sam.model.decode
+
+    def loud(embeddings, *, masks=None, **how):
+        given.append(masks)
+        decoded = real(embeddings, masks=masks, **how)
+        return decoded if masks is not None else replace(decoded, logits=decoded.logits * 1e4)
+
+    monkeypatch.setattr(type(sam.model), "decode", lambda self, *a, **kw: loud(*a, **kw))
+    with torch.inference_mode():
+        decode(sam.model, photo.embeddings, make_grid(2) * 64, Options(refine=True, **ANY))
+    assert given[0] is None
+    assert [(masks.min().item(), masks.max().item()) for masks in given[1:]] == 3 * [(-32, 32)]
+
+
+def test_holes_are_those_of_the_reference_which_leak_through_corners():
+    logits = torch.full((9, 9), -1.0)
+    logits[1:5, 1:5] = 1
+    logits[2, 2] = logits[3, 3] = logits[4, 4] = -1  # a way out
+    found = Candidates(logits[None], np.ones(1), np.array([[1, 1, 5, 5]]), np.zeros(1, int))
+    ((mask, is_as_found),) = draw(found, make_crops((9, 9), Options()), (9, 9), Options(min_area=4))
+    np.testing.assert_array_equal(mask, without_small_regions((logits > 0).numpy(), 4))
+    assert is_as_found
+
+
 def test_a_click_is_in_the_middle_of_its_cell():
     assert make_grid(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
     assert make_grid(1).tolist() == [[0.5, 0.5]]
@@ -254,6 +294,7 @@ def test_only_likely_candidates_are_drawn_and_drawn_alike(sam, photo):
         ({"iou_threshold": 1.5}, "iou_threshold is 1.5: expected a number, 0 to 1"),
         ({"stability_threshold": float("nan")}, "stability_threshold is nan: expected a number, 0 to 1"),
         ({"stability_offset": -1}, "stability_offset is -1: expected a number, 0 or more"),
+        ({"refine": "false"}, "refine is 'false': expected True or False"),
         ({"box_nms": None}, "box_nms is None: expected a number, 0 or more"),
         ({"output": "png"}, "output is 'png': expected 'masks' or 'rle'"),
         (
@@ -269,6 +310,10 @@ def test_an_option_that_makes_no_sense_is_refused(sam, picture, options, message
     assert str(caught.value) == message
 
 
-def test_an_unknown_option_is_refused(sam, picture):
-    with pytest.raises(TypeError, match="points"):
+def test_an_unknown_option_is_refused_with_the_known_ones(sam, picture):
+    with pytest.raises(ConfigError) as caught:
         sam.everything(picture, points=3)
+    assert str(caught.value) == (
+        "there is no option points: expected resolution, output, tile, overlap, points_per_side, crops, crop_overlap, "
+        "crop_points_divisor, iou_threshold, stability_threshold, stability_offset, box_nms, crop_nms, min_area, refine"
+    )

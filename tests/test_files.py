@@ -31,6 +31,15 @@ def test_the_unfinished_file_lies_beside_and_keeps_the_suffix(tmp_path):
         unfinished.touch()
 
 
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / ("图" * 83 + ".png")  # 253 bytes of 255
+    path.write_bytes(b"old")
+    with replacing_all(path, tmp_path / "other") as files:
+        for file in files:
+            file.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), ValueError("no such format")])
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
     path = tmp_path / "model.bin"

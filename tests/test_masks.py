@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image, ImageFilter
 
 from masklet.masks import (
     PackedMasks,
@@ -16,6 +17,7 @@ from masklet.masks import (
     encode_patch,
     encode_rle,
     join_rle,
+    label_pieces,
     mask_areas,
     mask_boxes,
     mask_ious,
@@ -198,6 +200,71 @@ def test_cleaning_again_changes_nothing_and_never_empties_a_mask(masks, fill_hol
     np.testing.assert_array_equal(cleaned.any((1, 2)), masks.any((1, 2)))
     assert not (clean_masks(masks, remove_islands=remove_islands) & ~masks).any(), "islands only shrink a mask"
     assert not (masks & ~clean_masks(masks, fill_holes=fill_holes)).any(), "holes only grow it"
+
+
+def cleaned_whole(mask, smooth_px, fill_holes, remove_islands, keep_largest):
+    """By the rules as they are told, on all of the picture."""
+    if smooth_px:
+        blurred = np.asarray(Image.fromarray(mask.astype("u1") * 255).filter(ImageFilter.GaussianBlur(smooth_px)))
+        mask = blurred > 127 if (blurred > 127).any() else mask
+    for hole in pieces_of(~mask, 4) if mask.any() else []:
+        if len(hole) < fill_holes:
+            mask[tuple(zip(*hole, strict=True))] = True
+    islands = sorted(pieces_of(mask, 8), key=lambda piece: (-len(piece), min(piece)))
+    for island in islands[1:]:
+        if keep_largest or len(island) < min(remove_islands, len(islands[0])):
+            mask[tuple(zip(*island, strict=True))] = False
+    return mask
+
+
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30), st.integers(1, 30)),
+    st.tuples(st.floats(-0.3, 1), st.floats(-0.3, 1)),
+    st.sampled_from([0, 0.5, 1, 2.7]),
+    st.integers(0, 400),
+    st.integers(0, 30),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=300, deadline=None)
+def test_cleaning_in_a_masks_box_is_that_of_the_whole_picture(
+    sides, place, smooth_px, fill_holes, remove_islands, keep_largest, seed
+):
+    """Masks small and large, of every border: what is around counts as far as the picture goes."""
+    height, width, tall, wide = sides
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), bool)
+    y, x = (max(0, round(share * side)) for share, side in zip(place, (height, width), strict=True))
+    part = mask[y : y + tall, x : x + wide]
+    part[:] = rng.random(part.shape) < rng.choice([0.1, 0.5, 0.9])
+    how = {
+        "smooth_px": smooth_px,
+        "fill_holes": fill_holes,
+        "remove_islands": remove_islands,
+        "keep_largest": keep_largest,
+    }
+    expected = cleaned_whole(mask.copy(), **how)
+    np.testing.assert_array_equal(clean_masks(mask[None], **how)[0], expected)
+    packed = clean_masks(PackedMasks(encode_rle(mask[None]), mask.shape), **how)
+    assert packed.runs == encode_rle(expected[None])
+
+
+def test_small_masks_of_a_large_picture_are_cleaned_in_their_boxes(monkeypatch):
+    mask = np.zeros((1, 2000, 3000), bool)
+    mask[0, 900:920, 100:140] = True
+    mask[0, 910, 120] = False
+    sizes, label = [], label_pieces
+    monkeypatch.setattr(
+        "masklet.masks.label_pieces", lambda m, connectivity: sizes.append(m.size) or label(m, connectivity)
+    )
+    assert clean_masks(mask, fill_holes=5, remove_islands=5).sum() == 800
+    assert max(sizes) == 22 * 42
+
+
+def test_holes_may_leak_through_corners():
+    mask = drawn("####.", "#.##.", "##.#.", "###..", ".....")
+    np.testing.assert_array_equal(clean_masks(mask[None], fill_holes=3, hole_connectivity=8)[0], mask)
+    assert clean_masks(mask[None], fill_holes=3)[0, :3, :3].all()
 
 
 @given(bool_masks())

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageFilter
 from pycocotools.coco import COCO
 
 from masklet.errors import PictureError
+from masklet.exports import coco_data
 from masklet.masks import decode_rle
 from masklet.painting import PALETTE, colour_of, grow
 from masklet.results import Masks
@@ -689,6 +690,39 @@ def test_a_black_and_white_image_is_one_mask(three, tmp_path, mode):
     assert masks.objects.tolist() == [0]
 
 
+@pytest.mark.parametrize("name", ["soft.png", "soft.jpg", "hard.jpg"])
+def test_a_mask_of_soft_edges_needs_a_threshold(tmp_path, name):
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 10:50] = True
+    image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    if "soft" in name:
+        image = image.filter(ImageFilter.GaussianBlur(2))
+    image.save(tmp_path / name)
+    with pytest.raises(PictureError, match="shades of grey, .* If it is one mask, pass threshold=128; if they are num"):
+        Masks.from_png(tmp_path / name)
+    masks = Masks.from_png(tmp_path / name, threshold=128)
+    assert masks.objects.tolist() == [0]
+    assert (masks.masks[0] != mask).sum() <= 12  # corners
+
+
+def test_a_threshold_takes_any_kind_of_mask(three, tmp_path):
+    three[0].save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(Masks.from_png(tmp_path / "mask.png", threshold=128).masks, three[0].masks)
+    Image.new("L", (8, 6)).save(tmp_path / "black.png")
+    assert not Masks.from_png(tmp_path / "black.png", threshold=128).masks.any()
+
+
+def test_grey_values_that_number_masks_are_numbers(tmp_path):
+    numbers = np.repeat(np.arange(256, dtype=np.uint8)[None], 4, axis=0)
+    for name, values in (
+        ("all", numbers),
+        ("few", numbers[:, ::32]),
+        ("void", np.pad(numbers[:, :21], 1, constant_values=255)),
+    ):
+        Image.fromarray(np.ascontiguousarray(values)).save(tmp_path / f"{name}.png")
+        assert len(Masks.from_png(tmp_path / f"{name}.png")) == len(np.unique(values[values > 0]))
+
+
 def test_what_are_no_masks_is_refused(tmp_path):
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "photo.png")
     with pytest.raises(
@@ -727,6 +761,26 @@ def test_every_form_of_segmentation_in_coco_is_read():
     assert not masks.masks[-1].any()
     assert masks.objects.tolist() == list(range(6))
     assert masks.scores.tolist() == [1] * 6
+
+
+def test_a_data_set_of_one_picture_is_read_and_scores_that_are_null(three):
+    data = coco_data(three.to_coco(image_id=7), "a.png", three.size_hw, image_id=7)
+    same(three, Masks.from_coco(json.loads(json.dumps(data))), "masks", "scores", "objects")
+    data["annotations"][0] |= {"score": None, "object_id": None}
+    returned = Masks.from_coco(data)
+    assert (returned.scores[0], returned.objects[0]) == (1, 0)
+    assert Masks.from_coco(data | {"annotations": []}).size_hw == three.size_hw == (6, 8)
+
+
+def test_annotations_of_several_pictures_are_refused(three):
+    choose = r"expected one. Choose its annotations: \[a for a in annotations if a\['image_id'\] == …\]"
+    with pytest.raises(ValueError, match=f"the annotations are of 2 pictures: {choose}"):
+        Masks.from_coco(three.to_coco() + three.to_coco(image_id=2))
+    data = coco_data(three.to_coco(), "a.png", three.size_hw)
+    with pytest.raises(ValueError, match=f"the COCO data set has 2 pictures: {choose}"):
+        Masks.from_coco(data | {"images": 2 * data["images"]})
+    with pytest.raises(ValueError, match=r"a dict of \['images'\] is no COCO data set"):
+        Masks.from_coco({"images": []})
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -797,3 +851,24 @@ def test_pandas_gets_a_row_for_each_mask(three, monkeypatch):
     assert list(frame) == ["object_id", "score", "area", "x0", "y0", "x1", "y1", "segmentation"]
     assert [frame[name][1] for name in ("object_id", "area", "x0", "y0", "x1", "y1")] == [7, 12, 1, 1, 4, 5]
     assert frame["segmentation"] == three.to_rle()
+
+
+def test_the_detections_of_supervision_are_the_masks(three):
+    supervision = pytest.importorskip("supervision")
+    detections = three.to_supervision(class_id=4)
+    assert isinstance(detections, supervision.Detections)
+    np.testing.assert_array_equal(detections.mask, three.masks)
+    np.testing.assert_array_equal(detections.area, three.areas)
+    np.testing.assert_array_equal(detections[detections.tracker_id == 2].xyxy, three[2:].boxes)
+    assert len(Masks.from_coco(three.to_coco(), packed=True).to_supervision()) == 3
+    assert len(three[[]].to_supervision()) == 0
+
+
+def test_the_table_of_pandas_has_the_masks(three, nothing):
+    pandas = pytest.importorskip("pandas")
+    frame = three.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame["area"].tolist() == three.areas.tolist()
+    np.testing.assert_array_equal(frame[["x0", "y0", "x1", "y1"]], three.boxes)
+    assert frame.sort_values("score").iloc[-1]["segmentation"] == three.to_rle()[1]
+    assert len(nothing.to_pandas()) == 0

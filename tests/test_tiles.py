@@ -94,6 +94,22 @@ def test_one_mask_of_a_tile_joins_one_of_the_next(sam, monkeypatch):
     assert (whole["area"], part["area"]) == (40 * 20, 35 * 20)
 
 
+def test_the_score_of_what_was_joined_is_the_mean_over_its_pixels(sam, monkeypatch):
+    """Of tiles 24 pixels apart, the left sees 22 columns of the object and the right one 18."""
+    scores = iter([0.5, 0.9])
+
+    def find(model, processor, pixels, options):
+        return Masks.of_runs(
+            encode_rle(pixels[None, ..., 0] > 0), (20, 32), np.array([next(scores)], "f4"), np.zeros(1, int)
+        )
+
+    monkeypatch.setattr(tiles, "everything_packed", find)
+    picture = shapes((20, 56), (10, 5, 42, 15))
+    (one,) = sam.everything(picture, tile=32, overlap=8)
+    assert one["area"] == 320
+    assert one["score"] == pytest.approx((22 * 0.5 + 18 * 0.9) / 40)
+
+
 def test_what_is_held_does_not_grow_with_the_picture(sam, every_value_is_an_object, monkeypatch):
     objects, keep, window = weakref.WeakSet(), tiles.Object.__init__, tiles.Windows.__getitem__
 
@@ -133,7 +149,7 @@ def test_every_tile_is_looked_at_as_a_picture_of_its_own(sam, picture):
 def test_masks_of_a_tile_are_cleaned(sam, picture):
     options = {"points_per_side": 6, "min_area": 30, **ANY}
     masks = decode_rle([one["segmentation"] for one in sam.everything(picture, tile=80, **options)])
-    np.testing.assert_array_equal(clean_masks(masks, fill_holes=30, remove_islands=30), masks)
+    np.testing.assert_array_equal(clean_masks(masks, fill_holes=30, remove_islands=30, hole_connectivity=8), masks)
 
 
 def test_nothing_may_be_found(sam, every_value_is_an_object):
@@ -157,6 +173,9 @@ def test_tiles_cover_the_picture_evenly(size_hw):
     ("options", "message"),
     [
         ({"tile": 8}, "tile is 8: expected 16 pixels or more, or None to look at the whole picture at once"),
+        ({"tile": "64"}, "tile is '64': expected 16 pixels or more, or None to look at the whole picture at once"),
+        ({"tile": 64.5}, "tile is 64.5: expected 16 pixels or more, or None to look at the whole picture at once"),
+        ({"tile": 32, "overlap": 8.5}, "overlap is 8.5: expected 1 to 16 pixels, half of tile=32"),
         ({"tile": 32, "overlap": 17}, "overlap is 17: expected 1 to 16 pixels, half of tile=32"),
         ({"tile": 32, "overlap": 0}, "overlap is 0: expected 1 to 16 pixels, half of tile=32"),
         ({"overlap": 4}, "overlap is 4, and there are no tiles: expected tile=…, too"),

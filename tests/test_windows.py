@@ -62,6 +62,71 @@ def test_tiles_of_jpeg_are_the_colours_that_pillow_reads(write, photometric):
     assert np.abs(window.astype(int) - expected[PLACE]).max() <= 8
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_ycbcr_that_is_no_jpeg_has_the_colours_that_pillow_reads(tmp_path, compression):
+    pytest.importorskip("tifffile")
+    pixels = np.full((20, 30, 3), (200, 30, 60), np.uint8)
+    path = tmp_path / "a.tif"
+    Image.fromarray(pixels).convert("YCbCr").save(path, compression=compression)
+    with Image.open(path) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    assert np.abs(expected.astype(int) - pixels).max() < 4
+    np.testing.assert_array_equal(open_windows(path)[:, :], expected)
+
+
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("alpha", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_transparent_pixels_lie_on_white_whatever_the_alpha(write, rgb, colours, alpha, planes):
+    straight = np.dstack([rgb[..., :colours], np.tile(np.arange(80, dtype=np.uint8) * 3, (60, 1))])
+    pixels = straight.copy()
+    if alpha == "assocalpha":
+        pixels[..., :-1] = pixels[..., :-1].astype(int) * pixels[..., -1:] // 255
+    laid = pixels if planes == "contig" else pixels.transpose(2, 0, 1).copy()
+    path = write(laid, photometric="rgb" if colours == 3 else "minisblack", extrasamples=[alpha], planarconfig=planes)
+    shown = open_windows(path)[:, :].astype(int)
+    if planes == "contig" and (colours, alpha) != (1, "assocalpha"):  # Pillow has no way from there
+        assert np.abs(shown - read_picture(path)).max() <= 1
+    opacity = straight[..., -1:] / 255
+    assert np.abs(shown - straight[..., :-1] * opacity - 255 * (1 - opacity)).max() <= 2
+
+
+def test_a_tiff_is_known_by_its_beginning(write, rgb):
+    path = write(rgb, photometric="rgb", tile=(16, 16), compression="zlib")
+    path = path.rename(path.with_suffix(".png"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "read_picture", lambda *_, **__: pytest.fail("the whole picture was read"))
+        np.testing.assert_array_equal(open_windows(path)[PLACE], rgb[PLACE])
+    Image.fromarray(rgb).save(path.with_suffix(".tif"), format="PNG")
+    np.testing.assert_array_equal(open_windows(path.with_suffix(".tif"))[PLACE], rgb[PLACE])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
+def test_who_asks_for_windows_may_open_pictures_beyond_the_limit_of_pillow(rgb, tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"large{suffix}"
+    Image.fromarray(rgb).save(path)
+    expected = read_picture(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    np.testing.assert_array_equal(open_windows(path)[:, :], expected)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(open_windows(file)[:, :], expected)
+        assert not file.closed
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with pytest.raises(PictureError, match="more pixels than Pillow's limit"):
+        read_picture(path)
+    path.write_bytes(b"no picture at all")
+    with pytest.raises(PictureError, match="is not a picture that Pillow can read"):
+        open_windows(path)
+
+
+def test_a_large_tiff_names_what_reads_it_in_parts(write, rgb, monkeypatch):
+    path = write(rgb, photometric="rgb")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(PictureError, match=r"tifffile is not installed, .* in parts: pip install masklet\[tiff\]"):
+        open_windows(path)
+
+
 def test_channels_may_come_first_and_infrared_last(write, rgb):
     planes = write(rgb.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
     np.testing.assert_array_equal(open_windows(planes)[PLACE], rgb[PLACE])
@@ -133,6 +198,9 @@ def test_what_is_no_picture_is_refused_at_once(write, rgb, tmp_path):
     with pytest.raises(PictureError, match="there is no picture at .*none.tif"):
         open_windows(tmp_path / "none.tif")
     stack.write_bytes(b"no picture")
+    with pytest.raises(PictureError, match="is not a picture that Pillow can read"):
+        open_windows(stack)
+    stack.write_bytes(b"II*\0 and no more")
     with pytest.raises(PictureError, match="is damaged, or of a kind"):
         open_windows(stack)
     with pytest.raises(PictureError, match="is not a picture"):

@@ -6,9 +6,10 @@ Source: SAM (arXiv 2304.02643), section 5 and appendix B, "automatic mask genera
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,8 +67,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, least in (("points_per_side", 1), ("crops", 0), ("crop_points_divisor", 1), ("min_area", 0)):
-            if not isinstance(value := getattr(self, name), int | np.integer) or value < least:
-                raise ConfigError(f"{name} is {value!r}: expected a whole number, {least} or more")
+            check_whole(name, getattr(self, name), least)
         for name, most in (
             ("crop_overlap", 1),
             ("iou_threshold", 1),
@@ -76,8 +76,9 @@ class Options:
             ("box_nms", math.inf),
             ("crop_nms", math.inf),
         ):
-            if not isinstance(value := getattr(self, name), int | float | np.number) or not 0 <= value <= most:
-                raise ConfigError(f"{name} is {value!r}: expected a number, 0 {'or more' if most > 1 else 'to 1'}")
+            check_number(name, getattr(self, name), most)
+        if not isinstance(self.refine, bool | np.bool_):  # text that says false would be true
+            raise ConfigError(f"refine is {self.refine!r}: expected True or False")
         if not self.points_in(self.crops):
             raise ConfigError(
                 f"points_per_side {self.points_per_side} leaves no click for a crop of layer {self.crops}, which has "
@@ -87,6 +88,30 @@ class Options:
     def points_in(self, layer: int) -> int:
         """Clicks along each side of a crop."""
         return self.points_per_side // self.crop_points_divisor**layer
+
+
+def read_options(given: Mapping[str, Any], *others: str) -> Options:
+    """Options by name; ``others`` are what else the caller takes.
+
+    Raises:
+        ConfigError: There is no such option, or it makes no sense.
+    """
+    known = [field.name for field in fields(Options)]
+    if unknown := [name for name in given if name not in known]:
+        raise ConfigError(f"there is no option {unknown[0]}: expected {', '.join([*others, *known])}")
+    return Options(**given)
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Refuse anything but a whole number that is at least so large."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ConfigError(f"{name} is {value!r}: expected a whole number, {least} or more")
+
+
+def check_number(name: str, value: Any, most: float) -> None:
+    """Refuse anything but a number from 0 to ``most``, which is 1 or infinite."""
+    if not isinstance(value, int | float | np.number) or not 0 <= value <= most:
+        raise ConfigError(f"{name} is {value!r}: expected a number, 0 {'or more' if most > 1 else 'to 1'}")
 
 
 @dataclass(frozen=True)
@@ -348,7 +373,8 @@ def draw(
         if not options.min_area:
             yield mask, True
             continue
-        (cleaned,) = clean_masks(mask[None], fill_holes=options.min_area, remove_islands=options.min_area)
+        least = options.min_area
+        (cleaned,) = clean_masks(mask[None], fill_holes=least, remove_islands=least, hole_connectivity=8)
         yield cleaned, np.array_equal(cleaned, mask)
 
 

@@ -36,6 +36,10 @@ from masklet.prompts import SizeHW
 Affine: TypeAlias = Sequence[float]
 """a, b, c, d, e, f, as rasterio orders them: x' = a x + b y + c, y' = d x + e y + f."""
 
+LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
+"""Formats that do not keep numbers."""
+ONE_PICTURE = "expected one. Choose its annotations: [a for a in annotations if a['image_id'] == …]"
+
 
 # PNG
 
@@ -70,19 +74,44 @@ def index_image(masks: MaskStack, values: np.ndarray, scores: np.ndarray, colour
     return image
 
 
-def read_index_image(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+def read_index_image(path: str | os.PathLike[str], threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The masks of a PNG: a plain one (black and white), or one for each value but 0.
+
+    Args:
+        path: The file.
+        threshold: If given, there is one mask, of all values from this one on.
 
     Returns:
         (masks, height, width) bool in ascending order of value, and (masks,) int, the values; 1 for black and white.
 
     Raises:
-        PictureError: Not a picture, or one in colours.
+        PictureError: Not a picture, or one in colours; without a threshold one whose values number no masks.
     """
     pixels = read_index_map(path)
-    values = np.unique(pixels)
-    values = values[values > 0]
+    if threshold is not None:
+        # What ``read_index_map`` took for black and white is 0 and 1 by now.
+        inside = pixels >= threshold if pixels.max() > 1 else pixels > 0
+        return inside[None], np.ones(1, int)
+    values, counts = np.unique(pixels, return_counts=True)
+    values, counts = values[values > 0], counts[values > 0]
+    with explained(str(path)), Image.open(path) as image:
+        is_soft_or_lossy = image.mode != "P" and (image.format in LOSSY or is_soft(values, counts))
+    if is_soft_or_lossy:
+        raise PictureError(
+            f"{path} has {len(values)} shades of grey, as a mask has whose edges are soft, or a photo: expected values "
+            "that number masks. If it is one mask, pass threshold=128; if they are numbers, save it with a palette"
+        )
     return pixels == values[:, None, None], values.astype(int)
+
+
+def is_soft(values: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether grey values, and how often each occurs, are of one mask with soft edges, and not numbers of masks.
+
+    Numbers follow each other from 1, but for 255 (void), or are few; soft edges have many shades, and a mask with them
+    is mostly white.
+    """
+    are_in_turn = np.array_equal(values[:-1], np.arange(1, len(values)))
+    return not are_in_turn and len(values) > 8 and values[-1] == 255 and counts.argmax() == len(values) - 1
 
 
 def read_index_map(path: str | os.PathLike[str]) -> np.ndarray:
@@ -136,6 +165,40 @@ def coco_instance(
         "score": score,
         "object_id": object_id,
     }
+
+
+def coco_data(
+    instances: Sequence[Mapping[str, Any]], file_name: str, size_hw: SizeHW, *, image_id: int = 1
+) -> dict[str, Any]:
+    """One picture and its ``coco_instance``s as a whole COCO data set, which ``pycocotools.coco.COCO`` opens."""
+    height, width = size_hw
+    return {
+        "images": [{"id": image_id, "file_name": file_name, "width": width, "height": height}],
+        "annotations": list(instances),
+        "categories": [{"id": 1, "name": "object"}],
+    }
+
+
+def annotations_of(
+    data: Mapping[str, Any] | Sequence[Mapping[str, Any]], size_hw: SizeHW | None
+) -> tuple[Sequence[Mapping[str, Any]], SizeHW | None]:
+    """The annotations of one picture, of a COCO data set or as they are, and (height, width) if it is known.
+
+    Raises:
+        ValueError: They are of several pictures, or this is no data set.
+    """
+    annotations: Any = data
+    if isinstance(data, Mapping):
+        annotations, images = data.get("annotations"), data.get("images", ())
+        if not isinstance(annotations, Sequence):
+            raise ValueError(f'a dict of {list(data)[:5]} is no COCO data set: expected "annotations" in it')
+        if len(images) > 1:
+            raise ValueError(f"the COCO data set has {len(images)} pictures: {ONE_PICTURE}")
+        if size_hw is None and images and {"height", "width"} <= images[0].keys():
+            size_hw = (images[0]["height"], images[0]["width"])
+    if len(ids := {one.get("image_id") for one in annotations}) > 1:
+        raise ValueError(f"the annotations are of {len(ids)} pictures: {ONE_PICTURE}")
+    return annotations, size_hw
 
 
 def read_annotations(

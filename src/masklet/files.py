@@ -90,5 +90,15 @@ def _put_in_place(files: list[Path], places: list[Path]) -> None:
             spare.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: Path | str, as_error: type[Exception], *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of the file system, or of these kinds, as errors of the class ``as_error`` that name the file."""
+    try:
+        yield
+    except (OSError, *kinds) as error:
+        raise as_error(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
 def _beside(path: Path, kind: str) -> Path:
-    return path.with_name(f".{kind}-{secrets.token_hex(4)}-{path.name}")
+    # Without the file's own name, which may be as long as names may be; writers go by the suffix.
+    return path.with_name(f".{kind}-{secrets.token_hex(4)}{path.suffix}")

@@ -4,10 +4,11 @@ Masks are numpy, (masks, height, width) bool, or, very many of a large picture, 
 stay on their device.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import cc3d
 import numpy as np
@@ -71,6 +72,7 @@ class PackedMasks:
 
 MaskStack: TypeAlias = np.ndarray | PackedMasks
 """(masks, height, width) bool."""
+Stack = TypeVar("Stack", np.ndarray, PackedMasks)
 
 
 class Patch(NamedTuple):
@@ -145,17 +147,18 @@ def stability_scores(logits: Tensor, *, threshold: float = 0.0, offset: float = 
 
 
 def clean_masks(
-    masks: np.ndarray,
+    masks: Stack,
     *,
     smooth_px: float = 0,
     fill_holes: int = 0,
     remove_islands: int = 0,
     keep_largest: bool = False,
-) -> np.ndarray:
+    hole_connectivity: Literal[4, 8] = 4,
+) -> Stack:
     """Smooth outlines, fill small holes, then remove small islands or all but the largest. No mask becomes empty.
 
-    A hole is a piece of background, connected through pixel edges (4 neighbours), also where the border of the
-    picture closes it; an island is a piece of the mask, connected through edges and corners (8 neighbours).
+    A hole is a piece of background, also where the border of the picture closes it; an island is a piece of the mask,
+    connected through edges and corners (8 neighbours).
 
     Args:
         masks: (masks, height, width) bool.
@@ -165,9 +168,12 @@ def clean_masks(
         remove_islands: Islands of fewer pixels than this are removed, but for the largest of each mask (all of the
             largest, where several are equal).
         keep_largest: Of each mask only the largest island stays, the first of equals, by rows.
+        hole_connectivity: 4 for holes connected through edges, so that what holds a mask together, a corner, also
+            closes a hole. 8 for corners, too, as SAM's generator counts: through a corner a hole leaks out.
 
     Returns:
-        A new (masks, height, width) bool. Cleaning it again changes nothing, unless it is smoothed again.
+        A new (masks, height, width) bool, packed if ``masks`` are. Cleaning it again changes nothing, unless it is
+        smoothed again.
 
     Raises:
         ValueError: These are no masks, or ``smooth_px`` is negative.
@@ -175,18 +181,51 @@ def clean_masks(
     check_masks(masks)
     if not smooth_px >= 0:
         raise ValueError(f"smooth_px must be >= 0 pixels, got {smooth_px:g}")
-    cleaned = masks.copy()
-    # One at a time: a mask's labels stay in the cache, where those of a batch take 8 bytes for each of its pixels.
-    for mask in cleaned:
+    size_hw = (masks.shape[1], masks.shape[2])
+    # Blurring is three passes of a box, which each reach this far. One pixel more, so that what is around a mask is
+    # one piece.
+    margin_px = 1 + (3 * (math.ceil(smooth_px) + 1) if smooth_px else 0)
+
+    def clean(patch: Patch) -> Patch:
+        """In the mask's box alone, and what is around it as far as it matters."""
+        if not patch.inside.size:
+            return patch
+        wide = widened(patch, margin_px, size_hw, least_beyond=fill_holes)
+        mask = wide.inside
         if smooth_px > 0 and (smoothed := smooth(mask, smooth_px)).any():
-            mask[:] = smoothed
-        if fill_holes > 0 and mask.any():
-            mask |= small_pieces(~mask, fill_holes, connectivity=4)
+            mask = smoothed
+        if fill_holes > 0:
+            mask = mask | small_holes(wide._replace(inside=mask), fill_holes, size_hw, hole_connectivity)
         if remove_islands > 0:
-            mask &= ~small_pieces(mask, remove_islands, connectivity=8, keep_largest=True)
-        if keep_largest:
-            mask &= largest_piece(mask)
+            mask = mask & ~small_islands(mask, remove_islands)
+        return wide._replace(inside=largest_piece(mask) if keep_largest else mask)
+
+    if isinstance(masks, PackedMasks):
+        return PackedMasks([encode_patch(clean(patch), size_hw) for patch in patches(masks)], size_hw)
+    cleaned = np.zeros(masks.shape, bool)
+    for mask, patch in zip(cleaned, map(clean, patches(masks)), strict=True):
+        mask[patch.place] = patch.inside
     return cleaned
+
+
+def widened(patch: Patch, by_px: int, size_hw: tuple[int, int], *, least_beyond: int = 0) -> Patch:
+    """A patch of a picture of this size with so many pixels more on each side.
+
+    A side ends at the picture's border if less than ``least_beyond`` pixels would be left beyond it.
+    """
+
+    def reach(side: slice, length: int, across: int) -> slice:
+        least_px = max(1, math.ceil(least_beyond / across))
+        start, stop = side.start - by_px, side.stop + by_px
+        return slice(start if start >= least_px else 0, stop if length - stop >= least_px else length)
+
+    height, width = size_hw
+    rows = reach(patch.place[0], height, width)
+    columns = reach(patch.place[1], width, rows.stop - rows.start)
+    margins = [
+        (old.start - new.start, new.stop - old.stop) for old, new in zip(patch.place, (rows, columns), strict=True)
+    ]
+    return Patch((rows, columns), np.pad(patch.inside, margins))
 
 
 def smooth(mask: np.ndarray, radius_px: float) -> np.ndarray:
@@ -203,16 +242,37 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
     return mask & (pieces == areas.argmax())
 
 
-def small_pieces(
-    mask: np.ndarray, min_area: int, connectivity: Literal[4, 8], keep_largest: bool = False
-) -> np.ndarray:
-    """(height, width) bool: the pieces of ``mask`` with fewer pixels than ``min_area``, but for the largest if kept."""
-    pieces = label_pieces(mask, connectivity)
+def small_islands(mask: np.ndarray, min_area: int) -> np.ndarray:
+    """(height, width) bool: pieces of fewer pixels than ``min_area`` (8 neighbours), but none of the largest."""
+    pieces = label_pieces(mask, connectivity=8)
     areas = piece_areas(pieces)
-    is_small = areas < min_area
+    is_small = areas < min(min_area, areas[1:].max(initial=0))
     is_small[0] = False  # what is not of the mask
-    if keep_largest and len(areas) > 1:
-        is_small &= areas < areas[1:].max()
+    return is_small[pieces]
+
+
+def small_holes(patch: Patch, min_area: int, size_hw: tuple[int, int], connectivity: Literal[4, 8]) -> np.ndarray:
+    """(rows, columns) bool: pieces around a mask of fewer pixels than ``min_area``, in all of the picture.
+
+    Args:
+        patch: With a pixel around the mask, unless the picture ends there.
+        min_area: Also of what lies beyond the patch on any side, if that is not empty.
+        size_hw: Of the picture.
+        connectivity: Of the pieces.
+    """
+    rows, columns = patch.place
+    pieces = label_pieces(~patch.inside, connectivity)
+    areas = piece_areas(pieces)
+    # What lies beyond a side goes on in the one piece along that side.
+    height = rows.stop - rows.start
+    for corner, beyond in (
+        (pieces[0, 0], rows.start * size_hw[1] + columns.start * height),
+        (pieces[-1, 0], (size_hw[0] - rows.stop) * size_hw[1]),
+        (pieces[0, -1], (size_hw[1] - columns.stop) * height),
+    ):
+        areas[corner] += beyond
+    is_small = areas < min_area
+    is_small[0] = False  # the mask
     return is_small[pieces]
 
 

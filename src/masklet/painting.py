@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from masklet.masks import MaskStack, Patch, mask_areas, patches
+from masklet.masks import MaskStack, mask_areas, patches, widened
 
 # Told apart on each other's side and on any picture; an object keeps its colour through predictions and frames.
 PALETTE = np.array(
@@ -52,7 +52,7 @@ def paint_masks(
     canvas = np.array(Image.blend(Image.fromarray(picture), Image.fromarray(filled), alpha))
     line_px = max(1, round(max(canvas.shape[:2]) / 600))
     for i, patch in zip(small_last, patches(masks, small_last), strict=True):
-        wide = widened(patch, line_px, picture.shape)
+        wide = widened(patch, line_px, (picture.shape[0], picture.shape[1]))
         draw_contour(canvas[wide.place], wide.inside, colours[i], line_px)
     image = Image.fromarray(canvas)
     if ids:
@@ -66,16 +66,6 @@ def paint_masks(
             x0, y0 = patch.corner_xy
             write_number(pen, font, (x0 + x, y0 + y), int(objects[i]), colours[i])
     return image
-
-
-def widened(patch: Patch, by_px: int, shape: tuple[int, ...]) -> Patch:
-    """A patch with so many pixels more on each side, as far as a picture of this shape has them."""
-    place, margins = [], []
-    for side, length in zip(patch.place, shape, strict=False):
-        start, stop = max(0, side.start - by_px), min(length, side.stop + by_px)
-        place.append(slice(start, stop))
-        margins.append((side.start - start, stop - side.stop))
-    return Patch((place[0], place[1]), np.pad(patch.inside, margins))
 
 
 def draw_contour(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, line_px: int) -> None:

@@ -4,8 +4,8 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO, TypeAlias
+from contextlib import ExitStack, contextmanager
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ _DAMAGE = (
 )
 
 
-def read_picture(source: PictureSource) -> np.ndarray:
+def read_picture(source: PictureSource, *, any_size: bool = False) -> np.ndarray:
     """The pixels of a picture, as a person would see them.
 
     EXIF orientation is applied, transparent pixels lie on white, greyscale becomes three equal channels. 16-bit
@@ -46,6 +46,8 @@ def read_picture(source: PictureSource) -> np.ndarray:
             - a tensor (1, height, width), (3, height, width) or (4, height, width), on any device.
 
             Arrays and tensors hold uint8, uint16, bool, or floats in [0, 1].
+        any_size: Files may unpack to more pixels than Pillow's limit. A file of a few kilobytes can fill the memory:
+            only for files that are trusted.
 
     Returns:
         (height, width, 3) uint8, red first, C-contiguous and writable; never shares memory with ``source``.
@@ -53,10 +55,10 @@ def read_picture(source: PictureSource) -> np.ndarray:
     Raises:
         PictureError: ``source`` is missing, damaged, too large, or not a picture.
     """
-    return to_rgb8(pixels_of(source))
+    return to_rgb8(pixels_of(source, any_size=any_size))
 
 
-def pixels_of(source: PictureSource) -> np.ndarray:
+def pixels_of(source: PictureSource, *, any_size: bool = False) -> np.ndarray:
     """(height, width[, channels]) of whatever type the source has; may share its memory."""
     if isinstance(source, np.ndarray):
         return source
@@ -66,13 +68,13 @@ def pixels_of(source: PictureSource) -> np.ndarray:
         with explained(f"the PIL image of {source.width}×{source.height}"):
             return pixels_of_image(source)
     if isinstance(source, (str, os.PathLike)):
-        return pixels_of_file(source, name=str(source))
+        return pixels_of_file(source, str(source), any_size=any_size)
     if hasattr(source, "read"):
         name = str(getattr(source, "name", None) or "the file object")
         with explained(name):  # it may be closed
             if isinstance(source.read(0), str):
                 raise PictureError(f"{name} is opened as text, but a picture is bytes: use open(path, 'rb')")
-        return pixels_of_file(source, name)
+        return pixels_of_file(source, name, any_size=any_size)
     way_out = ". Wrap the bytes of a file in io.BytesIO" if isinstance(source, (bytes, bytearray, memoryview)) else ""
     raise PictureError(
         "expected a picture: a path, a binary file, a PIL image, a numpy array or a torch tensor, "
@@ -80,14 +82,40 @@ def pixels_of(source: PictureSource) -> np.ndarray:
     )
 
 
-def pixels_of_file(file: str | os.PathLike[str] | BinaryIO, name: str) -> np.ndarray:
+def pixels_of_file(file: str | os.PathLike[str] | BinaryIO, name: str, *, any_size: bool) -> np.ndarray:
     """As ``pixels_of_image``; ``name`` is what errors call the file."""
+    if any_size:
+        with explained(name), open_unlimited(file) as image:
+            return pixels_of_image(image)
     with explained(name), Image.open(file) as image:
         # Pillow only warns up to twice its limit; a server that reads strangers' pictures needs a plain no. An image
         # that somebody else has opened is not asked: they had Pillow's warning, and it may come from no file at all.
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{image.width}×{image.height} pixels")
         return pixels_of_image(image)
+
+
+@contextmanager
+def open_unlimited(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Image.Image]:
+    """As ``Image.open``, without its limit. That is a variable of Pillow, which other threads go by: it stays."""
+    Image.init()
+    with ExitStack() as stack:
+        is_path = isinstance(source, (str, os.PathLike))
+        file: Any = stack.enter_context(open(source, "rb")) if is_path else source
+        file.seek(0)
+        beginning = file.read(16)
+        for opens, accepts in Image.OPEN.values():
+            accepted = accepts is None or accepts(beginning)
+            if accepted and not isinstance(accepted, str):  # text says why not
+                file.seek(0)
+                try:
+                    image = opens(file, "")
+                except (SyntaxError, IndexError, TypeError, struct.error):  # of another kind, as Image.open takes it
+                    continue
+                with image:
+                    yield image
+                return
+    raise UnidentifiedImageError
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from PIL import Image
 
 from masklet.exports import (
     Affine,
+    annotations_of,
     coco_instance,
     geojson_feature,
     index_image,
@@ -107,6 +108,11 @@ class Masks:
         )
 
     @property
+    def size_hw(self) -> SizeHW:
+        """(height, width) of the picture."""
+        return self.masks.shape[1], self.masks.shape[2]
+
+    @property
     def boxes(self) -> np.ndarray:
         """(masks, 4) float32: x0, y0, x1, y1, edges in pixels of the picture; zeros for an empty mask."""
         return mask_boxes(self.masks)
@@ -162,20 +168,18 @@ class Masks:
 
         Args:
             smooth_px: How round outlines become: the standard deviation of a blur, in pixels.
-            fill_holes: Holes of fewer pixels are filled.
+            fill_holes: Holes of fewer pixels are filled; what holds a mask together, a corner, closes a hole, too.
             remove_islands: Islands of fewer pixels are removed, but never the largest.
             keep_largest: Whether of each mask only the largest island stays.
         """
-        how: dict[str, Any] = {
-            "smooth_px": smooth_px,
-            "fill_holes": fill_holes,
-            "remove_islands": remove_islands,
-            "keep_largest": keep_largest,
-        }
-        if isinstance(self.masks, PackedMasks):
-            runs = [run for mask in self.masks for run in encode_rle(clean_masks(mask[None], **how))]
-            return replace(self, masks=PackedMasks(runs, self.masks.size_hw))
-        return replace(self, masks=clean_masks(self.masks, **how))
+        cleaned = clean_masks(
+            self.masks,
+            smooth_px=smooth_px,
+            fill_holes=fill_holes,
+            remove_islands=remove_islands,
+            keep_largest=keep_largest,
+        )
+        return replace(self, masks=cleaned)
 
     def without_overlap(self) -> "Masks":
         """Masks that share no pixel: of those that claim one, the highest logit has it. A mask may become empty.
@@ -245,39 +249,56 @@ class Masks:
         return index_image(self.masks, np.arange(1, len(self) + 1), self.scores, colour_of(self.objects))
 
     @classmethod
-    def from_png(cls, path: str | os.PathLike[str]) -> "Masks":
+    def from_png(cls, path: str | os.PathLike[str], *, threshold: float | None = None) -> "Masks":
         """The masks of an image: of a black and white one, or one for each value of a palette or a grey one.
 
         0 is background, and a value is the number of its object + 1, as ``save(path, by_object=True)`` and DAVIS
         write them; black and white of 8 bits is object 0. Scores are 1, and logits stand in.
 
+        Args:
+            path: The file.
+            threshold: The image is one mask, object 0, of all values from this one on: for soft edges and JPEGs, as
+                128 of 255.
+
         Raises:
-            PictureError: The file is missing, damaged, or a picture in colours.
+            PictureError: The file is missing, damaged, or a picture in colours; or its values do not look like numbers
+                of masks, and there is no threshold.
         """
-        masks, values = read_index_image(path)
+        masks, values = read_index_image(path, threshold)
         return cls._given(masks, values - 1, np.ones(len(masks)))
 
     @classmethod
     def from_coco(
-        cls, annotations: Sequence[Mapping[str, Any]], *, size_hw: SizeHW | None = None, packed: bool = False
+        cls,
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        size_hw: SizeHW | None = None,
+        packed: bool = False,
     ) -> "Masks":
         """The masks of one picture's COCO annotations.
 
         Args:
-            annotations: With run lengths, compressed or not, or polygons (which are filled as pycocotools does it) in
-                ``segmentation``. ``object_id`` and ``score`` are taken where they are given; otherwise objects are
-                numbered from 0 in order, and scores are 1. Logits stand in.
-            size_hw: (height, width) of the picture; run lengths know it, polygons and an empty list do not.
+            annotations: A list of them, or a whole data set of one picture; with run lengths, compressed or not, or
+                polygons (which are filled as pycocotools does it) in ``segmentation``. ``object_id`` and ``score`` are
+                taken where they are given; otherwise objects are numbered from 0 in order, and scores are 1. Logits
+                stand in.
+            size_hw: (height, width) of the picture; run lengths and data sets know it, polygons and an empty list do
+                not.
             packed: Leave the masks as run lengths, so that thousands of a large picture fit in memory. All ways out
                 work as ever and unpack one mask at a time, as far as its box goes, but for those that have each pixel
                 of each mask (.npz, ``to_supervision``) or need logits (``without_overlap``): there are none.
 
         Raises:
-            ValueError: The size is not known, or not one; a segmentation makes no sense.
+            ValueError: The size is not known, or not one; there are several pictures; a segmentation makes no sense.
         """
-        runs, size_hw = read_annotations(annotations, size_hw)
-        objects = np.array([annotation.get("object_id", index) for index, annotation in enumerate(annotations)], int)
-        scores = np.array([annotation.get("score", 1.0) for annotation in annotations], np.float32)
+        listed, size_hw = annotations_of(annotations, size_hw)
+        runs, size_hw = read_annotations(listed, size_hw)
+
+        def given(name: str, index: int, default: float) -> Any:
+            return default if (value := listed[index].get(name)) is None else value  # some tools write null
+
+        objects = np.array([given("object_id", index, index) for index in range(len(listed))], int)
+        scores = np.array([given("score", index, 1.0) for index in range(len(listed))], np.float32)
         if packed:
             return cls.of_runs(runs, size_hw, scores, objects)
         return cls._given(decode_rle(runs) if runs else np.zeros((0, *size_hw), bool), objects, scores)

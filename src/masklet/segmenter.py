@@ -11,7 +11,7 @@ import torch
 
 from masklet import checkpoints
 from masklet.errors import ConfigError, DeviceError
-from masklet.everything import Options, everything, everything_packed
+from masklet.everything import everything, everything_packed, read_options
 from masklet.image import Photo
 from masklet.model.sam2 import Sam2Model
 from masklet.pictures import read_picture
@@ -123,7 +123,7 @@ class Segmenter:
             raise ConfigError(f"output is {output!r}: expected 'masks' or 'rle'")
         if overlap is not None and tile is None:
             raise ConfigError(f"overlap is {overlap}, and there are no tiles: expected tile=…, too")
-        what, processor = Options(**options), self._processor(resolution)
+        what, processor = read_options(options, "resolution", "output", "tile", "overlap"), self._processor(resolution)
         if tile is not None:
             return everything_tiled(self.model, processor, picture, what, tile=tile, overlap=overlap)
         if output == "rle":

@@ -124,11 +124,11 @@ def everything_tiled(
         PictureError: It is no picture, or has more pixels than COCO's tools can count.
         ConfigError: Tiles that make no sense.
     """
-    if tile < 16:
-        raise ConfigError(f"tile is {tile}: expected 16 pixels or more, or None to look at the whole picture at once")
+    if not isinstance(tile, int | np.integer) or tile < 16:
+        raise ConfigError(f"tile is {tile!r}: expected 16 pixels or more, or None to look at the whole picture at once")
     overlap = tile // 8 if overlap is None else overlap
-    if not 0 < overlap <= tile // 2:
-        raise ConfigError(f"overlap is {overlap}: expected 1 to {tile // 2} pixels, half of tile={tile}")
+    if not isinstance(overlap, int | np.integer) or not 0 < overlap <= tile // 2:
+        raise ConfigError(f"overlap is {overlap!r}: expected 1 to {tile // 2} pixels, half of tile={tile}")
     picture = open_windows(source)
     height, width = picture.size_hw
     if height * width > MAX_PIXELS:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from masklet.errors import PictureError
 from masklet.pictures import PictureSource, explained, read_picture, to_rgb8
 from masklet.prompts import SizeHW
 
-TIFF_SUFFIXES = (".tif", ".tiff")
+TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PREMULTIPLIED, STRAIGHT = 1, 2
+"""What TIFF calls the two kinds of alpha among its extra samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,7 @@ def open_windows(source: PictureSource) -> Windows:
     Args:
         source: The path of a TIFF, read in parts where tifffile and zarr are installed, unless it is compressed in one
             piece; an array (height, width[, channels]), also a memory map; or anything else that ``read_picture``
-            takes, which is decoded whole.
+            takes, which is decoded whole, however large.
 
     Raises:
         PictureError: It is no picture, or one of several planes.
@@ -47,23 +50,42 @@ def open_windows(source: PictureSource) -> Windows:
     windows = None
     if isinstance(source, np.ndarray):
         windows = Windows((source.shape[0], source.shape[1]), lambda *place: source[place]) if source.ndim > 1 else None
-    elif isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in TIFF_SUFFIXES:
+    elif isinstance(source, (str, os.PathLike)) and is_tiff(Path(source)):
         windows = open_tiff(Path(source))
     if windows is None:
-        picture = read_picture(source)
+        # Who asks for windows knows that the picture is large.
+        picture = read_picture(source, any_size=True)
         return Windows((picture.shape[0], picture.shape[1]), lambda *place: picture[place])
     windows[:1, :1]  # a picture of no known kind is refused now
     return windows
 
 
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF; its name may say otherwise."""
+    with explained(str(path)), path.open("rb") as file:
+        return file.read(4) in TIFF_BEGINNINGS
+
+
 def open_tiff(path: Path) -> Windows | None:
-    """A TIFF by tifffile; None if that is not installed, or the picture is one that Pillow has to turn or colour."""
+    """A TIFF by tifffile; None if the picture is one that Pillow has to turn or colour.
+
+    Without tifffile Pillow reads it as any picture, and what is too large for that is refused.
+    """
     try:
         import tifffile
 
         import_module("zarr")
-    except ModuleNotFoundError:
-        return None
+    except ModuleNotFoundError as error:
+        try:
+            picture = read_picture(path)
+        except PictureError as refusal:
+            if not isinstance(refusal.__cause__, Image.DecompressionBombError):
+                raise
+            raise PictureError(
+                f"{path} is too large to be decoded whole, and {error.name} is not installed, which reads TIFFs in "
+                "parts: pip install masklet[tiff]"
+            ) from error
+        return Windows((picture.shape[0], picture.shape[1]), lambda *place: picture[place])
     with explained(str(path)), ExitStack() as unless_read:
         tiff = unless_read.enter_context(tifffile.TiffFile(path))
         windows = windows_of(tiff, path)
@@ -79,7 +101,9 @@ def windows_of(tiff: Any, path: Path) -> Windows | None:
 
     series = tiff.series[0]
     page, axes = series.keyframe, series.axes
-    plain = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    plain = [tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB]
+    if page.compression == tifffile.COMPRESSION.JPEG:  # whose decoder alone makes it RGB
+        plain.append(tifffile.PHOTOMETRIC.YCBCR)
     orientation = page.tags.get("Orientation")
     if page.photometric not in plain or (orientation is not None and orientation.value != 1):
         return None
@@ -90,19 +114,38 @@ def windows_of(tiff: Any, path: Path) -> Windows | None:
         )
     channels_first = axes in ("SYX", "CYX")
     height, width = series.shape[1:] if channels_first else series.shape[:2]
-    has_alpha = page.samplesperpixel == 4 and page.extrasamples and page.extrasamples[0] in (1, 2)
+    channels = series.size // (height * width)
+    colours = 3 if channels - len(page.extrasamples) >= 3 else 1
+    alpha = page.extrasamples[0] if page.extrasamples and channels == page.samplesperpixel else None
+    has_alpha = alpha in (PREMULTIPLIED, STRAIGHT)
+    if alpha == PREMULTIPLIED and series.dtype.kind != "u":
+        return None
     # Channels beyond colour and alpha, as infrared, are left out.
-    shown = slice(0, 4 if has_alpha else 3 if series.size // (height * width) >= 3 else 1)
+    shown = slice(0, colours + has_alpha)
     open_pixels = pixels_of(tiff, path)
 
     def part(rows: slice, columns: slice) -> np.ndarray:
         with explained(str(path)):
             pixels = open_pixels()
+            if pixels.ndim == 2:
+                return np.asarray(pixels[rows, columns])
             if channels_first:
-                return np.moveaxis(np.asarray(pixels[shown, rows, columns]), 0, -1)
-            return np.asarray(pixels[rows, columns] if pixels.ndim == 2 else pixels[rows, columns, shown])
+                part = np.moveaxis(np.asarray(pixels[shown, rows, columns]), 0, -1)
+            else:
+                part = np.asarray(pixels[rows, columns, shown])
+            return rgba(part, is_premultiplied=alpha == PREMULTIPLIED) if has_alpha else part
 
     return Windows((height, width), part)
+
+
+def rgba(pixels: np.ndarray, *, is_premultiplied: bool) -> np.ndarray:
+    """(rows, columns, 4), with straight alpha, of colours or grey, with alpha as the last channel."""
+    colour, alpha = pixels[..., :-1], pixels[..., -1:]
+    if is_premultiplied:
+        white = np.iinfo(pixels.dtype).max
+        straight = colour.astype(np.uint64) * np.uint64(white) // np.maximum(alpha, 1)
+        colour = straight.clip(max=white).astype(pixels.dtype)
+    return np.concatenate([np.broadcast_to(colour, (*pixels.shape[:2], 3)), alpha], axis=2)
 
 
 def pixels_of(tiff: Any, path: Path) -> Callable[[], Any]:

@@ -171,10 +171,18 @@ def test_nothing_may_be_found(sam, film):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every is 0: expected 1 or more"),
-        ({"same_iou": 1.5}, "same_iou is 1.5: expected 0 to 1"),
-        ({"min_object": -1}, "min_object is -1: expected 0 or more"),
-        ({"patience": -1}, "patience is -1: expected 0 or more"),
+        ({"every": 0}, "every is 0: expected a whole number, 1 or more"),
+        ({"every": "3"}, "every is '3': expected a whole number, 1 or more"),
+        ({"every": 1.5}, "every is 1.5: expected a whole number, 1 or more"),
+        ({"same_iou": 1.5}, "same_iou is 1.5: expected a number, 0 to 1"),
+        ({"min_object": -1}, "min_object is -1: expected a whole number, 0 or more"),
+        ({"patience": -1}, "patience is -1: expected a whole number, 0 or more"),
+        (
+            {"tile": 64},
+            "there is no option tile: expected every, same_iou, min_object, patience, points_per_side, crops, "
+            "crop_overlap, crop_points_divisor, iou_threshold, stability_threshold, stability_offset, box_nms, "
+            "crop_nms, min_area, refine",
+        ),
         ({"iou_threshold": 2}, "iou_threshold is 2: expected a number, 0 to 1"),
     ],
 )

@@ -482,7 +482,7 @@ def test_paths_where_nothing_is(tmp_path):
     assert "at https://a.b/c.mp4" in (refusal := refusal_of("https://a.b/c.mp4"))
     assert "URLs are not fetched: download it first" in refusal
     (tmp_path / "notes.txt").write_text("hello")
-    assert "has no pictures in it: expected files that end in .bmp, .gif, .jpeg" in refusal_of(tmp_path)
+    assert "has no pictures in it: expected files that end in .avif, .bmp, .gif" in refusal_of(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,15 @@ def test_a_notebook_shows_a_film_before_anything_was_shown_in_it(sam):
     assert len(list(passing.film)) == 1, "looking at it takes no frame"
 
 
+def test_a_frame_and_a_stream_show_themselves_in_a_notebook(sam, picture):
+    live = sam.stream()
+    assert (repr(live), live._repr_png_()) == ("Stream(0 frames, no objects)", None)
+    result = live.push(picture, prompts={"square": {"box": (20, 10, 50, 30)}})
+    for shown in (result, live):
+        np.testing.assert_array_equal(Image.open(io.BytesIO(shown._repr_png_())), result.masks.overlay())
+    assert repr(live) == "Stream(1 frame, 1 object)"
+
+
 def test_a_film_shows_the_masks_painted_over_it(session, results, tmp_path):
     session.write(tmp_path / "masks.mp4")
     film = open_film(tmp_path / "masks.mp4")

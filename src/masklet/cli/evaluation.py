@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from masklet.cli.outputs import naming
+from masklet.cli.outputs import check_places, naming
 from masklet.cli.tables import show_progress, show_table
 from masklet.errors import MaskletError
-from masklet.files import check_writable, replacing
+from masklet.files import replacing
 
 LAYOUTS = "images/NAME.jpg and masks/NAME.png, or JPEGImages/FILM/*.jpg and Annotations/FILM/*.png"
 
@@ -56,7 +56,9 @@ def evaluate(
         raise MaskletError(f"--{next(iter(options)).replace('_', '-')} is an option of --everything: give both")
     if everything and is_films:
         raise MaskletError(f"--everything is for pictures, and {data} holds films: expected images/ and masks/ in it")
-    check_places(json_out, grid)
+    if grid is not None and grid.suffix.lower() != ".png":
+        raise MaskletError(f"--grid {grid}: expected a name that ends in .png")
+    check_places([("--json", json_out), ("--grid", grid)])
     import masklet
     from masklet.evaluation.folder import read_folder
     from masklet.evaluation.grid import Extremes
@@ -117,16 +119,6 @@ def holds_films(data: Path) -> bool:
     if pictures == films:
         raise MaskletError(f"{data} holds {'both pictures and films' if films else 'neither'}: expected {LAYOUTS}")
     return films
-
-
-def check_places(json_out: Path | None, grid: Path | None) -> None:
-    """Refuse, before the work, what could not be written after it."""
-    if grid is not None and grid.suffix.lower() != ".png":
-        raise MaskletError(f"--grid {grid}: expected a name that ends in .png")
-    for path in (json_out, grid):
-        if path is not None:
-            with naming(path):
-                check_writable(path)
 
 
 def text_of(value: object) -> str:

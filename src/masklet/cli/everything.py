@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,17 +18,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.cli.image import check_outputs
-from masklet.cli.outputs import naming
+from masklet.cli.outputs import OutputError, check_places, naming
 from masklet.cli.tables import show_progress, show_table
-from masklet.cli.video import write_results
+from masklet.cli.video import check_film_places, write_results
 from masklet.errors import MaskletError, PictureError
 from masklet.files import replacing
 
 if TYPE_CHECKING:
+    from masklet.prompts import SizeHW
     from masklet.results import Masks
     from masklet.segmenter import Segmenter
 
-FILM_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv")
+FILM_SUFFIXES = (
+    ".3gp",
+    ".avi",
+    ".flv",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ogv",
+    ".ts",
+    ".webm",
+    ".wmv",
+)
 """Of files that are films without being called so by ``--every``."""
 
 
@@ -38,6 +56,8 @@ class Job:
     overlay: Path | None
     instances: Path | None
     masks: Path | None
+    image_id: int = 1
+    """In the COCO data set."""
 
     @property
     def outputs(self) -> list[Path]:
@@ -47,7 +67,7 @@ class Job:
     @property
     def is_finished(self) -> bool:
         """Whether an earlier run has written all of them."""
-        return bool(self.outputs) and all(path.exists() for path in self.outputs)
+        return bool(self.outputs) and all(os.path.exists(path) for path in self.outputs)  # None of a name too long
 
 
 def find_everything(
@@ -56,6 +76,13 @@ def find_everything(
         int | None, typer.Option(help="Clicks along each side; more find smaller objects. 32 if not given.")
     ] = None,
     crops: Annotated[int | None, typer.Option(help="Layers of crops looked at too, for small objects.")] = None,
+    crop_overlap: Annotated[
+        float | None, typer.Option(help="Share of the shorter side by which crops overlap. 0.34 if not given.")
+    ] = None,
+    crop_points_divisor: Annotated[
+        int | None, typer.Option(help="Layer n of crops has so many times fewer clicks a side, n times over. 1.")
+    ] = None,
+    crop_nms: Annotated[float | None, typer.Option(help="As --box-nms, between crops. 0.7 if not given.")] = None,
     min_area: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Remove holes and islands of fewer pixels.")
     ] = None,
@@ -64,6 +91,9 @@ def find_everything(
     ] = None,
     stability_threshold: Annotated[
         float | None, typer.Option(help="Keep masks of this stability. 0.95 if not given.")
+    ] = None,
+    stability_offset: Annotated[
+        float | None, typer.Option(help="Of stability: by how much the cut-off moves, in logits. 1 if not given.")
     ] = None,
     box_nms: Annotated[
         float | None, typer.Option(help="Of boxes that overlap by a higher IoU keep one. 0.7 if not given.")
@@ -83,6 +113,16 @@ def find_everything(
             help="In a film, or a folder of frames, look for objects on one frame in so many; 30 if not given.",
         ),
     ] = None,
+    same_iou: Annotated[
+        float | None, typer.Option(help="In a film, a mask is of a known object from this IoU on. 0.5 if not given.")
+    ] = None,
+    min_object: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="In a film, fewer are no object. 100 if not given.")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(metavar="FRAMES", help="In a film, forget objects out of sight for more. 100 if not given."),
+    ] = None,
     model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     resolution: Annotated[
@@ -98,7 +138,8 @@ def find_everything(
             "--json",
             "--jsonl",
             metavar="JSON",
-            help="Write COCO annotations (RLE), one a line to .jsonl, a folder for a folder; of a film a line a frame.",
+            help="Write a COCO data set (RLE), or to .jsonl its annotations, one a line; a folder for a folder; of a "
+            "film a line a frame.",
         ),
     ] = None,
     masks: Annotated[
@@ -107,57 +148,91 @@ def find_everything(
             metavar="FOLDER", help="Write a PNG for each mask into a folder for each photo; or for each frame."
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Of a folder: do photos again whose files an earlier run has written.")
+    ] = False,
 ) -> None:
-    """Find all objects of a photo, of each photo in a folder (but those that are finished), or of a film."""
-    given: dict[str, Any] = {
-        "points_per_side": points_per_side,
-        "crops": crops,
-        "min_area": min_area,
-        "iou_threshold": iou_threshold,
-        "stability_threshold": stability_threshold,
-        "box_nms": box_nms,
-        "refine": refine,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
+    """Find all objects of a photo, of each photo in a folder, or of a film.
+
+    Photos of a folder whose files are all there are left out, also if they were made with other options: --overwrite
+    does them again.
+    """
+    options = given(
+        points_per_side=points_per_side,
+        crops=crops,
+        crop_overlap=crop_overlap,
+        crop_points_divisor=crop_points_divisor,
+        crop_nms=crop_nms,
+        min_area=min_area,
+        iou_threshold=iou_threshold,
+        stability_threshold=stability_threshold,
+        stability_offset=stability_offset,
+        box_nms=box_nms,
+        refine=refine,
+    )
+    of_films = given(every=every, same_iou=same_iou, min_object=min_object, patience=patience)
     if every is not None or photos.suffix.lower() in FILM_SUFFIXES:
         if tile is not None:
             raise MaskletError("--tile is for a large picture, and this is a film: expected one of them")
         check_lines(json_out, "a film has a line for each frame")
+        check_film_places(photos, out, masks, json_out)
         film = load(model, device, options).video(photos, resolution=resolution)
-        results = film.everything(**({} if every is None else {"every": every}), **options)
-        write_results(film, results, film.film.count, out, masks, json_out)
+        write_results(film, film.everything(**of_films, **options), film.film.count, out, masks, json_out)
         return
-    if tile is not None or overlap is not None:
+    if of_films:
+        raise MaskletError(f"--{next(iter(of_films)).replace('_', '-')} is for films: give --every, too")
+    if overlap is not None and tile is None:
+        raise MaskletError("--overlap is about squares of a large picture: give --tile, too")
+    if tile is not None:
         if json_out is None or out is not None or masks is not None or photos.is_dir():
             raise MaskletError("--tile is for one large picture: expected --json FILE.jsonl, and no other output")
         check_lines(json_out, "masks are written as they are found")
-        check_places([Job(photos, None, json_out, None)])
+        check_jobs([Job(photos, None, json_out, None)])
         how = {"resolution": resolution, "tile": tile, "overlap": overlap, **options}
         write_lines(load(model, device, options), photos, json_out, how)
         return
     is_folder = photos.is_dir()
     jobs = jobs_of_folder(photos, out, json_out, masks) if is_folder else [job_of_photo(photos, out, json_out, masks)]
-    check_places(jobs)
+    check_jobs(jobs)
     sam = load(model, device, options)
     rows: list[tuple[str, object, str]] = []
-    failures: dict[str, PictureError] = {}
+    failures: dict[str, MaskletError] = {}
     for job in show_progress(jobs, len(jobs), unit="photos"):
-        if is_folder and job.is_finished:
+        if is_folder and job.is_finished and not overwrite:
             rows.append((job.photo.name, "finished before", ""))
             continue
         start = perf_counter()
         try:
             count = find_and_write(sam, job, {"resolution": resolution, **options})
             rows.append((job.photo.name, count, f"{perf_counter() - start:.1f}"))
-        except PictureError as error:
+        except (PictureError, OutputError) as error:
+            failure = with_way_out(error, job.photo)
             if not is_folder:
-                raise
-            failures[job.photo.name] = error
+                raise failure from error
+            failures[job.photo.name] = failure
     show_found(rows)
     for name, failure in failures.items():
         print(f"masklet: {name}:", " ".join(str(failure).split()), file=sys.stderr)
     if failures:
         raise typer.Exit(1)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def with_way_out(error: MaskletError, photo: Path) -> MaskletError:
+    """What went wrong, and the option that may help."""
+    from PIL.Image import DecompressionBombError
+
+    from masklet.video.frames import PICTURE_SUFFIXES
+
+    if isinstance(error.__cause__, DecompressionBombError):
+        return PictureError(f"{error} Or look at it in squares: --tile 1024 --json FILE.jsonl")
+    if isinstance(error, PictureError) and photo.is_file() and photo.suffix.lower() not in PICTURE_SUFFIXES:
+        return PictureError(f"{error} If it is a film, say so: --every 30")
+    return error
 
 
 def load(model: str, device: str, options: dict[str, Any]) -> Segmenter:
@@ -200,16 +275,12 @@ def job_of_photo(photo: Path, out: Path | None, json_out: Path | None, masks: Pa
 
 
 def jobs_of_folder(folder: Path, out: Path | None, json_out: Path | None, masks: Path | None) -> list[Job]:
-    """All pictures right in the folder, by name, with outputs of their names in the folders given."""
-    from PIL import Image
+    """All pictures right in the folder, with outputs of their names in the folders given."""
+    from masklet.video.frames import PICTURE_SUFFIXES, pictures_in
 
-    suffixes = Image.registered_extensions()
-    photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
-    photos = [path for path in photos if not path.name.startswith(".")]
+    photos = pictures_in(folder)
     if not photos:
-        raise PictureError(
-            f"no pictures in {folder}: expected files that end in .jpg, .png or another picture's suffix"
-        )
+        raise PictureError(f"no pictures in {folder}: expected files that end in {', '.join(PICTURE_SUFFIXES)}")
     for option, place in (("--out", out), ("--json", json_out), ("--masks", masks)):
         if place is not None and place.resolve() == folder.resolve():
             raise MaskletError(f"{option} {place} is where the photos are: expected another folder")
@@ -223,29 +294,35 @@ def jobs_of_folder(folder: Path, out: Path | None, json_out: Path | None, masks:
             None if out is None else out / f"{name}.png",
             None if json_out is None else json_out / f"{name}.json",
             None if masks is None else masks / name,
+            image_id_of(photo.name),
         )
         for photo, name in zip(photos, names, strict=True)
     ]
 
 
-def check_places(jobs: list[Job]) -> None:
-    """Refuse, before the work, what could not be written after it, and folders of masks that hold something else."""
+def image_id_of(name: str) -> int:
+    """A number that is a photo's own, whatever other photos a later run finds in the folder."""
+    return int.from_bytes(sha256(os.fsencode(name)).digest()[:6], "big")  # JSON's numbers are exact up to 53 bits
+
+
+def check_jobs(jobs: list[Job]) -> None:
+    """Refuse, before the work, what ``check_places`` does, and folders of masks that hold something else."""
     for job in jobs:
-        for file in (job.overlay, job.instances):
-            if file is not None and file.is_dir():
-                raise MaskletError(f"cannot write {file}: Is a directory")
-        if job.masks is not None and job.masks.exists():
+        if job.masks is not None and os.path.lexists(job.masks):
             others = [] if not job.masks.is_dir() else [p.name for p in job.masks.iterdir() if not _is_mask(p)]
             if others or not job.masks.is_dir():
                 what = f"holds {others[0]}" if others else "is a file"
                 raise MaskletError(f"{job.masks} {what}: expected a folder of masks, or none, since it is replaced")
-    for folder in {path.parent: None for job in jobs for path in job.outputs}:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise MaskletError(f"cannot write into {folder}: {error.strerror or error}") from error
+            if job.photo.resolve().parent == job.masks.resolve():
+                raise MaskletError(f"--masks would replace {job.masks}, where the photo is: expected another folder")
+    # The shortest name tries a folder: one that is too long is no reason to do none.
+    by_length = sorted(jobs, key=lambda job: len(os.fsencode(job.photo.name)))
+    files = [
+        (option, path) for job in by_length for option, path in (("--out", job.overlay), ("--json", job.instances))
+    ]
+    # Folders of masks are made when they are complete; what is beside them can be tried now.
+    folders = {job.masks.parent for job in jobs if job.masks is not None}
+    check_places([*files, *(("--masks", folder / "000.png") for folder in folders)], [job.photo for job in jobs])
 
 
 def _is_mask(path: Path) -> bool:
@@ -254,29 +331,34 @@ def _is_mask(path: Path) -> bool:
 
 def find_and_write(sam: Segmenter, job: Job, options: dict[str, Any]) -> int:
     """How many masks a photo has; what was asked for is written, each output whole or not at all."""
-    if job.overlay is None and job.masks is None:
-        instances = sam.everything(job.photo, output="rle", **options)  # of many masks, one at a time in memory
-        write_json(job.instances, instances)
-        return len(instances)
-    masks = sam.everything(job.photo, **options)
-    write_json(job.instances, masks.to_coco())
+    from masklet.pictures import read_picture
+    from masklet.results import Masks
+
+    picture = read_picture(job.photo)
+    size_hw = (picture.shape[0], picture.shape[1])
+    # As run lengths: of many masks of a large photo, one at a time in memory.
+    instances = [one | {"image_id": job.image_id} for one in sam.everything(picture, output="rle", **options)]
+    write_json(job, instances, size_hw)
+    masks = Masks.from_coco(instances, size_hw=size_hw, packed=True)
     if job.overlay is not None:
         with naming(job.overlay), replacing(job.overlay) as unfinished:
-            masks.overlay().save(unfinished)
+            masks.overlay(picture).save(unfinished)
     if job.masks is not None:
         with naming(job.masks):
             write_folder(job.masks, masks)
     return len(masks)
 
 
-def write_json(path: Path | None, instances: list[dict[str, Any]]) -> None:
-    """Write COCO instances, if they were asked for."""
-    if path is not None:
+def write_json(job: Job, instances: list[dict[str, Any]], size_hw: SizeHW) -> None:
+    """Write a COCO data set, or its annotations a line each, if that was asked for."""
+    from masklet.exports import coco_data
+
+    if (path := job.instances) is not None:
         with naming(path), replacing(path) as unfinished:
             if path.suffix.lower() == ".jsonl":
                 text = "".join(json.dumps(instance) + "\n" for instance in instances)
             else:
-                text = json.dumps(instances)
+                text = json.dumps(coco_data(instances, job.photo.name, size_hw, image_id=job.image_id))
             unfinished.write_text(text, encoding="utf-8")
 
 

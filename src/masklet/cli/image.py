@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masklet.cli.outputs import naming
+from masklet.cli.outputs import check_places, naming
 from masklet.cli.tables import show_table
 from masklet.errors import PictureError, PromptError
 from masklet.files import replacing
@@ -53,6 +53,7 @@ def segment(
     if prompts["points"] is None and prompts["boxes"] is None and mask is None:
         raise PromptError("nothing to segment: give --point, --box or --mask (masklet image --help)")
     check_outputs(out=out, mask_out=mask_out)
+    check_places([("--out", out), ("--mask-out", mask_out), ("--json", json_out)], inputs=[photo])
     import masklet
 
     sam = masklet.load(model, device=device)

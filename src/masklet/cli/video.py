@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.cli.image import parse_numbers
+from masklet.cli.outputs import check_places
 from masklet.cli.tables import show_progress, show_table
-from masklet.errors import PromptError
+from masklet.errors import MaskletError, PromptError
 
 if TYPE_CHECKING:
     from masklet.video.session import Direction, Session
@@ -58,6 +59,7 @@ def track(
     }
     if not prompts:
         raise PromptError("nothing to track: give --point, --box or --mask (masklet video --help)")
+    check_film_places(film, out, masks, jsonl)
     import masklet
 
     session = masklet.load(model, device=device).video(film, resolution=resolution, max_objects=max_objects)
@@ -65,6 +67,14 @@ def track(
     direction: Direction = "backward" if reverse else "forward"
     total = sum(map(len, session.plan(start, end, direction, every=every))) if session.film.count else None
     write_results(session, session.track(start, end, direction, every=every), total, out, masks, jsonl, every=every)
+
+
+def check_film_places(film: Path, out: Path | None, masks: Path | None, jsonl: Path | None) -> None:
+    """Refuse, before the work, what could not be written after it, or would take the place of something else."""
+    if masks is not None and masks.resolve() == film.resolve():
+        raise MaskletError(f"--masks {masks} is the film itself: expected another folder, or it would be lost")
+    first = None if masks is None else masks / "00000.png"
+    check_places([("--out", out), ("--json", jsonl), ("--masks", first)], inputs=[film])
 
 
 def write_results(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from masklet.errors import ConfigError
-from masklet.everything import Options
+from masklet.everything import Options, check_number, check_whole
 from masklet.masks import encode_rle, rle_ious
 from masklet.results import Masks
 
@@ -25,14 +23,9 @@ class Discovery:
     options: Options
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("every", 1, math.inf),
-            ("same_iou", 0, 1),
-            ("min_object", 0, math.inf),
-            ("patience", 0, math.inf),
-        ):
-            if not least <= (value := getattr(self, name)) <= most:
-                raise ConfigError(f"{name} is {value}: expected {least} {'or more' if most > 1 else 'to 1'}")
+        for name, least in (("every", 1), ("min_object", 0), ("patience", 0)):
+            check_whole(name, getattr(self, name), least)
+        check_number("same_iou", self.same_iou, 1)
 
     def new_masks(self, found: Masks, known: Masks) -> Iterator[np.ndarray]:
         """Of the masks that were found in a frame, from high to low scores, those of objects that are not known.

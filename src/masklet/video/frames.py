@@ -30,7 +30,11 @@ from masklet.video.decoder import FRAMES_AHEAD, PICTURES_FPS, Frame, VideoFile
 
 FilmSource: TypeAlias = str | os.PathLike[str] | Iterable[PictureSource]
 
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# fmt: off
+PICTURE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)
+# fmt: on
 WRITABLE_SUFFIXES = (".mkv", ".mov", ".mp4")
 ENCODERS = {"libx264": {"crf": "18"}, "libopenh264": {"b": "8M"}, "mpeg4": {"qmin": "2", "qmax": "4"}}
 """The first that PyAV was built with writes our films; each with what makes it look like the original."""
@@ -97,15 +101,15 @@ def open_film(source: FilmSource) -> Film:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """In natural order: runs of digits count as numbers."""
+    """The pictures right in a folder, in natural order: runs of digits count as numbers."""
 
     def order(file: Path) -> tuple[list[str | int], str]:
         # Text and numbers take turns, so like is compared with like; the name itself settles img1 against img01.
         parts = re.split("([0-9]+)", file.name.lower())
         return [int(part) if place % 2 else part for place, part in enumerate(parts)], file.name
 
-    files = folder.iterdir()
-    return sorted((f for f in files if f.suffix.lower() in PICTURE_SUFFIXES and f.name[0] != "."), key=order)
+    files = (file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.name[0] != ".")
+    return sorted((file for file in files if file.is_file()), key=order)
 
 
 class Film:

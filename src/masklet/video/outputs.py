@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import av
 from PIL import Image
 
+from masklet import files
 from masklet.errors import FilmError
 from masklet.files import check_writable, replacing
 from masklet.prompts import SizeHW
@@ -151,10 +152,6 @@ def json_line(result: FrameResult) -> str:
     return json.dumps({"frame": result.index, "time": result.time, "objects": objects}, ensure_ascii=False, default=str)
 
 
-@contextmanager
-def naming(path: Path | str) -> Iterator[None]:
+def naming(path: Path | str) -> AbstractContextManager[None]:
     """Errors of the file system, told as errors of this path."""
-    try:
-        yield
-    except (OSError, av.FFmpegError) as error:
-        raise FilmError(f"cannot write {path}: {error.strerror or error}") from error
+    return files.naming(path, FilmError, av.FFmpegError)

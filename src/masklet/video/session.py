@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from masklet.errors import FilmError, PromptError, SessionError
-from masklet.everything import Options, everything_packed
+from masklet.everything import everything_packed, read_options
 from masklet.model.sam2 import Sam2Model
 from masklet.painting import notebook_png
 from masklet.processing import Sam2ImageProcessor
@@ -222,7 +222,7 @@ class Session:
         Raises:
             ConfigError: An option that makes no sense.
         """
-        what = Options(**options)
+        what = read_options(options, "every", "same_iou", "min_object", "patience")
         discovery = Discovery(every=every, same_iou=same_iou, min_object=min_object, patience=patience, options=what)
         return self._discover(discovery)
 

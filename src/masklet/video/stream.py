@@ -33,6 +33,14 @@ class Stream:
         self._features: list[Tensor] = []
         self._picture: Any = None
 
+    def __repr__(self) -> str:
+        objects = f"{len(self.objects) or 'no'} object{'s' * (len(self.objects) != 1)}"
+        return f"Stream({self.count} frame{'s' * (self.count != 1)}, {objects})"
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the frame that came last, with its masks."""
+        return None if self._tracks is None else self._result(self._tracks.seen(self.count - 1))._repr_png_()
+
     @property
     def objects(self) -> tuple[Hashable, ...]:
         """Names of the objects that are followed."""

@@ -51,6 +51,10 @@ class FrameResult:
         """(objects,) whether the object is in the frame."""
         return self.object_scores > 0
 
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the frame with its masks."""
+        return self.masks._repr_png_()
+
     def __getitem__(self, name: Hashable) -> Masks:
         """The mask of one object.
 
