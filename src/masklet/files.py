@@ -46,7 +46,7 @@ def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left in a folder; nobody may be writing there."""
     for kind in ("unfinished", "old", "probe"):
-        for file in folder.rglob(f".{kind}-????????-*"):
+        for file in folder.rglob(f".{kind}-????????*"):
             file.unlink(missing_ok=True)
 
 

@@ -178,7 +178,7 @@ def forced_best(run, measure):
 
 
 def test_what_a_killed_save_left_is_swept(config, tmp_path):
-    left = [tmp_path / "run" / name for name in (".unfinished-0a1b2c3d-state.pt", "best/.old-0a1b2c3d-config.json")]
+    left = [tmp_path / "run" / name for name in (".unfinished-0a1b2c3d.pt", "best/.old-0a1b2c3d.json")]
     for file in left:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"half")
