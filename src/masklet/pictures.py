@@ -5,7 +5,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -100,8 +100,7 @@ def open_unlimited(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Image.
     """As ``Image.open``, without its limit. That is a variable of Pillow, which other threads go by: it stays."""
     Image.init()
     with ExitStack() as stack:
-        is_path = isinstance(source, (str, os.PathLike))
-        file: Any = stack.enter_context(open(source, "rb")) if is_path else source
+        file = stack.enter_context(open(source, "rb")) if isinstance(source, (str, os.PathLike)) else source
         file.seek(0)
         beginning = file.read(16)
         for opens, accepts in Image.OPEN.values():
