@@ -113,6 +113,12 @@ def test_two_processes_take_the_step_of_one(values, tmp_path, parts):
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+def wait_for_step_three(processes, log):
+    while not (log.exists() and '"step": 3,' in log.read_text()):
+        assert all(process.poll() is None for process in processes), processes[0].communicate()[0]
+        time.sleep(0.01)
+
+
 def norms_of(folder):
     """Gradient norms, a step each."""
     lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
@@ -124,10 +130,7 @@ def test_a_picture_that_one_of_two_processes_misses_ends_both_and_the_run_is_kep
     values |= {"parts": 2, "stages": [values["stages"][0] | {"steps": 10_000}], "save_every": 10_000}
     values["data"]["validation"] = 0.0
     processes = start_two(values, tmp_path / "two")
-    log = tmp_path / "two/log.jsonl"
-    while not (log.exists() and '"step": 3,' in log.read_text()):
-        assert all(process.poll() is None for process in processes), processes[0].communicate()[0]
-        time.sleep(0.01)
+    wait_for_step_three(processes, tmp_path / "two/log.jsonl")
     (tmp_path / "photos/images/p1.png").unlink()
     for process in processes:
         output, _ = process.communicate(timeout=300)
@@ -144,10 +147,7 @@ def test_a_picture_for_validation_that_one_of_two_processes_misses_ends_both(val
     values["data"]["validation"] = values["data"] | {"validation": 0.0, "path": str(tmp_path / "apart")}
     shutil.copytree(tmp_path / "photos", tmp_path / "apart")
     processes = start_two(values, tmp_path / "two")
-    log = tmp_path / "two/log.jsonl"
-    while not (log.exists() and '"step": 3,' in log.read_text()):
-        assert all(process.poll() is None for process in processes), processes[0].communicate()[0]
-        time.sleep(0.01)
+    wait_for_step_three(processes, tmp_path / "two/log.jsonl")
     (tmp_path / "apart/images/p2.png").unlink()
     for process in processes:
         output, _ = process.communicate(timeout=300)

@@ -195,6 +195,11 @@ def find_everything(
     jobs = jobs_of_folder(photos, out, json_out, masks) if is_folder else [job_of_photo(photos, out, json_out, masks)]
     check_jobs(jobs)
     sam = load(model, device, options)
+    find_in_photos(sam, jobs, {"resolution": resolution, **options}, is_folder=is_folder, overwrite=overwrite)
+
+
+def find_in_photos(sam: Segmenter, jobs: list[Job], how: dict[str, Any], *, is_folder: bool, overwrite: bool) -> None:
+    """Photo by photo; what fails in a folder is told at the end, and ends the command with status 1."""
     rows: list[tuple[str, object, str]] = []
     failures: dict[str, MaskletError] = {}
     for job in show_progress(jobs, len(jobs), unit="photos"):
@@ -203,7 +208,7 @@ def find_everything(
             continue
         start = perf_counter()
         try:
-            count = find_and_write(sam, job, {"resolution": resolution, **options})
+            count = find_and_write(sam, job, how)
             rows.append((job.photo.name, count, f"{perf_counter() - start:.1f}"))
         except (PictureError, OutputError) as error:
             failure = with_way_out(error, job.photo)
