@@ -26,6 +26,8 @@ from masklet.video.tracker import read_memory, track_object
 FRAMES = 8
 SIZE_HW = (120, 160)
 PROMPTS = {1: {"points": [(40, 50), (50, 55), (110, 90, 0)]}, 2: {"box": (95, 76, 144, 112)}}
+LAST_PROMPTS = {1: {"points": [(96, 50), (106, 55), (30, 100, 0)]}, 2: {"box": (56, 77, 101, 112)}}
+"""Where the first frame's and the last frame's rectangles are."""
 
 
 def loud(config, *, presence, seed=8):
@@ -153,7 +155,7 @@ def test_the_weights_reach_what_is_compared(pair, film):
 
 
 def test_going_back_they_are_followed_as_theirs_are(pair, film):
-    told = {FRAMES - 1: PROMPTS}
+    told = {FRAMES - 1: LAST_PROMPTS}
     ours = track_ours(pair[0], film, told, direction="backward")
     assert_same_masks(ours, track_theirs(*pair, film, told, reverse=True), order=range(FRAMES - 1, -1, -1))
 

@@ -24,7 +24,7 @@ def model(tiny_run):
 
 
 def features(model, frames):
-    pictures = torch.randn(frames, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pictures = torch.randn(frames, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(model.dtype)
     with torch.no_grad():
         maps = model.get_image_features(pictures)
     return [[m[frame : frame + 1] for m in maps] for frame in range(frames)]
@@ -176,3 +176,34 @@ def test_corrections_teach_through_the_memory(model):
         torch.stack([one.total for one in losses]).mean().backward()
     grads = [w.grad for name, w in model.named_parameters() if name.startswith("memory_encoder.")]
     assert all(grad is not None and grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_of_a_clip_agrees_with_finite_differences(model, monkeypatch, seed):
+    """Through memory encoder, bank, memory attention, decoder and losses, along the gradient of what learns."""
+
+    def unrounded(model, maps, seen, *, is_prompted):  # in bfloat16 a small step of the weights would be none
+        logits, scores = torch.stack([one.logits for one in seen]), torch.stack([one.score for one in seen])
+        return list(model.encode_memory(maps[2], logits, scores[:, None], binarize=is_prompted))
+
+    for user in ("training.clip_losses", "video.tracker"):
+        monkeypatch.setattr(f"masklet.{user}.memory_maps", unrounded)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # losses are float32, too coarse for small steps
+    model.double()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+
+    def total():  # without corrections: they see earlier logits as something given
+        losses, _ = losses_of(model, squares(3, 2), seed)
+        return torch.stack([one.total for one in losses]).mean()
+
+    grads = torch.autograd.grad(total(), weights, materialize_grads=True)
+    norm = torch.stack([grad.norm() for grad in grads]).norm()
+    ends = []
+    for step in (1e-5, -1e-5):
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.data.add_(grad / norm, alpha=step)
+        ends.append(total().item())
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.data.sub_(grad / norm, alpha=step)
+    assert norm > 0.01
+    assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(norm.item(), rel=1e-4)

@@ -70,13 +70,9 @@ def state_of(folder):
     return torch.load(folder / "state.pt", weights_only=True)
 
 
-def felt(weights):
-    """All but the biases of keys, which a softmax ignores: their gradients are rounding, and Adam makes steps of it."""
-    return {
-        name: weight.unflatten(0, (3, -1))[::2] if name.endswith("qkv.bias") else weight
-        for name, weight in weights.items()
-        if not name.endswith("k_proj.bias")
-    }
+def moments_of(state):
+    """AdamW's running means of gradients, which are sums of what the steps' gradients were."""
+    return [kept["exp_avg"] for kept in state["optimizers"][0]["state"].values()]
 
 
 @pytest.mark.slow
@@ -106,7 +102,14 @@ def test_two_processes_take_the_step_of_one(values, tmp_path, parts):
         finish(process)
     one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
     assert one["step"] == two["step"] == 2
-    torch.testing.assert_close(felt(one["model"]), felt(two["model"]), rtol=0, atol=1e-5)
+    # Gradients are clipped to a norm of 1. Some weights' are rounding alone (keys have biases that a softmax ignores),
+    # and Adam makes whole steps of those: their gradients are compared with the others', but not where they end.
+    moments = list(zip(moments_of(one), moments_of(two), strict=True))
+    assert max(float(moment.norm()) for moment, _ in moments) > 0.01
+    for moment, other in moments:
+        torch.testing.assert_close(moment, other, rtol=1e-3, atol=1e-6)
+    apart = torch.cat([(one["model"][name] - two["model"][name]).abs().flatten() for name in one["model"]])
+    assert (apart <= 1e-5).float().mean() > 0.999
     torch.testing.assert_close(one["notes"], two["notes"], rtol=0, atol=1e-3)
     norms = [norms_of(tmp_path / name) for name in ("one", "two")]
     assert len(norms[0]) == 2
