@@ -426,4 +426,7 @@ def test_a_photo_that_cannot_be_saved_leaves_the_old_file(photo, tmp_path, monke
 
 def test_a_notebook_shows_a_photo_that_has_its_picture(photo, picture):
     np.testing.assert_array_equal(Image.open(io.BytesIO(photo._repr_png_())), picture)
-    assert replace(photo, picture=None)._repr_png_() is None
+    assert f"<figcaption>{photo!r}</figcaption>" in photo._repr_html_()
+    without = replace(photo, picture=None)
+    assert without._repr_png_() is None
+    assert "<img" not in without._repr_html_()

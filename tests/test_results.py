@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from base64 import b64encode
 from collections import Counter
 from dataclasses import FrozenInstanceError, replace
 from types import SimpleNamespace
@@ -410,6 +411,20 @@ def test_a_notebook_shows_the_overlay_or_masks_on_black(square, three):
     np.testing.assert_array_equal(
         Image.open(io.BytesIO(three._repr_png_())), three.overlay(np.zeros((6, 8, 3), np.uint8))
     )
+
+
+def test_a_notebook_shows_a_table_of_the_objects_below(square, three, nothing):
+    page = three._repr_html_()
+    assert b64encode(three._repr_png_()).decode() in page
+    assert page.count("<tr>") == 1 + len(three)
+    x0, y0, x1, y1 = three.boxes[0]
+    cells = (three.objects[0], f"{three.scores[0]:.2f}", three.areas[0], f"{x0:g}, {y0:g}, {x1:g}, {y1:g}")
+    assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" in page
+    assert repr(three) in page
+    assert "<table>" not in nothing._repr_html_()
+    many = square[[0] * 30]._repr_html_()
+    assert many.count("<tr>") == 21
+    assert "the first 20" in many
 
 
 def test_a_notebook_is_spared_large_pictures():

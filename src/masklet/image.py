@@ -19,7 +19,7 @@ from masklet.files import replacing
 from masklet.masks import clean_masks, upscale_logits
 from masklet.model.fingerprint import fingerprint
 from masklet.model.sam2 import Sam2Model
-from masklet.painting import notebook_png
+from masklet.painting import notebook_html, notebook_png
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import Prompts, SizeHW, read_prompts
 from masklet.results import Masks
@@ -58,6 +58,9 @@ class Photo:
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the picture, if it was kept."""
         return None if self.picture is None else notebook_png(Image.fromarray(self.picture))
+
+    def _repr_html_(self) -> str:
+        return notebook_html(self._repr_png_(), repr(self))
 
     @classmethod
     def encode(cls, model: Sam2Model, picture: np.ndarray, processor: Sam2ImageProcessor) -> Photo:

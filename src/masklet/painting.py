@@ -1,6 +1,9 @@
 """Masks on pictures: colours, contours, numbers, cut-outs. Arrays in, images out."""
 
+import html
 import io
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -135,3 +138,19 @@ def notebook_png(image: Image.Image, max_side: int = 1024) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def notebook_html(png: bytes | None, caption: str, rows: Iterable[Sequence[object]] = ()) -> str:
+    """What a notebook shows instead, where it can: a PNG, if there is one, a line below it, and a table.
+
+    Args:
+        png: See ``notebook_png``.
+        caption: Any text.
+        rows: Of the table; the first are its headings.
+    """
+    image = "" if png is None else f'<img src="data:image/png;base64,{b64encode(png).decode()}">'
+    head, *body = [[html.escape(str(cell)) for cell in row] for row in rows] or [[]]
+    lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
+    headings = "".join(f"<th>{cell}</th>" for cell in head)
+    table = f"<table><tr>{headings}</tr>{''.join(lines)}</table>" if head else ""
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption>{table}</figure>"

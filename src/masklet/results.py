@@ -39,10 +39,12 @@ from masklet.masks import (
     union,
     without_overlap,
 )
-from masklet.painting import colour_of, cut_out, notebook_png, paint_masks
+from masklet.painting import colour_of, cut_out, notebook_html, notebook_png, paint_masks
 from masklet.pictures import PictureSource, read_picture
 from masklet.prompts import SizeHW, plain_mask_logits
 
+ROWS_SHOWN = 20
+"""Of the table in a notebook."""
 SUFFIXES = (".png", ".npz", ".json", ".svg")
 
 
@@ -436,6 +438,18 @@ class Masks:
         return notebook_png(
             self.overlay(np.zeros((*self.masks.shape[1:], 3), np.uint8) if self.picture is None else None)
         )
+
+    def _repr_html_(self) -> str:
+        """The same with a table of what they are; of many masks, of the first."""
+        few = self[:ROWS_SHOWN]
+        columns = zip(few.objects.tolist(), few.scores.tolist(), few.areas.tolist(), few.boxes.tolist(), strict=True)
+        rows = [
+            (name, f"{score:.2f}", f"{area:,}", ", ".join(f"{edge:g}" for edge in box))
+            for name, score, area, box in columns
+        ]
+        more = f"; the first {ROWS_SHOWN}:" if len(self) > ROWS_SHOWN else ""
+        headings = ("object", "score", "area (px)", "box (x0, y0, x1, y1)")
+        return notebook_html(self._repr_png_(), f"{self}{more}", [headings, *rows] if rows else [])
 
     def _picture_or(self, picture: PictureSource | None, call: str) -> np.ndarray:
         """The picture that was given, or else the one that was kept."""

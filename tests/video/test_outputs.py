@@ -3,6 +3,7 @@
 import io
 import json
 import weakref
+from base64 import b64encode
 
 import numpy as np
 import pytest
@@ -170,6 +171,16 @@ def test_a_notebook_shows_frames_of_the_film_with_what_was_tracked(session, resu
     assert repr(session) == "Session(the list of pictures, 12 frames of 80×48, 2 objects)"
 
 
+def test_a_notebook_tells_what_was_followed_in_a_film(sam):
+    session = sam.video(moving_square(3))
+    assert "<table>" not in session._repr_html_()
+    session.prompt(1, "<a&b>", box=(20, 10, 50, 30))
+    list(session.track(start=1))
+    page = session._repr_html_()
+    assert "<td>&lt;a&amp;b&gt;</td><td>1</td><td>2 frames</td>" in page, page[-400:]
+    assert b64encode(session._repr_png_()).decode() in page
+
+
 def test_a_notebook_shows_a_film_before_anything_was_shown_in_it(sam):
     one = moving_square(1)
     session = sam.video(one)
@@ -184,9 +195,11 @@ def test_a_notebook_shows_a_film_before_anything_was_shown_in_it(sam):
 def test_a_frame_and_a_stream_show_themselves_in_a_notebook(sam, picture):
     live = sam.stream()
     assert (repr(live), live._repr_png_()) == ("Stream(0 frames, no objects)", None)
+    assert live._repr_html_() is None
     result = live.push(picture, prompts={"square": {"box": (20, 10, 50, 30)}})
     for shown in (result, live):
         np.testing.assert_array_equal(Image.open(io.BytesIO(shown._repr_png_())), result.masks.overlay())
+        assert shown._repr_html_() == result.masks._repr_html_()
     assert repr(live) == "Stream(1 frame, 1 object)"
 
 

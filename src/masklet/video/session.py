@@ -21,7 +21,7 @@ from typing_extensions import Self
 from masklet.errors import FilmError, PromptError, SessionError
 from masklet.everything import everything_packed, read_options
 from masklet.model.sam2 import Sam2Model
-from masklet.painting import notebook_png
+from masklet.painting import notebook_html, notebook_png
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
 from masklet.video.decoder import Frame
@@ -89,6 +89,15 @@ class Session:
             for index in (frames[place] for place in few)
         ]
         return notebook_png(Image.fromarray(np.concatenate([result.masks.overlay() for result in results], axis=1)))
+
+    def _repr_html_(self) -> str:
+        """The same, with where each object was shown and followed."""
+        rows = [
+            (name, ", ".join(map(str, sorted(track.bank.prompted))), f"{len(track.passed)} frames")
+            for name, track in self._tracks.objects.items()
+        ]
+        headings = ("object", "shown in frame", "followed in")
+        return notebook_html(self._repr_png_(), repr(self), [headings, *rows] if rows else [])
 
     @property
     def objects(self) -> tuple[Hashable, ...]:

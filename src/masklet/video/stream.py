@@ -41,6 +41,9 @@ class Stream:
         """What a notebook shows: the frame that came last, with its masks."""
         return None if self._tracks is None else self._result(self._tracks.seen(self.count - 1))._repr_png_()
 
+    def _repr_html_(self) -> str | None:
+        return None if self._tracks is None else self._result(self._tracks.seen(self.count - 1))._repr_html_()
+
     @property
     def objects(self) -> tuple[Hashable, ...]:
         """Names of the objects that are followed."""

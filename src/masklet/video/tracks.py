@@ -55,6 +55,9 @@ class FrameResult:
         """What a notebook shows: the frame with its masks."""
         return self.masks._repr_png_()
 
+    def _repr_html_(self) -> str:
+        return self.masks._repr_html_()
+
     def __getitem__(self, name: Hashable) -> Masks:
         """The mask of one object.
 
