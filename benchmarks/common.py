@@ -11,6 +11,11 @@ from pathlib import Path
 
 import torch
 
+from masklet.checkpoints.meta import META_SIZES
+
+SIZES = dict(zip(("tiny", "small", "base-plus", "large"), META_SIZES, strict=True))
+"""Released sizes by the names that benchmarks take: what ``released_config`` is given."""
+
 
 def seconds(work: Callable[[], object]) -> float:
     """What it takes, on a GPU until it is done there."""

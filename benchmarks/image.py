@@ -18,14 +18,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from common import seconds
+from common import SIZES, seconds
 from rich.console import Console
 from rich.table import Table
 
 import masklet
-from masklet.checkpoints.meta import META_SIZES, released_config
-
-SIZES = dict(zip(("tiny", "small", "base-plus", "large"), META_SIZES, strict=True))
+from masklet.checkpoints.meta import released_config
 
 
 def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> dict[str, float]:

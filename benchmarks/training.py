@@ -24,18 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import peak_mb
+from common import SIZES, peak_mb
 from rich.console import Console
 from rich.table import Table
 
 import masklet
-from masklet.checkpoints.meta import META_SIZES, released_config
+from masklet.checkpoints.meta import released_config
 from masklet.training.batches import Example
 from masklet.training.config import DataConfig, LoraConfig, Stage, TrainingConfig
 from masklet.training.features import FeatureCache
 from masklet.training.loop import Trainer, make_accelerator
 
-SIZES = dict(zip(("tiny", "small", "base-plus", "large"), META_SIZES, strict=True))
 WAYS: dict[str, dict[str, Any]] = {
     "decoder, cached": {"train": "decoder"},
     "decoder": {"train": "decoder"},
@@ -86,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SIZES, default=["tiny", "large"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--pictures", type=int, default=2, help="of a step, an even number")
+    parser.add_argument("--pictures", type=int, default=2, help="of a step, even")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)  # in a subprocess
@@ -103,8 +102,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as cache:
                 command = [sys.executable, __file__, "--models", size, "--ways", way, *numbers, "--cache", cache]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-            if done.returncode:  # killed for memory, or out of a GPU's
-                table.add_row(size, way, "did not fit", "", "")
+            if done.returncode:  # killed for memory, or an error that it has printed
+                table.add_row(size, way, f"ended with status {done.returncode}", "", "")
                 continue
             row = json.loads(done.stdout.splitlines()[-1])
             results.append({"model": size, "learns": way, **row})

@@ -39,10 +39,13 @@ class Stream:
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the frame that came last, with its masks."""
-        return None if self._tracks is None else self._result(self._tracks.seen(self.count - 1))._repr_png_()
+        return None if (last := self._last()) is None else last._repr_png_()
 
     def _repr_html_(self) -> str | None:
-        return None if self._tracks is None else self._result(self._tracks.seen(self.count - 1))._repr_html_()
+        return None if (last := self._last()) is None else last._repr_html_()
+
+    def _last(self) -> FrameResult | None:
+        return None if self._tracks is None else self._result(self._tracks.seen(self.count - 1))
 
     @property
     def objects(self) -> tuple[Hashable, ...]:
