@@ -16,6 +16,11 @@ import torch
 from PIL import Image
 
 from masklet.training import train
+from masklet.training.config import config_from
+from masklet.training.loop import Trainer
+
+ROUNDING = 1e-7
+"""Gradients below this, beside a norm of 1, are none."""
 
 
 @pytest.fixture
@@ -70,9 +75,11 @@ def state_of(folder):
     return torch.load(folder / "state.pt", weights_only=True)
 
 
-def moments_of(state):
-    """AdamW's running means of gradients, which are sums of what the steps' gradients were."""
-    return [kept["exp_avg"] for kept in state["optimizers"][0]["state"].values()]
+def trainer_of(values, folder):
+    """What a run has come to."""
+    trainer = Trainer(config_from(values))
+    trainer.load(folder / "state.pt")
+    return trainer
 
 
 @pytest.mark.slow
@@ -92,6 +99,26 @@ def test_twenty_steps_are_ten_a_kill_and_ten_more(values, tmp_path):
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+def assert_same_step(one, two):
+    """All gradients (clipped to a norm of 1) within 1e-6, and all weights within 1e-5.
+
+    But for weights whose gradient is rounding alone, 1e-10 or so, as of keys' biases, which a softmax ignores: of those
+    Adam makes whole steps, wherever they go.
+    """
+    shares = []
+    for weight, other in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        of_one, of_two = one.optimizers[0].state.get(weight, {}), two.optimizers[0].state.get(other, {})
+        assert of_one.keys() == of_two.keys()
+        is_rounding = torch.zeros_like(weight, dtype=torch.bool)
+        if of_one:  # of pictures the memory learns nothing
+            torch.testing.assert_close(of_one["exp_avg"], of_two["exp_avg"], rtol=1e-3, atol=1e-6)
+            size = of_one["exp_avg_sq"].sqrt()
+            is_rounding = (size > 0) & (size < ROUNDING)
+            shares.append((size >= ROUNDING).flatten())
+        assert ((weight - other).abs() <= 1e-5)[~is_rounding].all()
+    assert torch.cat(shares).float().mean() > 0.9, "weights that have a gradient"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 4])
 def test_two_processes_take_the_step_of_one(values, tmp_path, parts):
@@ -102,14 +129,7 @@ def test_two_processes_take_the_step_of_one(values, tmp_path, parts):
         finish(process)
     one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
     assert one["step"] == two["step"] == 2
-    # Gradients are clipped to a norm of 1. Some weights' are rounding alone (keys have biases that a softmax ignores),
-    # and Adam makes whole steps of those: their gradients are compared with the others', but not where they end.
-    moments = list(zip(moments_of(one), moments_of(two), strict=True))
-    assert max(float(moment.norm()) for moment, _ in moments) > 0.01
-    for moment, other in moments:
-        torch.testing.assert_close(moment, other, rtol=1e-3, atol=1e-6)
-    apart = torch.cat([(one["model"][name] - two["model"][name]).abs().flatten() for name in one["model"]])
-    assert (apart <= 1e-5).float().mean() > 0.999
+    assert_same_step(trainer_of(values, tmp_path / "one"), trainer_of(values, tmp_path / "two"))
     torch.testing.assert_close(one["notes"], two["notes"], rtol=0, atol=1e-3)
     norms = [norms_of(tmp_path / name) for name in ("one", "two")]
     assert len(norms[0]) == 2
