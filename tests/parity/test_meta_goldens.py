@@ -58,7 +58,7 @@ def test_the_plain_way_to_decode_gives_metas_logits_too(photo, golden):
         prompts = model.prompt_encoder(points, labels, None, None, map_hw=map_hw, image_hw=(1024, 1024))
         positions = model.shared_image_embedding.grid(map_hw)
         logits, ious, _, _ = decoder._decode(
-            photo.embeddings[2],
+            photo.embeddings[2][:, None],
             positions,
             prompts,
             lambda cells, kernels: decoder.draw(cells, kernels, tuple(photo.embeddings[:2])),

@@ -10,9 +10,11 @@ A CPU takes a second way to the same masks: see ``TokenToImageAttention`` and ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +28,19 @@ NUM_LAYERS = 2
 NARROWING = 2
 """Cross-attention works at this fraction of the width."""
 NUM_MASK_TOKENS = NUM_MULTIMASK_OUTPUTS + 1
+OBJECT_TOKEN, IOU_TOKEN, MASK_TOKENS = 0, 1, slice(2, 2 + NUM_MASK_TOKENS)
+"""Where the decoder's own tokens are; those of the prompts follow."""
 STABILITY_DELTA = 0.05
 STABILITY_THRESHOLD = 0.98
-FOLDED_ELEMENTS = 2**22
-"""Size up to which objects are decoded together on a CPU: larger maps fall out of its caches, and out of the memory
-that the allocator keeps, whose return costs more than the arithmetic."""
+CPU_TOGETHER = 16
+"""Objects decoded together on a CPU: reading the weights costs as much for one token as for a hundred."""
+CPU_ELEMENTS = 2**22
+"""Size up to which the images of some of them are worked on together: larger maps fall out of its caches, and out of
+the memory that the allocator keeps, whose return costs more than the arithmetic."""
+
+
+Decoded = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Logits, predicted IoU, object scores and tokens of all four masks."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,16 @@ class LikelyMasks:
     logits: Tensor  # (masks, 4h, 4w)
     ious: Tensor  # (masks,), 0 to 1
     objects: Tensor  # (masks,) int64: the object each is a candidate for
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the decoder works: the results are the same."""
+
+    at_once: int
+    """Objects whose images are worked on together."""
+    folded: bool = False
+    """See ``TokenToImageAttention``."""
 
 
 class Attention(nn.Module):
@@ -100,20 +120,25 @@ class TokenToImageAttention(Attention):
     """
 
     def forward(  # type: ignore[override]
-        self, tokens: Tensor, image: Tensor, image_pos: Tensor, *, folded: bool
+        self, tokens: Tensor, image: list[Tensor], image_pos: Tensor, way: Way
     ) -> Tensor:
-        """(batch, objects, tokens, dim), image (batch, objects or 1, h*w, dim) and its positions (h*w, dim)."""
-        if not folded or image.shape[1] < tokens.shape[1]:  # a shared image is projected once for all anyway
-            return super().forward(tokens, image + image_pos, image)
+        """(batch, objects, tokens, dim); the image, its positions and the rest as in ``TwoWayAttentionBlock``."""
+        own = [tokens] if len(image) == 1 else tokens.split(image[0].shape[1], dim=1)
+        return torch.cat([self._read(*both, image_pos, way) for both in zip(own, image, strict=True)], dim=1)
+
+    def _read(self, tokens: Tensor, image: Tensor, image_pos: Tensor, way: Way) -> Tensor:
+        placed = image + image_pos
+        if not way.folded or image.shape[1] < tokens.shape[1]:  # a shared image is projected once for all anyway
+            return super().forward(tokens, placed, image)
         q = split_heads(self.q_proj(tokens), self.heads)  # (batch, objects, heads, tokens, head_dim)
         heads, count, head_dim = q.shape[2:]
         from_keys, from_values = (
             project.weight.unflatten(0, (heads, head_dim)) for project in (self.k_proj, self.v_proj)
         )  # (heads, head_dim, dim)
-        scores = (q @ from_keys).flatten(2, 3) @ image.transpose(2, 3)  # (batch, objects, heads * tokens, h*w)
-        scores = scores.unflatten(2, (heads, count)) + q @ split_heads(self.k_proj(image_pos), heads).transpose(1, 2)
-        weights = (scores * head_dim**-0.5).softmax(-1)
-        sums = (weights.flatten(2, 3) @ image).unflatten(2, (heads, count))  # (batch, objects, heads, tokens, dim)
+        # The keys' bias adds the same to all scores of a query, which the softmax ignores.
+        scores = (q * head_dim**-0.5 @ from_keys).flatten(2, 3) @ placed.transpose(2, 3)
+        weights = scores.softmax(-1)  # (batch, objects, heads * tokens, h*w)
+        sums = (weights @ image).unflatten(2, (heads, count))  # (batch, objects, heads, tokens, dim)
         values = sums @ from_values.transpose(1, 2)  # the weights sum to one, so the bias comes through as it is
         return self.o_proj(join_heads(values) + self.v_proj.bias)
 
@@ -122,23 +147,39 @@ class ImageToTokenAttention(Attention):
     """Cells of the image look at the tokens. Folded, the tokens are projected to where the image is, as above."""
 
     def forward(  # type: ignore[override]
-        self, image: Tensor, image_pos: Tensor, k: Tensor, v: Tensor, is_padding: Tensor | None, *, folded: bool
-    ) -> Tensor:
-        """Image (batch, objects or 1, h*w, dim), positions (h*w, dim), tokens (batch, objects, tokens, dim)."""
-        if not folded:
-            return super().forward(image + image_pos, k, v, is_padding)
+        self, image: list[Tensor], image_pos: Tensor, k: Tensor, v: Tensor, is_padding: Tensor | None, way: Way
+    ) -> Iterator[Tensor]:
+        """What is to be added to the image, in parts of ``way.at_once`` objects; see ``TwoWayAttentionBlock``."""
+        padding = repeat(None) if is_padding is None else is_padding.split(way.at_once, dim=1)
+        if not way.folded:
+            parts = image if len(image) > 1 else repeat(image[0])
+            told = (x.split(way.at_once, dim=1) for x in (k, v))
+            for part, keys, tokens, is_void in zip(parts, *told, padding, strict=False):
+                yield super().forward(part + image_pos, keys, tokens, is_void)
+            return
         k, v = split_heads(self.k_proj(k), self.heads), split_heads(self.v_proj(v), self.heads)
-        heads, count, head_dim = k.shape[2:]
-        from_queries = self.q_proj.weight.unflatten(0, (heads, head_dim))  # (heads, head_dim, dim)
-        to_image = self.o_proj.weight.unflatten(1, (heads, head_dim)).permute(1, 2, 0)  # (heads, head_dim, dim)
-        scores = (k @ from_queries).flatten(2, 3) @ image.transpose(2, 3)  # (batch, objects, heads * tokens, h*w)
-        scores = scores.unflatten(2, (heads, count)) + k @ split_heads(self.q_proj(image_pos), heads).transpose(1, 2)
-        scores *= head_dim**-0.5
-        if is_padding is not None:
-            scores = scores.masked_fill(is_padding[:, :, None, :, None], -torch.inf)
-        weights = scores.softmax(3).flatten(2, 3)
+        to_image = self.o_proj.weight.unflatten(1, (self.heads, -1)).permute(1, 2, 0)  # (heads, head_dim, dim)
         # Each head's weights sum to one, so its share of the bias may ride on its values.
-        return weights.transpose(2, 3) @ (v @ to_image + self.o_proj.bias / heads).flatten(2, 3)
+        values = (v @ to_image + self.o_proj.bias / self.heads).flatten(2, 3).split(way.at_once, dim=1)
+        for scores, to_add, is_void in zip(self._scores(image, image_pos, k, way), values, padding, strict=False):
+            if is_void is not None:
+                scores = scores.masked_fill(is_void[:, :, None, :, None], -torch.inf)
+            yield scores.softmax(3).flatten(2, 3).transpose(2, 3) @ to_add
+
+    def _scores(self, image: list[Tensor], image_pos: Tensor, k: Tensor, way: Way) -> Iterator[Tensor]:
+        """(batch, objects, heads, tokens, h*w), in parts, of keys (batch, objects, heads, tokens, head_dim)."""
+        objects, heads, count, head_dim = k.shape[1:]
+        k = k * head_dim**-0.5
+        if image[0].shape[1] < objects and len(image) == 1:  # shared, so it is projected once for all
+            q = split_heads(self.q_proj(image[0][:, 0] + image_pos), heads)  # (batch, heads, h*w, head_dim)
+            scores = k.transpose(1, 2).flatten(2, 3) @ q.transpose(2, 3)
+            yield from scores.unflatten(2, (objects, count)).transpose(1, 2).split(way.at_once, dim=1)
+            return
+        from_queries = self.q_proj.weight.unflatten(0, (heads, head_dim))  # (heads, head_dim, dim)
+        bias = k @ self.q_proj.bias.unflatten(0, (heads, head_dim, 1))
+        folded, of_bias = (x.flatten(2, 3).split(way.at_once, dim=1) for x in (k @ from_queries, bias))
+        for part, keys, offsets in zip(image, folded, of_bias, strict=True):
+            yield (keys @ (part + image_pos).transpose(2, 3) + offsets).unflatten(2, (heads, count))
 
 
 class TwoWayAttentionBlock(nn.Module):
@@ -159,14 +200,22 @@ class TwoWayAttentionBlock(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        image: Tensor,
+        image: list[Tensor],
         token_pos: Tensor,
         image_pos: Tensor,
         is_padding: Tensor | None,
-        *,
-        folded: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """(batch, objects, tokens, dim) and (batch, objects or 1, h*w, dim), with their positions; both come back."""
+        way: Way,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Both sides after they have looked at each other.
+
+        Args:
+            tokens: (batch, objects, tokens, dim).
+            image: (batch, objects, h*w, dim) in parts of ``way.at_once`` objects, or one part that all objects share.
+            token_pos: As ``tokens``.
+            image_pos: (h*w, dim).
+            is_padding: (batch, objects, tokens).
+            way: How to work.
+        """
         if self.is_first:
             # The tokens are their own positions yet, so none is added and nothing is kept.
             tokens = self.self_attn(tokens, tokens, tokens, is_padding)
@@ -174,13 +223,11 @@ class TwoWayAttentionBlock(nn.Module):
             placed = tokens + token_pos
             tokens = tokens + self.self_attn(placed, placed, tokens, is_padding)
         tokens = self.layer_norm1(tokens)
-        read = self.cross_attn_token_to_image(tokens + token_pos, image, image_pos, folded=folded)
-        tokens = self.layer_norm2(tokens + read)
+        tokens = self.layer_norm2(tokens + self.cross_attn_token_to_image(tokens + token_pos, image, image_pos, way))
         tokens = self.layer_norm3(tokens + self.mlp(tokens))
-        written = self.cross_attn_image_to_token(
-            image, image_pos, tokens + token_pos, tokens, is_padding, folded=folded
-        )
-        return tokens, self.layer_norm4(image + written)
+        written = self.cross_attn_image_to_token(image, image_pos, tokens + token_pos, tokens, is_padding, way)
+        parts = image if len(image) > 1 else repeat(image[0])
+        return tokens, [self.layer_norm4(to_add.add_(part)) for part, to_add in zip(parts, written, strict=False)]
 
 
 class TwoWayTransformer(nn.Module):
@@ -195,14 +242,18 @@ class TwoWayTransformer(nn.Module):
         self.layer_norm_final_attn = nn.LayerNorm(dim)
 
     def forward(
-        self, tokens: Tensor, image: Tensor, image_pos: Tensor, is_padding: Tensor | None, *, folded: bool
-    ) -> tuple[Tensor, Tensor]:
-        """As in a block; the tokens given are also their positions."""
-        token_pos = tokens
+        self, tokens: Tensor, image: Tensor, image_pos: Tensor, is_padding: Tensor | None, way: Way
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The two blocks; the tokens given are also their positions. The image comes back in parts."""
+        token_pos, parts = tokens, [*image.split(way.at_once, dim=1)]
         for layer in self.layers:
-            tokens, image = layer(tokens, image, token_pos, image_pos, is_padding, folded=folded)
-        tokens = tokens + self.final_attn_token_to_image(tokens + token_pos, image, image_pos, folded=folded)
-        return self.layer_norm_final_attn(tokens), image
+            tokens, parts = layer(tokens, parts, token_pos, image_pos, is_padding, way)
+        return tokens, parts
+
+    def last_look(self, tokens: Tensor, token_pos: Tensor, image: list[Tensor], image_pos: Tensor, way: Way) -> Tensor:
+        """Tokens, any of them, after a look at the image as the blocks left it."""
+        tokens = tokens + self.final_attn_token_to_image(tokens + token_pos, image, image_pos, way)
+        return self.layer_norm_final_attn(tokens)
 
 
 class MaskDecoder(nn.Module):
@@ -246,16 +297,11 @@ class MaskDecoder(nn.Module):
             fine_maps: (batch or 1, dim / 8, 4h, 4w) and (batch or 1, dim / 4, 2h, 2w).
             multimask: Three candidates instead of one mask; None for the mask, then the candidates.
         """
-        if image.device.type != "cpu":
-            decoded = self._decode(image, image_pos, prompts, partial(self.draw, fine_maps=fine_maps))
+        if image.device.type == "cpu" and not torch.is_grad_enabled():
+            decoded = self._decode_in_parts(image, image_pos, prompts, fine_maps)
         else:
-            map_hw = (image.shape[-2], image.shape[-1])
-            parts_of_cells = self._parts_of_cells(fine_maps, map_hw)
-            if torch.is_grad_enabled():
-                draw = partial(self.draw_by_cell, parts_of_cells=parts_of_cells, map_hw=map_hw)
-                decoded = self._decode(image, image_pos, prompts, draw)
-            else:
-                decoded = self._decode_folded(image, image_pos, prompts, parts_of_cells)
+            drawing = self._drawing(fine_maps, (image.shape[-2], image.shape[-1]))
+            decoded = self._decode(image[:, None], image_pos, prompts, drawing)
         logits, ious, object_scores, mask_tokens = decoded
         if multimask is None:
             return DecodedMasks(*decoded)
@@ -276,8 +322,8 @@ class MaskDecoder(nn.Module):
     ) -> LikelyMasks:
         """The candidates of one picture whose predicted IoU is above a threshold; for inference.
 
-        The prediction is made before the mask, and drawing is about half of the work: objects without a likely
-        candidate are not drawn.
+        The prediction is made before the mask, by a token of its own: objects without a likely candidate are spared
+        the last look of the other tokens, and are not drawn.
 
         Args:
             image: (1, dim, h, w); it and what follows as in ``forward``.
@@ -287,23 +333,64 @@ class MaskDecoder(nn.Module):
             iou_threshold: From 0 to 1.
         """
         map_hw, objects = (image.shape[-2], image.shape[-1]), prompts.tokens.shape[1]
-        draw, step, folded = partial(self.draw, fine_maps=fine_maps), objects, False
+        draw, together, way = self._drawing(fine_maps, map_hw), objects, Way(objects)
         if image.device.type == "cpu":
-            parts_of_cells = self._parts_of_cells(fine_maps, map_hw)
-            draw = partial(self.draw_by_cell, parts_of_cells=parts_of_cells, map_hw=map_hw)
-            step, folded = self._fold(prompts, parts_of_cells)
+            together, way = CPU_TOGETHER, self._cpu_way(prompts, map_hw)
         logits, ious, owners = [image.new_empty(0, 4 * map_hw[0], 4 * map_hw[1])], [image.new_empty(0)], []
-        for start in range(0, objects, step):
-            some = prompts.select(0, slice(start, start + step))
-            cells, kernels, predicted, _, _ = self._look(image, image_pos, some, folded)
-            candidates = predicted[0, :, 1:]  # (objects, masks)
+        for start in range(0, objects, together):
+            some = prompts.select(0, slice(start, start + together))
+            tokens, token_pos, parts = self._look(image[:, None], image_pos, some, way)
+            of_iou = self.transformer.last_look(
+                tokens[:, :, [IOU_TOKEN]], token_pos[:, :, [IOU_TOKEN]], parts, image_pos, way
+            )
+            candidates = self.iou_prediction_head(of_iou[0, :, 0]).sigmoid()[:, 1:]  # (objects, masks)
             is_likely = candidates > iou_threshold
-            is_drawn = is_likely.any(1)
-            if is_drawn.any():
-                logits.append(draw(cells[:, is_drawn], kernels[:, is_drawn, 1:])[0][is_likely[is_drawn]])
             ious.append(candidates[is_likely])
             owners.append(start + is_likely.nonzero()[:, 0])
+            for cells, its, its_pos, likely in zip(
+                parts, *(x.split(way.at_once) for x in (tokens[0], token_pos[0], is_likely)), strict=True
+            ):
+                if (is_drawn := likely.any(1)).any():
+                    cells, chosen = cells[:, is_drawn], (None, is_drawn, MASK_TOKENS)
+                    mask_tokens = self.transformer.last_look(its[chosen], its_pos[chosen], [cells], image_pos, way)
+                    logits.append(draw(cells, self._kernels(mask_tokens)[:, :, 1:])[0][likely[is_drawn]])
         return LikelyMasks(torch.cat(logits), torch.cat(ious), torch.cat(owners))
+
+    def _drawing(self, fine_maps: tuple[Tensor, Tensor], map_hw: tuple[int, int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """How masks are drawn from cells and kernels on these maps."""
+        if fine_maps[0].device.type != "cpu":
+            return partial(self.draw, fine_maps=fine_maps)
+        return partial(self.draw_by_cell, parts_of_cells=self._parts_of_cells(fine_maps, map_hw), map_hw=map_hw)
+
+    def _cpu_way(self, prompts: PromptEmbeddings, map_hw: tuple[int, int]) -> Way:
+        tokens = MASK_TOKENS.stop + prompts.tokens.shape[2]
+        finest = math.prod(map_hw) * 16 * self.conv_s0.out_channels
+        # With more tokens, folding costs more than it saves.
+        return Way(max(1, CPU_ELEMENTS // finest), folded=tokens <= 2 * self.head_dim)
+
+    def _decode_in_parts(
+        self, image: Tensor, image_pos: Tensor, prompts: PromptEmbeddings, fine_maps: tuple[Tensor, Tensor]
+    ) -> Decoded:
+        """As ``_decode``, by what a CPU works on together; for inference."""
+        batch, objects = prompts.tokens.shape[:2]
+        if batch > 1 and (objects > 1 or len(fine_maps[0]) > 1):
+            fine, middle = (maps.expand(batch, -1, -1, -1).split(1) for maps in fine_maps)
+            each = (prompts.select(b, slice(None)) for b in range(batch))
+            pictures = zip(image.split(1), each, fine, middle, strict=True)
+            return _joined([self._decode_in_parts(one, image_pos, its, (f, m)) for one, its, f, m in pictures], 0)
+        # One picture, or several memories of it with an object each.
+        image, prompts = (image[None], prompts.transposed()) if objects == 1 else (image[:, None], prompts)
+        map_hw = (image.shape[-2], image.shape[-1])
+        draw, way = self._drawing(fine_maps, map_hw), self._cpu_way(prompts, map_hw)
+        decoded = []
+        for start in range(0, prompts.tokens.shape[1], CPU_TOGETHER):
+            some = slice(start, start + CPU_TOGETHER)
+            seen = image if image.shape[1] == 1 else image[:, some]
+            decoded.append(self._decode(seen, image_pos, prompts.select(0, some), draw, way))
+        logits, ious, object_scores, mask_tokens = _joined(decoded, 1)
+        if objects > 1:
+            return logits, ious, object_scores, mask_tokens
+        return logits.transpose(0, 1), ious.transpose(0, 1), object_scores.transpose(0, 1), mask_tokens.transpose(0, 1)
 
     def _decode(
         self,
@@ -311,34 +398,47 @@ class MaskDecoder(nn.Module):
         image_pos: Tensor,
         prompts: PromptEmbeddings,
         draw: Callable[[Tensor, Tensor], Tensor],
-        folded: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits, predicted IoU, object scores and tokens of all four masks."""
-        cells, kernels, ious, object_scores, mask_tokens = self._look(image, image_pos, prompts, folded)
-        return draw(cells, kernels), ious, object_scores, mask_tokens
+        way: Way | None = None,
+    ) -> Decoded:
+        way = way or Way(prompts.tokens.shape[1])
+        tokens, token_pos, parts = self._look(image, image_pos, prompts, way)
+        own = slice(0, MASK_TOKENS.stop)
+        tokens = self.transformer.last_look(tokens[:, :, own], token_pos[:, :, own], parts, image_pos, way)
+        mask_tokens = tokens[:, :, MASK_TOKENS]
+        kernels = self._kernels(mask_tokens).split(way.at_once, dim=1)
+        drawn = [draw(*both) for both in zip(parts, kernels, strict=True)]
+        logits = drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim=1)
+        ious = self.iou_prediction_head(tokens[:, :, IOU_TOKEN]).sigmoid()
+        return logits, ious, self.pred_obj_score_head(tokens[:, :, OBJECT_TOKEN]), mask_tokens
 
     def _look(
-        self, image: Tensor, image_pos: Tensor, prompts: PromptEmbeddings, folded: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """All that is known before the masks are drawn.
+        self, image: Tensor, image_pos: Tensor, prompts: PromptEmbeddings, way: Way
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Tokens and image before the tokens' last look.
+
+        Args:
+            image: (batch, objects or 1, dim, h, w).
+            image_pos: (h*w, dim).
+            prompts: (batch, objects, ...).
+            way: How to work.
 
         Returns:
-            Cells (batch, objects, h*w, dim) and kernels (batch, objects, masks, dim / 8), which ``draw`` takes;
-            predicted IoU, object scores and tokens of all four masks.
+            Tokens (batch, objects, tokens, dim), those of the prompts last, their positions, and cells
+            (batch, objects, h*w, dim) in parts.
         """
         own_tokens = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own_tokens.expand(*prompts.tokens.shape[:2], -1, -1), prompts.tokens], dim=2)
+        token_pos = torch.cat([own_tokens.expand(*prompts.tokens.shape[:2], -1, -1), prompts.tokens], dim=2)
         is_padding = None
         if prompts.is_padding is not None:
             is_padding = F.pad(prompts.is_padding, (len(own_tokens), 0), value=False)
-        cells = (image[:, None] + prompts.dense).flatten(3).transpose(2, 3)  # (batch, objects or 1, h*w, dim)
-        tokens, cells = self.transformer(tokens, cells.contiguous(), image_pos, is_padding, folded=folded)
-        mask_tokens = tokens[:, :, 2 : 2 + NUM_MASK_TOKENS]
-        kernels = torch.stack(
-            [mlp(mask_tokens[:, :, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=2
-        )  # (batch, objects, masks, dim / 8)
-        ious = self.iou_prediction_head(tokens[:, :, 1]).sigmoid()
-        return cells, kernels, ious, self.pred_obj_score_head(tokens[:, :, 0]), mask_tokens
+        cells = (image + prompts.dense).flatten(3).transpose(2, 3)  # (batch, objects or 1, h*w, dim)
+        tokens, parts = self.transformer(token_pos, cells.contiguous(), image_pos, is_padding, way)
+        return tokens, token_pos, parts
+
+    def _kernels(self, mask_tokens: Tensor) -> Tensor:
+        """(batch, objects, masks, dim / 8), with which ``draw`` draws, of (batch, objects, masks, dim)."""
+        mlps = enumerate(self.output_hypernetworks_mlps)
+        return torch.stack([mlp(mask_tokens[:, :, index]) for index, mlp in mlps], dim=2)
 
     def draw(self, cells: Tensor, kernels: Tensor, fine_maps: tuple[Tensor, Tensor]) -> Tensor:
         """Upscale the image and take its dot product with each mask's kernel.
@@ -360,34 +460,6 @@ class MaskDecoder(nn.Module):
         x = self.upscale_conv2(x).unflatten(0, leading) + stride4[:, None]
         x = F.gelu(x)  # (batch, objects, dim / 8, 4h, 4w)
         return (kernels @ x.flatten(3)).unflatten(-1, x.shape[-2:])
-
-    def _decode_folded(
-        self, image: Tensor, image_pos: Tensor, prompts: PromptEmbeddings, parts_of_cells: list[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As ``_decode``, a few objects at a time; for inference."""
-        batch, objects = prompts.tokens.shape[:2]
-        step, folded = self._fold(prompts, parts_of_cells)
-        decoded = []
-        for b in range(batch):
-            here = slice(b, b + 1)
-            draw = partial(
-                self.draw_by_cell,
-                parts_of_cells=[parts[here] if len(parts) == batch else parts for parts in parts_of_cells],
-                map_hw=(image.shape[-2], image.shape[-1]),
-            )
-            for o in range(0, objects, step):
-                some = prompts.select(b, slice(o, o + step))
-                decoded.append(self._decode(image[here], image_pos, some, draw, folded))
-        logits, ious, object_scores, mask_tokens = (
-            torch.cat(columns, dim=1)[0].unflatten(0, (batch, objects)) for columns in zip(*decoded, strict=True)
-        )
-        return logits, ious, object_scores, mask_tokens
-
-    def _fold(self, prompts: PromptEmbeddings, parts_of_cells: list[Tensor]) -> tuple[int, bool]:
-        """How many objects a CPU decodes together, and whether their attention is folded."""
-        tokens = prompts.tokens.shape[2] + 2 + NUM_MASK_TOKENS
-        is_worth_it = tokens <= 2 * self.head_dim  # beyond, folding costs more than it saves
-        return max(1, FOLDED_ELEMENTS // parts_of_cells[0][0].numel()), is_worth_it
 
     def _parts_of_cells(self, fine_maps: tuple[Tensor, Tensor], map_hw: tuple[int, int]) -> list[Tensor]:
         """The fine maps as ``draw_by_cell`` takes them."""
@@ -420,6 +492,13 @@ class MaskDecoder(nn.Module):
         # (batch, objects, h, w, 2, 2, 2, 2, masks): the pairs are (down, across) at stride 8, then at stride 4.
         logits = logits.unflatten(2, (*map_hw, 2, 2, 2, 2)).permute(0, 1, 8, 2, 4, 6, 3, 5, 7)
         return logits.reshape(*kernels.shape[:3], 4 * map_hw[0], 4 * map_hw[1])
+
+
+def _joined(decoded: list[Decoded], dim: int) -> Decoded:
+    if len(decoded) == 1:
+        return decoded[0]
+    logits, ious, object_scores, mask_tokens = (torch.cat(column, dim) for column in zip(*decoded, strict=True))
+    return logits, ious, object_scores, mask_tokens
 
 
 def _bias(conv: nn.ConvTranspose2d) -> Tensor:
