@@ -17,7 +17,7 @@ check: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 test: $(READY)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py

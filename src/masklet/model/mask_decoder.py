@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
+from itertools import cycle, repeat
 
 import torch
 import torch.nn.functional as F
@@ -372,25 +372,19 @@ class MaskDecoder(nn.Module):
         self, image: Tensor, image_pos: Tensor, prompts: PromptEmbeddings, fine_maps: tuple[Tensor, Tensor]
     ) -> Decoded:
         """As ``_decode``, by what a CPU works on together; for inference."""
-        batch, objects = prompts.tokens.shape[:2]
-        if batch > 1 and (objects > 1 or len(fine_maps[0]) > 1):
-            fine, middle = (maps.expand(batch, -1, -1, -1).split(1) for maps in fine_maps)
-            each = (prompts.select(b, slice(None)) for b in range(batch))
-            pictures = zip(image.split(1), each, fine, middle, strict=True)
-            return _joined([self._decode_in_parts(one, image_pos, its, (f, m)) for one, its, f, m in pictures], 0)
-        # One picture, or several memories of it with an object each.
-        image, prompts = (image[None], prompts.transposed()) if objects == 1 else (image[:, None], prompts)
         map_hw = (image.shape[-2], image.shape[-1])
-        draw, way = self._drawing(fine_maps, map_hw), self._cpu_way(prompts, map_hw)
-        decoded = []
-        for start in range(0, prompts.tokens.shape[1], CPU_TOGETHER):
-            some = slice(start, start + CPU_TOGETHER)
-            seen = image if image.shape[1] == 1 else image[:, some]
-            decoded.append(self._decode(seen, image_pos, prompts.select(0, some), draw, way))
-        logits, ious, object_scores, mask_tokens = _joined(decoded, 1)
-        if objects > 1:
-            return logits, ious, object_scores, mask_tokens
-        return logits.transpose(0, 1), ious.transpose(0, 1), object_scores.transpose(0, 1), mask_tokens.transpose(0, 1)
+        way = self._cpu_way(prompts, map_hw)
+        fine_parts = zip(*(maps.split(1) for maps in fine_maps), strict=True)
+        drawings = [self._drawing(of_picture, map_hw) for of_picture in fine_parts]
+        pictures = []
+        # One after another, so that no object of a film changes a bit of another.
+        for b, draw in zip(range(len(image)), cycle(drawings), strict=False):
+            decoded = []
+            for start in range(0, prompts.tokens.shape[1], CPU_TOGETHER):
+                some = prompts.select(b, slice(start, start + CPU_TOGETHER))
+                decoded.append(self._decode(image[b : b + 1, None], image_pos, some, draw, way))
+            pictures.append(_joined(decoded, 1))
+        return _joined(pictures, 0)
 
     def _decode(
         self,

@@ -39,11 +39,6 @@ class PromptEmbeddings:
             self.dense if is_shared else self.dense[pick],
         )
 
-    def transposed(self) -> PromptEmbeddings:
-        """Pictures for objects and objects for pictures."""
-        is_padding = None if self.is_padding is None else self.is_padding.transpose(0, 1)
-        return PromptEmbeddings(self.tokens.transpose(0, 1), is_padding, self.dense.transpose(0, 1))
-
 
 class MaskEmbed(nn.Module):
     """A mask prompt, a quarter of the input's size, shrunk to the image embedding."""
