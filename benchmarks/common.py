@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import resource
 import sys
@@ -34,3 +35,13 @@ def peak_mb() -> float:
     # This may count what the parent took when it started us.
     peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak_rss * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, kilobytes elsewhere
+
+
+def device_name(device: str = "cpu") -> str:
+    """What the maker calls the GPU or the processor."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    told = Path("/proc/cpuinfo")
+    if told.exists() and (name := re.search(r"model name\s*: (.+)", told.read_text())):
+        return name[1]
+    return platform.processor() or platform.machine()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 import pycocotools.mask as coco
 import torch
 import torch.nn.functional as F
-from common import peak_mb, seconds
+from common import device_name, peak_mb, seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -199,7 +198,7 @@ def main() -> None:
     if args.memory:
         results["memory"] = {name: peak_of(name, args) for name in SIDES}
     setting = {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine(),
+        "device": device_name(args.device),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "resolution": args.side,

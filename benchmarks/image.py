@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from common import SIZES, seconds
+from common import SIZES, device_name, seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -81,7 +80,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     results = {size: measure(size, args.objects, args.rounds, args.device) for size in args.models}
     setting = {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine(),
+        "device": device_name(args.device),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "resolution": 1024,

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import peak_mb, seconds
+from common import device_name, peak_mb, seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -83,7 +82,7 @@ def main() -> None:
         "picture": f"{width}×{height}",
         "as arrays": f"{args.masks * width * height / 1e9:.0f} GB",
         "masklet": masklet.__version__,
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": device_name(),
         "before": f"{before_mb:.0f} MB",
     }
     table = Table("way", "seconds", "peak (MB)", title=", ".join(f"{name} {value}" for name, value in setting.items()))

@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
-from common import peak_mb, seconds
+from common import device_name, peak_mb, seconds
 from rich.console import Console
 from rich.table import Table
 
@@ -85,7 +84,7 @@ def main() -> None:
     setting = {
         **{name: value for name, value in vars(args).items() if name != "json"},
         "device": str(sam.model.device),
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": device_name(),
         "masklet": masklet.__version__,
     }
     table = Table(*found, title=", ".join(f"{name} {value}" for name, value in setting.items()))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import SIZES, peak_mb
+from common import SIZES, device_name, peak_mb
 from rich.console import Console
 from rich.table import Table
 
@@ -110,7 +109,7 @@ def main() -> None:
             table.add_row(size, way, f"{row['peak_mb'] / 1e3:.1f}", f"{row['base_mb'] / 1e3:.1f}", f"{row['s']:.2f}")
     setting = {
         "pictures": args.pictures,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "device": device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "threads": torch.get_num_threads(),
         "masklet": masklet.__version__,
         "torch": torch.__version__,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from common import seconds
+from common import device_name, seconds
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -143,7 +142,7 @@ def main() -> None:
                 }
             )
     setting = {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine(),
+        "device": device_name(args.device),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "film": f"{SIZE_HW[1]}×{SIZE_HW[0]}",

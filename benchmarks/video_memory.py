@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import peak_mb
+from common import device_name, peak_mb
 from rich.console import Console
 from rich.table import Table
 
@@ -120,7 +119,7 @@ def main() -> int:
         "size": "×".join(map(str, args.size)),
         "objects": 2,
         "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": device_name(),
         "masklet": masklet.__version__,
         "torch": torch.__version__,
     }
