@@ -11,7 +11,7 @@ A CPU takes a second way to the same masks: see ``TokenToImageAttention`` and ``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, repeat
@@ -112,6 +112,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, is_padding: Tensor | None) -> Tenso
     return out.unflatten(0, (batch, objects))
 
 
+def _each(image: list[Tensor]) -> Iterable[Tensor]:
+    """The parts of an image; if it is one, that for all parts of what looks at it."""
+    return image if len(image) > 1 else repeat(image[0])
+
+
 class TokenToImageAttention(Attention):
     """Tokens look at the cells of the image.
 
@@ -152,9 +157,8 @@ class ImageToTokenAttention(Attention):
         """What is to be added to the image, in parts of ``way.at_once`` objects; see ``TwoWayAttentionBlock``."""
         padding = repeat(None) if is_padding is None else is_padding.split(way.at_once, dim=1)
         if not way.folded:
-            parts = image if len(image) > 1 else repeat(image[0])
             told = (x.split(way.at_once, dim=1) for x in (k, v))
-            for part, keys, tokens, is_void in zip(parts, *told, padding, strict=False):
+            for part, keys, tokens, is_void in zip(_each(image), *told, padding, strict=False):
                 yield super().forward(part + image_pos, keys, tokens, is_void)
             return
         k, v = split_heads(self.k_proj(k), self.heads), split_heads(self.v_proj(v), self.heads)
@@ -226,8 +230,9 @@ class TwoWayAttentionBlock(nn.Module):
         tokens = self.layer_norm2(tokens + self.cross_attn_token_to_image(tokens + token_pos, image, image_pos, way))
         tokens = self.layer_norm3(tokens + self.mlp(tokens))
         written = self.cross_attn_image_to_token(image, image_pos, tokens + token_pos, tokens, is_padding, way)
-        parts = image if len(image) > 1 else repeat(image[0])
-        return tokens, [self.layer_norm4(to_add.add_(part)) for part, to_add in zip(parts, written, strict=False)]
+        return tokens, [
+            self.layer_norm4(to_add.add_(part)) for part, to_add in zip(_each(image), written, strict=False)
+        ]
 
 
 class TwoWayTransformer(nn.Module):
