@@ -72,7 +72,9 @@ def tiny_model(tiny_config):
         else:
             parameter.copy_(noise if "embed" in name else 1.3 * noise * parameter[0].numel() ** -0.5)
     model.prompt_encoder.shared_embedding.load_state_dict(model.shared_image_embedding.state_dict())
-    return model
+    first = {name: weight.clone() for name, weight in model.state_dict().items()}
+    yield model
+    assert all(weight.equal(first[name]) for name, weight in model.state_dict().items()), "a test changed it for others"
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Features on disk: what comes back, what tells them apart, and what happens when they are damaged or too many."""
 
+import copy
 import logging
 import os
 from dataclasses import replace
@@ -21,9 +22,9 @@ def pictures():
 
 
 @pytest.fixture
-def counted(tiny_model, tiny_config):
+def counted(tiny_model):
     """The tiny model, which counts the pictures it encodes."""
-    model = Sam2Model.from_tensors(tiny_config, tiny_model.state_dict())
+    model = copy.deepcopy(tiny_model)
     encode, model.encoded = model.get_image_features, 0
 
     def counting(pixel_values):

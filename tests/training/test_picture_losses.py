@@ -1,17 +1,18 @@
 """Objects shown in a picture and corrected."""
 
+import copy
+
 import pytest
 import torch
 
-from masklet.model.sam2 import Sam2Model
 from masklet.training.losses import LossWeights
 from masklet.training.picture_losses import interactive_losses
 from masklet.training.prompts import PromptRates, cells_of
 
 
 @pytest.fixture
-def model(tiny_config, tiny_model):
-    return Sam2Model.from_tensors(tiny_config, tiny_model.state_dict()).train()
+def model(tiny_model):
+    return copy.deepcopy(tiny_model).train()
 
 
 @pytest.fixture
@@ -75,8 +76,8 @@ def test_a_mask_is_shown_with_its_box(model, targets, heard):
     assert heard[0]["points"][0, 1].tolist() == [[20, 8], [40, 36]]
 
 
-def test_the_heads_agree_with_finite_differences(tiny_config, tiny_model):
-    model = Sam2Model.from_tensors(tiny_config, tiny_model.state_dict()).double().train()
+def test_the_heads_agree_with_finite_differences(tiny_model):
+    model = copy.deepcopy(tiny_model).double().train()
     generator = torch.Generator().manual_seed(1)
     fine = [torch.randn(1, width, side, side, generator=generator).double() for width, side in ((4, 8), (8, 4))]
     image = torch.randn(1, 32, 2, 2, generator=generator).double().requires_grad_()

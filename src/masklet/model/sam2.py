@@ -106,7 +106,7 @@ class Sam2Model(nn.Module):
 
     @classmethod
     def from_tensors(cls, config: Sam2Config, tensors: dict[str, Tensor]) -> Self:
-        """Build the network and give it these weights: every one of them, and no other."""
+        """Build the network and give it these weights, every one of them and no other; float32 ones are not copied."""
         with torch.device("meta"):  # no time spent on weights that are replaced at once
             model = cls(config)
         checkpoints.check_tensors(tensors, {name: tuple(t.shape) for name, t in model.state_dict().items()})
