@@ -106,7 +106,7 @@ def assert_same_step(one, two, rate):
     Adam divides a gradient by its own size, so where that is rounding alone, 1e-10 or so, as of keys' biases, which a
     softmax ignores, it makes a whole step wherever rounding points.
     """
-    bounds = []
+    bounds, apart = [], []
     for weight, other in zip(one.model.parameters(), two.model.parameters(), strict=True):
         of_one, of_two = one.optimizers[0].state.get(weight, {}), two.optimizers[0].state.get(other, {})
         assert of_one.keys() == of_two.keys()
@@ -116,7 +116,9 @@ def assert_same_step(one, two, rate):
             torch.testing.assert_close(gradient, of_other, rtol=1e-3, atol=NOISE)
             bound += rate * (2 * NOISE / gradient.abs()).clip(max=2)
             bounds.append(bound.flatten())
-        assert ((weight - other).abs() <= bound).all()
+        apart.append((weight - other).abs().flatten())
+        assert (apart[-1] <= bound.flatten()).all()
+    assert (torch.cat(apart) <= 1e-5).float().mean() > 0.999
     assert (torch.cat(bounds) < 0.1 * rate).float().mean() > 0.8, "weights whose gradient is none"
 
 
@@ -139,12 +141,12 @@ def test_two_processes_take_the_step_of_one(values, tmp_path, parts):
 
 @pytest.mark.slow
 def test_two_processes_go_the_way_of_one(values, tmp_path):
-    one, two, _ = on_one_and_two(values | {"parts": 2}, tmp_path, steps=3)
-    assert state_of(one)["step"] == state_of(two)["step"] == 3
+    one, two, _ = on_one_and_two(values | {"parts": 2}, tmp_path, steps=2)
+    assert state_of(one)["step"] == state_of(two)["step"] == 2
     torch.testing.assert_close(state_of(one)["notes"], state_of(two)["notes"], rtol=0, atol=1e-3)
     norms = [norms_of(folder) for folder in (one, two)]
-    assert len(norms[0]) == 3
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert len(norms[0]) == 2
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 def wait_for_step_three(processes, log):

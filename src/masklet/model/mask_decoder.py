@@ -230,9 +230,7 @@ class TwoWayAttentionBlock(nn.Module):
         tokens = self.layer_norm2(tokens + self.cross_attn_token_to_image(tokens + token_pos, image, image_pos, way))
         tokens = self.layer_norm3(tokens + self.mlp(tokens))
         written = self.cross_attn_image_to_token(image, image_pos, tokens + token_pos, tokens, is_padding, way)
-        return tokens, [
-            self.layer_norm4(to_add.add_(part)) for part, to_add in zip(_each(image), written, strict=False)
-        ]
+        return tokens, [self.layer_norm4(part + to_add) for part, to_add in zip(_each(image), written, strict=False)]
 
 
 class TwoWayTransformer(nn.Module):
