@@ -334,3 +334,18 @@ def test_a_picture_comes_once(tiny_model, pixel_values, embeddings):
 def test_unknown_inputs_are_refused_by_name(tiny_model, embeddings):
     with pytest.raises(TypeError, match="Sam2Model takes no input called input_point, points"):
         tiny_model(image_embeddings=embeddings, points=POINT, input_point=POINT)
+
+
+def test_under_autocast_the_image_is_added_to_in_its_own_precision(tiny_model, embeddings):
+    seen = []
+    blocks = tiny_model.mask_decoder.transformer.layers
+    hooks = [b.layer_norm4.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype)) for b in blocks]
+    points, labels = torch.full((2, 1, 1, 2), 20.0), torch.ones(2, 1, 1, dtype=torch.int64)
+    copies = [level.clone() for level in embeddings]
+    try:
+        with torch.autocast("cpu", torch.bfloat16):  # with gradients, as training has it
+            tiny_model.decode(copies, points=points, labels=labels, multimask=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert seen == [torch.float32] * len(blocks)
