@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,22 @@ from masklet.training.losses import LossWeights
 from masklet.training.sources import CUTOUT_ARCHIVES, INSTANCE_ARCHIVES, PHOTO_ARCHIVES, Sources
 
 DATA = Path(__file__).parents[3] / "shared/data/train"
+
+
+@pytest.fixture(scope="session")
+def same_worlds():
+    """Whether two worlds, or what they hold, are equal in all numbers."""
+
+    def same(one, other):
+        if type(one) is not type(other):
+            return False
+        if is_dataclass(one):
+            return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+        if isinstance(one, list):
+            return len(one) == len(other) and all(map(same, one, other))
+        return np.array_equal(one, other)
+
+    return same
 
 
 @pytest.fixture(scope="session")

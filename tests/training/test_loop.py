@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from masklet.errors import CheckpointError, ConfigError
-from masklet.training.batches import Batch
 from masklet.training.composed import Composed
 from masklet.training.loop import Trainer, learning_rate, make_accelerator
 from masklet.training.parts import learns
@@ -27,7 +26,8 @@ def examples(made_up_sources, tiny_run):
 
 
 def first_batch(trainer, examples):
-    return Batch.of([examples.example(trainer.config.stages[0], 0, place) for place in trainer.places(0)])
+    stage = trainer.config.stages[0]
+    return examples.batch(stage, [examples.example(stage, 0, place) for place in trainer.places(0)])
 
 
 def test_the_loss_on_one_batch_falls(tiny_run, examples):

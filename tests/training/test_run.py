@@ -220,7 +220,7 @@ def test_a_picture_that_vanishes_ends_the_run_and_nothing_is_lost(config, tmp_pa
 
 
 def learned_names(config):
-    return {scene.name for scene in run_module.open_data(config)[0].scenes}
+    return {scene.name for scene in run_module.open_data(config, torch.device("cpu"))[0].scenes}
 
 
 def test_a_loss_that_is_no_number_stops_names_the_picture_and_keeps_the_last_good_model(config, tmp_path, monkeypatch):

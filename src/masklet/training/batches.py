@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,13 +30,6 @@ class Example:
     masks: Mask  # ([frames,] objects, height, width); in a picture or first frame each fills a cell
 
 
-class Examples(Protocol):
-    """Where examples come from. A resumed run, and a run on more processes, must see the same ones."""
-
-    def example(self, stage: Stage, step: int, place: int) -> Example:
-        """That at one place of a step's batch: a function of these numbers, on any thread."""
-
-
 @dataclass(frozen=True)
 class Batch:
     """Pictures, or clips, and the objects that are asked for in them."""
@@ -48,10 +41,15 @@ class Batch:
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Batch:
         """Examples of one size and as many objects each."""
-        pixels = torch.from_numpy(np.stack([example.pixels for example in examples])).movedim(-1, -3).float() / 255
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+        pixels = torch.from_numpy(np.stack([example.pixels for example in examples])).movedim(-1, -3)
         targets = torch.from_numpy(np.stack([example.masks for example in examples]))
-        return cls((pixels - mean) / std, targets, tuple(example.name for example in examples))
+        return cls.of_pixels(pixels, targets, tuple(example.name for example in examples))
+
+    @classmethod
+    def of_pixels(cls, pixels: Tensor, targets: Tensor, names: tuple[str, ...]) -> Batch:
+        """(batch, [frames,] 3, height, width) uint8 pixels, normalised where they are."""
+        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+        return cls((pixels.float() / 255 - mean) / std, targets, names)
 
     def split(self, parts: int) -> list[Batch]:
         """As many batches of a part of the pictures or clips."""
@@ -64,7 +62,20 @@ class Batch:
         return Batch(self.pixel_values.to(device), self.targets.to(device), self.names)
 
 
-def prepared(examples: Examples, wanted: Sequence[tuple[Stage, int, range]], *, workers: int) -> Generator[Batch]:
+T = TypeVar("T")
+
+
+class Examples(Protocol[T]):
+    """Where examples come from. A resumed run, and a run on more processes, must see the same ones."""
+
+    def example(self, stage: Stage, step: int, place: int) -> T:
+        """What one place of a step's batch is made of: a function of these numbers, on any thread."""
+
+    def batch(self, stage: Stage, examples: Sequence[T]) -> Batch:
+        """The batch of those, on any thread."""
+
+
+def prepared(examples: Examples[T], wanted: Sequence[tuple[Stage, int, range]], *, workers: int) -> Generator[Batch]:
     """Batches in order, made by threads while earlier ones are learned from.
 
     Args:
@@ -72,19 +83,25 @@ def prepared(examples: Examples, wanted: Sequence[tuple[Stage, int, range]], *, 
         wanted: For each batch its stage, its step and the places of its examples.
         workers: Threads.
     """
-    coming: deque[list[Future[Example]]] = deque()
+    coming: deque[Future[Batch]] = deque()
     todo = iter(wanted)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="masklet-examples")
     try:
         while True:
             while len(coming) < 2 and (following := next(todo, None)) is not None:
                 stage, step, places = following
-                coming.append([pool.submit(examples.example, stage, step, place) for place in places])
+                made = [pool.submit(examples.example, stage, step, place) for place in places]
+                # Queued behind the examples that it waits for, so that it cannot keep a thread from them.
+                coming.append(pool.submit(_together, examples, stage, made))
             if not coming:
                 return
-            yield Batch.of([example.result() for example in coming.popleft()])
+            yield coming.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _together(examples: Examples[T], stage: Stage, made: Sequence[Future[T]]) -> Batch:
+    return examples.batch(stage, [example.result() for example in made])
 
 
 def fills_a_cell(masks: Mask) -> Mask:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from masklet.training.batches import Example, Mask, Pixels, drawn, fills_a_cell
-from masklet.training.clips import compose_clip
+from masklet.training.batches import Batch, drawn
+from masklet.training.clips import draw_clip
 from masklet.training.config import Stage, TrainingConfig
 from masklet.training.data.scenes import Frame, Scene, masks_of_labels
+from masklet.training.prompts import MASK_STRIDE
+from masklet.training.rendering import Rendered, render
 from masklet.training.sources import Sources
-from masklet.training.synthetic import compose
+from masklet.training.synthetic import draw_picture
+from masklet.training.worlds import Pixels, World
 
-PART_SHARE = 0.25
-"""Objects that are asked for in pictures whose objects have parts, and are such a part."""
+MIN_AREA = 0.01
+"""Visible fragments below this share of the picture are not asked for."""
+WITH_PARTS = 0.5
+"""Pictures in which parts of cut-outs are looked for."""
+PART_SHARE = 0.5
+"""Objects that are asked for in a picture where some have parts, and are such a part."""
 HELD_OUT_SIDE_PX = 512
 HELD_OUT_SEED = 2025
 """Of the compositions that are measured on; training draws from (seed, step, place), never from (seed, index)."""
@@ -25,58 +37,140 @@ FILM_FRAMES = 8
 
 
 @dataclass(frozen=True)
+class Composition:
+    """A picture or a clip, and what is in it.
+
+    Label maps are 0 where there is nothing, and then 1..k: what is well visible in the first frame. Later it may be
+    hidden or gone. There may be nothing.
+    """
+
+    pictures: Pixels  # (frames, side, side, 3) RGB
+    labels: Pixels  # (frames, side, side), the visible pixels of each object
+    parts: Pixels  # (frames, side, side), those of parts of pasted objects: a shirt, a wheel
+
+
+def compose(world: World, side_px: int) -> Composition:
+    """Draw one world on the CPU."""
+    made = render([world], side_px, torch.device("cpu"))
+    labels, parts = (_numbering(maps[0].numpy(), int(maps.max()) + 1, MIN_AREA) for maps in (made.labels, made.parts))
+    return Composition(made.pictures[0].movedim(1, -1).numpy(), labels, parts)
+
+
+def _numbering(labels: NDArray[np.int16], names: int, smallest: float) -> Pixels:
+    """(frames, side, side) with what is hardly visible in the first frame as background, and the rest as 1..k."""
+    is_kept = np.bincount(labels[0].ravel(), minlength=names) >= smallest * labels[0].size
+    is_kept[0] = False
+    return np.where(is_kept, np.cumsum(is_kept), 0).astype(np.uint8)[labels]
+
+
+@dataclass
+class Draft:
+    """A world, and the chance that goes on with it."""
+
+    name: str
+    world: World
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
 class Composed:
-    """Examples that are made up on the fly, each another."""
+    """Examples that are made up on the fly, each another, and drawn together on the device that learns from them."""
 
     sources: Sources
     seed: int
+    device: torch.device = torch.device("cpu")
 
-    def example(self, stage: Stage, step: int, place: int) -> Example:
-        """See ``Examples``; compositions without objects are made anew."""
+    def example(self, stage: Stage, step: int, place: int) -> Draft:
+        """See ``Examples``."""
         rng = np.random.default_rng((self.seed, step, place))
-        while True:
-            pixels, masks = self._picture(stage, rng) if stage.frames == 1 else self._clip(stage, rng)
-            if len(masks):
-                return Example(f"composition {place} of step {step}", pixels, masks)
+        return Draft(f"composition {place} of step {step}", self._world(stage, rng), rng)
 
-    def _picture(self, stage: Stage, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-        made = compose(self.sources, stage.side_px, rng)
-        masks, parts = (masks[fills_a_cell(masks)] for masks in map(_masks_of, (made.labels, made.parts)))
-        if not len(masks):
-            return made.picture, masks
-        chosen = masks[drawn(len(masks), stage.objects, rng)]
-        is_part = rng.random(stage.objects) < (PART_SHARE if len(parts) else 0)
-        chosen[is_part] = parts[rng.integers(0, max(1, len(parts)), is_part.sum())]
-        return made.picture, chosen
+    def _world(self, stage: Stage, rng: np.random.Generator) -> World:
+        if stage.frames > 1:
+            return draw_clip(self.sources, stage.frames, rng)
+        return draw_picture(self.sources, rng, with_parts=rng.random() < WITH_PARTS)
 
-    def _clip(self, stage: Stage, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-        film, labels = compose_clip(self.sources, stage.side_px, stage.frames, rng)
-        masks = _masks_of(labels)  # (objects, frames, height, width)
-        masks = masks[fills_a_cell(masks[:, 0])]
-        return film, masks[drawn(len(masks), stage.objects, rng)].swapaxes(0, 1) if len(masks) else masks
+    def batch(self, stage: Stage, examples: Sequence[Draft]) -> Batch:
+        """See ``Examples``; worlds without objects are made anew."""
+        # One by one on a CPU: together they fall out of its caches.
+        at_once = 1 if self.device.type == "cpu" else len(examples)
+        drawn_ = [self._draw(stage, examples[n : n + at_once]) for n in range(0, len(examples), at_once)]
+        pixels, targets = (list(chain.from_iterable(some)) for some in zip(*drawn_, strict=True))
+        shown = torch.stack(pixels) if stage.frames > 1 else torch.cat(pixels)
+        asked = torch.stack(targets) if stage.frames > 1 else torch.cat(targets)
+        return Batch.of_pixels(shown, asked, tuple(draft.name for draft in examples))
+
+    def _draw(self, stage: Stage, drafts: Sequence[Draft]) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each draft its frames, and the masks that are asked for in them."""
+        made = render([draft.world for draft in drafts], stage.side_px, self.device)
+        numbers = [_visible(maps[:, 0]) for maps in (made.labels, made.parts)]
+        pixels, targets = list(made.pictures), []
+        for place, (draft, objects, parts) in enumerate(zip(drafts, *numbers, strict=True)):
+            if len(objects):
+                targets.append(_asked_for(made, place, objects, parts, stage, draft.rng))
+            else:
+                anew = Draft(draft.name, self._world(stage, draft.rng), draft.rng)
+                (pixels[place],), (target,) = self._draw(stage, [anew])
+                targets.append(target)
+        return pixels, targets
 
 
-def _masks_of(labels: Pixels) -> Mask:
-    """(..., height, width) labels 0..k to (k, ..., height, width)."""
-    return labels == np.arange(1, labels.max() + 1, dtype=np.uint8).reshape(-1, *[1] * labels.ndim)
+def _visible(labels: Tensor) -> list[NDArray[np.int64]]:
+    """Numbers, other than 0, that fill enough of each map, (maps, side, side), and a cell of masks by half or more."""
+    names = int(labels.max()) + 1
+    area, enough = MASK_STRIDE**2, MASK_STRIDE**2 // 2
+    cells = labels.unflatten(2, (-1, MASK_STRIDE)).unflatten(1, (-1, MASK_STRIDE)).transpose(2, 3).flatten(3)
+    sorted_ = cells.sort(-1).values
+    # Where pixels that lie so far apart in order are the same, all between them are.
+    fills = sorted_[..., : area - enough + 1] == sorted_[..., enough - 1 :]
+    of_map = names * torch.arange(len(labels), device=labels.device).view(-1, 1, 1, 1)
+
+    def counted(numbers: Tensor) -> NDArray[np.int64]:
+        counts = torch.bincount(numbers, minlength=len(labels) * names)
+        return counts.view(len(labels), names).cpu().numpy()
+
+    areas = counted((cells + of_map).flatten())
+    filled = counted((sorted_[..., : area - enough + 1] + of_map)[fills])
+    return [np.flatnonzero(row[1:]) + 1 for row in (areas >= MIN_AREA * labels[0].numel()) & (filled > 0)]
+
+
+def _asked_for(
+    made: Rendered,
+    place: int,
+    objects: NDArray[np.int64],
+    parts: NDArray[np.int64],
+    stage: Stage,
+    rng: np.random.Generator,
+) -> Tensor:
+    """(frames, objects, side, side) bool: some of the objects, and some of their parts."""
+    chosen = objects[drawn(len(objects), stage.objects, rng)]
+    is_part = rng.random(stage.objects) < (PART_SHARE if len(parts) else 0)
+    chosen[is_part] = rng.choice(parts, int(is_part.sum())) if is_part.any() else chosen[is_part]
+
+    def masks(maps: Tensor) -> Tensor:
+        return maps[place][:, None] == torch.tensor(chosen, dtype=maps.dtype, device=maps.device).view(-1, 1, 1)
+
+    whole = masks(made.labels)
+    if is_part.any():
+        whole[:, is_part] = masks(made.parts)[:, is_part]
+    return whole
 
 
 def held_out_scenes(sources: Sources, config: TrainingConfig) -> list[Scene]:
     """Compositions of sources that are kept from training, as pictures or, where clips are learned from, films."""
     is_film = any(stage.frames > 1 for stage in config.stages)
     frames = FILM_FRAMES if is_film else 1
+    draw: Callable[[np.random.Generator], World] = (
+        partial(draw_clip, sources, FILM_FRAMES) if is_film else partial(draw_picture, sources, with_parts=False)
+    )
 
     @lru_cache(maxsize=2)  # a film is asked for frame by frame
-    def composed(index: int) -> tuple[Pixels, Pixels]:
-        rng = np.random.default_rng((HELD_OUT_SEED, index))
-        if is_film:
-            return compose_clip(sources, HELD_OUT_SIDE_PX, FILM_FRAMES, rng)
-        made = compose(sources, HELD_OUT_SIDE_PX, rng)
-        return made.picture[None], made.labels[None]
+    def composed(index: int) -> Composition:
+        return compose(draw(np.random.default_rng((HELD_OUT_SEED, index))), HELD_OUT_SIDE_PX)
 
     def read(index: int, frame: int) -> Frame:
-        pictures, labels = composed(index)
-        return Frame(f"composition {index}, frame {frame}", pictures[frame], masks_of_labels(labels[frame]))
+        made = composed(index)
+        return Frame(f"composition {index}, frame {frame}", made.pictures[frame], masks_of_labels(made.labels[frame]))
 
     count = max(1, config.validation_objects // OBJECTS_OF_A_COMPOSITION)
     return [Scene(f"composition {index}", partial(read, index), lambda: frames) for index in range(count)]

@@ -13,8 +13,9 @@ from masklet.evaluation.folder import Example
 from masklet.evaluation.measure import measure
 from masklet.evaluation.scores import summarise
 from masklet.segmenter import load
+from masklet.training.composed import compose
 from masklet.training.sources import Sources, read_sources
-from masklet.training.synthetic import compose
+from masklet.training.synthetic import draw_picture
 
 SIDE_PX = 512
 SEED = 2024
@@ -36,10 +37,11 @@ def held_out_examples(
     """
     for index in range(count):
         rng = np.random.default_rng((SEED, index))
-        made = compose(sources, side_px, rng, real_share=real_share)
+        made = compose(draw_picture(sources, rng, real_share=real_share, with_parts=False), side_px)
+        labels = made.labels[0]
         kept = np.zeros(256, np.uint8)
-        kept[1 + rng.permutation(made.labels.max())[:MAX_OBJECTS]] = 1
-        yield Example(f"composition {index}", made.picture, made.labels * kept[made.labels])
+        kept[1 + rng.permutation(labels.max())[:MAX_OBJECTS]] = 1
+        yield Example(f"composition {index}", made.pictures[0], labels * kept[labels])
 
 
 def main() -> None:

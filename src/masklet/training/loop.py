@@ -135,7 +135,7 @@ class Trainer:
             yield float(torch.stack(ious).mean())
         self._keep_mean()
 
-    def run(self, examples: Examples, until: int | None = None) -> Iterator[StepReport]:
+    def run(self, examples: Examples[Any], until: int | None = None) -> Iterator[StepReport]:
         """Train until step ``until`` (the end if None), yielding after each step, when it may be saved."""
         until = self.config.steps if until is None else until
         wanted = [(self.config.stage_of(step), step, self.places(step)) for step in range(self.step, until)]

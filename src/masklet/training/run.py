@@ -100,7 +100,7 @@ class Run:
         self.accelerator = make_accelerator(device, config.trackers, self.folder)
         if self.accelerator.is_main_process:
             sweep(self.folder)  # a kill amid a save leaves a file as large as the state
-        self.examples, scenes = open_data(config)
+        self.examples, scenes = open_data(config, self.accelerator.device)
         self.trainer = Trainer(config, self.accelerator, _cache_for(config))
         self.given, self.config = config, self.trainer.config
         self.validation = Validation(scenes, self.config) if scenes else None
@@ -279,8 +279,8 @@ class Run:
 NOTED = ("start", "best", "last")
 
 
-def open_data(config: TrainingConfig) -> tuple[Examples, list[Scene]]:
-    """Examples to learn from, and scenes to measure on.
+def open_data(config: TrainingConfig, device: torch.device) -> tuple[Examples[Any], list[Scene]]:
+    """Examples to learn from, made on ``device`` if they are synthetic, and scenes to measure on.
 
     Raises:
         DataError, PictureError, FilmError: They are not what they should be.
@@ -289,9 +289,9 @@ def open_data(config: TrainingConfig) -> tuple[Examples, list[Scene]]:
     apart = share if isinstance(share, DataConfig) else None
     learned: list[Scene] = []
     measured: list[Scene] = []
-    examples: Examples
+    examples: Examples[Any]
     if data.layout == "synthetic":
-        examples = Composed(read_sources(Path(data.path), held_out=False), config.seed)
+        examples = Composed(read_sources(Path(data.path), held_out=False), config.seed, device)
         if share and apart is None:
             measured = _compositions(data, config)
     else:

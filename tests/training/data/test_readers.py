@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from masklet.errors import DataError, FilmError, PictureError
@@ -326,7 +327,7 @@ def test_validation_may_have_a_folder_of_its_own(folder, tmp_path_factory):
     data = DataConfig(
         layout="folder", path=str(folder), validation=DataConfig(layout="folder", path=str(other / "val"))
     )
-    examples, measured = open_data(TrainingConfig(data=data, stages=(Stage(steps=1),)))
+    examples, measured = open_data(TrainingConfig(data=data, stages=(Stage(steps=1),)), torch.device("cpu"))
     assert [s.name for s in examples.scenes] == [s.name for s in measured] == ["p0", "p1", "p2"]
 
 
@@ -338,7 +339,7 @@ def test_validation_of_compositions_is_real_where_it_has_data_and_the_other_way_
         (real, made_up, ["composition 0", "composition 1"]),
     ):
         run = TrainingConfig(data=replace(data, validation=apart), stages=(Stage(steps=1),), validation_objects=6)
-        assert [scene.name for scene in open_data(run)[1]] == names
+        assert [scene.name for scene in open_data(run, torch.device("cpu"))[1]] == names
 
 
 def test_files_that_are_missing_are_counted_before_the_run(tmp_path):

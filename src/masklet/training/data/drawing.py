@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masklet.errors import DataError
-from masklet.training.batches import Example, Mask, Pixels, drawn, fills_a_cell
+from masklet.training.batches import Batch, Example, Mask, Pixels, drawn, fills_a_cell
 from masklet.training.config import Stage, TrainingConfig
 from masklet.training.data.scenes import Frame, Scene
 from masklet.training.prompts import MASK_STRIDE
@@ -63,6 +63,10 @@ class Drawn:
             f"{ATTEMPTS} of the {len(self.scenes)} pictures or films were drawn, and none shows an object that fills "
             f"a cell of {MASK_STRIDE} pixels at {stage.side_px}×{stage.side_px}: are masks empty, or objects tiny?"
         )
+
+    def batch(self, stage: Stage, examples: Sequence[Example]) -> Batch:
+        """See ``Examples``."""
+        return Batch.of(examples)
 
 
 def draw_picture(scene: Scene, stage: Stage, rng: np.random.Generator) -> Example | None:

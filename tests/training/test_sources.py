@@ -1,0 +1,58 @@
+"""What compositions are made of."""
+
+import zipfile
+
+import numpy as np
+import pytest
+
+from masklet.training import sources as sources_module
+from masklet.training.regions import parts_of
+from masklet.training.sources import (
+    CUTOUT_ARCHIVES,
+    INSTANCE_ARCHIVES,
+    PHOTO_ARCHIVES,
+    is_held_out,
+    read_sources,
+    source_group,
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("coco_000000000030_002.webp", "images/coco_000000000030.jpg"),
+        ("1f469-1f3fb-200d-1f373.webp", "u1f469.webp"),
+        ("2602.webp", "u02602.webp"),
+        ("ambulance/1.webp", "ambulance/5.webp"),
+        ("images/dsb_ab12.jpg", "masks/dsb_ab12.png"),
+    ],
+)
+def test_what_shows_the_same_thing_is_on_the_same_side(one, other):
+    assert source_group(one) == source_group(other)
+
+
+def test_held_out_sources_are_a_small_part_and_never_trained_on(data_folder):
+    groups = {True: set(), False: set()}
+    for name in [*(f"cutouts-{name}" for name in CUTOUT_ARCHIVES), *PHOTO_ARCHIVES, *INSTANCE_ARCHIVES]:
+        with zipfile.ZipFile(data_folder / f"{name}.zip") as archive:
+            for file in archive.namelist():
+                groups[is_held_out(file)].add(source_group(file))
+    assert not groups[True] & groups[False]
+    assert 0.02 < len(groups[True]) / len(groups[False]) < 0.1
+
+
+def test_the_held_out_side_has_something_of_everything(data_folder):
+    sources = read_sources(data_folder, held_out=True)
+    assert len(sources.cutouts) > 100
+    assert len(sources.photos) > 10
+    assert len(sources.instances) > 10
+    assert all(photo.size == labels.size for photo, labels in sources.instances)
+
+
+def test_parts_of_a_cutout_are_looked_for_once(made_up_sources, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sources_module, "parts_of", lambda cutout: asked.append(cutout) or parts_of(cutout))
+    first, again, _ = (made_up_sources.parts_of_cutout(index) for index in (0, 0, 1))
+    assert np.array_equal(first, parts_of(made_up_sources.cutouts[0]))
+    assert np.array_equal(first, again)
+    assert len(asked) <= 2
