@@ -123,6 +123,22 @@ def test_what_is_logged_goes_to_tensorboard_too(call, config, tmp_path):
     assert list((tmp_path / "run/masklet").glob("events.out.tfevents*"))
 
 
+def test_what_is_logged_goes_to_weights_and_biases_too(call, config, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    logged = []
+    log = wandb.sdk.wandb_run.Run.log
+    monkeypatch.setattr(
+        wandb.sdk.wandb_run.Run, "log", lambda run, data, **more: logged.append((data, more)) or log(run, data, **more)
+    )
+    call(replace(config, trackers=("wandb",)))
+    assert list(tmp_path.rglob("*.wandb"))
+    steps = [more["step"] for data, more in logged if "losses/total" in data]
+    assert steps == list(range(1, config.steps + 1))
+    assert any("score" in data for data, _ in logged)
+
+
 def test_a_tracker_that_is_not_installed_is_named(config, tmp_path, monkeypatch):
     from masklet.training import run
 
