@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from rich.table import Table
 
 import masklet
 from masklet.checkpoints.meta import released_config
-from masklet.training.batches import Example
+from masklet.training.batches import Batch, Example
 from masklet.training.config import DataConfig, LoraConfig, Stage, TrainingConfig
 from masklet.training.features import FeatureCache
 from masklet.training.loop import Trainer, make_accelerator
@@ -37,7 +38,9 @@ from masklet.training.loop import Trainer, make_accelerator
 WAYS: dict[str, dict[str, Any]] = {
     "decoder, cached": {"train": "decoder"},
     "decoder": {"train": "decoder"},
+    "decoder's lora, cached": {"train": "lora", "lora": LoraConfig(targets=("mask_decoder.*_proj",))},
     "lora": {"train": "lora", "lora": LoraConfig()},
+    "lora, checkpointed": {"train": "lora", "lora": LoraConfig(), "checkpoint_activations": True},
     "everything": {"train": "everything"},
     "everything, in two parts": {"train": "everything", "parts": 2},
     "everything, checkpointed": {"train": "everything", "checkpoint_activations": True},
@@ -57,6 +60,10 @@ class Noise:
         for index in range(stage.objects):
             masks[index, side // 4 : side // 2, index * side // 8 : (index + 2) * side // 8] = True
         return Example(f"noise {place}", rng.integers(0, 256, (side, side, 3), dtype=np.uint8), masks)
+
+    def batch(self, stage: Stage, examples: Sequence[Example]) -> Batch:
+        """See ``Examples``."""
+        return Batch.of(examples)
 
 
 def learn(size: str, way: str, pictures: int, steps: int, cache: Path) -> dict[str, float]:

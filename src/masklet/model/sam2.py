@@ -144,8 +144,7 @@ class Sam2Model(nn.Module):
                 f"pixel_values is {tuple(pixel_values.shape)}: expected (batch, 3, height, width) with sides that are "
                 f"multiples of {SIDE_MULTIPLE}, as Sam2ImageProcessor makes them"
             )
-        stride4, stride8, stride16 = self.vision_encoder(pixel_values.to(self.dtype))
-        return [self.mask_decoder.conv_s0(stride4), self.mask_decoder.conv_s1(stride8), stride16]
+        return self.vision_encoder(pixel_values.to(self.dtype), (self.mask_decoder.conv_s0, self.mask_decoder.conv_s1))
 
     def get_image_embeddings(self, pixel_values: Tensor) -> list[Tensor]:
         """Encode pictures for prompting without memory; the result serves any number of prompts.
