@@ -52,13 +52,13 @@ class Composition:
 def compose(world: World, side_px: int) -> Composition:
     """Draw one world on the CPU."""
     made = render([world], side_px, torch.device("cpu"))
-    labels, parts = (_numbering(maps[0].numpy(), int(maps.max()) + 1, MIN_AREA) for maps in (made.labels, made.parts))
+    labels, parts = (_numbered(maps[0].numpy()) for maps in (made.labels, made.parts))
     return Composition(made.pictures[0].movedim(1, -1).numpy(), labels, parts)
 
 
-def _numbering(labels: NDArray[np.int16], names: int, smallest: float) -> Pixels:
+def _numbered(labels: NDArray[np.int16]) -> Pixels:
     """(frames, side, side) with what is hardly visible in the first frame as background, and the rest as 1..k."""
-    is_kept = np.bincount(labels[0].ravel(), minlength=names) >= smallest * labels[0].size
+    is_kept = np.bincount(labels[0].ravel(), minlength=labels.max() + 1) >= MIN_AREA * labels[0].size
     is_kept[0] = False
     return np.where(is_kept, np.cumsum(is_kept), 0).astype(np.uint8)[labels]
 
@@ -94,11 +94,11 @@ class Composed:
         """See ``Examples``; worlds without objects are made anew."""
         # One by one on a CPU: together they fall out of its caches.
         at_once = 1 if self.device.type == "cpu" else len(examples)
-        drawn_ = [self._draw(stage, examples[n : n + at_once]) for n in range(0, len(examples), at_once)]
-        pixels, targets = (list(chain.from_iterable(some)) for some in zip(*drawn_, strict=True))
-        shown = torch.stack(pixels) if stage.frames > 1 else torch.cat(pixels)
-        asked = torch.stack(targets) if stage.frames > 1 else torch.cat(targets)
-        return Batch.of_pixels(shown, asked, tuple(draft.name for draft in examples))
+        parts = [self._draw(stage, examples[n : n + at_once]) for n in range(0, len(examples), at_once)]
+        pixels, targets = (torch.stack(list(chain.from_iterable(some))) for some in zip(*parts, strict=True))
+        if stage.frames == 1:
+            pixels, targets = pixels[:, 0], targets[:, 0]
+        return Batch.of_pixels(pixels, targets, tuple(draft.name for draft in examples))
 
     def _draw(self, stage: Stage, drafts: Sequence[Draft]) -> tuple[list[Tensor], list[Tensor]]:
         """Of each draft its frames, and the masks that are asked for in them."""
@@ -145,15 +145,12 @@ def _asked_for(
     """(frames, objects, side, side) bool: some of the objects, and some of their parts."""
     chosen = objects[drawn(len(objects), stage.objects, rng)]
     is_part = rng.random(stage.objects) < (PART_SHARE if len(parts) else 0)
-    chosen[is_part] = rng.choice(parts, int(is_part.sum())) if is_part.any() else chosen[is_part]
-
-    def masks(maps: Tensor) -> Tensor:
-        return maps[place][:, None] == torch.tensor(chosen, dtype=maps.dtype, device=maps.device).view(-1, 1, 1)
-
-    whole = masks(made.labels)
     if is_part.any():
-        whole[:, is_part] = masks(made.parts)[:, is_part]
-    return whole
+        chosen[is_part] = rng.choice(parts, int(is_part.sum()))
+    numbers, wants_part = (
+        torch.from_numpy(values).to(made.labels.device).view(-1, 1, 1) for values in (chosen, is_part)
+    )
+    return torch.where(wants_part, made.parts[place][:, None], made.labels[place][:, None]) == numbers
 
 
 def held_out_scenes(sources: Sources, config: TrainingConfig) -> list[Scene]:

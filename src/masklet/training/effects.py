@@ -66,8 +66,8 @@ def photographed(films: Tensor, cameras: Sequence[Camera]) -> Tensor:
         if camera.loudness:
             # Drawn on the CPU: the same on every device.
             chance = torch.Generator().manual_seed(camera.noise_seed)
-            range_ = (-camera.loudness, camera.loudness + 1)
-            noise = torch.randint(*range_, (frames, 3, height, width), generator=chance, dtype=torch.int8)
+            low, high, shape = -camera.loudness, camera.loudness + 1, (frames, 3, height, width)
+            noise = torch.randint(low, high, shape, generator=chance, dtype=torch.int8)
             films[place] += noise.to(films.device) / 255
     return films.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
 
