@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from masklet.model.neck import _matrix, _product
+
 
 @pytest.fixture
 def pixel_values():
@@ -62,3 +64,13 @@ def test_positions_are_stretched_as_by_bicubic_interpolation(tiny_model, size_hw
     window = trunk.pos_embed_window
     tiled = window.tile(1, 1, 10, 10)[..., : size_hw[0], : size_hw[1]]
     torch.testing.assert_close(trunk.positions(size_hw), (stretched + tiled).permute(0, 2, 3, 1), rtol=0, atol=1e-6)
+
+
+def test_what_is_made_of_weights_alone_is_not_narrowed_where_products_are(tiny_model):
+    """Training in bfloat16 multiplies so; the weights stay float32."""
+    convs = tiny_model.vision_encoder.neck.convs[3], tiny_model.mask_decoder.conv_s0
+    trunk = tiny_model.vision_encoder.backbone
+    plain = [*_product(*map(_matrix, convs)), trunk.positions((16, 16))]
+    with torch.autocast("cpu", torch.bfloat16):
+        narrowed = [*_product(*map(_matrix, convs)), trunk.positions((16, 16))]
+    assert all(mine.equal(other) for mine, other in zip(narrowed, plain, strict=True))

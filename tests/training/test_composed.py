@@ -7,12 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
+from masklet.errors import DataError
 from masklet.training.batches import fills_a_cell
 from masklet.training.clips import draw_clip
 from masklet.training.composed import MIN_AREA, Composed, _visible, compose
 from masklet.training.config import Stage
+from masklet.training.rendering import render
 from masklet.training.sources import Sources
 from masklet.training.synthetic import draw_picture
+from masklet.training.worlds import Texture, World
+
+CPU = torch.device("cpu")
+GROUND = Texture(np.zeros((2, 2, 3), np.uint8), True, np.zeros(3, np.uint8), 0.5, None)
 
 
 def batch_of(composed, stage, step, places=range(2)):
@@ -24,7 +30,7 @@ def test_labels_are_numbered_without_gaps_and_nothing_tiny_is_asked_for(made_up_
     for seed in range(60):
         made = compose(draw_picture(made_up_sources, np.random.default_rng(seed)), 64)
         assert made.pictures.shape == (1, 64, 64, 3)
-        assert made.pictures.dtype == made.labels.dtype == made.parts.dtype == np.uint8
+        assert made.pictures.dtype == made.labels.dtype == np.uint8
         numbers, areas = np.unique(made.labels[made.labels > 0], return_counts=True)
         assert numbers.tolist() == list(range(1, len(numbers) + 1))
         assert (areas >= MIN_AREA * made.labels.size).all()
@@ -85,6 +91,19 @@ def test_a_batch_is_a_function_of_seed_and_step(made_up_sources, frames):
     assert [half.targets.shape[0] for half in first.split(2)] == [1, 1]
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_examples_drawn_together_are_those_drawn_alone(made_up_sources, frames):
+    """As on a GPU, which draws a part of a batch at once."""
+    composed, stage = Composed(made_up_sources, seed=2), Stage(image_size=64, steps=9, objects=2, frames=frames)
+    drafts = [composed.example(stage, 3, place) for place in range(12)]
+    together, alone = composed._drawn_in(6, stage, drafts), composed.batch(stage, drafts)
+    assert together.names == alone.names
+    assert (together.pixel_values != alone.pixel_values).float().mean() < 1e-3
+    assert (together.targets != alone.targets).float().mean() < 1e-3
+    again = composed.batch(stage, drafts)
+    assert again.targets.equal(alone.targets)
+
+
 def test_a_place_has_the_same_example_whatever_is_beside_it(made_up_sources):
     composed, stage = Composed(made_up_sources, seed=2), Stage(image_size=64, steps=9, objects=2)
     whole = batch_of(composed, stage, 3, range(4))
@@ -108,9 +127,18 @@ def test_worlds_without_objects_are_made_anew(made_up_sources):
     labels = Image.new("L", (90, 90))
     labels.paste(1, (0, 0, 3, 3))
     sources = Sources(made_up_sources.cutouts, made_up_sources.photos, [(Image.new("RGB", (90, 90)), labels)])
-    stage = Stage(image_size=64, steps=1, objects=2)
-    batch = batch_of(Composed(sources, seed=0), stage, 0, range(40))
-    assert batch.targets.flatten(2).any(-1).all()
+    composed, stage = Composed(sources, seed=0), Stage(image_size=64, steps=1, objects=2)
+    drafts = [composed.example(stage, 0, place) for place in range(40)]
+    shown = [_visible(render([draft.world], 64, CPU).labels[:, 0])[0] for draft in drafts]
+    assert any(not len(numbers) for numbers in shown)
+    for at_once in (1, 40):
+        assert composed._drawn_in(at_once, stage, drafts).targets.flatten(2).any(-1).all()
+
+
+def test_sources_that_show_nothing_are_called_so(made_up_sources, monkeypatch):
+    monkeypatch.setattr(Composed, "_world", lambda self, stage, rng: World(GROUND, []))
+    with pytest.raises(DataError, match="100 compositions were made, and none shows an object at 64×64"):
+        batch_of(Composed(made_up_sources, seed=0), Stage(image_size=64, steps=1), 0)
 
 
 def test_parts_lie_in_objects_and_are_asked_for():
@@ -122,9 +150,9 @@ def test_parts_lie_in_objects_and_are_asked_for():
     sources = Sources([patch], [photo], [(photo, Image.new("L", photo.size))])
     shares = []
     for seed in range(20):
-        made = compose(draw_picture(sources, np.random.default_rng(seed), real_share=0), 96)
-        assert not (made.parts > 0)[made.labels == 0].mean() > 0.02
-        shares.append((made.parts > 0).mean() / max(1e-9, (made.labels > 0).mean()))
+        made = render([draw_picture(sources, np.random.default_rng(seed), real_share=0)], 96, CPU)
+        assert not (made.parts > 0)[made.labels == 0].any()
+        shares.append(float((made.parts > 0).sum() / (made.labels > 0).sum().clamp(min=1)))
     assert 0.1 < np.median(shares) <= 1
     batch = batch_of(Composed(sources, seed=0), Stage(image_size=96, steps=1, objects=8), 0, range(16))
     within = [(a & ~b).sum() == 0 and (b & ~a).sum() > 0 for masks in batch.targets for a in masks for b in masks]

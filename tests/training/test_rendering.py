@@ -125,18 +125,53 @@ def test_foreign_material_fills_the_outline():
     assert (labels > 0).sum() == 256
 
 
-def test_a_bend_moves_rows_and_keeps_their_length():
-    _, labels = drawn(World(GREY, [square(bend=Bend(0.25, 1.0, 0.0, 0.0))]))
-    lengths, first = labels[0, 24:40].sum(1), labels[0, 24:40].argmax(1)
-    assert np.abs(lengths - 16).max() <= 1
-    assert np.ptp(first) >= 3
+def middles(mask):
+    """The mean x of each row of a mask."""
+    return (mask * np.arange(mask.shape[1])).sum(1) / mask.sum(1)
 
 
-def test_a_soft_edge_is_half_as_opaque_at_the_border():
-    pictures, labels = drawn(World(GREY, [square(BLUE, softness=2 / SIDE_PX)]))
-    assert np.abs(labels.sum() - 256) < 40
-    row = pictures[0, 32, 20:30, 0].astype(int)
-    assert (np.diff(row) < 0).all()
+def test_a_bend_moves_rows_keeps_their_length_and_travels():
+    bend = Bend(amount=0.25, waves=1.0, phase=0.0, cycles=0.25)
+    _, labels = drawn(World(GREY, [square(bend=bend)], moments=np.arange(2.0)[:, None]))
+    assert np.abs(labels[:, 24:40].sum(2) - 16).max() <= 1
+    # Looked up further along x where the wave is high, and so seen the other way.
+    y = (np.arange(16) + 0.5) / 8 - 1
+    for time, rows in enumerate(labels[:, 24:40]):
+        assert np.abs(middles(rows) - 31.5 + 8 * 0.25 * np.sin(np.pi * y + np.pi / 2 * time)).max() <= 0.6
+
+
+def test_the_shadow_of_a_bent_thing_is_bent_as_it_is():
+    bend = Bend(amount=0.3, waves=1.0, phase=0.0, cycles=0.0)
+    thing = square(bend=bend, shadow=np.array([0.3125, 0.125]))  # 80 and 32 pixels: beside it, half its height down
+    pictures, labels = drawn(World(GREY, [thing]), 256)
+    own = middles(labels[0, 104:152] == 1)
+    shadow = middles((pictures[0, 136:184, :, 0] < 96) & (labels[0, 136:184] == 0))
+    assert np.ptp(own) > 10
+    assert np.abs(shadow - own - 80).max() <= 2.5
+
+
+def test_a_shadow_goes_on_beyond_the_border():
+    pictures, _ = drawn(World(GREY, [square(middle=(0.5, 0), shadow=np.array([-0.25, 0.125]))]))
+    cut, _ = drawn(World(GREY, [square(middle=(0.2, 0), shadow=np.array([0.3, 0.3]))]))
+    assert (pictures[0, 36:38, 42:46, 0] == 64).all()
+    assert (cut[0, 50, 58:, 0] == 64).all()
+
+
+def test_soft_edges_are_half_as_opaque_at_the_border():
+    wide = replace(square(BLUE, softness=2 / SIDE_PX), size=np.full(2, 0.5))
+    pictures, labels = drawn(World(GREY, [wide]))
+    assert np.abs(labels.sum() - 1024) < 70
+    row = pictures[0, 32, 10:24, 0].astype(int)
+    assert (np.diff(row) <= 0).all()
+    assert (row[5] + row[6]) / 2 == pytest.approx(64, abs=4)  # half of grey has no red
+
+
+def test_material_is_of_the_same_grain_on_small_things():
+    """Stripes finer than the thing's pixels are a mean, and not some of them."""
+    stripes = Stripes(0.0, 32, 8, False, np.array((255, 255, 255), np.uint8))
+    black = replace(GREY, plain=np.zeros(3, np.uint8), noise_share=0.0, stripes=stripes)
+    pictures, labels = drawn(World(GREY, [square(material=black)]))
+    assert np.abs(pictures[0][labels[0] == 1].astype(int) - 128).max() < 30
 
 
 def test_parts_lie_in_their_things_and_have_names_of_their_own():
@@ -162,11 +197,15 @@ def test_instances_of_the_ground_come_first():
 
 def test_the_camera_sees_the_piece_of_the_ground_that_lies_there():
     ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
-    ground = Photo(ramp, None)
+    labels = (np.indices((64, 64))[1] // 16).astype(np.uint8)  # quarters: 0 to 3
+    ground = Photo(ramp, None, labels)
     wide = World(ground, [], Camera(moving(0.5, 0)), np.arange(2.0)[:, None], np.array([-0.5, -0.5]), 2.0)
-    pictures, _ = drawn(wide)
-    assert np.abs(pictures[0, 0, :, 0].astype(int) - np.linspace(0, 126, 64)).max() < 5
-    assert np.abs(pictures[1, 0, :, 0].astype(int) - np.linspace(64, 190, 64)).max() < 5
+    pictures, seen = drawn(wide)
+    for time, row in enumerate(pictures[:, 10, :, 0]):
+        # A pixel of the ground is two of the picture, and 4 brighter than the one before.
+        expected = 4 * ((np.arange(64) + 0.5) / 2 + 16 * time - 0.5)
+        assert np.abs(row[1:] - expected[1:]).max() <= 1
+        assert np.array_equal(seen[time, 10], (np.arange(64) // 2 + 16 * time) // 16)
 
 
 def test_stripes_are_of_another_colour():
@@ -190,6 +229,7 @@ def test_worlds_drawn_together_are_the_same_as_alone(made_up_sources, frames):
         steps = (together.pictures[place].int() - alone.pictures[0].int()).abs()
         assert (steps > 1).float().mean() < 1e-3
         assert (together.labels[place] != alone.labels[0]).float().mean() < 1e-3
+        assert (together.parts[place] != alone.parts[0]).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("frames", [1, 3])

@@ -4,6 +4,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from masklet.training import sources as sources_module
 from masklet.training.regions import parts_of
@@ -11,6 +12,7 @@ from masklet.training.sources import (
     CUTOUT_ARCHIVES,
     INSTANCE_ARCHIVES,
     PHOTO_ARCHIVES,
+    Sources,
     is_held_out,
     read_sources,
     source_group,
@@ -49,10 +51,15 @@ def test_the_held_out_side_has_something_of_everything(data_folder):
     assert all(photo.size == labels.size for photo, labels in sources.instances)
 
 
-def test_parts_of_a_cutout_are_looked_for_once(made_up_sources, monkeypatch):
+def test_parts_of_a_cutout_are_looked_for_once(monkeypatch):
     asked = []
     monkeypatch.setattr(sources_module, "parts_of", lambda cutout: asked.append(cutout) or parts_of(cutout))
-    first, again, _ = (made_up_sources.parts_of_cutout(index) for index in (0, 0, 1))
-    assert np.array_equal(first, parts_of(made_up_sources.cutouts[0]))
+    two_colours = Image.new("RGBA", (40, 30), "red")
+    two_colours.paste("blue", (0, 0, 20, 30))
+    sources = Sources([two_colours, two_colours, Image.new("RGBA", (9, 9), "red")], [], [])  # the first is listed twice
+    first, again, twin, _ = (sources.parts_of_cutout(index) for index in (0, 0, 1, 2))
+    assert len(asked) == 2
+    assert set(np.unique(first)) == {1, 2}
+    assert np.array_equal(first, parts_of(two_colours))
     assert np.array_equal(first, again)
-    assert len(asked) <= 2
+    assert np.array_equal(first, twin)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from masklet.training.rendering import render
-from masklet.training.sources import Sources
 from masklet.training.synthetic import draw_picture
 from masklet.training.worlds import Photo
 
@@ -72,8 +71,3 @@ def test_parts_are_looked_for_when_asked_for(made_up_sources):
     assert all(thing.parts is None for thing in without.things)
     for thing in with_parts.things:
         assert (thing.parts is None) == (thing.material is not None)
-
-
-def test_one_photo_is_enough(made_up_sources):
-    alone = Sources(made_up_sources.cutouts[:1], made_up_sources.photos, made_up_sources.instances)
-    draw_picture(alone, np.random.default_rng(0))

@@ -135,16 +135,14 @@ class Hiera(nn.Module):
 
     def positions(self, size_hw: tuple[int, int]) -> Tensor:
         """(1, height, width, dim): the learned grid stretched over the map, plus the learned window tiled over it."""
-        # Along one axis and then the other, which is the same, and far less work.
-        rows, columns = (
-            _stretch(before, after).to(self.pos_embed)
-            for before, after in zip(self.pos_embed.shape[2:], size_hw, strict=True)
-        )
-        grid = self.pos_embed[0].permute(1, 2, 0)  # (rows, columns, dim)
-        stretched = columns @ (rows @ grid.flatten(1)).unflatten(1, grid.shape[1:])  # (height, width, dim)
-        window = self.pos_embed_window[0].permute(1, 2, 0)
+        grid, window = (embedding[0].permute(1, 2, 0) for embedding in (self.pos_embed, self.pos_embed_window))
+        with torch.autocast(grid.device.type, enabled=False):
+            # Along one axis and then the other, which is the same, and far less work; not in narrow numbers.
+            grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
+            rows, columns = (_stretch(*lengths, grid) for lengths in zip(grid.shape[:2], size_hw, strict=True))
+            stretched = columns @ (rows @ grid.flatten(1)).unflatten(1, grid.shape[1:])  # (height, width, dim)
         tiles = (-(-size_hw[0] // window.shape[0]), -(-size_hw[1] // window.shape[1]), 1)
-        return (stretched + window.tile(tiles)[: size_hw[0], : size_hw[1]])[None]
+        return (stretched.to(window.dtype) + window.tile(tiles)[: size_hw[0], : size_hw[1]])[None]
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(batch, 3, height, width) to the map after each stage, (batch, h, w, dim), finest first."""
@@ -158,9 +156,10 @@ class Hiera(nn.Module):
         return maps
 
 
-def _stretch(before: int, after: int) -> Tensor:
+def _stretch(before: int, after: int, like: Tensor) -> Tensor:
     """(after, before): what bicubic interpolation multiplies a row of numbers by."""
-    return F.interpolate(torch.eye(before)[None, None], size=(after, before), mode="bicubic", align_corners=False)[0, 0]
+    eye = torch.eye(before, dtype=like.dtype, device=like.device)[None, None]
+    return F.interpolate(eye, size=(after, before), mode="bicubic", align_corners=False)[0, 0]
 
 
 def _max_pool(x_bhwc: Tensor) -> Tensor:

@@ -68,8 +68,10 @@ def _matrix(conv: nn.Module) -> Affine:
 def _product(first: Affine, second: Affine) -> Affine:
     """Both, one after the other; in float32 at least, or narrow weights would be rounded once more."""
     dtype = first[0].dtype
-    (w1, b1), (w2, b2) = ([t.to(torch.promote_types(dtype, torch.float32)) for t in pair] for pair in (first, second))
-    return (w2 @ w1).to(dtype), (w2 @ b1 + b2).to(dtype)
+    with torch.autocast(first[0].device.type, enabled=False):
+        wide = torch.promote_types(dtype, torch.float32)
+        (w1, b1), (w2, b2) = ([t.to(wide) for t in pair] for pair in (first, second))
+        return (w2 @ w1).to(dtype), (w2 @ b1 + b2).to(dtype)
 
 
 def _project(x_bhwc: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 from masklet.processing import IMAGE_MEAN, IMAGE_STD
 from masklet.training.config import Stage
 from masklet.training.prompts import MASK_STRIDE
+from masklet.training.worlds import Pixels
 
-Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from masklet.training.sources import Sources
-from masklet.training.synthetic import draw_bend, draw_camera, draw_surface, draw_things, real_ground
+from masklet.training.synthetic import draw_camera, draw_surface, draw_things, real_ground
 from masklet.training.worlds import Path, Thing, World
 
 REAL_SHARE = 0.25
@@ -41,10 +41,9 @@ def draw_clip(sources: Sources, frames: int, rng: np.random.Generator) -> World:
     count = rng.integers(0, MAX_OBJECTS) if is_real else rng.integers(1, MAX_OBJECTS + 1)
 
     def set_off(thing: Thing) -> Thing:
-        bend = draw_bend(rng) if rng.random() < BENT_SHARE else None
-        return replace(thing, middle=rng.uniform(-0.4, 0.4, 2), path=draw_path(rng, PACES), bend=bend)
+        return replace(thing, middle=rng.uniform(-0.4, 0.4, 2), path=draw_path(rng, PACES))
 
-    things = draw_things(sources, int(count), set_off, rng, with_parts=False)
+    things = draw_things(sources, int(count), set_off, rng, bent_share=BENT_SHARE, with_parts=False)
     # The shutter opens a little before the moment whose labels are kept and closes as much after it.
     is_blurred = rng.random() < BLUR_SHARE
     open_for = np.linspace(-0.5, 0.5, EXPOSURES) * rng.uniform(0.2, 0.7) if is_blurred else np.zeros(1)

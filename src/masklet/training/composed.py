@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain
 
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from masklet.errors import DataError
 from masklet.training.batches import Batch, drawn
 from masklet.training.clips import draw_clip
 from masklet.training.config import Stage, TrainingConfig
@@ -34,56 +35,62 @@ HELD_OUT_SEED = 2025
 OBJECTS_OF_A_COMPOSITION = 3
 """Roughly, on average."""
 FILM_FRAMES = 8
+ATTEMPTS = 100
+"""Worlds without objects that are made for one example, before the sources are called empty."""
 
 
 @dataclass(frozen=True)
 class Composition:
     """A picture or a clip, and what is in it.
 
-    Label maps are 0 where there is nothing, and then 1..k: what is well visible in the first frame. Later it may be
-    hidden or gone. There may be nothing.
+    Labels are 0 where there is nothing, and then 1..k: what is well visible in the first frame. Later it may be hidden
+    or gone. There may be nothing.
     """
 
     pictures: Pixels  # (frames, side, side, 3) RGB
     labels: Pixels  # (frames, side, side), the visible pixels of each object
-    parts: Pixels  # (frames, side, side), those of parts of pasted objects: a shirt, a wheel
 
 
 def compose(world: World, side_px: int) -> Composition:
     """Draw one world on the CPU."""
     made = render([world], side_px, torch.device("cpu"))
-    labels, parts = (_numbered(maps[0].numpy()) for maps in (made.labels, made.parts))
-    return Composition(made.pictures[0].movedim(1, -1).numpy(), labels, parts)
-
-
-def _numbered(labels: NDArray[np.int16]) -> Pixels:
-    """(frames, side, side) with what is hardly visible in the first frame as background, and the rest as 1..k."""
+    labels = made.labels[0].numpy()
     is_kept = np.bincount(labels[0].ravel(), minlength=labels.max() + 1) >= MIN_AREA * labels[0].size
     is_kept[0] = False
-    return np.where(is_kept, np.cumsum(is_kept), 0).astype(np.uint8)[labels]
+    numbers = np.where(is_kept, np.cumsum(is_kept), 0).astype(np.uint8)
+    return Composition(made.pictures[0].movedim(1, -1).numpy(), numbers[labels])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Draft:
-    """A world, and the chance that goes on with it."""
+    """A world, and what decides about all that follows from it."""
 
     name: str
     world: World
-    rng: np.random.Generator
+    seeds: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Composed:
-    """Examples that are made up on the fly, each another, and drawn together on the device that learns from them."""
+    """Examples that are made up on the fly, each another, and drawn on the GPU that learns from them, if there is one.
+
+    Args:
+        sources: What to make them of.
+        seed: Decides about them, with step and place.
+        device: Of the run. What is no GPU of CUDA is spared: a CPU draws for it.
+        parts: A batch is learned from in so many parts, and drawn in these on a GPU. What is drawn together may make
+            the last bit of a pixel another, and this number is the same on any number of machines.
+    """
 
     sources: Sources
     seed: int
     device: torch.device = torch.device("cpu")
+    parts: int = 1
 
     def example(self, stage: Stage, step: int, place: int) -> Draft:
         """See ``Examples``."""
-        rng = np.random.default_rng((self.seed, step, place))
-        return Draft(f"composition {place} of step {step}", self._world(stage, rng), rng)
+        seeds = (self.seed, step, place)
+        return Draft(f"composition {place} of step {step}", self._world(stage, np.random.default_rng(seeds)), seeds)
 
     def _world(self, stage: Stage, rng: np.random.Generator) -> World:
         if stage.frames > 1:
@@ -91,26 +98,48 @@ class Composed:
         return draw_picture(self.sources, rng, with_parts=rng.random() < WITH_PARTS)
 
     def batch(self, stage: Stage, examples: Sequence[Draft]) -> Batch:
-        """See ``Examples``; worlds without objects are made anew."""
-        # One by one on a CPU: together they fall out of its caches.
-        at_once = 1 if self.device.type == "cpu" else len(examples)
-        parts = [self._draw(stage, examples[n : n + at_once]) for n in range(0, len(examples), at_once)]
+        """See ``Examples``; worlds without objects are made anew.
+
+        Raises:
+            DataError: Nothing that is made of these sources shows an object.
+        """
+        if self.device.type != "cuda":
+            # One by one: together they fall out of the caches.
+            return self._drawn_in(1, stage, examples)
+        # On a stream of its own, or every small copy would wait for what is being learned from.
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):
+            batch = self._drawn_in(max(1, stage.pictures // self.parts), stage, examples)
+        stream.synchronize()
+        for tensor in (batch.pixel_values, batch.targets):
+            tensor.record_stream(torch.cuda.default_stream(self.device))
+        return batch
+
+    def _drawn_in(self, at_once: int, stage: Stage, drafts: Sequence[Draft]) -> Batch:
+        parts = [self._draw(stage, drafts[n : n + at_once]) for n in range(0, len(drafts), at_once)]
         pixels, targets = (torch.stack(list(chain.from_iterable(some))) for some in zip(*parts, strict=True))
         if stage.frames == 1:
             pixels, targets = pixels[:, 0], targets[:, 0]
-        return Batch.of_pixels(pixels, targets, tuple(draft.name for draft in examples))
+        return Batch.of_pixels(pixels, targets, tuple(draft.name for draft in drafts))
 
-    def _draw(self, stage: Stage, drafts: Sequence[Draft]) -> tuple[list[Tensor], list[Tensor]]:
+    def _draw(self, stage: Stage, drafts: Sequence[Draft], attempt: int = 1) -> tuple[list[Tensor], list[Tensor]]:
         """Of each draft its frames, and the masks that are asked for in them."""
-        made = render([draft.world for draft in drafts], stage.side_px, self.device)
+        if attempt > ATTEMPTS:
+            raise DataError(
+                f"{ATTEMPTS} compositions were made, and none shows an object at {stage.side_px}×{stage.side_px}: are "
+                "cut-outs transparent?"
+            )
+        where = self.device if self.device.type == "cuda" else torch.device("cpu")
+        made = render([draft.world for draft in drafts], stage.side_px, where)
         numbers = [_visible(maps[:, 0]) for maps in (made.labels, made.parts)]
         pixels, targets = list(made.pictures), []
         for place, (draft, objects, parts) in enumerate(zip(drafts, *numbers, strict=True)):
+            rng = np.random.default_rng((*draft.seeds, attempt))
             if len(objects):
-                targets.append(_asked_for(made, place, objects, parts, stage, draft.rng))
+                targets.append(_asked_for(made, place, objects, parts, stage, rng))
             else:
-                anew = Draft(draft.name, self._world(stage, draft.rng), draft.rng)
-                (pixels[place],), (target,) = self._draw(stage, [anew])
+                anew = replace(draft, world=self._world(stage, rng))
+                (pixels[place],), (target,) = self._draw(stage, [anew], attempt + 1)
                 targets.append(target)
         return pixels, targets
 

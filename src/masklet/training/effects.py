@@ -45,13 +45,14 @@ def photographed(films: Tensor, cameras: Sequence[Camera]) -> Tensor:
     """
     _, frames, _, height, width = films.shape
 
-    def of(cameras_with: list[int]) -> Tensor:
-        return films[cameras_with].flatten(0, 1)
+    films = films.clone()
+
+    def of(places: list[int]) -> Tensor:
+        return films[places].flatten(0, 1)
 
     def put(places: list[int], pictures: Tensor) -> None:
         films[places] = pictures.unflatten(0, (len(places), frames))
 
-    films = films.clone()
     if recoloured_by := [place for place, camera in enumerate(cameras) if camera.look]:
         looks = [look for place in recoloured_by if (look := cameras[place].look)]
         put(recoloured_by, recoloured(of(recoloured_by), [look for look in looks for _ in range(frames)]))
@@ -105,14 +106,10 @@ def softened(maps: Tensor, sigmas_px: Sequence[float]) -> Tensor:
 
 
 def box_blurred(maps: Tensor, reach_px: int) -> Tensor:
-    """(maps, channels, height, width): the mean of a square around each pixel; outside there is nothing."""
+    """(maps, channels, height, width): the mean of a square around each pixel; what is outside is as its border is."""
     size = 2 * reach_px + 1
-    for axis in (2, 3):
-        edge = (0, 0, reach_px + 1, reach_px) if axis == 2 else (reach_px + 1, reach_px)
-        sums = F.pad(maps, edge).cumsum(axis)
-        length = maps.shape[axis]
-        maps = (sums.narrow(axis, size, length) - sums.narrow(axis, 0, length)) / size
-    return maps
+    rows = F.avg_pool2d(F.pad(maps, (reach_px,) * 4, mode="replicate"), (1, size), stride=1)
+    return F.avg_pool2d(rows, (size, 1), stride=1)
 
 
 def brightness(pictures: Tensor) -> Tensor:

@@ -22,8 +22,12 @@ SHADOW = 0.5
 """How dark it is."""
 SHADOW_BLUR = 1 / 64
 """How soft, in sides of the picture."""
-NAMES = 256
-"""Parts of a thing have fewer."""
+NUMBERS_OF_A_THING = 256
+"""Its parts have fewer."""
+MIN_MATERIAL_PX = 128
+"""Material is drawn no smaller, and then shrunk: its grain may be finer than a small thing's pixels."""
+MAX_SHRINKING = 2
+"""A thing that grows in a clip is kept no larger than this times where it is smallest: there it would flicker."""
 TO_HALVES = np.diag([0.5, 0.5, 1])
 """From -1..1 across a picture to coordinates of which it is 1 wide."""
 
@@ -93,7 +97,7 @@ def _grounds(worlds: Sequence[World], views: Sequence[_View], side_px: int, devi
         numbers = world.ground_labels
         names = None if numbers is None else _resized_names(numbers, (ground_px, ground_px), device)
         if len(of_world) > 1 or not np.allclose(matrices[0], np.eye(3)):  # a camera that does not move sees it all
-            grid = _grid(matrices, side_px, device)
+            grid = _grid(matrices, side_px, device, range(side_px), range(side_px))
             plane = _looked_up(plane, grid, "bilinear", "border")
             names = None if names is None else _looked_up(names, grid, "nearest", "border")
         colours.append(plane)
@@ -119,7 +123,8 @@ def _lay(canvases: _Canvases, worlds: Sequence[World], views: Sequence[_View], l
     if not len(rows) or not len(columns):
         return
     patches, filled = _patches(worlds, seen_by, layer, side_px, device)
-    own = _bent(_grid(matrices, side_px, device, rows, columns), things, seen_by)
+    straight = _grid(matrices, side_px, device, rows, columns)
+    own = _bent(straight, things, seen_by)
     grid = (own + 1) * filled - 1
     laid = _finished(_looked_up(patches[:, :4], grid, "bilinear"), own, things, side_px)
 
@@ -131,18 +136,20 @@ def _lay(canvases: _Canvases, worlds: Sequence[World], views: Sequence[_View], l
     )
     if dark := [n for n, thing in enumerate(things) if thing.shadow is not None]:
         falls = [matrices[n][:2, :2] @ (2 * shadow) for n in dark if (shadow := things[n].shadow) is not None]
-        behind = grid[dark] - _on(np.stack(falls), device).view(-1, 1, 1, 2) * filled[dark]
-        shadows = _looked_up(patches[dark, 3:4], behind, "bilinear")
+        behind = straight[dark] - _on(np.stack(falls), device).view(-1, 1, 1, 2)
+        behind = _bent(behind, [things[n] for n in dark], [seen_by[n] for n in dark])
+        shadows = _looked_up(patches[dark, 3:4], (behind + 1) * filled[dark] - 1, "bilinear")
         colours[dark] *= 1 - SHADOW * box_blurred(shadows, round(side_px * SHADOW_BLUR))
     alpha = laid[:, 3:]
+    canvases.colours[(which, slice(None), *piece)] = torch.addcmul(colours + laid[:, :3], colours, alpha, value=-1)
+
     is_opaque = alpha[:, 0] > 0.5
     numbers = torch.tensor([worlds[view.world].first_label + layer for view in seen_by], dtype=torch.int16)
-    canvases.colours[(which, slice(None), *piece)] = torch.addcmul(colours + laid[:, :3], colours, alpha, value=-1)
     canvases.labels[(which, *piece)] = torch.where(is_opaque, numbers.to(device).view(-1, 1, 1), labels)
     own_parts = torch.zeros_like(parts)
     if any(thing.parts is not None for thing in things):
         own_parts = _looked_up(patches[:, 4:], grid, "nearest")[:, 0].to(torch.int16)
-        own_parts = torch.where(own_parts > 0, own_parts + layer * NAMES, 0)
+        own_parts = torch.where(own_parts > 0, own_parts + layer * NUMBERS_OF_A_THING, 0)
     canvases.parts[(which, *piece)] = torch.where(is_opaque, own_parts, parts)
 
 
@@ -189,9 +196,10 @@ def _window(matrices: Sequence[Matrix], things: Sequence[Thing], side_px: int) -
 
 
 def _size_px(world: World, thing: Thing, side_px: int) -> tuple[int, int]:
-    """(height, width) of a thing where it is largest, and no more than it has."""
+    """(height, width) of a thing where it is largest, within limits, and no more than it has."""
     seen = [np.linalg.inv(world.camera.path.at(time)) @ thing.place(time) for time in world.moments.ravel()]
-    zoom = max(float(np.linalg.norm(matrix[:2, :2], 2)) for matrix in seen)
+    zooms = [float(np.linalg.norm(matrix[:2, :2], 2)) for matrix in seen]
+    zoom = min(max(zooms), MAX_SHRINKING * min(zooms))
     width, height = (int(np.ceil(length * side_px * zoom)) for length in thing.size)
     return min(max(1, height), thing.pixels.shape[0]), min(max(1, width), thing.pixels.shape[1])
 
@@ -203,7 +211,8 @@ def _patch(thing: Thing, size_hw: tuple[int, int], device: torch.device) -> Tens
     weighted = _resized(torch.cat([pixels[:, :3] * alpha, alpha], 1), size_hw)
     alpha = weighted[:, 3:]
     if thing.material is not None:
-        colours = _surface(thing.material, size_hw, device)[None]
+        fine_hw = (max(size_hw[0], MIN_MATERIAL_PX), max(size_hw[1], MIN_MATERIAL_PX))
+        colours = _resized(_surface(thing.material, fine_hw, device)[None], size_hw)
     else:
         colours = weighted[:, :3] / alpha.clamp(min=1 / 255)
     if thing.look is not None:
@@ -242,25 +251,26 @@ def _bent(own: Tensor, things: Sequence[Thing], views: Sequence[_View]) -> Tenso
         for n, (thing, view) in enumerate(zip(things, views, strict=True))
         if (bend := thing.bend) is not None
     ]
-    if waves:
-        places = [n for n, _ in waves]
-        amount, pace, phase = _on(np.array([numbers for _, numbers in waves]), own.device)[..., None, None].unbind(1)
-        own[places, ..., 0] += amount * torch.sin(pace * own[places, ..., 1] + phase)
-    return own
+    if not waves:
+        return own
+    places = [n for n, _ in waves]
+    amount, pace, phase = _on(np.array([numbers for _, numbers in waves]), own.device)[..., None, None].unbind(1)
+    bent = own.clone()
+    bent[places, ..., 0] += amount * torch.sin(pace * own[places, ..., 1] + phase)
+    return bent
 
 
 def _grid(
     matrices: Sequence[Matrix],
     side_px: int,
     device: torch.device,
-    rows: range | None = None,
-    columns: range | None = None,
+    rows: range,
+    columns: range,
 ) -> Tensor:
-    """(matrices, rows, columns, 2): where each pixel of a picture is looked up, all of them if none are given."""
+    """(matrices, rows, columns, 2): where each of these pixels of a picture is looked up."""
     (to_x, to_y) = _on(np.stack(matrices)[:, :2], device).unbind(1)  # (matrices, 3)
     y, x = (
-        (2 * torch.arange(pixels.start, pixels.stop, device=device) + 1) / side_px - 1
-        for pixels in (rows or range(side_px), columns or range(side_px))
+        (2 * torch.arange(pixels.start, pixels.stop, device=device) + 1) / side_px - 1 for pixels in (rows, columns)
     )
     grid = torch.empty(len(matrices), len(y), len(x), 2, device=device)
     for place, weights in enumerate((to_x, to_y)):

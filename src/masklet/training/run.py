@@ -291,7 +291,7 @@ def open_data(config: TrainingConfig, device: torch.device) -> tuple[Examples[An
     measured: list[Scene] = []
     examples: Examples[Any]
     if data.layout == "synthetic":
-        examples = Composed(read_sources(Path(data.path), held_out=False), config.seed, device)
+        examples = Composed(read_sources(Path(data.path), held_out=False), config.seed, device, config.parts)
         if share and apart is None:
             measured = _compositions(data, config)
     else:

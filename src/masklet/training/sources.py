@@ -45,10 +45,10 @@ class Sources:
     """Of cut-outs, packed: finding them takes longer than all else that is done with one."""
 
     def parts_of_cutout(self, index: int) -> Pixels:
-        """(height, width): see ``parts_of``. Looked for once."""
+        """(height, width): see ``parts_of``. Looked for once in each cut-out, however often it is listed."""
         cutout = self.cutouts[index]
-        if (packed := self._parts.get(index)) is None:
-            packed = self._parts[index] = zlib.compress(parts_of(cutout).tobytes(), level=1)
+        if (packed := self._parts.get(id(cutout))) is None:
+            packed = self._parts[id(cutout)] = zlib.compress(parts_of(cutout).tobytes(), level=1)
         return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(cutout.height, cutout.width)
 
 

@@ -27,6 +27,7 @@ REFILL_SHARE = 0.1
 TWIN_SHARE = 0.2
 """Objects that look as the one before, and must be told from it."""
 BENT_SHARE = 0.15
+"""Objects that are bent a little."""
 SHADOW_SHARE = 0.3
 MAX_OBJECTS = 4
 OBJECT_SIDES = (0.2, 0.9)
@@ -35,8 +36,8 @@ PLACES = 5
 """So many are looked at, and the least crowded is taken: occlusion stays the exception."""
 CROWD_CELLS = 32
 """Cells along a picture's side in which it is noted where objects are."""
-NOTHING_TOLD_APART = 255
-"""In maps of instances: several things."""
+NOT_KNOWN = 255
+"""In maps of instances: something, or several things that are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def draw_picture(
         crowd.add(thing)
         return thing
 
-    things = draw_things(sources, int(count), find_place, rng, with_parts=with_parts)
+    things = draw_things(sources, int(count), find_place, rng, bent_share=BENT_SHARE, with_parts=with_parts)
     return World(ground, things, draw_camera(rng))
 
 
@@ -80,6 +81,7 @@ def draw_things(
     find_place: Callable[[Thing], Thing],
     rng: np.random.Generator,
     *,
+    bent_share: float,
     with_parts: bool,
 ) -> list[Thing]:
     """Objects, each at the place that ``find_place`` gives it."""
@@ -88,7 +90,7 @@ def draw_things(
     for _ in range(count):
         if patch is None or rng.random() > TWIN_SHARE:
             patch = draw_patch(sources, rng, with_parts=with_parts)
-        things.append(find_place(pose(patch, rng)))
+        things.append(find_place(pose(patch, rng, bent_share)))
     return things
 
 
@@ -97,7 +99,7 @@ def real_ground(sources: Sources, rng: np.random.Generator) -> Photo:
     photo, labels = sources.instances[rng.integers(len(sources.instances))]
     box, flip = _crop_box(photo, rng, smallest=0.5), _flip(rng)
     numbers = flip(labels.crop(box))
-    numbers[numbers == NOTHING_TOLD_APART] = 0
+    numbers[numbers == NOT_KNOWN] = 0
     return Photo(flip(photo.crop(box)), draw_look(rng, share=0.4), numbers)
 
 
@@ -176,7 +178,7 @@ def _outline(rng: np.random.Generator, centre: Vector, radius: float, side_px: i
     return [(float(x), float(y)) for x, y in corners.T]
 
 
-def pose(patch: Patch, rng: np.random.Generator) -> Thing:
+def pose(patch: Patch, rng: np.random.Generator, bent_share: float) -> Thing:
     """Scale, stretch, flip, turn, recolour, bend, light and blur an object. It stands in the middle."""
     size_wh = np.array(patch.pixels.shape[1::-1])
     long_side = np.exp(rng.uniform(*np.log(OBJECT_SIDES)))
@@ -194,12 +196,11 @@ def pose(patch: Patch, rng: np.random.Generator) -> Thing:
         light=rng.uniform(-1, 1, 2) if rng.random() < 0.4 else None,
         softness=rng.uniform(0, 0.006) if rng.random() < 0.2 else 0.0,
         shadow=rng.uniform(-0.05, 0.05, 2) if rng.random() < SHADOW_SHARE else None,
-        bend=draw_bend(rng) if rng.random() < BENT_SHARE else None,
+        bend=_bend(rng) if rng.random() < bent_share else None,
     )
 
 
-def draw_bend(rng: np.random.Generator) -> Bend:
-    """A slight one."""
+def _bend(rng: np.random.Generator) -> Bend:
     return Bend(rng.uniform(0.03, 0.15), rng.uniform(0.3, 1.5), rng.uniform(0, 2 * np.pi), rng.uniform(-0.15, 0.15))
 
 

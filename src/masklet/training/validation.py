@@ -17,10 +17,11 @@ from masklet.model.sam2 import Sam2Model
 from masklet.painting import paint_masks
 from masklet.processing import Sam2ImageProcessor
 from masklet.segmenter import Segmenter
-from masklet.training.batches import Mask, Pixels
+from masklet.training.batches import Mask
 from masklet.training.config import TrainingConfig
 from masklet.training.data.scenes import Frame, Scene
 from masklet.training.processes import gathered, stopping_together
+from masklet.training.worlds import Pixels
 
 OBJECTS_OF_A_PICTURE = 8
 """At most, or a picture of fifty would outweigh all others."""

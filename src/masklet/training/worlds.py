@@ -1,8 +1,8 @@
 """What a synthetic picture or clip shows, as numbers and source pixels: nothing of it is drawn yet.
 
-A plane is looked at from its front. Its coordinates are those of the first picture, whose side is 1, from its centre: x
-right, y down. Lengths are in sides of the picture, so that a world looks the same at every input size; time is counted
-in frames.
+A plane is looked at from its front. Its coordinates are those of the picture at time 0, whose side is 1, from its
+centre: x right, y down. Lengths are in sides of the picture, so that a world looks the same at every input size. Time
+is counted in frames.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Thing:
     look: Look | None = None
     light: Vector | None = None  # (2,) towards which side it is lit
     softness: float = 0.0  # standard deviation of a blur
-    shadow: Vector | None = None  # (2,) how far it falls
+    shadow: Vector | None = None  # (2,) how far it falls, in the picture wherever the camera is
     bend: Bend | None = None
 
     def place(self, time: float) -> Matrix:

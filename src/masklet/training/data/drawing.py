@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masklet.errors import DataError
-from masklet.training.batches import Batch, Example, Mask, Pixels, drawn, fills_a_cell
+from masklet.training.batches import Batch, Example, Mask, drawn, fills_a_cell
 from masklet.training.config import Stage, TrainingConfig
 from masklet.training.data.scenes import Frame, Scene
 from masklet.training.prompts import MASK_STRIDE
+from masklet.training.worlds import Pixels
 
 ATTEMPTS = 1000
 """Pictures without objects that are passed over for one example, before the data are called empty."""

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from masklet.errors import DataError
 from masklet.exports import read_segmentation
 from masklet.masks import decode_rle
-from masklet.training.batches import Mask, Pixels
+from masklet.training.batches import Mask
+from masklet.training.worlds import Pixels
 
 HASHES = 2**32
 """Values of the checksum that decides which side of a split a name falls on."""
