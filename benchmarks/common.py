@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from masklet.checkpoints.meta import META_SIZES
 
@@ -45,3 +48,11 @@ def device_name(device: str = "cpu") -> str:
     if told.exists() and (name := re.search(r"model name\s*: (.+)", told.read_text())):
         return name[1]
     return platform.processor() or platform.machine()
+
+
+def report(table: Table, setting: Mapping[str, object], results: object, path: Path | None) -> None:
+    """Print the table under what it was measured in, and write both as JSON where that is asked for."""
+    table.title = ", ".join(f"{name} {value}" for name, value in setting.items())
+    Console(width=120).print(table)
+    if path:
+        path.write_text(json.dumps({"setting": setting, "results": results}, indent=2))

@@ -10,14 +10,12 @@ which are looked for once in a run, were found before. Two rounds of prompts, fl
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import device_name, seconds
-from rich.console import Console
+from common import device_name, report, seconds
 from rich.table import Table
 
 import masklet
@@ -38,7 +36,8 @@ def measure(sources: Sources, stage: Stage, device: str, rounds: int) -> dict[st
             composed.example(stage, step, place)  # finds parts
     rows: list[list[float]] = []
     for step in range(rounds + 1):
-        drafts, batches = [], []
+        drafts: list[Draft] = []
+        batches: list[Batch] = []
 
         def draw(step: int = step, drafts: list[Draft] = drafts) -> None:
             drafts += [composed.example(stage, step, place) for place in range(stage.pictures)]
@@ -83,10 +82,7 @@ def main() -> None:
         "masklet": masklet.__version__,
         "torch": torch.__version__,
     }
-    table.title = ", ".join(f"{name} {value}" for name, value in setting.items())
-    Console(width=120).print(table)
-    if args.json:
-        args.json.write_text(json.dumps({"setting": setting, "results": results}, indent=2))
+    report(table, setting, results, args.json)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ import numpy as np
 import pycocotools.mask as coco
 import torch
 import torch.nn.functional as F
-from common import device_name, peak_mb, seconds
-from rich.console import Console
+from common import device_name, peak_mb, report, seconds
 from rich.table import Table
 
 import masklet
@@ -207,16 +206,14 @@ def main() -> None:
         "torch": torch.__version__,
         "rounds": args.rounds,
     }
-    table = Table("", "masklet", "transformers", title=", ".join(f"{name} {value}" for name, value in setting.items()))
+    table = Table("", "masklet", "transformers")
     table.add_row("beyond the encode (s)", f"{results['masklet_s']:.2f}", f"{results['transformers_s']:.2f}")
     table.add_row("times faster", f"{results['ratio']:.2f} ({min(ratios):.2f} – {max(ratios):.2f})", "")
     table.add_row("masks", *map(str, results["masks"]))
     table.add_row("the same, IoU > 0.99", f"{results['same']:.1%}", "")
     for key in ("encoded_mb", "peak_mb") if args.memory else ():
         table.add_row(key.replace("_mb", " (MB)"), *(f"{results['memory'][name][key]:.0f}" for name in SIDES))
-    Console(width=120).print(table)
-    if args.json:
-        args.json.write_text(json.dumps({"setting": setting, "results": results}, indent=2))
+    report(table, setting, results, args.json)
 
 
 if __name__ == "__main__":

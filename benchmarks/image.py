@@ -9,7 +9,6 @@ speed drifts. Above 1 masklet is faster.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -17,8 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from common import SIZES, device_name, seconds
-from rich.console import Console
+from common import SIZES, device_name, report, seconds
 from rich.table import Table
 
 import masklet
@@ -89,17 +87,14 @@ def main() -> None:
         "torch": torch.__version__,
         "rounds": args.rounds,
     }
-    title = ", ".join(f"{name} {value}" for name, value in setting.items())
-    table = Table("model", "work", "masklet (s)", "transformers (s)", "ratio", "min – max", title=title)
+    table = Table("model", "work", "masklet (s)", "transformers (s)", "ratio", "min – max")
     for size, rows in results.items():
         for work, row in rows.items():
             spread = f"{row['ratio_min']:.2f} – {row['ratio_max']:.2f}"
             table.add_row(
                 size, work, f"{row['masklet_s']:.3f}", f"{row['transformers_s']:.3f}", f"{row['ratio']:.2f}", spread
             )
-    Console(width=120).print(table)
-    if args.json:
-        args.json.write_text(json.dumps({"setting": setting, "results": results}, indent=2))
+    report(table, setting, results, args.json)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ them, and are read with ``Masks.from_coco(…, packed=True)``. Masks are ellipse
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import device_name, peak_mb, seconds
-from rich.console import Console
+from common import device_name, peak_mb, report, seconds
 from rich.table import Table
 
 import masklet
@@ -85,12 +83,10 @@ def main() -> None:
         "cpu": device_name(),
         "before": f"{before_mb:.0f} MB",
     }
-    table = Table("way", "seconds", "peak (MB)", title=", ".join(f"{name} {value}" for name, value in setting.items()))
+    table = Table("way", "seconds", "peak (MB)")
     for row in rows:
         table.add_row(row["way"], f"{row['seconds']:.2f}", f"{row['peak_mb']:.0f}")
-    Console(width=120).print(table)
-    if args.json:
-        args.json.write_text(json.dumps({"setting": setting, "results": rows}, indent=2))
+    report(table, setting, rows, args.json)
 
 
 if __name__ == "__main__":

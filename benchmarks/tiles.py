@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from common import device_name, peak_mb, seconds
-from rich.console import Console
+from common import device_name, peak_mb, report, seconds
 from rich.table import Table
 
 import masklet
@@ -87,11 +86,9 @@ def main() -> None:
         "cpu": device_name(),
         "masklet": masklet.__version__,
     }
-    table = Table(*found, title=", ".join(f"{name} {value}" for name, value in setting.items()))
+    table = Table(*found)
     table.add_row(*map(str, found.values()))
-    Console(width=120).print(table)
-    if args.json:
-        args.json.write_text(json.dumps({"setting": setting, "results": found}, indent=2))
+    report(table, setting, found, args.json)
 
 
 if __name__ == "__main__":

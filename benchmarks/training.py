@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import SIZES, device_name, peak_mb
-from rich.console import Console
+from common import SIZES, device_name, peak_mb, report
 from rich.table import Table
 
 import masklet
@@ -121,10 +120,7 @@ def main() -> None:
         "masklet": masklet.__version__,
         "torch": torch.__version__,
     }
-    table.title = ", ".join(f"{name} {value}" for name, value in setting.items())
-    Console(width=120).print(table)
-    if args.json:
-        args.json.write_text(json.dumps({"setting": setting, "results": results}, indent=2))
+    report(table, setting, results, args.json)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ ratio is the median of the frames' own ratios; above 1 masklet is faster.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -21,8 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from common import device_name, seconds
-from rich.console import Console
+from common import device_name, report, seconds
 from rich.table import Table
 from torch import Tensor
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
@@ -151,9 +149,8 @@ def main() -> None:
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
-    title = ", ".join(f"{name} {value}" for name, value in setting.items())
     columns = ("model", "input", "objects", "masklet (s/frame)", "transformers (s/frame)", "ratio", "min – max")
-    table = Table(*columns, title=title)
+    table = Table(*columns)
     for row in rows:
         table.add_row(
             row["model"],
@@ -164,9 +161,7 @@ def main() -> None:
             f"{row['ratio']:.2f}",
             f"{row['ratio_min']:.2f} – {row['ratio_max']:.2f}",
         )
-    Console(width=120).print(table)
-    if args.json:
-        args.json.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2))
+    report(table, setting, rows, args.json)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import device_name, peak_mb
-from rich.console import Console
+from common import device_name, peak_mb, report
 from rich.table import Table
 
 import masklet
@@ -124,16 +123,13 @@ def main() -> int:
         "torch": torch.__version__,
     }
     grown = {kind: rows[-1]["peak_mb"] - rows[0]["peak_mb"] for kind, rows in results.items()}
-    if args.json:
-        args.json.write_text(json.dumps({"setting": setting, "results": results, "grown_mb": grown}, indent=2))
-    title = ", ".join(f"{name} {value}" for name, value in setting.items())
-    table = Table("kind", "frames", "peak (MB)", f"more than {lengths[0]} frames", "visible", "s/frame", title=title)
+    table = Table("kind", "frames", "peak (MB)", f"more than {lengths[0]} frames", "visible", "s/frame")
     for kind, rows in results.items():
         for row in rows:
             more, pace = row["peak_mb"] - rows[0]["peak_mb"], row["seconds"] / row["frames"]
             numbers = (f"{row['peak_mb']:.1f}", f"{more:+.1f}", f"{row['visible']:.0%}", f"{pace:.3f}")
             table.add_row(kind, str(row["frames"]), *numbers)
-    Console(width=120).print(table)
+    report(table, setting, {"kinds": results, "grown_mb": grown}, args.json)
     for kind, more in grown.items():
         verdict = f"{'within' if more <= LIMIT_MB else 'OVER'} the limit of {LIMIT_MB} MB"
         print(f"{kind}: {lengths[-1]} frames take {more:+.1f} MB beside {lengths[0]}, {verdict}")

@@ -168,10 +168,22 @@ def test_soft_edges_are_half_as_opaque_at_the_border():
 
 def test_material_is_of_the_same_grain_on_small_things():
     """Stripes finer than the thing's pixels are a mean, and not some of them."""
-    stripes = Stripes(0.0, 32, 8, False, np.array((255, 255, 255), np.uint8))
+    stripes = Stripes(0.0, 30, 8, False, np.array((255, 255, 255), np.uint8))
     black = replace(GREY, plain=np.zeros(3, np.uint8), noise_share=0.0, stripes=stripes)
     pictures, labels = drawn(World(GREY, [square(material=black)]))
     assert np.abs(pictures[0][labels[0] == 1].astype(int) - 128).max() < 30
+
+
+def test_a_thing_that_grows_is_not_sampled_from_too_fine_pixels():
+    """Where it is small, stripes finer than its pixels are a mean, and not some of them."""
+    striped = np.full((256, 256, 4), 255, np.uint8)
+    striped[:, np.arange(256) % 8 < 4, :3] = 0
+    growing = Path(velocity=np.array([0, 0, np.log(8), 0, 0]))
+    thing = Thing(striped, np.full(2, 0.26), 0.0, np.zeros(2), growing)
+    pictures, labels = drawn(World(GREY, [thing], moments=np.arange(2.0)[:, None]))
+    small = pictures[0][labels[0] == 1].astype(int)
+    assert 200 < len(small) < 400
+    assert np.abs(small - 128).max() < 20
 
 
 def test_parts_lie_in_their_things_and_have_names_of_their_own():
