@@ -103,7 +103,7 @@ class Composed:
         Raises:
             DataError: Nothing that is made of these sources shows an object.
         """
-        if self.device.type != "cuda":
+        if self._drawn_on.type == "cpu":
             # One by one: together they fall out of the caches.
             return self._drawn_in(1, stage, examples)
         # On a stream of its own, or every small copy would wait for what is being learned from.
@@ -114,6 +114,10 @@ class Composed:
         for tensor in (batch.pixel_values, batch.targets):
             tensor.record_stream(torch.cuda.default_stream(self.device))
         return batch
+
+    @property
+    def _drawn_on(self) -> torch.device:
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
 
     def _drawn_in(self, at_once: int, stage: Stage, drafts: Sequence[Draft]) -> Batch:
         parts = [self._draw(stage, drafts[n : n + at_once]) for n in range(0, len(drafts), at_once)]
@@ -129,8 +133,7 @@ class Composed:
                 f"{ATTEMPTS} compositions were made, and none shows an object at {stage.side_px}×{stage.side_px}: are "
                 "cut-outs transparent?"
             )
-        where = self.device if self.device.type == "cuda" else torch.device("cpu")
-        made = render([draft.world for draft in drafts], stage.side_px, where)
+        made = render([draft.world for draft in drafts], stage.side_px, self._drawn_on)
         numbers = [_visible(maps[:, 0]) for maps in (made.labels, made.parts)]
         pixels, targets = list(made.pictures), []
         for place, (draft, objects, parts) in enumerate(zip(drafts, *numbers, strict=True)):
