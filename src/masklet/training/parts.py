@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from masklet.errors import ConfigError
 from masklet.model.sam2 import Sam2Model
+from masklet.training.muon import Muon
 
 PARTS = {
     # Before the decoder, as fine maps leave the encoder through two of its convolutions.
@@ -91,15 +90,11 @@ def make_optimizers(
     Args:
         model: The network.
         extra: A module of training alone, if any.
-        kind: ``adamw``, or ``muon`` for the matrices of linear maps and AdamW for all else. From the same pictures Muon
-            learns more; its steps are scaled to AdamW's, so they share a rate. Source: Muon is Scalable for LLM
-            Training (arXiv 2502.16982).
+        kind: ``adamw``, or ``muon`` for the matrices of linear maps and AdamW for all else: from the same pictures it
+            learns more.
         weight_decay: Of all that has two dimensions or more.
         rates: Factors by part.
         layer_decay: See ``rate_of``.
-
-    Raises:
-        ConfigError: This torch has no Muon.
     """
     blocks = len(model.vision_encoder.backbone.blocks)
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
@@ -122,9 +117,6 @@ def make_optimizers(
 
     optimizers: list[Optimizer] = [AdamW(listed(False), betas=BETAS)]
     if kind == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(f"muon needs torch 2.9 or later, but this is {torch.__version__}: take optimizer: adamw")
         # Two, as two threads may take their steps at the same time.
-        halves = (slice(0, None, 2), slice(1, None, 2))
-        optimizers += [torch.optim.Muon(listed(True, half), adjust_lr_fn="match_rms_adamw") for half in halves]
+        optimizers += [Muon(listed(True, half)) for half in (slice(0, None, 2), slice(1, None, 2))]
     return optimizers
