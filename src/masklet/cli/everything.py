@@ -9,7 +9,9 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -50,7 +52,7 @@ FILM_SUFFIXES = (
 
 @dataclass(frozen=True)
 class Job:
-    """A photo, and where what is found in it goes."""
+    """A photo, and where what is found in it goes; as it was asked for, a folder of them, or a film."""
 
     photo: Path
     overlay: Path | None
@@ -171,35 +173,52 @@ def find_everything(
         refine=refine,
     )
     of_films = given(every=every, same_iou=same_iou, min_object=min_object, patience=patience)
+    asked, ready = Job(photos, out, json_out, masks), partial(load, model, device, options)
     if every is not None or photos.suffix.lower() in FILM_SUFFIXES:
         if tile is not None:
             raise MaskletError("--tile is for a large picture, and this is a film: expected one of them")
-        check_lines(json_out, "a film has a line for each frame")
-        check_film_places(photos, out, masks, json_out)
-        film = load(model, device, options).video(photos, resolution=resolution)
-        write_results(film, film.everything(**of_films, **options), film.film.count, out, masks, json_out)
-        return
-    if of_films:
+        find_in_film(ready, asked, resolution, {**of_films, **options})
+    elif of_films:
         raise MaskletError(f"--{next(iter(of_films)).replace('_', '-')} is for films: give --every, too")
-    if overlap is not None and tile is None:
+    elif tile is not None:
+        find_in_tiles(ready, asked, {"resolution": resolution, "tile": tile, "overlap": overlap, **options})
+    elif overlap is not None:
         raise MaskletError("--overlap is about squares of a large picture: give --tile, too")
-    if tile is not None:
-        if json_out is None or out is not None or masks is not None or photos.is_dir():
-            raise MaskletError("--tile is for one large picture: expected --json FILE.jsonl, and no other output")
-        check_lines(json_out, "masks are written as they are found")
-        check_jobs([Job(photos, None, json_out, None)])
-        how = {"resolution": resolution, "tile": tile, "overlap": overlap, **options}
-        write_lines(load(model, device, options), photos, json_out, how)
-        return
-    is_folder = photos.is_dir()
-    jobs = jobs_of_folder(photos, out, json_out, masks) if is_folder else [job_of_photo(photos, out, json_out, masks)]
-    check_jobs(jobs)
-    sam = load(model, device, options)
-    find_in_photos(sam, jobs, {"resolution": resolution, **options}, is_folder=is_folder, overwrite=overwrite)
+    else:
+        find_in_photos(ready, asked, {"resolution": resolution, **options}, overwrite=overwrite)
 
 
-def find_in_photos(sam: Segmenter, jobs: list[Job], how: dict[str, Any], *, is_folder: bool, overwrite: bool) -> None:
+def find_in_film(ready: Callable[[], Segmenter], asked: Job, resolution: int | None, options: dict[str, Any]) -> None:
+    """Follow all that is found in a film; ``ready`` gives the model, when nothing else is amiss."""
+    check_lines(asked.instances, "a film has a line for each frame")
+    check_film_places(asked.photo, asked.overlay, asked.masks, asked.instances)
+    film = ready().video(asked.photo, resolution=resolution)
+    results = film.everything(**options)
+    write_results(film, results, film.film.count, asked.overlay, asked.masks, asked.instances)
+
+
+def find_in_tiles(ready: Callable[[], Segmenter], asked: Job, how: dict[str, Any]) -> None:
+    """Write the masks of a large picture as they are found, a COCO instance a line."""
+    if asked.outputs != [asked.instances] or asked.instances is None or asked.photo.is_dir():
+        raise MaskletError("--tile is for one large picture: expected --json FILE.jsonl, and no other output")
+    check_lines(asked.instances, "masks are written as they are found")
+    check_jobs([asked])
+    sam, path = ready(), asked.instances
+    start, count = perf_counter(), 0
+    instances = sam.everything(asked.photo, **how)
+    with naming(path), replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
+        for instance in show_progress(instances, None, unit="masks"):
+            print(json.dumps(instance), file=lines)
+            count += 1
+    show_found([(asked.photo.name, count, f"{perf_counter() - start:.1f}")])
+
+
+def find_in_photos(ready: Callable[[], Segmenter], asked: Job, how: dict[str, Any], *, overwrite: bool) -> None:
     """Photo by photo; what fails in a folder is told at the end, and ends the command with status 1."""
+    is_folder = asked.photo.is_dir()
+    jobs = jobs_of_folder(asked) if is_folder else [job_of_photo(asked)]
+    check_jobs(jobs)
+    sam = ready()
     rows: list[tuple[str, object, str]] = []
     failures: dict[str, MaskletError] = {}
     for job in show_progress(jobs, len(jobs), unit="photos"):
@@ -255,17 +274,6 @@ def check_lines(path: Path | None, reason: str) -> None:
         raise MaskletError(f"--json {path}: expected a name that ends in .jsonl, since {reason}")
 
 
-def write_lines(sam: Segmenter, photo: Path, path: Path, options: dict[str, Any]) -> None:
-    """Write the masks of a large picture as they are found, a COCO instance a line."""
-    start, count = perf_counter(), 0
-    instances = sam.everything(photo, **options)
-    with naming(path), replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
-        for instance in show_progress(instances, None, unit="masks"):
-            print(json.dumps(instance), file=lines)
-            count += 1
-    show_found([(photo.name, count, f"{perf_counter() - start:.1f}")])
-
-
 def show_found(rows: list[tuple[str, object, str]]) -> None:
     """Show how many masks each photo has, and what to do if there are none at all."""
     show_table(("photo", "masks", "seconds"), rows)
@@ -273,20 +281,21 @@ def show_found(rows: list[tuple[str, object, str]]) -> None:
         print("masklet: nothing found: lower --iou-threshold or --stability-threshold", file=sys.stderr)
 
 
-def job_of_photo(photo: Path, out: Path | None, json_out: Path | None, masks: Path | None) -> Job:
+def job_of_photo(asked: Job) -> Job:
     """One photo, with outputs as they are named."""
-    check_outputs(out=out, mask_out=None)
-    return Job(photo, out, json_out, None if masks is None else masks / photo.stem)
+    check_outputs(out=asked.overlay, mask_out=None)
+    return asked if asked.masks is None else replace(asked, masks=asked.masks / asked.photo.stem)
 
 
-def jobs_of_folder(folder: Path, out: Path | None, json_out: Path | None, masks: Path | None) -> list[Job]:
-    """All pictures right in the folder, with outputs of their names in the folders given."""
+def jobs_of_folder(asked: Job) -> list[Job]:
+    """All pictures right in the folder, with outputs of their names in the folders asked for."""
     from masklet.video.frames import PICTURE_SUFFIXES, pictures_in
 
+    folder, out, instances, masks = asked.photo, asked.overlay, asked.instances, asked.masks
     photos = pictures_in(folder)
     if not photos:
         raise PictureError(f"no pictures in {folder}: expected files that end in {', '.join(PICTURE_SUFFIXES)}")
-    for option, place in (("--out", out), ("--json", json_out), ("--masks", masks)):
+    for option, place in (("--out", out), ("--json", instances), ("--masks", masks)):
         if place is not None and place.resolve() == folder.resolve():
             raise MaskletError(f"{option} {place} is where the photos are: expected another folder")
         if place is not None and place.exists() and not place.is_dir():
@@ -297,7 +306,7 @@ def jobs_of_folder(folder: Path, out: Path | None, json_out: Path | None, masks:
         Job(
             photo,
             None if out is None else out / f"{name}.png",
-            None if json_out is None else json_out / f"{name}.json",
+            None if instances is None else instances / f"{name}.json",
             None if masks is None else masks / name,
             image_id_of(photo.name),
         )
