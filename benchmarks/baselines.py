@@ -16,8 +16,6 @@ with those from the first mask, and with the first mask kept still. Needs OpenCV
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -27,8 +25,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from common import device_name, report
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -142,21 +140,18 @@ def main() -> None:
     setting = {
         "model": args.model,
         "resolution": sam.image_processor.input_hw,
-        "device": str(sam.model.device),
-        "processor": platform.processor() or platform.machine(),
+        "device": device_name(sam.model.device.type),
         "masklet": masklet.__version__,
         "torch": torch.__version__,
         "opencv": cv2.__version__,
         "grabcut_iterations": args.iterations,
     }
-    table = Table("", "measure", "mean", title=", ".join(f"{name} {value}" for name, value in setting.items()))
+    table = Table("", "measure", "mean")
     for name, result in results.items():
         for measured, value in result["summary"].items():
             table.add_row(name, measured, f"{value:.3f}" if isinstance(value, float) else str(value))
         table.add_section()
-    Console(width=120).print(table)
-    if args.json:
-        args.json.write_text(json.dumps({"setting": setting, **results}, indent=2))
+    report(table, setting, results, args.json)
 
 
 if __name__ == "__main__":

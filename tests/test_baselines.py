@@ -22,7 +22,9 @@ HEIGHT, WIDTH = 48, 64
 def baselines():
     spec = importlib.util.spec_from_file_location("baselines", SCRIPT)
     module = sys.modules["baselines"] = importlib.util.module_from_spec(spec)  # dataclasses look there
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)  # as when it is run
+        spec.loader.exec_module(module)
     yield module
     del sys.modules["baselines"]
 
@@ -73,7 +75,7 @@ def test_both_stand_beside_a_model(baselines, folder, tiny_folder, monkeypatch):
     places = ["--pictures", folder / "pictures", "--films", folder / "films", "--json", out]
     monkeypatch.setattr(sys, "argv", ["baselines.py", *map(str, places), "--model", str(tiny_folder)])
     baselines.main()
-    results = json.loads(out.read_text())
+    results = json.loads(out.read_text())["results"]
     assert {"box", "grabcut"} <= results["pictures"]["summary"].keys()
     assert {"j", "still_j", "flow_j"} <= results["films"]["summary"].keys()
     assert [len(results[kind]["objects"]) for kind in ("pictures", "films")] == [1, 1]
