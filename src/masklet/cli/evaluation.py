@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from masklet.cli.options import Device, Model, Resolution, given
 from masklet.cli.outputs import check_places, naming
 from masklet.cli.tables import show_progress, show_table
 from masklet.errors import MaskletError
@@ -31,11 +32,9 @@ def evaluate(
     stability_threshold: Annotated[
         float | None, typer.Option(help="Of --everything: keep masks of this stability. 0.95 if not given.")
     ] = None,
-    model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    resolution: Annotated[
-        int | None, typer.Option(help="Input side of the network, a multiple of 32; the model's own if not given.")
-    ] = None,
+    model: Model = "nano",
+    device: Device = "auto",
+    resolution: Resolution = None,
     objects: Annotated[bool, typer.Option("--objects", help="A row for each object, then the means.")] = False,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="JSON", help="Write the scores of all objects, and the means.")
@@ -45,12 +44,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model on pictures (IoU after clicks, from a box) or films (J and F) whose objects are known."""
-    given: dict[str, Any] = {
-        "points_per_side": points_per_side,
-        "iou_threshold": iou_threshold,
-        "stability_threshold": stability_threshold,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
+    options = given(
+        points_per_side=points_per_side, iou_threshold=iou_threshold, stability_threshold=stability_threshold
+    )
     is_films = holds_films(data)
     if options and not everything:
         raise MaskletError(f"--{next(iter(options)).replace('_', '-')} is an option of --everything: give both")

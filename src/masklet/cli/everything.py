@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.cli.image import check_outputs
+from masklet.cli.options import Device, Model, Resolution, given
 from masklet.cli.outputs import OutputError, check_places, naming
 from masklet.cli.tables import show_progress, show_table
 from masklet.cli.video import check_film_places, write_results
@@ -125,11 +126,9 @@ def find_everything(
         int | None,
         typer.Option(metavar="FRAMES", help="In a film, forget objects out of sight for more. 100 if not given."),
     ] = None,
-    model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    resolution: Annotated[
-        int | None, typer.Option(help="Input side of the network, a multiple of 32; the model's own if not given.")
-    ] = None,
+    model: Model = "nano",
+    device: Device = "auto",
+    resolution: Resolution = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="PNG", help="Write the picture or film with the masks on it; a folder for a folder."),
@@ -239,11 +238,6 @@ def find_in_photos(ready: Callable[[], Segmenter], asked: Job, how: dict[str, An
         print(f"masklet: {name}:", " ".join(str(failure).split()), file=sys.stderr)
     if failures:
         raise typer.Exit(1)
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """Those that were given."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def with_way_out(error: MaskletError, photo: Path) -> MaskletError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from masklet.cli.options import Device, Model, Resolution
 from masklet.cli.outputs import check_places, naming
 from masklet.cli.tables import show_table
 from masklet.errors import PictureError, PromptError
@@ -31,11 +32,9 @@ def segment(
     mask: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Rough mask of the picture's size: anything not black is inside.")
     ] = None,
-    model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    resolution: Annotated[
-        int | None, typer.Option(help="Input side of the network, a multiple of 32; the model's own if not given.")
-    ] = None,
+    model: Model = "nano",
+    device: Device = "auto",
+    resolution: Resolution = None,
     all_masks: Annotated[bool, typer.Option("--all-masks", help="Keep all candidates, not the best alone.")] = False,
     fill_holes: Annotated[int, typer.Option(metavar="PIXELS", help="Fill holes of fewer pixels.")] = 0,
     remove_islands: Annotated[int, typer.Option(metavar="PIXELS", help="Remove islands of fewer pixels.")] = 0,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.cli.image import parse_numbers
+from masklet.cli.options import Device, Model, Resolution
 from masklet.cli.outputs import check_places
 from masklet.cli.tables import show_progress, show_table
 from masklet.errors import MaskletError, PromptError
@@ -42,11 +43,9 @@ def track(
         int,
         typer.Option(min=1, help="Objects tracked in one batch; fewer need less memory, and any number may be shown."),
     ] = 16,
-    model: Annotated[str, typer.Option(help="See masklet models; or a folder, or a .pt file.")] = "nano",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    resolution: Annotated[
-        int | None, typer.Option(help="Input side of the network, a multiple of 32; the model's own if not given.")
-    ] = None,
+    model: Model = "nano",
+    device: Device = "auto",
+    resolution: Resolution = None,
     out: Annotated[Path | None, typer.Option(metavar="MP4", help="Write the film with the masks on it.")] = None,
     masks: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write a palette PNG for each frame.")] = None,
     jsonl: Annotated[Path | None, typer.Option(metavar="JSONL", help="Write a line of JSON for each frame.")] = None,
