@@ -52,9 +52,9 @@ class Muon(Optimizer):
         assert weight.grad is not None
         state = self.state[weight]
         if not state:
-            state["mean"] = torch.zeros_like(weight)
-        state["mean"].lerp_(weight.grad, 1 - MOMENTUM)
-        return weight.grad.lerp(state["mean"], MOMENTUM)
+            state["momentum_buffer"] = torch.zeros_like(weight)  # torch's name, so that runs begun with its own go on
+        mean = state["momentum_buffer"].lerp_(weight.grad, 1 - MOMENTUM)
+        return weight.grad.lerp(mean, MOMENTUM)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
