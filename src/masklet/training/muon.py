@@ -18,7 +18,7 @@ RMS_OF_ADAMW = 0.2
 """Of what AdamW moves a weight by, in rates: moves of this size may share its rate and its decay."""
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of x, x cubed and x to the fifth: five times over, singular values from about 0.001 to 1 come near 1."""
+"""Of x, x cubed and x to the fifth: five times over, what is from 0.0015 to 1 comes to between 0.67 and 1.21."""
 
 
 class Muon(Optimizer):
@@ -58,7 +58,7 @@ class Muon(Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Matrices with the same singular vectors, whose singular values are about 1, 0.68 to 1.13.
+    """Matrices with the same singular vectors, and singular values near 1 where they were not tiny beside the others.
 
     Args:
         matrices: (matrices, height, width). Those of a GPU of CUDA are multiplied in bfloat16.
