@@ -53,9 +53,10 @@ FILM_SUFFIXES = (
 
 @dataclass(frozen=True)
 class Job:
-    """A photo, and where what is found in it goes; as it was asked for, a folder of them, or a film."""
+    """What to look at, and where what is found in it goes."""
 
-    photo: Path
+    source: Path
+    """A photo; in what was asked for it may be a folder of them, or a film."""
     overlay: Path | None
     instances: Path | None
     masks: Path | None
@@ -190,31 +191,31 @@ def find_everything(
 def find_in_film(ready: Callable[[], Segmenter], asked: Job, resolution: int | None, options: dict[str, Any]) -> None:
     """Follow all that is found in a film; ``ready`` gives the model, when nothing else is amiss."""
     check_lines(asked.instances, "a film has a line for each frame")
-    check_film_places(asked.photo, asked.overlay, asked.masks, asked.instances)
-    film = ready().video(asked.photo, resolution=resolution)
+    check_film_places(asked.source, asked.overlay, asked.masks, asked.instances)
+    film = ready().video(asked.source, resolution=resolution)
     results = film.everything(**options)
     write_results(film, results, film.film.count, asked.overlay, asked.masks, asked.instances)
 
 
 def find_in_tiles(ready: Callable[[], Segmenter], asked: Job, how: dict[str, Any]) -> None:
     """Write the masks of a large picture as they are found, a COCO instance a line."""
-    if asked.outputs != [asked.instances] or asked.instances is None or asked.photo.is_dir():
+    if asked.outputs != [asked.instances] or asked.instances is None or asked.source.is_dir():
         raise MaskletError("--tile is for one large picture: expected --json FILE.jsonl, and no other output")
     check_lines(asked.instances, "masks are written as they are found")
     check_jobs([asked])
     sam, path = ready(), asked.instances
     start, count = perf_counter(), 0
-    instances = sam.everything(asked.photo, **how)
+    instances = sam.everything(asked.source, **how)
     with naming(path), replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
         for instance in show_progress(instances, None, unit="masks"):
             print(json.dumps(instance), file=lines)
             count += 1
-    show_found([(asked.photo.name, count, f"{perf_counter() - start:.1f}")])
+    show_found([(asked.source.name, count, f"{perf_counter() - start:.1f}")])
 
 
 def find_in_photos(ready: Callable[[], Segmenter], asked: Job, how: dict[str, Any], *, overwrite: bool) -> None:
     """Photo by photo; what fails in a folder is told at the end, and ends the command with status 1."""
-    is_folder = asked.photo.is_dir()
+    is_folder = asked.source.is_dir()
     jobs = jobs_of_folder(asked) if is_folder else [job_of_photo(asked)]
     check_jobs(jobs)
     sam = ready()
@@ -222,17 +223,17 @@ def find_in_photos(ready: Callable[[], Segmenter], asked: Job, how: dict[str, An
     failures: dict[str, MaskletError] = {}
     for job in show_progress(jobs, len(jobs), unit="photos"):
         if is_folder and job.is_finished and not overwrite:
-            rows.append((job.photo.name, "finished before", ""))
+            rows.append((job.source.name, "finished before", ""))
             continue
         start = perf_counter()
         try:
             count = find_and_write(sam, job, how)
-            rows.append((job.photo.name, count, f"{perf_counter() - start:.1f}"))
+            rows.append((job.source.name, count, f"{perf_counter() - start:.1f}"))
         except (PictureError, OutputError) as error:
-            failure = with_way_out(error, job.photo)
+            failure = with_way_out(error, job.source)
             if not is_folder:
                 raise failure from error
-            failures[job.photo.name] = failure
+            failures[job.source.name] = failure
     show_found(rows)
     for name, failure in failures.items():
         print(f"masklet: {name}:", " ".join(str(failure).split()), file=sys.stderr)
@@ -278,14 +279,14 @@ def show_found(rows: list[tuple[str, object, str]]) -> None:
 def job_of_photo(asked: Job) -> Job:
     """One photo, with outputs as they are named."""
     check_outputs(out=asked.overlay, mask_out=None)
-    return asked if asked.masks is None else replace(asked, masks=asked.masks / asked.photo.stem)
+    return asked if asked.masks is None else replace(asked, masks=asked.masks / asked.source.stem)
 
 
 def jobs_of_folder(asked: Job) -> list[Job]:
     """All pictures right in the folder, with outputs of their names in the folders asked for."""
     from masklet.video.frames import PICTURE_SUFFIXES, pictures_in
 
-    folder, out, instances, masks = asked.photo, asked.overlay, asked.instances, asked.masks
+    folder, out, instances, masks = asked.source, asked.overlay, asked.instances, asked.masks
     photos = pictures_in(folder)
     if not photos:
         raise PictureError(f"no pictures in {folder}: expected files that end in {', '.join(PICTURE_SUFFIXES)}")
@@ -321,16 +322,16 @@ def check_jobs(jobs: list[Job]) -> None:
             if others or not job.masks.is_dir():
                 what = f"holds {others[0]}" if others else "is a file"
                 raise MaskletError(f"{job.masks} {what}: expected a folder of masks, or none, since it is replaced")
-            if job.photo.resolve().parent == job.masks.resolve():
+            if job.source.resolve().parent == job.masks.resolve():
                 raise MaskletError(f"--masks would replace {job.masks}, where the photo is: expected another folder")
     # The shortest name tries a folder: one that is too long is no reason to do none.
-    by_length = sorted(jobs, key=lambda job: len(os.fsencode(job.photo.name)))
+    by_length = sorted(jobs, key=lambda job: len(os.fsencode(job.source.name)))
     files = [
         (option, path) for job in by_length for option, path in (("--out", job.overlay), ("--json", job.instances))
     ]
     # Folders of masks are made when they are complete; what is beside them can be tried now.
     folders = {job.masks.parent for job in jobs if job.masks is not None}
-    check_places([*files, *(("--masks", folder / "000.png") for folder in folders)], [job.photo for job in jobs])
+    check_places([*files, *(("--masks", folder / "000.png") for folder in folders)], [job.source for job in jobs])
 
 
 def _is_mask(path: Path) -> bool:
@@ -342,7 +343,7 @@ def find_and_write(sam: Segmenter, job: Job, options: dict[str, Any]) -> int:
     from masklet.pictures import read_picture
     from masklet.results import Masks
 
-    picture = read_picture(job.photo)
+    picture = read_picture(job.source)
     size_hw = (picture.shape[0], picture.shape[1])
     # As run lengths: of many masks of a large photo, one at a time in memory.
     instances = [one | {"image_id": job.image_id} for one in sam.everything(picture, output="rle", **options)]
@@ -366,7 +367,7 @@ def write_json(job: Job, instances: list[dict[str, Any]], size_hw: SizeHW) -> No
             if path.suffix.lower() == ".jsonl":
                 text = "".join(json.dumps(instance) + "\n" for instance in instances)
             else:
-                text = json.dumps(coco_data(instances, job.photo.name, size_hw, image_id=job.image_id))
+                text = json.dumps(coco_data(instances, job.source.name, size_hw, image_id=job.image_id))
             unfinished.write_text(text, encoding="utf-8")
 
 
