@@ -40,8 +40,8 @@ class Muon(Optimizer):
             alike = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike[weight.shape, weight.device].append(weight)
-            for ((height, width), _), weights in alike.items():
+                    alike[weight.shape].append(weight)
+            for (height, width), weights in alike.items():
                 moves = orthogonalised(torch.stack([self._momentum(weight) for weight in weights]))
                 moves *= -group["lr"] * RMS_OF_ADAMW * max(height, width) ** 0.5
                 for weight, move in zip(weights, moves, strict=True):
