@@ -1,6 +1,6 @@
 """Masklet beside what needs no network: GrabCut from the same box, and the first mask carried on by optical flow.
 
-    python benchmarks/baselines.py [--pictures FOLDER] [--films FOLDER] [--model nano] [--json baselines.json]
+    python benchmarks/baselines.py [--images FOLDER] [--videos FOLDER] [--model nano] [--json baselines.json]
 
 The folders and scores are those of ``masklet eval``: GrabCut's IoU compares with ``box``, and J, F and J&F of the flow
 with those from the first mask, and with the first mask kept still. Needs OpenCV (the extra ``bench``).
@@ -9,7 +9,7 @@ with those from the first mask, and with the first mask kept still. Needs OpenCV
   there is nothing that it could do, and the box itself is taken.
 - DIS (Kroeger et al., arXiv 1603.03590), preset medium, finds from each frame the way to the one before it. The mask
   goes along it from frame to frame with its soft border, and is cut at one half where it is scored. That scored best of
-  the three ways tried on seven DAVIS films: cutting it in every frame lost 0.005 of J&F, and joining the ways to read
+  the three ways tried on seven DAVIS videos: cutting it in every frame lost 0.005 of J&F, and joining the ways to read
   the first mask once lost 0.016.
 """
 
@@ -36,15 +36,15 @@ from masklet.evaluation.clicks import box_of
 from masklet.evaluation.folder import Example, read_folder
 from masklet.evaluation.measure import measure
 from masklet.evaluation.scores import summarise
-from masklet.evaluation.video import AnnotatedFilm, evaluate_films, first_seen, read_films
-from masklet.pictures import read_picture
+from masklet.evaluation.video import AnnotatedVideo, evaluate_videos, first_seen, read_videos
+from masklet.images.reading import read_image
 
 
 @dataclass(frozen=True)
 class GrabCutScore:
     """IoU of what GrabCut makes of an object's box."""
 
-    picture: str
+    image: str
     object: int
     grabcut: float
 
@@ -53,23 +53,23 @@ class GrabCutScore:
 class FlowScore:
     """An object's first mask carried on by the flow: means over frames."""
 
-    film: str
+    video: str
     object: int
     flow_j_and_f: float
     flow_j: float
     flow_f: float
 
 
-def grabcut(picture: NDArray[np.uint8], box: tuple[int, int, int, int], iterations: int) -> NDArray[np.bool_]:
+def grabcut(image: NDArray[np.uint8], box: tuple[int, int, int, int], iterations: int) -> NDArray[np.bool_]:
     """(height, width): what GrabCut takes for the object in a box."""
     x0, y0, x1, y1 = box
-    mask = np.zeros(picture.shape[:2], np.uint8)
+    mask = np.zeros(image.shape[:2], np.uint8)
     mask[y0:y1, x0:x1] = cv2.GC_PR_FGD
     if mask.all():
         return mask > 0
     cv2.setRNGSeed(0)
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    bgr = np.ascontiguousarray(picture[..., ::-1])
+    bgr = np.ascontiguousarray(image[..., ::-1])
     cv2.grabCut(bgr, mask, (x0, y0, x1 - x0, y1 - y0), *models, iterations, cv2.GC_INIT_WITH_RECT)
     return (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)
 
@@ -78,29 +78,29 @@ def grabcut_scores(examples: Iterable[Example], iterations: int) -> Iterator[Gra
     for example in examples:
         for number in example.objects:
             truth = example.labels == number
-            iou = region_j(grabcut(example.picture, box_of(truth), iterations), truth)
+            iou = region_j(grabcut(example.image, box_of(truth), iterations), truth)
             yield GrabCutScore(example.name, number, iou)
 
 
-def ways_back(film: AnnotatedFilm) -> list[NDArray[np.float32]]:
+def ways_back(video: AnnotatedVideo) -> list[NDArray[np.float32]]:
     """From each frame but the first, (height, width, 2): where its pixels were in the frame before, x then y."""
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    greys = [cv2.cvtColor(read_picture(path), cv2.COLOR_RGB2GRAY) for path in film.pictures]
+    greys = [cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY) for path in video.images]
     y, x = np.mgrid[: greys[0].shape[0], : greys[0].shape[1]]
     here = np.stack([x, y], -1).astype(np.float32)
     return [here + dis.calc(after, before, None) for before, after in pairwise(greys)]
 
 
-def flow_scores(film: AnnotatedFilm) -> Iterator[FlowScore]:
-    ways = ways_back(film)
-    for number, one in first_seen(film, ways[0].shape[:2]).items():
+def flow_scores(video: AnnotatedVideo) -> Iterator[FlowScore]:
+    ways = ways_back(video)
+    for number, one in first_seen(video, ways[0].shape[:2]).items():
         mask, scores = one.first_mask.astype(np.float32), []
-        for frame in range(one.first_frame + 1, len(film.pictures) - 1):
+        for frame in range(one.first_frame + 1, len(video.images) - 1):
             mask = cv2.remap(mask, ways[frame - 1], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            carried, truth = mask > 0.5, film.labels(frame) == number
+            carried, truth = mask > 0.5, video.labels(frame) == number
             scores.append((region_j(carried, truth), boundary_f(carried, truth)))
         j, f = np.mean(scores, axis=0).tolist()
-        yield FlowScore(film.name, number, (j + f) / 2, j, f)
+        yield FlowScore(video.name, number, (j + f) / 2, j, f)
 
 
 def joined(ours: Iterable[Any], theirs: Iterable[Any]) -> dict[str, Any]:
@@ -114,28 +114,28 @@ def joined(ours: Iterable[Any], theirs: Iterable[Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path)
-    parser.add_argument("--films", type=Path)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--videos", type=Path)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if not (args.pictures or args.films):
-        parser.error("nothing to compare: give --pictures, --films or both")
+    if not (args.images or args.videos):
+        parser.error("nothing to compare: give --images, --videos or both")
 
     sam = masklet.load(args.model)
     results = {}
-    if args.pictures:
-        pictures = read_folder(args.pictures)
-        results["pictures"] = joined(
-            measure(sam, track(pictures, "masklet, pictures")),
-            grabcut_scores(track(pictures, "GrabCut"), args.iterations),
+    if args.images:
+        images = read_folder(args.images)
+        results["images"] = joined(
+            measure(sam, track(images, "masklet, images")),
+            grabcut_scores(track(images, "GrabCut"), args.iterations),
         )
-    if args.films:
-        films = read_films(args.films)
-        results["films"] = joined(
-            evaluate_films(sam, track(films, "masklet, films")),
-            (score for film in track(films, "DIS flow") for score in flow_scores(film)),
+    if args.videos:
+        videos = read_videos(args.videos)
+        results["videos"] = joined(
+            evaluate_videos(sam, track(videos, "masklet, videos")),
+            (score for video in track(videos, "DIS flow") for score in flow_scores(video)),
         )
     setting = {
         "model": args.model,

@@ -1,11 +1,11 @@
-"""All masks of a picture beside a straightforward generator on transformers' model, turn by turn, on the same weights.
+"""All masks of an image beside a straightforward generator on transformers' model, turn by turn, on the same weights.
 
-    python benchmarks/everything.py [--photo examples/photos/truck.jpg] [--points 32] [--side 1024] [--rounds 3]
+    python benchmarks/everything.py [--image examples/images/truck.jpg] [--points 32] [--side 1024] [--rounds 3]
         [--iou 0.64 --stability 0.6] [--memory] [--json everything.json]
 
 SAM 2.1 tiny with seeded random weights. The other side is written as people write it, and as transformers' pipeline
-works: batches of 64 clicks, all candidates at the picture's size, then scores, boxes, NMS and run lengths of those.
-Boxes are not suppressed, since with random weights every box is the whole picture. Times are beyond the image encode,
+works: batches of 64 clicks, all candidates at the image's size, then scores, boxes, NMS and run lengths of those.
+Boxes are not suppressed, since with random weights every box is the whole image. Times are beyond the image encode,
 which is measured alone and taken off; the ratio is the median of the rounds' own ratios. With ``--memory`` each side
 runs once more in a process of its own, whose peak is reported.
 """
@@ -30,8 +30,8 @@ from rich.table import Table
 
 import masklet
 from masklet.checkpoints.transformers import config_to_json
+from masklet.images.reading import read_image
 from masklet.masks import box_nms, decode_rle, mask_ious, text_rle
-from masklet.pictures import read_picture
 from masklet.processing import Sam2ImageProcessor
 from masklet.segmenter import Segmenter
 
@@ -65,17 +65,17 @@ class Masklet:
         model.load_state_dict(seeded_weights(model))
         processor = Sam2ImageProcessor(args.side)
         self.sam, self.args = Segmenter(model.eval().requires_grad_(False).to(args.device), processor), args
-        self.picture = read_picture(args.photo)
+        self.image = read_image(args.image)
 
     def encode(self) -> object:
         """The image alone."""
-        return self.sam.image(self.picture)
+        return self.sam.image(self.image)
 
     def generate(self) -> list[dict]:
         """Run lengths of all masks."""
         args = self.args
         found = self.sam.everything(
-            self.picture,
+            self.image,
             points_per_side=args.points,
             iou_threshold=args.iou,
             stability_threshold=args.stability,
@@ -95,18 +95,18 @@ class Transformers:
         content = {key: value for key, value in config.items() if key.endswith("_config")}
         model = transformers.Sam2Model(transformers.Sam2Config(**content)).eval().requires_grad_(False)
         model.load_state_dict(seeded_weights(model))
-        self.model, self.args, self.picture = model.to(args.device), args, read_picture(args.photo)
+        self.model, self.args, self.image = model.to(args.device), args, read_image(args.image)
 
     @torch.inference_mode()
     def encode(self) -> list[torch.Tensor]:
         """The image alone."""
-        pixels = Sam2ImageProcessor(self.args.side).pixel_values(self.picture)
+        pixels = Sam2ImageProcessor(self.args.side).pixel_values(self.image)
         return self.model.get_image_embeddings(pixels.to(self.args.device))
 
     @torch.inference_mode()
     def generate(self) -> list[dict]:
         """Run lengths of all masks."""
-        args, size_hw = self.args, self.picture.shape[:2]
+        args, size_hw = self.args, self.image.shape[:2]
         embeddings = self.encode()
         middles = (torch.arange(args.points) + 0.5) / args.points * args.side
         grid = torch.stack(torch.meshgrid(middles, middles, indexing="xy"), -1).reshape(1, -1, 1, 2).to(args.device)
@@ -149,7 +149,7 @@ def same_share(ours: list[dict], theirs: list[dict]) -> float:
 
 def peak_of(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Of a process that loads one side and runs it once."""
-    options = [f"--{key}={getattr(args, key)}" for key in ("photo", "points", "side", "iou", "stability", "device")]
+    options = [f"--{key}={getattr(args, key)}" for key in ("image", "points", "side", "iou", "stability", "device")]
     done = subprocess.run([sys.executable, __file__, *options, "--only", name], stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -165,7 +165,7 @@ def own_peak(args: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photo", type=Path, default=Path(__file__).parents[1] / "examples/photos/truck.jpg")
+    parser.add_argument("--image", type=Path, default=Path(__file__).parents[1] / "examples/images/truck.jpg")
     parser.add_argument("--points", type=int, default=32)
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--iou", type=float, default=0.64)

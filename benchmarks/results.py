@@ -1,4 +1,4 @@
-"""Ten thousand masks on a 4k picture through every way out: time, and the most memory the process has had.
+"""Ten thousand masks on a 4k image through every way out: time, and the most memory the process has had.
 
     python benchmarks/results.py [--masks 10000] [--size 3840 2160] [--json results.json]
 
@@ -18,12 +18,12 @@ from common import device_name, peak_mb, report, seconds
 from rich.table import Table
 
 import masklet
-from masklet.exports import coco_instance
 from masklet.masks import Patch, encode_patch
+from masklet.results.exporters import coco_instance
 
 
 def ellipses(count: int, size_hw: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO instances of ellipses with a hole, some of them cut by the picture's border."""
+    """COCO instances of ellipses with a hole, some of them cut by the image's border."""
     rng = np.random.default_rng(0)
     height, width = size_hw
     instances = []
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     width, height = args.size
-    picture = np.random.default_rng(1).integers(0, 255, (height, width, 3), np.uint8)
+    image = np.random.default_rng(1).integers(0, 255, (height, width, 3), np.uint8)
     instances = ellipses(args.masks, (height, width))
     before_mb = peak_mb()
     rows = []
@@ -65,8 +65,8 @@ def main() -> None:
             "clean": lambda: made["masks"].clean(fill_holes=50, remove_islands=50),
             "to_coco": lambda: made["masks"].to_coco(),
             "to_rle": lambda: made["masks"].to_rle(),
-            "overlay": lambda: made["masks"].overlay(picture),
-            "overlay(ids=True)": lambda: made["masks"].overlay(picture, ids=True),
+            "overlay": lambda: made["masks"].overlay(image),
+            "overlay(ids=True)": lambda: made["masks"].overlay(image, ids=True),
             "save .png": lambda: made["masks"].save(Path(folder) / "masks.png"),
             "save .json": lambda: made["masks"].save(Path(folder) / "masks.json"),
             "save .svg": lambda: made["masks"].save(Path(folder) / "masks.svg"),
@@ -77,7 +77,7 @@ def main() -> None:
             rows.append({"way": name, "seconds": seconds(way), "peak_mb": peak_mb()})
     setting = {
         "masks": args.masks,
-        "picture": f"{width}×{height}",
+        "image": f"{width}×{height}",
         "as arrays": f"{args.masks * width * height / 1e9:.0f} GB",
         "masklet": masklet.__version__,
         "cpu": device_name(),

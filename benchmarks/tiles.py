@@ -1,10 +1,10 @@
-"""Everything in a picture of 400 megapixels, tile by tile: time, masks, and the most memory the process has had.
+"""Everything in an image of 400 megapixels, tile by tile: time, masks, and the most memory the process has had.
 
     python benchmarks/tiles.py [--side 20000] [--tile 1024 --overlap 128] [--points 4] [--resolution 256] [--json FILE]
 
-Needs ``masklet[tiff]``. The picture is a TIFF of ellipses in colours on noise, written into a memory map by a process
+Needs ``masklet[tiff]``. The image is a TIFF of ellipses in colours on noise, written into a memory map by a process
 of its own. Most of the memory is the network's and that of one tile's masks; to see that it does not grow with the
-picture, compare ``--side 5000`` with ``--side 20000``.
+image, compare ``--side 5000`` with ``--side 20000``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.table import Table
 import masklet
 
 
-def write_picture(path: Path, side: int) -> None:
+def write_image(path: Path, side: int) -> None:
     """Bands of noise with ellipses that cross the borders of tiles; no more than a band is in memory."""
     rng, band = np.random.default_rng(0), 500
     pixels = tifffile.memmap(path, shape=(side, side, 3), dtype=np.uint8, photometric="rgb", bigtiff=True)
@@ -57,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.tif"
         # In a process of its own, whose memory is not counted.
-        writer = multiprocessing.get_context("spawn").Process(target=write_picture, args=(path, args.side))
+        writer = multiprocessing.get_context("spawn").Process(target=write_image, args=(path, args.side))
         writer.start()
         writer.join()
         sam.everything(np.zeros((64, 64, 3), np.uint8), points_per_side=args.points, resolution=args.resolution)

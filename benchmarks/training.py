@@ -3,9 +3,9 @@
     python benchmarks/training.py [--models tiny large] [--ways decoder "decoder, cached"] [--json training.json]
 
 Memory is a GPU's (the most that was allocated) or else resident memory of the process, whose base of libraries is
-given beside it. The weights are random, pictures are noise at the model's own 1024 pixels with four objects, two
+given beside it. The weights are random, images are noise at the model's own 1024 pixels with four objects, two
 rounds of prompts, float32 unless said otherwise. Times are medians of the steps after the first, in which a cached
-picture is encoded.
+image is encoded.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 class Noise:
-    """Two pictures, over and over."""
+    """Two images, over and over."""
 
     def example(self, stage: Stage, step: int, place: int) -> Example:
         """See ``Examples``."""
@@ -65,11 +65,11 @@ class Noise:
         return Batch.of(examples)
 
 
-def learn(size: str, way: str, pictures: int, steps: int, cache: Path) -> dict[str, float]:
+def learn(size: str, way: str, images: int, steps: int, cache: Path) -> dict[str, float]:
     """What the subprocess does."""
     base = peak_mb()
     choices = dict(WAYS[way])
-    stage = Stage(steps=steps, pictures=pictures, objects=4, rounds=2, train=choices.pop("train"))
+    stage = Stage(steps=steps, images=images, objects=4, rounds=2, train=choices.pop("train"))
     data = DataConfig(layout="folder", path=".")  # never read
     config = TrainingConfig(model=released_config(*SIZES[size]), data=data, stages=(stage,), **choices)
     accelerator = make_accelerator("auto")
@@ -90,20 +90,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SIZES, default=["tiny", "large"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--pictures", type=int, default=2, help="of a step, even")
+    parser.add_argument("--images", type=int, default=2, help="of a step, even")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)  # in a subprocess
     args = parser.parse_args()
     if args.cache:
-        print(json.dumps(learn(args.models[0], args.ways[0], args.pictures, args.steps, args.cache)))
+        print(json.dumps(learn(args.models[0], args.ways[0], args.images, args.steps, args.cache)))
         return
 
     table = Table("model", "learns", "peak (GB)", "of it before (GB)", "s/step")
     results = []
     for size in args.models:
         for way in args.ways:
-            numbers = ["--pictures", str(args.pictures), "--steps", str(args.steps)]
+            numbers = ["--images", str(args.images), "--steps", str(args.steps)]
             with tempfile.TemporaryDirectory() as cache:
                 command = [sys.executable, __file__, "--models", size, "--ways", way, *numbers, "--cache", cache]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -114,7 +114,7 @@ def main() -> None:
             results.append({"model": size, "learns": way, **row})
             table.add_row(size, way, f"{row['peak_mb'] / 1e3:.1f}", f"{row['base_mb'] / 1e3:.1f}", f"{row['s']:.2f}")
     setting = {
-        "pictures": args.pictures,
+        "images": args.images,
         "device": device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "threads": torch.get_num_threads(),
         "masklet": masklet.__version__,

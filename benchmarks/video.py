@@ -4,7 +4,7 @@
 
 Both networks have the same weights (random for tiny), are given the same pixels and prompts, in float32, and advance
 frame by frame in turn; so the machine's speed drifts for both. The first frames fill the memory and are not measured.
-A frame's time is that of everything after its pixels are made: encoding, tracking, and masks of the film's size. The
+A frame's time is that of everything after its pixels are made: encoding, tracking, and masks of the video's size. The
 ratio is the median of the frames' own ratios; above 1 masklet is faster.
 """
 
@@ -33,8 +33,8 @@ EMBEDDED = "embedded"
 SIZE_HW = (480, 854)
 
 
-def film(count: int) -> list[np.ndarray]:
-    """A noisy picture that slides by."""
+def video(count: int) -> list[np.ndarray]:
+    """A noisy image that slides by."""
     wide = np.random.default_rng(0).integers(0, 255, (SIZE_HW[0] // 8, SIZE_HW[1] // 8 + count, 3), dtype=np.uint8)
     big = wide.repeat(8, 0).repeat(8, 1)
     return [np.ascontiguousarray(big[:, 4 * i : 4 * i + SIZE_HW[1]]) for i in range(count)]
@@ -62,8 +62,8 @@ class Prepared:
         self.input_hw = (size, size)
         self.coming: Iterator[Tensor] = iter(pixels)
 
-    def frame_values(self, picture: np.ndarray) -> Tensor:
-        """The next of them; ``picture`` is that which it was made of."""
+    def frame_values(self, image: np.ndarray) -> Tensor:
+        """The next of them; ``image`` is that which it was made of."""
         return next(self.coming)
 
 
@@ -71,9 +71,9 @@ def track(
     sam: Segmenter, theirs: torch.nn.Module, frames: int, objects: int, warm_up: int, device: str
 ) -> list[tuple[float, float]]:
     """(ours, theirs) seconds of each frame after ``warm_up``."""
-    pictures = film(frames)
+    images = video(frames)
     side = sam.image_processor.input_hw[0]
-    pixels = [sam.image_processor.frame_values(picture).to(device) for picture in pictures]
+    pixels = [sam.image_processor.frame_values(image).to(device) for image in images]
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(objects, 2, generator=generator) * torch.tensor([SIZE_HW[1], SIZE_HW[0]])
     live = Segmenter(sam.model, Prepared(pixels, side)).stream()
@@ -101,8 +101,8 @@ def track(
         return (F.interpolate(masks, SIZE_HW, mode="bilinear", align_corners=False) > 0).cpu().numpy()
 
     pairs = []
-    for index, picture in enumerate(pictures):
-        ours = seconds(lambda i=index, p=picture: live.push(p, prompts if i == 0 else None))
+    for index, image in enumerate(images):
+        ours = seconds(lambda i=index, p=image: live.push(p, prompts if i == 0 else None))
         pairs.append((ours, seconds(lambda i=index: push_theirs(i))))
     return pairs[warm_up:]
 
@@ -143,7 +143,7 @@ def main() -> None:
         "device": device_name(args.device),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
-        "film": f"{SIZE_HW[1]}×{SIZE_HW[0]}",
+        "video": f"{SIZE_HW[1]}×{SIZE_HW[0]}",
         "frames": args.frames - args.warm_up,
         "masklet": masklet.__version__,
         "transformers": transformers.__version__,

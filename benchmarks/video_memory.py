@@ -1,10 +1,10 @@
-"""Peak resident memory of following two objects through a short and a long film, each in a process of its own.
+"""Peak resident memory of following two objects through a short and a long video, each in a process of its own.
 
     python benchmarks/video_memory.py [--model FOLDER] [--frames 200 2000] [--size 320 240] [--json memory.json]
 
 "file" is ``video`` of an MP4, which keeps every past mask packed for a rewind, in memory up to a limit and on disk
 beyond it; "stream" is ``stream`` of frames that are made as they are pushed. Frames are synthetic and never held
-together; the MP4 is written before, by another process. So what grows with the film is masklet's, and over 50 MB is a
+together; the MP4 is written before, by another process. So what grows with the video is masklet's, and over 50 MB is a
 failure.
 """
 
@@ -25,15 +25,15 @@ from common import device_name, peak_mb, report
 from rich.table import Table
 
 import masklet
-from masklet.video.frames import FilmWriter
+from masklet.video.frames import VideoWriter
 
 KINDS = ("file", "stream")
 LIMIT_MB = 50
-"""What the longest film may take more than the shortest."""
+"""What the longest video may take more than the shortest."""
 
 
 def moving_squares(count: int, size_wh: tuple[int, int]) -> Iterator[np.ndarray]:
-    """A yellow and a blue square that cross a noisy picture, for ever."""
+    """A yellow and a blue square that cross a noisy image, for ever."""
     width, height = size_wh
     back = np.random.default_rng(0).integers(0, 90, (height, width, 3), dtype=np.uint8)
     side = height // 4
@@ -54,11 +54,11 @@ def prompts_for(size_wh: tuple[int, int]) -> dict[str, dict[str, list | tuple]]:
     }
 
 
-def follow(film: Path | None, frames: int, model: str | None, size_wh: tuple[int, int]) -> dict[str, float]:
+def follow(video: Path | None, frames: int, model: str | None, size_wh: tuple[int, int]) -> dict[str, float]:
     """What the subprocess does: follow through a file, or, if there is none, through a stream."""
     sam, prompts = masklet.load(model), prompts_for(size_wh)
     start, seen, visible = time.perf_counter(), 0, 0
-    for result in followed(sam, film, prompts) if film else pushed(sam, moving_squares(frames, size_wh), prompts):
+    for result in followed(sam, video, prompts) if video else pushed(sam, moving_squares(frames, size_wh), prompts):
         seen += 1
         visible += int(result.visible.sum())
     assert seen == frames
@@ -66,8 +66,8 @@ def follow(film: Path | None, frames: int, model: str | None, size_wh: tuple[int
     return {"frames": frames, "peak_mb": peak_mb(), "seconds": seconds, "visible": visible / (frames * len(prompts))}
 
 
-def followed(sam: masklet.Segmenter, film: Path, prompts: dict) -> Iterator[masklet.FrameResult]:
-    session = sam.video(film)
+def followed(sam: masklet.Segmenter, video: Path, prompts: dict) -> Iterator[masklet.FrameResult]:
+    session = sam.video(video)
     for name, prompt in prompts.items():
         session.prompt(0, name, **prompt)
     yield from session.track()
@@ -83,12 +83,12 @@ def measure(kind: str, frames: int, args: argparse.Namespace) -> dict[str, float
     command = [sys.executable, __file__, "--size", *map(str, args.size), "--frames", str(frames)]
     command += ["--model", args.model] if args.model else []
     with tempfile.TemporaryDirectory() as folder:
-        film = Path(folder, "squares.mp4")
+        video = Path(folder, "squares.mp4")
         if kind == "file":
-            with FilmWriter(film) as out:
+            with VideoWriter(video) as out:
                 for frame in moving_squares(frames, tuple(args.size)):
                     out.write(frame)
-        command += ["--only", str(film) if kind == "file" else "stream"]
+        command += ["--only", str(video) if kind == "file" else "stream"]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     result = json.loads(done.stdout.splitlines()[-1])
     print(
@@ -100,15 +100,15 @@ def measure(kind: str, frames: int, args: argparse.Namespace) -> dict[str, float
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="name, folder or .pt file; the embedded model if not given")
-    parser.add_argument("--frames", type=int, nargs="+", default=[200, 2000], help="lengths of the films")
+    parser.add_argument("--frames", type=int, nargs="+", default=[200, 2000], help="lengths of the videos")
     parser.add_argument("--size", type=int, nargs=2, default=[320, 240], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", help=argparse.SUPPRESS)  # in a subprocess: a file, or "stream"
     args = parser.parse_args()
     if args.only:
-        film = None if args.only == "stream" else Path(args.only)
-        print(json.dumps(follow(film, args.frames[0], args.model, tuple(args.size))))
+        video = None if args.only == "stream" else Path(args.only)
+        print(json.dumps(follow(video, args.frames[0], args.model, tuple(args.size))))
         return 0
 
     lengths = sorted(set(args.frames))

@@ -1,7 +1,7 @@
-"""Segment a photo and follow a dog through a film with the embedded model, offline.
+"""Segment an image and follow a dog through a video with the embedded model, offline.
 
-The photo: a click, a box, and a click with one beside the object. The film: a box in its first frame. Prints two tables
-and writes the pictures and the film under demo/.
+The image: a click, a box, and a click with one beside the object. The video: a box in its first frame. Prints
+two tables and writes the images and the video under demo/.
 """
 
 from pathlib import Path
@@ -23,31 +23,31 @@ PROMPTS: dict[str, dict[str, Any]] = {
 DOG = (288, 108, 480, 200)
 
 
-def photo_table(sam: masklet.Segmenter) -> Table:
-    """Run the three prompts on one encoded photo."""
+def image_table(sam: masklet.Segmenter) -> Table:
+    """Run the three prompts on one encoded image."""
     start = perf_counter()
-    photo = sam.image(HERE / "photos" / "truck.jpg")
+    image = sam.image(HERE / "images" / "truck.jpg")
     encode_ms = 1000 * (perf_counter() - start)
 
     table = Table("prompt", "score", "area (pixels)", "milliseconds", title="The embedded model on truck.jpg")
     table.add_row("(encode once)", "", "", f"{encode_ms:.0f}")
     for name, prompt in PROMPTS.items():
         start = perf_counter()
-        mask = photo.predict(**prompt, fill_holes=1500, remove_islands=1500).best
+        mask = image.predict(**prompt, fill_holes=1500, remove_islands=1500).best
         milliseconds = 1000 * (perf_counter() - start)
         mask.overlay().save(OUT / f"{name}.png")
-        table.add_row(name, f"{mask.scores[0]:.3f}", str(mask.areas[0]), f"{milliseconds:.0f}")
+        table.add_row(name, f"{mask.iou_scores[0]:.3f}", str(mask.areas[0]), f"{milliseconds:.0f}")
     return table
 
 
-def film_table(sam: masklet.Segmenter) -> Table:
-    """Show the dog in frame 0 and follow it to the film's end."""
+def video_table(sam: masklet.Segmenter) -> Table:
+    """Show the dog in frame 0 and follow it to the video's end."""
     start = perf_counter()
-    film = sam.video(HERE / "films" / "dog.mp4")
-    film.prompt(frame=0, object="dog", box=DOG)
-    scores = [result.scores[0] for result in film.track()]
+    video = sam.video(HERE / "videos" / "dog.mp4")
+    video.prompt(frame=0, object="dog", box=DOG)
+    scores = [result.iou_scores[0] for result in video.track()]
     seconds = perf_counter() - start
-    film.write(OUT / "dog.mp4")
+    video.write(OUT / "dog.mp4")
 
     table = Table("object", "frames", "frames/s", "mean score", title="The embedded model on dog.mp4")
     table.add_row("dog", str(len(scores)), f"{len(scores) / seconds:.1f}", f"{sum(scores) / len(scores):.3f}")
@@ -58,9 +58,9 @@ def main() -> None:
     """Run both."""
     OUT.mkdir(exist_ok=True)
     sam = masklet.load()
-    for task in (photo_table, film_table):
+    for task in (image_table, video_table):
         Console().print(task(sam))
-    print(f"The pictures and the film are in {OUT.resolve()}.")
+    print(f"The images and the video are in {OUT.resolve()}.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Fine-tune the embedded model on a folder of your own pictures and masks.
+"""Fine-tune the embedded model on a folder of your own images and masks.
 
-    python examples/finetune_folder.py PHOTOS RUN [STEPS]
+    python examples/finetune_folder.py IMAGES RUN [STEPS]
 
-PHOTOS holds images/NAME.jpg and masks/NAME.png: 0 for background, then a number an object. RUN is made; its best/ is
-the model, RUN/samples shows what it finds in pictures it did not learn from. Interrupted, it goes on when started
+IMAGES holds images/NAME.jpg and masks/NAME.png: 0 for background, then a number an object. RUN is made; its best/ is
+the model, RUN/samples shows what it finds in images it did not learn from. Interrupted, it goes on when started
 again.
 """
 
@@ -13,12 +13,12 @@ import masklet
 from masklet.training import train
 
 
-def configuration(photos: str, steps: int) -> dict[str, object]:
-    """The decoder learns, the encoder stays: each picture is encoded once, and a laptop is enough."""
+def configuration(images: str, steps: int) -> dict[str, object]:
+    """The decoder learns, the encoder stays: each image is encoded once, and a laptop is enough."""
     return {
         "model": "nano",
-        "data": {"layout": "folder", "path": photos, "flip": False},
-        "stages": [{"steps": steps, "train": "decoder", "pictures": 2, "objects": 4, "rounds": 3}],
+        "data": {"layout": "folder", "path": images, "flip": False},
+        "stages": [{"steps": steps, "train": "decoder", "images": 2, "objects": 4, "rounds": 3}],
         "learning_rate": 1.0e-4,
         "cache": "features",
         "validate_every": max(1, steps // 5),
@@ -27,8 +27,8 @@ def configuration(photos: str, steps: int) -> dict[str, object]:
 
 def main() -> None:
     """Train, tell, and use what was learned."""
-    photos, run, *steps = sys.argv[1:]
-    config = configuration(photos, int(steps[0]) if steps else 300)
+    images, run, *steps = sys.argv[1:]
+    config = configuration(images, int(steps[0]) if steps else 300)
     summary = train(config, run)
     print(summary)
     sam = masklet.load(summary.folder / ("best" if summary.best else "last"))

@@ -1,9 +1,9 @@
-"""Adapt the embedded model to greyscale pictures, as of a microscope or an ultrasound, with LoRA.
+"""Adapt the embedded model to greyscale images, as of a microscope or an ultrasound, with LoRA.
 
-    python examples/lora_greyscale.py RUN [PICTURES] [STEPS]
+    python examples/lora_greyscale.py RUN [IMAGES] [STEPS]
 
-The pictures are made up, so that the example runs anywhere: speckled, with dim round bodies that hardly stand out.
-They are learned from, and measured, at 256 pixels: use the model with ``sam.image(picture, resolution=256)``.
+The images are made up, so that the example runs anywhere: speckled, with dim round bodies that hardly stand out.
+They are learned from, and measured, at 256 pixels: use the model with ``sam.image(image, resolution=256)``.
 What is learned is a few adapters beside the encoder's and the decoder's attention; they are merged into plain
 weights, so the result is a model like any other.
 """
@@ -19,8 +19,8 @@ from masklet.training import train
 SIDE_PX = 256
 
 
-def draw_picture(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """A picture of one channel, and the map of its bodies."""
+def draw_image(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """An image of one channel, and the map of its bodies."""
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
     brightness, labels = np.full((SIDE_PX, SIDE_PX), 70.0), np.zeros((SIDE_PX, SIDE_PX), np.uint8)
     for number in range(1, rng.integers(3, 7)):
@@ -31,27 +31,27 @@ def draw_picture(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
         brightness[inside] = 70 + rng.uniform(15, 40)
         labels[inside] = number
     speckled = brightness * rng.gamma(8, 1 / 8, brightness.shape)
-    picture = Image.fromarray(np.clip(speckled, 0, 255).astype(np.uint8))
-    return picture.filter(ImageFilter.GaussianBlur(1)), Image.fromarray(labels)
+    image = Image.fromarray(np.clip(speckled, 0, 255).astype(np.uint8))
+    return image.filter(ImageFilter.GaussianBlur(1)), Image.fromarray(labels)
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int) -> None:
     """A folder as fine-tuning expects it."""
     rng = np.random.default_rng(0)
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        for kind, image in zip(("images", "masks"), draw_picture(rng), strict=True):
+        for kind, image in zip(("images", "masks"), draw_image(rng), strict=True):
             image.save(folder / kind / f"{index:03}.png")
 
 
-def configuration(photos: Path, steps: int) -> dict[str, object]:
+def configuration(images: Path, steps: int) -> dict[str, object]:
     """LoRA of rank 8 on all attention of encoder and decoder."""
     return {
         "model": "nano",
-        "data": {"layout": "folder", "path": str(photos), "validation": 0.2},
+        "data": {"layout": "folder", "path": str(images), "validation": 0.2},
         "lora": {"rank": 8, "alpha": 16, "targets": ["vision_encoder.*.attn.*", "mask_decoder.*_proj"]},
-        "stages": [{"steps": steps, "train": "lora", "image_size": 256, "pictures": 2, "objects": 4, "rounds": 2}],
+        "stages": [{"steps": steps, "train": "lora", "image_size": 256, "images": 2, "objects": 4, "rounds": 2}],
         "learning_rate": 1.0e-3,
         "validate_every": max(1, steps // 4),
         "validation_objects": 40,
@@ -59,12 +59,12 @@ def configuration(photos: Path, steps: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Make pictures, train, tell."""
+    """Make images, train, tell."""
     run, *numbers = sys.argv[1:]
     count, steps = [*map(int, numbers), *(60, 200)[len(numbers) :]]
-    photos = Path(run) / "pictures"
-    write_pictures(photos, count)
-    print(train(configuration(photos, steps), run))
+    images = Path(run) / "images"
+    write_images(images, count)
+    print(train(configuration(images, steps), run))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def tiny_folder(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def picture():
+def image():
     """(48, 80, 3) uint8: a bright square on noise."""
     pixels = np.random.default_rng(0).integers(0, 100, (48, 80, 3), dtype=np.uint8)
     pixels[10:30, 20:50] += 150
@@ -98,5 +98,5 @@ def picture():
 
 
 @pytest.fixture(scope="session")
-def photo(sam, picture):
-    return sam.image(picture)
+def encoded(sam, image):
+    return sam.image(image)

@@ -7,10 +7,10 @@ import masklet
 from masklet import errors
 
 PUBLIC_NAMES = """
-    CheckpointError ConfigError DataError DeviceError FilmError FrameResult Masks MaskletError Photo PictureError
-    PromptError Sam2Config Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig Sam2MemoryAttentionConfig
-    Sam2MemoryEncoderConfig Sam2Model Sam2Processor Sam2PromptEncoderConfig Segmenter Session SessionError SpoolError
-    Stream TrainingError __version__ load
+    CheckpointError ConfigError DataError DeviceError EncodedImage FrameResult ImageError MaskletError Masks
+    PromptError Sam2Config Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig
+    Sam2MemoryAttentionConfig Sam2MemoryEncoderConfig Sam2Model Sam2Processor Sam2PromptEncoderConfig
+    Segmenter SessionError SpoolError TrainingError VideoError VideoSession VideoStream __version__ load
 """
 
 
@@ -34,11 +34,11 @@ def test_another_name_is_an_attribute_error():
     ("error", "builtin"),
     [
         ("PromptError", ValueError),
-        ("PictureError", ValueError),
+        ("ImageError", ValueError),
         ("ConfigError", ValueError),
         ("CheckpointError", OSError),
         ("DeviceError", RuntimeError),
-        ("FilmError", ValueError),
+        ("VideoError", ValueError),
         ("SessionError", ValueError),
         ("SpoolError", OSError),
         ("DataError", ValueError),

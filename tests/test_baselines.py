@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from masklet.evaluation.agreement import region_j
-from masklet.evaluation.video import read_films
+from masklet.evaluation.video import read_videos
 
 pytest.importorskip("cv2")
 
@@ -43,18 +43,18 @@ def scene(shift):
 def folder(tmp_path):
     for index in range(5):
         for kind, pixels in zip(("JPEGImages", "Annotations"), scene(2 * index), strict=True):
-            path = tmp_path / "films" / kind / "square" / f"{index}.png"
+            path = tmp_path / "videos" / kind / "square" / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(path)
     for kind, pixels in zip(("images", "masks"), scene(0), strict=True):
-        (tmp_path / "pictures" / kind).mkdir(parents=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "pictures" / kind / "square.png")
+        (tmp_path / "images" / kind).mkdir(parents=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / kind / "square.png")
     return tmp_path
 
 
 def test_grabcut_finds_what_stands_out_in_its_box(baselines):
-    picture, mask = scene(0)
-    assert region_j(baselines.grabcut(picture, (6, 10, 36, 40), 5), mask) > 0.95
+    image, mask = scene(0)
+    assert region_j(baselines.grabcut(image, (6, 10, 36, 40), 5), mask) > 0.95
 
 
 def test_a_box_that_leaves_no_background_is_taken_itself(baselines):
@@ -62,20 +62,20 @@ def test_a_box_that_leaves_no_background_is_taken_itself(baselines):
 
 
 def test_the_flow_carries_the_first_mask_along(baselines, folder):
-    (film,) = read_films(folder / "films")
-    (score,) = baselines.flow_scores(film)
+    (video,) = read_videos(folder / "videos")
+    (score,) = baselines.flow_scores(video)
     still = np.mean([region_j(scene(0)[1], scene(2 * index)[1]) for index in (1, 2, 3)])
-    assert (score.film, score.object) == ("square", 1)
+    assert (score.video, score.object) == ("square", 1)
     assert score.flow_j > max(0.85, still)
     assert score.flow_j_and_f == pytest.approx((score.flow_j + score.flow_f) / 2)
 
 
 def test_both_stand_beside_a_model(baselines, folder, tiny_folder, monkeypatch):
     out = folder / "baselines.json"
-    places = ["--pictures", folder / "pictures", "--films", folder / "films", "--json", out]
+    places = ["--images", folder / "images", "--videos", folder / "videos", "--json", out]
     monkeypatch.setattr(sys, "argv", ["baselines.py", *map(str, places), "--model", str(tiny_folder)])
     baselines.main()
     results = json.loads(out.read_text())["results"]
-    assert {"box", "grabcut"} <= results["pictures"]["summary"].keys()
-    assert {"j", "still_j", "flow_j"} <= results["films"]["summary"].keys()
-    assert [len(results[kind]["objects"]) for kind in ("pictures", "films")] == [1, 1]
+    assert {"box", "grabcut"} <= results["images"]["summary"].keys()
+    assert {"j", "still_j", "flow_j"} <= results["videos"]["summary"].keys()
+    assert [len(results[kind]["objects"]) for kind in ("images", "videos")] == [1, 1]

@@ -20,30 +20,30 @@ CLICK = "--point=30,20"
 
 
 @pytest.fixture(scope="module")
-def photo_file(picture, tmp_path_factory):
-    path = tmp_path_factory.mktemp("photos") / "square.png"
-    Image.fromarray(picture).save(path)
+def image_file(image, tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "square.png"
+    Image.fromarray(image).save(path)
     return path
 
 
 @pytest.fixture
-def run(tiny_folder, photo_file):
-    """Run ``masklet image`` on the photo with the tiny model."""
+def run(tiny_folder, image_file):
+    """Run ``masklet image`` on the image with the tiny model."""
 
     def run(*options):
-        arguments = ["image", photo_file, "--model", tiny_folder, *options]
+        arguments = ["image", image_file, "--model", tiny_folder, *options]
         return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
 
     return run
 
 
 @pytest.fixture
-def refusal_of(tiny_folder, photo_file, monkeypatch, capsys):
+def refusal_of(tiny_folder, image_file, monkeypatch, capsys):
     """The one line with which ``masklet`` ends on bad input."""
 
     def refusal_of(*arguments):
         if not arguments or str(arguments[0]).startswith("-"):
-            arguments = ("image", photo_file, "--model", tiny_folder, *arguments)
+            arguments = ("image", image_file, "--model", tiny_folder, *arguments)
         monkeypatch.setattr(sys, "argv", ["masklet", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             cli.main()
@@ -61,13 +61,13 @@ def refusal_of(tiny_folder, photo_file, monkeypatch, capsys):
 # What it prints
 
 
-def test_a_click_gives_a_row_that_cut_and_awk_can_read(run, photo):
+def test_a_click_gives_a_row_that_cut_and_awk_can_read(run, encoded):
     result = run(CLICK)
     assert result.exit_code == 0
     header, row = (line.split("\t") for line in result.output.splitlines())
     assert header == ["object", "score", "area", "box"]
-    best = photo.predict([(30, 20)]).best
-    assert row == ["0", f"{best.scores[0]:.3f}", str(best.areas[0]), ",".join(f"{s:.0f}" for s in best.boxes[0])]
+    best = encoded.predict([(30, 20)]).best
+    assert row == ["0", f"{best.iou_scores[0]:.3f}", str(best.areas[0]), ",".join(f"{s:.0f}" for s in best.boxes[0])]
 
 
 @pytest.mark.parametrize(
@@ -127,16 +127,16 @@ def pixels_of(path):
         return np.array(image)
 
 
-def test_everything_that_was_asked_for_is_written(run, photo, tmp_path):
+def test_everything_that_was_asked_for_is_written(run, encoded, tmp_path):
     out, mask_out, json_out = tmp_path / "a/look.png", tmp_path / "b/mask.png", tmp_path / "c/result.json"
     assert run(CLICK, "--out", out, "--mask-out", mask_out, "--json", json_out).exit_code == 0
 
-    best = photo.predict([(30, 20)]).best
+    best = encoded.predict([(30, 20)]).best
     np.testing.assert_array_equal(pixels_of(out), np.array(best.overlay()))
     np.testing.assert_array_equal(pixels_of(mask_out) == 255, best.masks[0])
     (instance,) = json.loads(json_out.read_text())
     np.testing.assert_array_equal(decode_rle([instance["segmentation"]])[0], best.masks[0])
-    assert instance["score"] == pytest.approx(best.scores[0])
+    assert instance["score"] == pytest.approx(best.iou_scores[0])
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
         "look.png",
         "mask.png",
@@ -150,11 +150,11 @@ def test_overlays_are_written_in_the_format_of_their_name(run, tmp_path, suffix)
     assert pixels_of(tmp_path / f"look{suffix}").shape == (48, 80, 3)
 
 
-def test_a_written_mask_is_a_prompt_again(run, photo, tmp_path):
+def test_a_written_mask_is_a_prompt_again(run, encoded, tmp_path):
     run(CLICK, "--mask-out", tmp_path / "mask.png")
     result = run("--mask", tmp_path / "mask.png", "--mask-out", tmp_path / "better.png")
     assert result.exit_code == 0
-    expected = photo.predict(mask=photo.predict([(30, 20)]).best.masks)
+    expected = encoded.predict(mask=encoded.predict([(30, 20)]).best.masks)
     np.testing.assert_array_equal(pixels_of(tmp_path / "better.png") == 255, expected.masks[0])
 
 
@@ -225,9 +225,9 @@ def test_numbers_may_have_blanks_around_them():
         ([CLICK, "--device", "gpu"], "no device 'gpu': expected auto, cpu, cuda, cuda:N or mps"),
         (
             [CLICK, "--out", "look.xyz"],
-            "--out look.xyz: expected a name that ends in .png, .jpg or another picture's suffix",
+            "--out look.xyz: expected a name that ends in .png, .jpg or another image's suffix",
         ),
-        ([CLICK, "--out", "look"], "--out look: expected a name that ends in .png, .jpg or another picture's suffix"),
+        ([CLICK, "--out", "look"], "--out look: expected a name that ends in .png, .jpg or another image's suffix"),
         (
             [CLICK, "--mask-out", "mask.jpg"],
             "--mask-out mask.jpg: expected a name that ends in .png, which keeps masks exactly",
@@ -241,28 +241,28 @@ def test_bad_input_is_one_line_and_status_2(refusal_of, options, message):
 def test_a_mask_of_another_size_is_refused(refusal_of, tmp_path):
     Image.new("L", (80, 47), 255).save(tmp_path / "mask.png")
     assert refusal_of("--mask", tmp_path / "mask.png").startswith(
-        "mask has shape (1, 47, 80) of bool: expected the picture's size (48, 80) (rows, columns) for a plain mask, or "
+        "mask has shape (1, 47, 80) of bool: expected the image's size (48, 80) (rows, columns) for a plain mask, or "
     )
 
 
 def test_a_mask_that_is_not_there_is_refused(refusal_of, tmp_path):
-    assert refusal_of("--mask", tmp_path / "no.png").startswith(f"there is no picture at {tmp_path / 'no.png'}.")
+    assert refusal_of("--mask", tmp_path / "no.png").startswith(f"there is no image at {tmp_path / 'no.png'}.")
 
 
-def test_a_photo_that_is_not_there_is_refused(refusal_of, tiny_folder):
-    assert refusal_of("image", "no.jpg", CLICK, "--model", tiny_folder).startswith("there is no picture at no.jpg.")
+def test_an_image_that_is_not_there_is_refused(refusal_of, tiny_folder):
+    assert refusal_of("image", "no.jpg", CLICK, "--model", tiny_folder).startswith("there is no image at no.jpg.")
 
 
-def test_a_truncated_photo_is_refused(refusal_of, tiny_folder, tmp_path):
-    path = tmp_path / "photo.jpg"
+def test_a_truncated_image_is_refused(refusal_of, tiny_folder, tmp_path):
+    path = tmp_path / "image.jpg"
     Image.effect_noise((200, 200), 50).save(path)
     path.write_bytes(path.read_bytes()[:-3000])
     message = refusal_of("image", path, CLICK, "--model", tiny_folder)
-    assert message.startswith(f"{path} is truncated: the file ends before the picture does")
+    assert message.startswith(f"{path} is truncated: the file ends before the image does")
 
 
-def test_an_unknown_model_is_refused_with_the_nearest_known_one(refusal_of, photo_file):
-    message = refusal_of("image", photo_file, CLICK, "--model", "sam2.1-hiera-tny")
+def test_an_unknown_model_is_refused_with_the_nearest_known_one(refusal_of, image_file):
+    message = refusal_of("image", image_file, CLICK, "--model", "sam2.1-hiera-tny")
     assert message.startswith("no model 'sam2.1-hiera-tny': did you mean sam2.1-hiera-tiny? ")
 
 
@@ -276,14 +276,14 @@ def test_what_cannot_be_written_is_told_by_its_name(refusal_of, tmp_path, option
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_nothing_is_written_over_the_photo_or_twice(refusal_of, photo_file, tmp_path):
+def test_nothing_is_written_over_the_image_or_twice(refusal_of, image_file, tmp_path):
     one, lost = tmp_path / "one.png", "expected another name, or that would be lost"
-    before = photo_file.read_bytes()
-    refusal = refusal_of("image", photo_file, CLICK, "--out", photo_file)
-    assert refusal == f"--out {photo_file} is what is read: {lost}"
-    refusal = refusal_of("image", photo_file, CLICK, "--out", one, "--mask-out", one)
+    before = image_file.read_bytes()
+    refusal = refusal_of("image", image_file, CLICK, "--out", image_file)
+    assert refusal == f"--out {image_file} is what is read: {lost}"
+    refusal = refusal_of("image", image_file, CLICK, "--out", one, "--mask-out", one)
     assert refusal == f"--mask-out {one} is written by --out, too: {lost}"
-    assert photo_file.read_bytes() == before
+    assert image_file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -304,15 +304,15 @@ def command():
     return [found] if found else [sys.executable, "-c", "from masklet.cli import main; main()"]
 
 
-def test_in_a_pipe_the_text_is_plain_and_errors_go_elsewhere(command, tiny_folder, photo_file, tmp_path):
-    arguments = [*command, "image", str(photo_file), "--model", str(tiny_folder), "--json", str(tmp_path / "r.json")]
+def test_in_a_pipe_the_text_is_plain_and_errors_go_elsewhere(command, tiny_folder, image_file, tmp_path):
+    arguments = [*command, "image", str(image_file), "--model", str(tiny_folder), "--json", str(tmp_path / "r.json")]
     good = subprocess.run([*arguments, CLICK], capture_output=True, text=True, timeout=120)
     assert (good.returncode, good.stderr) == (0, "")
     assert [line.count("\t") for line in good.stdout.splitlines()] == [3, 3]
     assert "\x1b" not in good.stdout
     assert (
         json.loads((tmp_path / "r.json").read_text())[0]["area"]
-        == load(tiny_folder).image(photo_file).predict([(30, 20)]).best.areas.item()
+        == load(tiny_folder).image(image_file).predict([(30, 20)]).best.areas.item()
     )
 
     bad = subprocess.run([*arguments, "--point", "300,20"], capture_output=True, text=True, timeout=120)

@@ -13,34 +13,34 @@ from masklet.evaluation.folder import read_folder
 from masklet.evaluation.measure import measure
 from masklet.evaluation.recall import find_objects, summarise_found
 from masklet.evaluation.scores import summarise
-from masklet.evaluation.video import evaluate_films, read_films, summarise_films
-from masklet.pictures import read_picture
+from masklet.evaluation.video import evaluate_videos, read_videos, summarise_videos
+from masklet.images.reading import read_image
 
 
 @pytest.fixture
-def pictures(picture, tmp_path):
-    """Two pictures with two objects and one."""
-    folder = tmp_path / "pictures"
+def images(image, tmp_path):
+    """Two images with two objects and one."""
+    folder = tmp_path / "images"
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
-    labels = np.zeros(picture.shape[:2], np.uint8)
+    labels = np.zeros(image.shape[:2], np.uint8)
     labels[10:30, 20:50], labels[35:45, 5:25] = 1, 3
     for name, values in (("a", labels), ("b", labels * (labels == 1))):
-        Image.fromarray(picture).save(folder / f"images/{name}.png")
+        Image.fromarray(image).save(folder / f"images/{name}.png")
         Image.fromarray(values).save(folder / f"masks/{name}.png")
     return folder
 
 
 @pytest.fixture
-def films(picture, tmp_path):
-    """One film of three frames, in which the square moves."""
-    folder = tmp_path / "films"
+def videos(image, tmp_path):
+    """One video of three frames, in which the square moves."""
+    folder = tmp_path / "videos"
     for kind in ("JPEGImages", "Annotations"):
         (folder / kind / "square").mkdir(parents=True)
     for index in range(3):
-        labels = np.zeros(picture.shape[:2], np.uint8)
+        labels = np.zeros(image.shape[:2], np.uint8)
         labels[10:30, 20:50] = 1
-        for kind, pixels in (("JPEGImages", picture), ("Annotations", labels)):
+        for kind, pixels in (("JPEGImages", image), ("Annotations", labels)):
             Image.fromarray(np.roll(pixels, 4 * index, axis=1)).save(folder / kind / f"square/{index:05}.png")
     return folder
 
@@ -79,92 +79,93 @@ def as_printed(summary):
     return [[name, f"{value:.3f}" if isinstance(value, float) else str(value)] for name, value in summary.items()]
 
 
-def test_pictures_give_a_row_for_each_measure(run, sam, pictures):
-    scores = list(measure(sam, read_folder(pictures)))
-    rows = run("--data", pictures)
+def test_images_give_a_row_for_each_measure(run, sam, images):
+    scores = list(measure(sam, read_folder(images)))
+    rows = run("--data", images)
     assert rows == [["measure", "value"], *as_printed(summarise(scores))]
     assert [name for name, _ in rows[1:5]] == ["one_click", "three_clicks", "five_clicks", "seven_clicks"]
     assert rows[-1] == ["objects", "3"]
 
 
-def test_films_give_j_and_f_from_masks_from_clicks_and_of_masks_kept_still(run, sam, films):
-    scores = list(evaluate_films(sam, read_films(films)))
-    rows = run("--data", films)
-    assert rows[1:] == as_printed(summarise_films(scores))
+def test_videos_give_j_and_f_from_masks_from_clicks_and_of_masks_kept_still(run, sam, videos):
+    scores = list(evaluate_videos(sam, read_videos(videos)))
+    rows = run("--data", videos)
+    assert rows[1:] == as_printed(summarise_videos(scores))
     assert [name for name, _ in rows[1:5]] == ["j_and_f", "j", "f", "clicks_j_and_f"]
 
 
-def test_everything_gives_recall(run, sam, pictures):
+def test_everything_gives_recall(run, sam, images):
     options = {"points_per_side": 3, "iou_threshold": 0.1, "stability_threshold": 0.0}
-    scores = list(find_objects(sam, read_folder(pictures), **options))
+    scores = list(find_objects(sam, read_folder(images), **options))
     given = ("--points-per-side", 3, "--iou-threshold", 0.1, "--stability-threshold", 0)
-    rows = run("--data", pictures, "--everything", *given)
+    rows = run("--data", images, "--everything", *given)
     assert rows[1:] == as_printed(summarise_found(scores))
-    assert {"recall_50", "recall_75", "masks_per_picture"} <= {name for name, _ in rows}
+    assert {"recall_50", "recall_75", "masks_per_image"} <= {name for name, _ in rows}
 
 
-def test_a_row_for_each_object_and_the_means_below(run, sam, pictures, films):
-    rows = run("--data", pictures, "--objects")
-    assert rows[0][:4] == ["picture", "object", "one_click", "three_clicks"]
+def test_a_row_for_each_object_and_the_means_below(run, sam, images, videos):
+    rows = run("--data", images, "--objects")
+    assert rows[0][:4] == ["image", "object", "one_click", "three_clicks"]
     assert [row[:2] for row in rows[1:]] == [["a", "1"], ["a", "3"], ["b", "1"], ["mean", ""]]
     assert float(rows[-1][2]) == pytest.approx(np.mean([float(row[2]) for row in rows[1:4]]), abs=1e-3)
-    rows = run("--data", films, "--objects")
-    assert [row[:3] for row in rows] == [["film", "object", "frames"], ["square", "1", "1"], ["mean", "", ""]]
+    rows = run("--data", videos, "--objects")
+    assert [row[:3] for row in rows] == [["video", "object", "frames"], ["square", "1", "1"], ["mean", "", ""]]
 
 
-def test_scores_and_a_grid_are_written(run, sam, pictures, films, tmp_path):
-    run("--data", pictures, "--json", tmp_path / "new/scores.json", "--grid", tmp_path / "grid.png", "--resolution", 64)
+def test_scores_and_a_grid_are_written(run, sam, images, videos, tmp_path):
+    run("--data", images, "--json", tmp_path / "new/scores.json", "--grid", tmp_path / "grid.png", "--resolution", 64)
     written = json.loads((tmp_path / "new/scores.json").read_text())
-    scores = list(measure(sam, read_folder(pictures)))
-    assert written["data"] == str(pictures)
+    scores = list(measure(sam, read_folder(images)))
+    assert written["data"] == str(images)
     assert written["input_hw"] == [64, 64]
     assert written["summary"] == summarise(scores)
-    assert [(one["picture"], one["object"], one["box"]) for one in written["objects"]] == [
-        (score.picture, score.object, score.box) for score in scores
+    assert [(one["image"], one["object"], one["box"]) for one in written["objects"]] == [
+        (score.image, score.object, score.box) for score in scores
     ]
-    assert read_picture(tmp_path / "grid.png").shape[1] > 1000
-    run("--data", films, "--grid", tmp_path / "films.png")
-    assert read_picture(tmp_path / "films.png").shape[1] > 1000
+    assert read_image(tmp_path / "grid.png").shape[1] > 1000
+    run("--data", videos, "--grid", tmp_path / "videos.png")
+    assert read_image(tmp_path / "videos.png").shape[1] > 1000
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_another_resolution_is_another_measurement(run, pictures):
-    assert run("--data", pictures) == run("--data", pictures, "--resolution", 64)
-    assert run("--data", pictures) != run("--data", pictures, "--resolution", 96)
+def test_another_resolution_is_another_measurement(run, images):
+    assert run("--data", images) == run("--data", images, "--resolution", 64)
+    assert run("--data", images) != run("--data", images, "--resolution", 96)
 
 
-def test_what_cannot_be_measured_is_refused_before_the_work(refusal_of, pictures, films, tmp_path):
+def test_what_cannot_be_measured_is_refused_before_the_work(refusal_of, images, videos, tmp_path):
+    (tmp_path / "empty").mkdir()
     assert refusal_of("--data", tmp_path / "none").startswith(f"there is no folder {tmp_path / 'none'}: expected")
     assert "holds neither: expected images/NAME.jpg and masks/NAME.png, or JPEGImages/" in refusal_of(
-        "--data", tmp_path
+        "--data", tmp_path / "empty"
     )
-    assert "--everything is for pictures" in refusal_of("--data", films, "--everything")
-    assert "--iou-threshold is an option of --everything" in refusal_of("--data", pictures, "--iou-threshold", 0.5)
-    wrong = refusal_of("--data", pictures, "--everything", "--points-per-side", 0)
+    assert "--everything is for images" in refusal_of("--data", videos, "--everything")
+    assert "--iou-threshold is an option of --everything" in refusal_of("--data", images, "--iou-threshold", 0.5)
+    wrong = refusal_of("--data", images, "--everything", "--points-per-side", 0)
     assert wrong == "points_per_side is 0: expected a whole number, 1 or more"
-    (pictures / "masks/b.png").unlink()
-    assert refusal_of("--data", pictures).startswith("1 of 2 pictures have no mask: expected ")
-    (films / "Annotations/square/00001.png").unlink()
-    assert refusal_of("--data", films).startswith("1 of 3 pictures have no annotation: expected ")
-    (pictures / "JPEGImages").mkdir()
-    assert "holds both pictures and films" in refusal_of("--data", pictures)
+    (images / "masks/b.png").unlink()
+    assert refusal_of("--data", images).startswith("1 of 2 images have no mask: expected ")
+    (videos / "Annotations/square/00001.png").unlink()
+    assert refusal_of("--data", videos).startswith("1 of 3 images have no annotation: expected ")
+    (images / "JPEGImages").mkdir()
+    assert "holds both images and videos" in refusal_of("--data", images)
 
 
-def test_what_cannot_be_written_is_refused_before_the_work(refusal_of, pictures, tmp_path):
-    assert "expected a name that ends in .png" in refusal_of("--data", pictures, "--grid", "grid.jpg")
+def test_what_cannot_be_written_is_refused_before_the_work(refusal_of, images, tmp_path):
+    assert "expected a name that ends in .png" in refusal_of("--data", images, "--grid", "grid.jpg")
     (tmp_path / "file").write_text("")
     for option in ("--json", "--grid"):
-        refusal = refusal_of("--data", pictures, option, tmp_path / "file/out.png")
+        refusal = refusal_of("--data", images, option, tmp_path / "file/out.png")
         assert refusal.startswith(f"cannot write {tmp_path / 'file/out.png'}: ")
 
 
-def test_bad_data_ends_it_with_one_line_and_leaves_nothing(pictures, tiny_folder, tmp_path, monkeypatch, capsys):
-    (pictures / "images/b.png").write_bytes(b"no picture")
-    arguments = ["eval", "--data", pictures, "--model", tiny_folder, "--json", tmp_path / "scores.json"]
+def test_bad_data_ends_it_with_one_line_and_leaves_nothing(images, tiny_folder, tmp_path, monkeypatch, capsys):
+    (images / "images/b.png").write_bytes(b"no image")
+    arguments = ["eval", "--data", images, "--model", tiny_folder, "--json", tmp_path / "scores.json"]
     monkeypatch.setattr(sys, "argv", ["masklet", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
         cli.main()
     out, err = capsys.readouterr()
     assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"masklet: {pictures / 'images/b.png'} is not a picture")
+    assert err.startswith(f"masklet: {images / 'images/b.png'} is not an image")
     assert not (tmp_path / "scores.json").exists()

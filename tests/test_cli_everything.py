@@ -15,18 +15,18 @@ from typer.testing import CliRunner
 from masklet import cli
 from masklet.cli.tables import show_progress
 from masklet.results import Masks
-from masklet.video.frames import FilmWriter, open_film
+from masklet.video.frames import VideoWriter, open_video
 
 FEW = ["--points-per-side", "3", "--iou-threshold", "0", "--stability-threshold", "0"]
 
 
 @pytest.fixture
-def photos(picture, tmp_path):
-    folder = tmp_path / "photos"
+def images(image, tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
-    Image.fromarray(picture).save(folder / "a.png")
-    Image.fromarray(picture[:, ::-1].copy()).save(folder / "b é.jpg")
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    Image.fromarray(image).save(folder / "a.png")
+    Image.fromarray(image[:, ::-1].copy()).save(folder / "b é.jpg")
+    (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "notes.txt").write_text("mine")
     return folder
 
@@ -62,12 +62,12 @@ def files_in(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_photo_is_written_in_every_way(run, sam, photos, tmp_path):
+def test_an_image_is_written_in_every_way(run, sam, images, tmp_path):
     out, instances, masks = tmp_path / "look.png", tmp_path / "coco.json", tmp_path / "masks"
-    result = run(photos / "a.png", "--out", out, "--json", instances, "--masks", masks)
+    result = run(images / "a.png", "--out", out, "--json", instances, "--masks", masks)
     assert result.exit_code == 0, result.output
-    found = sam.everything(photos / "a.png", points_per_side=3, iou_threshold=0, stability_threshold=0)
-    assert rows_of(result)[0] == ["photo", "masks", "seconds"]
+    found = sam.everything(images / "a.png", points_per_side=3, iou_threshold=0, stability_threshold=0)
+    assert rows_of(result)[0] == ["image", "masks", "seconds"]
     assert rows_of(result)[1][:2] == ["a.png", str(len(found))]
     np.testing.assert_array_equal(np.array(Image.open(out)), np.array(found.overlay()))
     np.testing.assert_array_equal(Masks.from_coco(json.loads(instances.read_text())).masks, found.masks)
@@ -75,25 +75,25 @@ def test_a_photo_is_written_in_every_way(run, sam, photos, tmp_path):
     np.testing.assert_array_equal(Masks.from_png(masks / "a/000.png").masks, found.masks[:1])
 
 
-def test_run_lengths_alone_are_the_same(run, photos, tmp_path):
-    run(photos / "a.png", "--json", tmp_path / "one.json")
-    run(photos / "a.png", "--json", tmp_path / "two.json", "--out", tmp_path / "look.png")
+def test_run_lengths_alone_are_the_same(run, images, tmp_path):
+    run(images / "a.png", "--json", tmp_path / "one.json")
+    run(images / "a.png", "--json", tmp_path / "two.json", "--out", tmp_path / "look.png")
     assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
 
 
-def test_of_a_folder_the_bad_are_listed_and_the_finished_left_out(run, photos, tmp_path):
+def test_of_a_folder_the_bad_are_listed_and_the_finished_left_out(run, images, tmp_path):
     places = ["--out", tmp_path / "looks", "--json", tmp_path / "coco", "--masks", tmp_path / "masks"]
-    first = run(photos, *places)
+    first = run(images, *places)
     assert first.exit_code == 1
-    assert [row[0] for row in rows_of(first)] == ["photo", "a.png", "b é.jpg"]
-    assert f"masklet: broken.jpg: {photos / 'broken.jpg'} is not a picture" in first.stderr
+    assert [row[0] for row in rows_of(first)] == ["image", "a.png", "b é.jpg"]
+    assert f"masklet: broken.jpg: {images / 'broken.jpg'} is not an image" in first.stderr
     assert files_in(tmp_path / "looks") == ["a.png", "b é.png"]
     assert files_in(tmp_path / "coco") == ["a.json", "b é.json"]
     (tmp_path / "looks/a.png").unlink()
     (tmp_path / "masks/a/999.png").touch()  # of an older run
     before = (tmp_path / "looks/b é.png").stat().st_mtime_ns
-    (photos / "broken.jpg").unlink()
-    second = run(photos, *places)
+    (images / "broken.jpg").unlink()
+    second = run(images, *places)
     assert second.exit_code == 0
     assert [row[1] for row in rows_of(second)][2] == "finished before"
     assert rows_of(second)[1][1] == rows_of(first)[1][1]
@@ -102,43 +102,43 @@ def test_of_a_folder_the_bad_are_listed_and_the_finished_left_out(run, photos, t
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_finished_photos_are_done_again_if_that_is_asked_for(run, photos, tmp_path):
-    (photos / "broken.jpg").unlink()
+def test_finished_images_are_done_again_if_that_is_asked_for(run, images, tmp_path):
+    (images / "broken.jpg").unlink()
     places = ["--json", tmp_path / "coco"]
-    assert run(photos, *places).exit_code == 0
+    assert run(images, *places).exit_code == 0
     (tmp_path / "coco/a.json").write_text("old")
-    assert [row[1] for row in rows_of(run(photos, *places))][1:] == 2 * ["finished before"]
+    assert [row[1] for row in rows_of(run(images, *places))][1:] == 2 * ["finished before"]
     assert (tmp_path / "coco/a.json").read_text() == "old"
-    assert "finished before" not in run(photos, *places, "--overwrite").output
+    assert "finished before" not in run(images, *places, "--overwrite").output
     assert (tmp_path / "coco/a.json").read_text() != "old"
 
 
-def test_names_may_be_as_long_as_names_can_be_and_one_too_long_stops_nothing(run, photos, tmp_path):
-    (photos / "broken.jpg").unlink()
+def test_names_may_be_as_long_as_names_can_be_and_one_too_long_stops_nothing(run, images, tmp_path):
+    (images / "broken.jpg").unlink()
     long = "图" * 78
-    (photos / "a.png").rename(photos / f"{long}.png")
-    assert run(photos / f"{long}.png", "--out", tmp_path / f"{long}.png").exit_code == 0
-    shutil.copy(photos / f"{long}.png", photos / f"{'x' * 250}.png")
-    shutil.copy(photos / f"{long}.png", photos / f"{'x' * 250}.jpg")  # its outputs would be called ….jpg.png
-    result = run(photos, "--json", tmp_path / "coco")
+    (images / "a.png").rename(images / f"{long}.png")
+    assert run(images / f"{long}.png", "--out", tmp_path / f"{long}.png").exit_code == 0
+    shutil.copy(images / f"{long}.png", images / f"{'x' * 250}.png")
+    shutil.copy(images / f"{long}.png", images / f"{'x' * 250}.jpg")  # its outputs would be called ….jpg.png
+    result = run(images, "--json", tmp_path / "coco")
     assert result.exit_code == 1
     assert result.stderr.count("File name too long") == len(result.stderr.splitlines()) == 2
     assert files_in(tmp_path / "coco") == ["b é.json", f"{long}.json"]
 
 
-def test_a_folder_is_gone_through_in_natural_order_and_documents_are_no_photos(run, photos, tmp_path):
-    (photos / "broken.jpg").rename(photos / "letter.pdf")
-    (photos / "a.png").rename(photos / "c10.png")
-    shutil.copy(photos / "c10.png", photos / "c9.png")
-    result = run(photos, "--json", tmp_path / "coco")
+def test_a_folder_is_gone_through_in_natural_order_and_documents_are_no_images(run, images, tmp_path):
+    (images / "broken.jpg").rename(images / "letter.pdf")
+    (images / "a.png").rename(images / "c10.png")
+    shutil.copy(images / "c10.png", images / "c9.png")
+    result = run(images, "--json", tmp_path / "coco")
     assert result.exit_code == 0, result.output
     assert [row[0] for row in rows_of(result)][1:] == ["b é.jpg", "c9.png", "c10.png"]
 
 
-def test_photos_of_one_stem_get_files_of_their_own(run, photos, picture, tmp_path):
-    (photos / "broken.jpg").unlink()
-    Image.fromarray(picture).save(photos / "A.jpg")
-    assert run(photos, "--json", tmp_path / "coco").exit_code == 0
+def test_images_of_one_stem_get_files_of_their_own(run, images, image, tmp_path):
+    (images / "broken.jpg").unlink()
+    Image.fromarray(image).save(images / "A.jpg")
+    assert run(images, "--json", tmp_path / "coco").exit_code == 0
     assert files_in(tmp_path / "coco") == ["A.jpg.json", "a.png.json", "b é.json"]
 
 
@@ -146,16 +146,16 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_instances_may_be_a_line_each(run, photos, tmp_path):
-    run(photos / "a.png", "--json", tmp_path / "list.json")
-    run(photos / "a.png", "--json", tmp_path / "lines.jsonl")
+def test_instances_may_be_a_line_each(run, images, tmp_path):
+    run(images / "a.png", "--json", tmp_path / "list.json")
+    run(images / "a.png", "--json", tmp_path / "lines.jsonl")
     assert lines_of(tmp_path / "lines.jsonl") == json.loads((tmp_path / "list.json").read_text())["annotations"]
 
 
-def test_the_json_is_a_data_set_that_coco_opens_and_measures(run, photos, tmp_path, capsys):
-    (photos / "broken.jpg").unlink()
-    run(photos / "a.png", "--json", tmp_path / "one.json")
-    run(photos, "--json", tmp_path / "coco")
+def test_the_json_is_a_data_set_that_coco_opens_and_measures(run, images, tmp_path, capsys):
+    (images / "broken.jpg").unlink()
+    run(images / "a.png", "--json", tmp_path / "one.json")
+    run(images, "--json", tmp_path / "coco")
     files = [tmp_path / "one.json", tmp_path / "coco/a.json", tmp_path / "coco/b é.json"]
     ids, names = [], []
     for file in files:
@@ -179,48 +179,48 @@ def test_the_json_is_a_data_set_that_coco_opens_and_measures(run, photos, tmp_pa
     capsys.readouterr()  # pycocotools prints
 
 
-def test_masks_for_the_overlay_are_never_all_unpacked(run, photos, tmp_path, monkeypatch):
+def test_masks_for_the_overlay_are_never_all_unpacked(run, images, tmp_path, monkeypatch):
     monkeypatch.setattr("masklet.masks.PackedMasks.__array__", lambda *_: pytest.fail("all masks were unpacked"))
     monkeypatch.setattr("masklet.segmenter.everything", lambda *_: pytest.fail("masks were not packed"))
-    assert run(photos / "a.png", "--out", tmp_path / "a.png", "--masks", tmp_path / "masks").exit_code == 0
+    assert run(images / "a.png", "--out", tmp_path / "a.png", "--masks", tmp_path / "masks").exit_code == 0
 
 
-def test_a_large_picture_is_looked_at_in_tiles(run, sam, photos, tmp_path):
-    result = run(photos / "b é.jpg", "--tile", "48", "--overlap", "16", "--json", tmp_path / "b é.jsonl")
+def test_a_large_image_is_looked_at_in_tiles(run, sam, images, tmp_path):
+    result = run(images / "b é.jpg", "--tile", "48", "--overlap", "16", "--json", tmp_path / "b é.jsonl")
     assert result.exit_code == 0, result.output
     options = {"points_per_side": 3, "iou_threshold": 0, "stability_threshold": 0}
-    expected = list(sam.everything(photos / "b é.jpg", tile=48, overlap=16, **options))
+    expected = list(sam.everything(images / "b é.jpg", tile=48, overlap=16, **options))
     assert lines_of(tmp_path / "b é.jsonl") == expected
     assert rows_of(result)[1][:2] == ["b é.jpg", str(len(expected))]
 
 
 @pytest.fixture
-def film(photos):
-    (photos / "broken.jpg").unlink()
-    with FilmWriter(photos / "film é.mp4") as out:
+def video(images):
+    (images / "broken.jpg").unlink()
+    with VideoWriter(images / "video é.mp4") as out:
         for _ in range(5):
-            out.write(photos / "a.png")
-    return photos / "film é.mp4"
+            out.write(images / "a.png")
+    return images / "video é.mp4"
 
 
-def test_a_film_is_looked_at_and_followed(run, film, tmp_path):
+def test_a_video_is_looked_at_and_followed(run, video, tmp_path):
     out, lines, masks = tmp_path / "look.mp4", tmp_path / "lines.jsonl", tmp_path / "masks"
-    result = run(film, "--every", "3", "--out", out, "--json", lines, "--masks", masks)
+    result = run(video, "--every", "3", "--out", out, "--json", lines, "--masks", masks)
     assert result.exit_code == 0, result.output
     assert rows_of(result)[0] == ["object", "frames seen", "mean score"]
     assert [line["frame"] for line in lines_of(lines)] == [0, 1, 2, 3, 4]
     assert [entry["object"] for entry in lines_of(lines)[0]["objects"]][:1] == [1]
-    assert (open_film(out).count, open_film(out).fps) == (5, open_film(film).fps)
+    assert (open_video(out).count, open_video(out).fps) == (5, open_video(video).fps)
     assert files_in(masks) == [f"{number:05}.png" for number in range(5)]
 
 
-def test_a_folder_of_frames_is_a_film_if_frames_are_counted(run, photos, film, tmp_path):
-    assert run(photos, "--every", "9", "--jsonl", tmp_path / "lines.jsonl").exit_code == 0
+def test_a_folder_of_frames_is_a_video_if_frames_are_counted(run, images, video, tmp_path):
+    assert run(images, "--every", "9", "--jsonl", tmp_path / "lines.jsonl").exit_code == 0
     assert [line["frame"] for line in lines_of(tmp_path / "lines.jsonl")] == [0, 1]
 
 
-def test_that_nothing_was_found_is_said(tiny_folder, photos):
-    arguments = ["everything", str(photos / "a.png"), "--model", str(tiny_folder), "--iou-threshold", "1"]
+def test_that_nothing_was_found_is_said(tiny_folder, images):
+    arguments = ["everything", str(images / "a.png"), "--model", str(tiny_folder), "--iou-threshold", "1"]
     result = CliRunner().invoke(cli.app, [*arguments, "--points-per-side", "2"])
     assert result.exit_code == 0
     assert rows_of(result)[1][:2] == ["a.png", "0"]
@@ -229,127 +229,129 @@ def test_that_nothing_was_found_is_said(tiny_folder, photos):
 
 def test_on_a_terminal_a_bar_shows_the_way(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert list(show_progress(iter("ab"), 2, unit="photos")) == ["a", "b"]
+    assert list(show_progress(iter("ab"), 2, unit="images")) == ["a", "b"]
     shown = capsys.readouterr().err
     assert "2/2" in shown
-    assert "photos/s" in shown
+    assert "images/s" in shown
 
 
 # What is refused before the work
 
 
-def test_places_that_cannot_be_written_are_refused(refusal_of, photos, tmp_path):
+def test_places_that_cannot_be_written_are_refused(refusal_of, images, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("mine")
-    photo = photos / "a.png"
-    assert refusal_of(photo, "--json", blocked / "r.json").startswith(f"cannot write {blocked / 'r.json'}: ")
-    assert refusal_of(photo, "--masks", blocked).startswith(f"cannot write {blocked / '000.png'}: ")
-    assert refusal_of(photo, "--out", photos / "b.xyz").startswith("--out ")
+    encoded = images / "a.png"
+    assert refusal_of(encoded, "--json", blocked / "r.json").startswith(f"cannot write {blocked / 'r.json'}: ")
+    assert refusal_of(encoded, "--masks", blocked).startswith(f"cannot write {blocked / '000.png'}: ")
+    assert refusal_of(encoded, "--out", images / "b.xyz").startswith("--out ")
     (tmp_path / "folder.json").mkdir()
-    assert refusal_of(photo, "--json", tmp_path / "folder.json").endswith("folder.json: Is a directory")
-    assert refusal_of(photos, "--out", blocked) == (
-        f"--out {blocked} is a file: expected a folder, since there is a folder of photos"
+    assert refusal_of(encoded, "--json", tmp_path / "folder.json").endswith("folder.json: Is a directory")
+    assert refusal_of(images, "--out", blocked) == (
+        f"--out {blocked} is a file: expected a folder, since there is a folder of images"
     )
-    assert refusal_of(photos, "--out", photos) == f"--out {photos} is where the photos are: expected another folder"
+    assert refusal_of(images, "--out", images) == f"--out {images} is where the images are: expected another folder"
     assert blocked.read_text() == "mine"
 
 
-def test_a_read_only_folder_is_refused(refusal_of, photos, tmp_path, monkeypatch):
+def test_a_read_only_folder_is_refused(refusal_of, images, tmp_path, monkeypatch):
     def refuse(self):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.touch", refuse)  # tests may run as root, who may write anywhere
-    looks, film = tmp_path / "looks", tmp_path / "film.mp4"
-    assert refusal_of(photos, "--out", looks) == f"cannot write {looks / 'a.png'}: Permission denied"
-    assert refusal_of(film, "--out", looks / "a.mp4") == f"cannot write {looks / 'a.mp4'}: Permission denied"
-    assert refusal_of(film, "--masks", looks) == f"cannot write {looks / '00000.png'}: Permission denied"
+    looks, video = tmp_path / "looks", tmp_path / "video.mp4"
+    assert refusal_of(images, "--out", looks) == f"cannot write {looks / 'a.png'}: Permission denied"
+    assert refusal_of(video, "--out", looks / "a.mp4") == f"cannot write {looks / 'a.mp4'}: Permission denied"
+    assert refusal_of(video, "--masks", looks) == f"cannot write {looks / '00000.png'}: Permission denied"
 
 
-def test_nothing_is_written_over_what_is_read_or_over_something_else_that_is_written(refusal_of, photos, tmp_path):
-    photo, other = photos / "b é.jpg", tmp_path / "other.png"
-    before = photo.read_bytes()
+def test_nothing_is_written_over_what_is_read_or_over_something_else_that_is_written(refusal_of, images, tmp_path):
+    encoded, other = images / "b é.jpg", tmp_path / "other.png"
+    before = encoded.read_bytes()
     lost = "expected another name, or that would be lost"
-    around = photos / ".." / "photos" / "b é.jpg"
-    assert refusal_of(photo, "--out", around) == f"--out {around} is what is read: {lost}"
-    assert refusal_of(photo, "--json", photo) == f"--json {photo} is what is read: {lost}"
-    assert refusal_of(photo, "--out", other, "--json", other) == f"--json {other} is written by --out, too: {lost}"
+    around = images / ".." / "images" / "b é.jpg"
+    assert refusal_of(encoded, "--out", around) == f"--out {around} is what is read: {lost}"
+    assert refusal_of(encoded, "--json", encoded) == f"--json {encoded} is what is read: {lost}"
+    assert refusal_of(encoded, "--out", other, "--json", other) == f"--json {other} is written by --out, too: {lost}"
     assert refusal_of(tmp_path / "a.mp4", "--out", tmp_path / "a.mp4").endswith(f"is what is read: {lost}")
-    assert refusal_of(photos, "--every", 2, "--masks", photos) == (
-        f"--masks {photos} is the film itself: expected another folder, or it would be lost"
+    assert refusal_of(images, "--every", 2, "--masks", images) == (
+        f"--masks {images} is the video itself: expected another folder, or it would be lost"
     )
     (tmp_path / "7").mkdir()
     (tmp_path / "7/7.png").write_bytes(before)
     assert refusal_of(tmp_path / "7/7.png", "--masks", tmp_path) == (
-        f"--masks would replace {tmp_path / '7'}, where the photo is: expected another folder"
+        f"--masks would replace {tmp_path / '7'}, where the image is: expected another folder"
     )
-    assert photo.read_bytes() == before
+    assert encoded.read_bytes() == before
     assert files_in(tmp_path / "7") == ["7.png"]
 
 
-def test_a_folder_of_somebody_elses_files_is_not_replaced(refusal_of, photos, tmp_path):
+def test_a_folder_of_somebody_elses_files_is_not_replaced(refusal_of, images, tmp_path):
     (tmp_path / "masks/a").mkdir(parents=True)
     (tmp_path / "masks/a/holiday.png").touch()
-    assert refusal_of(photos, "--masks", tmp_path / "masks") == (
+    assert refusal_of(images, "--masks", tmp_path / "masks") == (
         f"{tmp_path / 'masks/a'} holds holiday.png: expected a folder of masks, or none, since it is replaced"
     )
 
 
-def test_lines_are_asked_for_where_there_are_lines(refusal_of, photos, tmp_path):
+def test_lines_are_asked_for_where_there_are_lines(refusal_of, images, tmp_path):
     lines = tmp_path / "lines.jsonl"
-    assert refusal_of("film.mp4", "--json", "a.json") == (
-        "--json a.json: expected a name that ends in .jsonl, since a film has a line for each frame"
+    assert refusal_of("video.mp4", "--json", "a.json") == (
+        "--json a.json: expected a name that ends in .jsonl, since a video has a line for each frame"
     )
-    assert refusal_of("film.mp4", "--tile", 64) == (
-        "--tile is for a large picture, and this is a film: expected one of them"
+    assert refusal_of("video.mp4", "--tile", 64) == (
+        "--tile is for a large image, and this is a video: expected one of them"
     )
-    assert refusal_of(photos / "a.png", "--tile", 64, "--json", "a.json") == (
+    assert refusal_of(images / "a.png", "--tile", 64, "--json", "a.json") == (
         "--json a.json: expected a name that ends in .jsonl, since masks are written as they are found"
     )
-    expected = "--tile is for one large picture: expected --json FILE.jsonl, and no other output"
-    assert refusal_of(photos / "a.png", "--tile", 64) == expected
-    assert refusal_of(photos, "--tile", 64, "--json", lines) == expected
-    assert refusal_of(photos / "a.png", "--tile", 64, "--json", lines, "--out", tmp_path / "a.png") == expected
+    expected = "--tile is for one large image: expected --json FILE.jsonl, and no other output"
+    assert refusal_of(images / "a.png", "--tile", 64) == expected
+    assert refusal_of(images, "--tile", 64, "--json", lines) == expected
+    assert refusal_of(images / "a.png", "--tile", 64, "--json", lines, "--out", tmp_path / "a.png") == expected
     assert not lines.exists()
 
 
-def test_options_that_need_others_say_which(refusal_of, photos):
-    assert refusal_of(photos / "a.png", "--overlap", 8) == (
-        "--overlap is about squares of a large picture: give --tile, too"
+def test_options_that_need_others_say_which(refusal_of, images):
+    assert refusal_of(images / "a.png", "--overlap", 8) == (
+        "--overlap is about squares of a large image: give --tile, too"
     )
-    assert refusal_of(photos / "a.png", "--same-iou", 0.5) == "--same-iou is for films: give --every, too"
+    assert refusal_of(images / "a.png", "--same-iou", 0.5) == "--same-iou is for videos: give --every, too"
 
 
-def test_every_option_reaches_what_it_is_for(sam, tiny_folder, photos, monkeypatch):
+def test_every_option_reaches_what_it_is_for(sam, tiny_folder, images, monkeypatch):
     seen = []
     monkeypatch.setattr("masklet.segmenter.Segmenter.everything", lambda self, *_, **how: seen.append(how) or [])
-    monkeypatch.setattr("masklet.video.session.Session.everything", lambda self, **how: seen.append(how) or iter(()))
+    monkeypatch.setattr(
+        "masklet.video.session.VideoSession.everything", lambda self, **how: seen.append(how) or iter(())
+    )
     look = {"points_per_side": 3, "crops": 1, "crop_overlap": 0.5, "crop_points_divisor": 2, "crop_nms": 0.6}
     look |= {"min_area": 7, "iou_threshold": 0.1, "stability_threshold": 0.2, "stability_offset": 0.9, "box_nms": 0.8}
-    of_films = {"every": 2, "same_iou": 0.4, "min_object": 5, "patience": 6}
-    for options, photo in ((look, photos / "a.png"), (of_films | look, photos)):
+    of_videos = {"every": 2, "same_iou": 0.4, "min_object": 5, "patience": 6}
+    for options, encoded in ((look, images / "a.png"), (of_videos | look, images)):
         texts = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-        if photo == photos:
-            (photos / "broken.jpg").unlink()
-        result = CliRunner().invoke(cli.app, ["everything", str(photo), "--model", str(tiny_folder), *texts])
+        if encoded == images:
+            (images / "broken.jpg").unlink()
+        result = CliRunner().invoke(cli.app, ["everything", str(encoded), "--model", str(tiny_folder), *texts])
         assert result.exit_code == 0, result.output
     assert seen[0] == look | {"resolution": None, "output": "rle"}
-    assert seen[1] == of_films | look
+    assert seen[1] == of_videos | look
 
 
-def test_what_may_be_a_film_or_is_too_large_has_a_way_out(run, photos, monkeypatch):
-    (photos / "dog.y4m").write_bytes(b"no picture")
-    assert str(run(photos / "dog.y4m").exception).endswith("WebP … If it is a film, say so: --every 30")
+def test_what_may_be_a_video_or_is_too_large_has_a_way_out(run, images, monkeypatch):
+    (images / "dog.y4m").write_bytes(b"no image")
+    assert str(run(images / "dog.y4m").exception).endswith("WebP … If it is a video, say so: --every 30")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert str(run(photos / "a.png").exception).endswith("Or look at it in squares: --tile 1024 --json FILE.jsonl")
+    assert str(run(images / "a.png").exception).endswith("Or look at it in squares: --tile 1024 --json FILE.jsonl")
 
 
-def test_bad_options_and_photos_are_refused(refusal_of, photos, tmp_path):
-    assert refusal_of(photos, "--iou-threshold", "2") == "iou_threshold is 2.0: expected a number, 0 to 1"
+def test_bad_options_and_images_are_refused(refusal_of, images, tmp_path):
+    assert refusal_of(images, "--iou-threshold", "2") == "iou_threshold is 2.0: expected a number, 0 to 1"
     (tmp_path / "empty").mkdir()
-    assert refusal_of(tmp_path / "empty").startswith(f"no pictures in {tmp_path / 'empty'}: ")
+    assert refusal_of(tmp_path / "empty").startswith(f"no images in {tmp_path / 'empty'}: ")
 
 
-def test_a_single_bad_photo_is_one_line(run, photos):
-    result = run(photos / "broken.jpg")
-    assert "is not a picture" in str(result.exception)
+def test_a_single_bad_image_is_one_line(run, images):
+    result = run(images / "broken.jpg")
+    assert "is not an image" in str(result.exception)
     assert result.stdout == ""

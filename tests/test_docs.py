@@ -1,4 +1,4 @@
-"""Every snippet and command of the README and of docs/ is run, in a folder with the demo's photo."""
+"""Every snippet and command of the README and of docs/ is run, in a folder with the demo's image."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import masklet
 from masklet.cli import app
 from masklet.training.config import config_from
-from masklet.video.frames import FilmWriter
+from masklet.video.frames import VideoWriter
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,26 +43,26 @@ def named_settings():
 
 def shrunk(stages):
     """One step of each stage, on as little as shows it."""
-    few = {"steps": 1, "pictures": 1, "objects": 1, "rounds": 2, "image_size": 256}
+    few = {"steps": 1, "images": 1, "objects": 1, "rounds": 2, "image_size": 256}
     return json.dumps([stage | few | {"frames": min(stage.get("frames", 1), 2)} for stage in yaml.safe_load(stages)])
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    shutil.copy(ROOT / "examples/photos/truck.jpg", tmp_path)
+    shutil.copy(ROOT / "examples/images/truck.jpg", tmp_path)
     with Image.open(tmp_path / "truck.jpg") as truck:
-        picture = np.array(truck.resize((180, 120)))
+        image = np.array(truck.resize((180, 120)))
         truck.resize((450, 300)).save(tmp_path / "field.tif")
-    with FilmWriter(tmp_path / "cups.mp4") as film:
+    with VideoWriter(tmp_path / "cups.mp4") as video:
         for shift in range(6):
-            film.write(np.roll(picture, 2 * shift, axis=1))
+            video.write(np.roll(image, 2 * shift, axis=1))
     labels = np.zeros((120, 180), np.uint8)
     labels[30:95, 10:172] = 1
     pairs = [("mine/images/truck.png", "mine/masks/truck.png")]
-    pairs += [(f"photos/images/{i}.png", f"photos/masks/{i}.png") for i in range(3)]
-    pairs += [(f"films/JPEGImages/{f}/{i}.png", f"films/Annotations/{f}/{i}.png") for f in "ab" for i in range(3)]
+    pairs += [(f"images/images/{i}.png", f"images/masks/{i}.png") for i in range(3)]
+    pairs += [(f"videos/JPEGImages/{f}/{i}.png", f"videos/Annotations/{f}/{i}.png") for f in "ab" for i in range(3)]
     for pair in pairs:
-        for place, pixels in zip(pair, (picture, labels), strict=True):
+        for place, pixels in zip(pair, (image, labels), strict=True):
             (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / place)
     for name, settings in named_settings().items():
@@ -87,7 +87,7 @@ def test_a_command_runs(folder, block):
 
 @pytest.mark.parametrize("settings", blocks("yaml"))
 def test_settings_are_a_configuration_or_part_of_one(settings):
-    least = {"data": {"layout": "folder", "path": "photos"}, "stages": [{"steps": 1}]}
+    least = {"data": {"layout": "folder", "path": "images"}, "stages": [{"steps": 1}]}
     assert config_from(least | yaml.safe_load(settings)).steps > 0
 
 

@@ -1,4 +1,4 @@
-"""The model in the package, on the photo in the repository."""
+"""The model in the package, on the image in the repository."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 import masklet
 
 ROOT = Path(__file__).parent.parent
-TRUCK = ROOT / "examples/photos/truck.jpg"
+TRUCK = ROOT / "examples/images/truck.jpg"
 CLICK, BOX = (410, 315), (40, 130, 862, 440)
 
 
@@ -33,16 +33,16 @@ def test_it_is_small_enough_to_come_along(sam):
 
 @pytest.mark.parametrize("resolution", [None, 512, (768, 1024), 1536], ids=str)
 def test_the_network_runs_at_any_size(sam, resolution):
-    photo = sam.image(TRUCK, resolution=resolution)
+    encoded = sam.image(TRUCK, resolution=resolution)
     side = resolution or sam.model.config.image_size
     height, width = (side, side) if isinstance(side, int) else side
-    assert photo.input_hw == (height, width)
-    assert photo.embeddings[2].shape[-2:] == (height // 16, width // 16)
-    mask = photo.predict(box=BOX)
+    assert encoded.input_hw == (height, width)
+    assert encoded.embeddings[2].shape[-2:] == (height // 16, width // 16)
+    mask = encoded.predict(box=BOX)
     assert mask.logits.shape == (1, height // 4, width // 4)
     assert mask.masks.shape == (1, 600, 900)
     assert np.isfinite(mask.logits).all()
-    assert 0 <= mask.scores[0] <= 1
+    assert 0 <= mask.iou_scores[0] <= 1
     np.testing.assert_array_equal(sam.image(TRUCK, resolution=resolution).predict(box=BOX).logits, mask.logits)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from masklet.errors import CheckpointError, ConfigError, PictureError, PromptError
+from masklet.errors import CheckpointError, ConfigError, ImageError, PromptError
 from masklet.processing import IMAGE_MEAN, IMAGE_STD, Sam2ImageProcessor, Sam2Processor
 
 
@@ -72,7 +72,7 @@ def test_masks_against_transformers(golden):
     assert (masks[0].numpy() == expected).mean() >= 0.9999
 
 
-# Pictures
+# Images
 
 
 def test_pixels_are_normalised():
@@ -84,15 +84,15 @@ def test_pixels_are_normalised():
         torch.testing.assert_close(pixels[1, channel], torch.full((32, 32), -mean / std))
 
 
-def test_a_picture_of_the_right_size_keeps_its_pixels(picture):
-    enlarged = np.kron(picture, np.ones((2, 2, 1), np.uint8))[:64, :96]
+def test_an_image_of_the_right_size_keeps_its_pixels(image):
+    enlarged = np.kron(image, np.ones((2, 2, 1), np.uint8))[:64, :96]
     pixels = Sam2ImageProcessor((64, 96))(enlarged)["pixel_values"][0]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     back = ((pixels * std + mean) * 255).permute(1, 2, 0)
     np.testing.assert_allclose(back, enlarged, atol=1e-3)
 
 
-def test_what_comes_back_of_pictures():
+def test_what_comes_back_of_images():
     inputs = Sam2ImageProcessor((64, 96))(Image.new("L", (20, 10)))
     assert inputs.keys() == {"pixel_values", "original_sizes", "reshaped_input_sizes"}
     assert inputs["pixel_values"].shape == (1, 3, 64, 96)
@@ -100,7 +100,7 @@ def test_what_comes_back_of_pictures():
     assert inputs["reshaped_input_sizes"].tolist() == [[64, 96]]
 
 
-def test_a_picture_of_one_pixel_is_a_picture(processor):
+def test_an_image_of_one_pixel_is_an_image(processor):
     inputs = processor(image_of(1, 1, 7), input_points=[[[[0, 1]]]], input_boxes=[[[0, 0, 1, 1]]])
     assert inputs["pixel_values"].std((2, 3)).max() < 1e-6
     assert inputs["input_points"].tolist() == [[[[0, 64]]]]
@@ -130,15 +130,15 @@ def truncated_jpeg():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "an empty list of images: expected at least one picture"),
-        (None, "expected a picture: a path, a binary file, a PIL image, a numpy array or a torch tensor, not NoneType"),
-        (truncated_jpeg(), "is truncated: the file ends before the picture does"),
-        (np.zeros((2, 10, 10, 3), np.uint8), "one picture at a time"),
-        ("no/such.jpg", "there is no picture at no/such.jpg"),
+        ([], "an empty list of images: expected at least one image"),
+        (None, "expected an image: a path, a binary file, a PIL image, a numpy array or a torch tensor, not NoneType"),
+        (truncated_jpeg(), "is truncated: the file ends before the image does"),
+        (np.zeros((2, 10, 10, 3), np.uint8), "one image at a time"),
+        ("no/such.jpg", "there is no image at no/such.jpg"),
     ],
 )
-def test_what_is_no_picture_is_refused(images, message):
-    with pytest.raises(PictureError) as caught:
+def test_what_is_no_image_is_refused(images, message):
+    with pytest.raises(ImageError) as caught:
         Sam2ImageProcessor(64)(images)
     assert message in str(caught.value)
 
@@ -146,7 +146,7 @@ def test_what_is_no_picture_is_refused(images, message):
 def test_a_decompression_bomb_is_refused(monkeypatch, tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(PictureError, match=r"would unpack to more pixels than Pillow's limit of 1000"):
+    with pytest.raises(ImageError, match=r"would unpack to more pixels than Pillow's limit of 1000"):
         Sam2ImageProcessor(64)(tmp_path / "bomb.png")
 
 
@@ -194,8 +194,8 @@ def test_maps_keep_large_numbers_and_may_differ_in_size(processor):
         ),
     ],
 )
-def test_maps_that_fit_no_picture_are_refused(processor, maps, message):
-    with pytest.raises(PictureError) as caught:
+def test_maps_that_fit_no_image_are_refused(processor, maps, message):
+    with pytest.raises(ImageError) as caught:
         processor(image_of(4, 4), segmentation_maps=maps)
     assert str(caught.value) == message
 
@@ -203,7 +203,7 @@ def test_maps_that_fit_no_picture_are_refused(processor, maps, message):
 # Prompts
 
 
-def test_prompts_move_with_their_own_picture(processor):
+def test_prompts_move_with_their_own_image(processor):
     inputs = processor(
         [image_of(100, 50), image_of(10, 200)],
         input_points=[[[[25, 50]]], [[[100, 5]], [[200, 10]]]],
@@ -219,7 +219,7 @@ def test_a_box_that_reaches_to_minus_ten_is_no_padding(processor):
     assert boxes.tolist() == [[[-20, -20, 20, 20], [0, -20, 20, 20]]]
 
 
-def test_encoded_pictures_need_only_their_sizes(processor):
+def test_encoded_images_need_only_their_sizes(processor):
     prompts = {"input_points": [[[[40, 24]]]], "input_boxes": [[[0, 0, 40, 24]]]}
     with_image = processor(image_of(48, 80), **prompts)
     for sizes in ([[48, 80]], torch.tensor([[48, 80]]), np.array([[48, 80]]), [(48, 80)]):
@@ -262,10 +262,10 @@ def test_prompts_that_make_no_sense_are_refused(processor, prompts, message):
     assert str(caught.value) == message
 
 
-def test_without_a_picture_there_is_nothing_to_do(processor):
-    with pytest.raises(PictureError) as caught:
+def test_without_an_image_there_is_nothing_to_do(processor):
+    with pytest.raises(ImageError) as caught:
         processor(input_points=[[[[1, 2]]]])
-    assert str(caught.value) == "expected images, or original_sizes for pictures that are encoded already"
+    assert str(caught.value) == "expected images, or original_sizes for images that are encoded already"
 
 
 # Masks
@@ -276,7 +276,7 @@ def test_without_a_picture_there_is_nothing_to_do(processor):
     objects=st.integers(1, 3),
     masks=st.integers(1, 3),
 )
-def test_every_picture_gets_masks_of_its_own_size(sizes, objects, masks):
+def test_every_image_gets_masks_of_its_own_size(sizes, objects, masks):
     logits = torch.randn(len(sizes), objects, masks, 8, 8)
     post_processed = Sam2ImageProcessor(32).post_process_masks(logits, torch.tensor(sizes))
     for size, mask, low_res in zip(sizes, post_processed, logits, strict=True):

@@ -55,7 +55,7 @@ def test_each_axis_has_its_own_scale():
     assert moved.tolist() == [[0, 0], [96, 0], [0, 64], [48, 32]]
 
 
-# Prompts of one picture
+# Prompts of one image
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def read_mask(mask, size_hw=SIZE_HW):
 
 @pytest.fixture
 def block():
-    """A plain mask of the picture's size."""
+    """A plain mask of the image's size."""
     mask = np.zeros(SIZE_HW, bool)
     mask[12:36, 20:60] = True
     return mask
@@ -324,7 +324,7 @@ def test_a_plain_mask_brings_its_box_unless_one_is_given(block):
     torch.testing.assert_close(prompts.points[0, 0], torch.tensor([[0.0, 0.0], [96.0, 64.0]]))
 
 
-def test_a_mask_that_fills_the_picture_is_a_mask():
+def test_a_mask_that_fills_the_image_is_a_mask():
     logits, boxes = read_mask(np.ones(SIZE_HW, np.uint8) * 255)
     assert boxes == [[0, 0, 80, 48]]
     torch.testing.assert_close(logits, torch.full((1, 16, 24), MASK_PROMPT_LOGIT))
@@ -339,7 +339,7 @@ def test_where_both_sizes_agree_floats_are_logits_and_the_rest_is_plain():
 
 
 SIZES = (
-    "expected the picture's size (48, 80) (rows, columns) for a plain mask, or (16, 24) of floats for logits of an "
+    "expected the image's size (48, 80) (rows, columns) for a plain mask, or (16, 24) of floats for logits of an "
     "earlier prediction, with one more axis in front for several objects"
 )
 
@@ -365,12 +365,12 @@ SIZES = (
         ),
         (
             np.arange(48 * 80).reshape(48, 80),
-            "mask of the picture's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
+            "mask of the image's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
             "logits of size (16, 24)",
         ),
         (
             -np.eye(48, 80),
-            "mask of the picture's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
+            "mask of the image's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
             "logits of size (16, 24)",
         ),
         (np.zeros((48, 80), bool), "mask 0 is empty: expected at least one pixel of the object"),
@@ -394,36 +394,36 @@ def test_masks_that_fit_nothing_are_refused(mask, message):
     assert refusal_of(mask=mask) == message
 
 
-# Batches of pictures
+# Batches of images
 
 coordinates = st.tuples(st.integers(0, 80), st.integers(0, 48)).map(list)
 objects = st.lists(coordinates, min_size=1, max_size=4)
-pictures = st.lists(st.lists(objects, min_size=1, max_size=3), min_size=1, max_size=3)
+images = st.lists(st.lists(objects, min_size=1, max_size=3), min_size=1, max_size=3)
 
 
-@given(batch=pictures, data=st.data())
+@given(batch=images, data=st.data())
 def test_padded_points_hold_what_was_given_and_nothing_else(batch, data):
-    labels = [[[data.draw(st.sampled_from([0, 1])) for _ in row] for row in picture] for picture in batch]
+    labels = [[[data.draw(st.sampled_from([0, 1])) for _ in row] for row in image] for image in batch]
     points, out_labels = pad_points(batch, labels, [SIZE_HW] * len(batch))
     assert points.dtype == np.float32
     assert out_labels.dtype == np.int64
     assert points.shape == (
         len(batch),
         max(map(len, batch)),
-        max(len(row) for picture in batch for row in picture),
+        max(len(row) for image in batch for row in image),
         2,
     )
     assert out_labels.shape == points.shape[:3]
-    for p, picture in enumerate(batch):
-        for o, row in enumerate(picture):
+    for p, image in enumerate(batch):
+        for o, row in enumerate(image):
             assert points[p, o, : len(row)].tolist() == row
             assert out_labels[p, o, : len(row)].tolist() == labels[p][o]
     is_padding = out_labels == -10
     assert (points[is_padding] == -10).all()
-    assert (~is_padding).sum() == sum(len(row) for picture in batch for row in picture)
+    assert (~is_padding).sum() == sum(len(row) for image in batch for row in image)
 
 
-@given(batch=pictures)
+@given(batch=images)
 def test_without_labels_all_points_are_foreground(batch):
     _, labels = pad_points(batch, None, [SIZE_HW] * len(batch))
     assert set(np.unique(labels)) <= {1, -10}
@@ -437,7 +437,7 @@ def test_three_levels_are_one_object_an_image(batch):
         np.testing.assert_array_equal(a, b)
 
 
-@given(batch=pictures)
+@given(batch=images)
 def test_padding_a_padded_batch_changes_nothing(batch):
     sizes = [SIZE_HW] * len(batch)
     points, labels = pad_points(batch, None, sizes)
@@ -456,9 +456,9 @@ def test_padded_boxes_hold_what_was_given_and_nothing_else(batch):
     boxes = pad_boxes(batch, [SIZE_HW] * len(batch))
     assert boxes.dtype == np.float32
     assert boxes.shape == (len(batch), max(map(len, batch)), 4)
-    for p, picture in enumerate(batch):
-        assert boxes[p, : len(picture)].tolist() == picture
-        assert (boxes[p, len(picture) :] == -10).all()
+    for p, image in enumerate(batch):
+        assert boxes[p, : len(image)].tolist() == image
+        assert (boxes[p, len(image) :] == -10).all()
 
 
 @pytest.mark.parametrize(

@@ -6,44 +6,44 @@ import torch
 from PIL import Image
 
 import masklet
-from masklet.errors import ConfigError, DeviceError, PictureError
+from masklet.errors import ConfigError, DeviceError, ImageError
 from masklet.segmenter import find_device, load
 
 
-def test_a_folder_becomes_a_segmenter(tiny_folder, tiny_model, picture):
+def test_a_folder_becomes_a_segmenter(tiny_folder, tiny_model, image):
     for name in (tiny_folder, str(tiny_folder)):
         sam = masklet.load(name)
         assert sam.model.dtype == torch.float32
         assert not sam.model.training
-        assert sam.image(picture).predict([(30, 20)]).masks.shape == (3, 48, 80)
+        assert sam.image(image).predict([(30, 20)]).masks.shape == (3, 48, 80)
 
 
-def test_every_source_of_a_picture_gives_the_same_masks(sam, picture, tmp_path):
-    image = Image.fromarray(picture)
-    image.save(tmp_path / "picture.png")
+def test_every_source_of_an_image_gives_the_same_masks(sam, image, tmp_path):
+    pil_image = Image.fromarray(image)
+    pil_image.save(tmp_path / "image.png")
     file = io.BytesIO()
-    image.save(file, "PNG")
-    expected = sam.image(picture).predict([(30, 20)])
+    pil_image.save(file, "PNG")
+    expected = sam.image(image).predict([(30, 20)])
     for source in (
-        tmp_path / "picture.png",
-        str(tmp_path / "picture.png"),
+        tmp_path / "image.png",
+        str(tmp_path / "image.png"),
         file,
-        image,
-        torch.tensor(picture).permute(2, 0, 1),
+        pil_image,
+        torch.tensor(image).permute(2, 0, 1),
     ):
         masks = sam.image(source).predict([(30, 20)])
         np.testing.assert_array_equal(masks.logits, expected.logits)
-        np.testing.assert_array_equal(masks.picture, picture)
+        np.testing.assert_array_equal(masks.image, image)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_run_and_agree(tiny_folder, picture, dtype):
+def test_other_precisions_run_and_agree(tiny_folder, image, dtype):
     sam = load(tiny_folder, dtype=dtype)
     assert sam.model.dtype == dtype
-    photo, exact = sam.image(picture), load(tiny_folder).image(picture)
+    encoded, exact = sam.image(image), load(tiny_folder).image(image)
     for prompt in ({"points": [(30, 20)]}, {"box": (20, 10, 50, 30)}, {"mask": np.eye(48, 80, dtype=bool)}):
-        masks, expected = photo.predict(**prompt), exact.predict(**prompt)
-        assert masks.logits.dtype == masks.scores.dtype == np.float32
+        masks, expected = encoded.predict(**prompt), exact.predict(**prompt)
+        assert masks.logits.dtype == masks.iou_scores.dtype == np.float32
         error = np.linalg.norm(masks.logits - expected.logits) / np.linalg.norm(expected.logits)
         assert error < {torch.float16: 0.05, torch.bfloat16: 0.3, torch.float64: 1e-4}[dtype]
 
@@ -55,10 +55,10 @@ def test_a_dtype_that_is_none_is_refused(tiny_folder, dtype):
     assert str(caught.value) == f"dtype is {dtype!r}: expected 'auto' or a floating-point torch.dtype"
 
 
-def test_loading_is_free_of_state(tiny_folder, picture):
+def test_loading_is_free_of_state(tiny_folder, image):
     random_before, threads = torch.get_rng_state(), torch.get_num_threads()
     sam = load(tiny_folder)
-    sam.image(picture).predict([(30, 20)])
+    sam.image(image).predict([(30, 20)])
     assert torch.equal(torch.get_rng_state(), random_before)
     assert torch.get_num_threads() == threads
     assert torch.is_grad_enabled()
@@ -113,9 +113,9 @@ def test_the_device_is_looked_at_before_the_weights_are_fetched():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_graphics_card_draws_the_same_masks(tiny_folder, picture, photo):
-    masks = load(tiny_folder, device="cuda").image(picture).predict([(30, 20)])
-    expected = photo.predict([(30, 20)])
+def test_a_graphics_card_draws_the_same_masks(tiny_folder, image, encoded):
+    masks = load(tiny_folder, device="cuda").image(image).predict([(30, 20)])
+    expected = encoded.predict([(30, 20)])
     np.testing.assert_allclose(masks.logits, expected.logits, rtol=1e-2, atol=1e-2 * np.abs(expected.logits).max())
 
 
@@ -123,9 +123,9 @@ def test_a_graphics_card_draws_the_same_masks(tiny_folder, picture, photo):
 
 
 @pytest.mark.parametrize("resolution", [0, 100, (64, 100), 64.0, "64"])
-def test_a_resolution_that_does_not_fit_is_refused(sam, picture, resolution):
+def test_a_resolution_that_does_not_fit_is_refused(sam, image, resolution):
     with pytest.raises(ConfigError) as caught:
-        sam.image(picture, resolution=resolution)
+        sam.image(image, resolution=resolution)
     assert str(caught.value) == (
         f"input size {resolution!r} does not fit the network: expected a multiple of 32 for the height and for the "
         "width"
@@ -133,6 +133,6 @@ def test_a_resolution_that_does_not_fit_is_refused(sam, picture, resolution):
 
 
 @pytest.mark.parametrize("source", [None, b"bytes", "missing.jpg", np.zeros((0, 5, 3), np.uint8), [[1, 2], [3, 4]]])
-def test_what_is_no_picture_is_refused(sam, source):
-    with pytest.raises(PictureError):
+def test_what_is_no_image_is_refused(sam, source):
+    with pytest.raises(ImageError):
         sam.image(source)

@@ -1,4 +1,4 @@
-"""SAM 2 for photos and films: a click, a box or a rough mask gives the object's mask.
+"""SAM 2 for images and videos: a click, a box or a rough mask gives the object's mask.
 
 Names are loaded on first use, so that ``import masklet`` alone is instant and needs no torch.
 """
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from masklet.errors import ConfigError as ConfigError
     from masklet.errors import DataError as DataError
     from masklet.errors import DeviceError as DeviceError
-    from masklet.errors import FilmError as FilmError
+    from masklet.errors import ImageError as ImageError
     from masklet.errors import MaskletError as MaskletError
-    from masklet.errors import PictureError as PictureError
     from masklet.errors import PromptError as PromptError
     from masklet.errors import SessionError as SessionError
     from masklet.errors import SpoolError as SpoolError
     from masklet.errors import TrainingError as TrainingError
-    from masklet.image import Photo as Photo
+    from masklet.errors import VideoError as VideoError
+    from masklet.image import EncodedImage as EncodedImage
     from masklet.model.sam2 import Sam2Model as Sam2Model
     from masklet.processing import Sam2ImageProcessor as Sam2ImageProcessor
     from masklet.processing import Sam2Processor as Sam2Processor
     from masklet.results import Masks as Masks
     from masklet.segmenter import Segmenter as Segmenter
     from masklet.segmenter import load as load
-    from masklet.video.session import Session as Session
-    from masklet.video.stream import Stream as Stream
+    from masklet.video.session import VideoSession as VideoSession
+    from masklet.video.stream import VideoStream as VideoStream
     from masklet.video.tracks import FrameResult as FrameResult
 
 _HOMES = {
@@ -51,21 +51,21 @@ _HOMES = {
         "ConfigError",
         "DataError",
         "DeviceError",
-        "FilmError",
+        "VideoError",
         "MaskletError",
-        "PictureError",
+        "ImageError",
         "PromptError",
         "SessionError",
         "SpoolError",
         "TrainingError",
     ),
-    "image": ("Photo",),
+    "image": ("EncodedImage",),
     "model.sam2": ("Sam2Model",),
     "processing": ("Sam2ImageProcessor", "Sam2Processor"),
     "results": ("Masks",),
     "segmenter": ("Segmenter", "load"),
-    "video.session": ("Session",),
-    "video.stream": ("Stream",),
+    "video.session": ("VideoSession",),
+    "video.stream": ("VideoStream",),
     "video.tracks": ("FrameResult",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -12,6 +12,9 @@ from typing import Any
 
 from masklet.errors import ConfigError
 
+SizeHW = tuple[int, int]
+"""(height, width) in pixels."""
+
 STRIDES = (4, 8, 16)
 """Pixels per cell of the maps that leave the image encoder, finest first."""
 
@@ -145,7 +148,7 @@ class Sam2Config:
     is_v2_1: bool = True
     """SAM 2.1's two additions: an embedding for occluded objects, and positions in time for object pointers."""
     has_memory: bool = True
-    """Whether it can follow objects through films; checkpoints of the image half alone exist."""
+    """Whether it can follow objects through videos; checkpoints of the image half alone exist."""
     image_encoder: Sam2ImageEncoderConfig = field(default_factory=Sam2ImageEncoderConfig)
     prompt_encoder: Sam2PromptEncoderConfig = field(default_factory=Sam2PromptEncoderConfig)
     mask_decoder: Sam2MaskDecoderConfig = field(default_factory=Sam2MaskDecoderConfig)

@@ -6,15 +6,15 @@ class MaskletError(Exception):
 
 
 class PromptError(MaskletError, ValueError):
-    """Points, boxes or masks that make no sense for the picture."""
+    """Points, boxes or masks that make no sense for the image."""
 
 
-class PictureError(MaskletError, ValueError):
-    """Something that cannot be read as a picture."""
+class ImageError(MaskletError, ValueError):
+    """Something that cannot be read as an image."""
 
 
-class FilmError(MaskletError, ValueError):
-    """Something that cannot be read, or written, as a film."""
+class VideoError(MaskletError, ValueError):
+    """Something that cannot be read, or written, as a video."""
 
 
 class ConfigError(MaskletError, ValueError):

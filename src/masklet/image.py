@@ -1,4 +1,4 @@
-"""One picture: encode once, prompt often."""
+"""One image: encode once, prompt often."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from masklet.config import STRIDES
+from masklet.atomic import replacing
+from masklet.config import STRIDES, SizeHW
 from masklet.errors import CheckpointError, PromptError
-from masklet.files import replacing
 from masklet.masks import clean_masks, upscale_logits
 from masklet.model.fingerprint import fingerprint
 from masklet.model.sam2 import Sam2Model
-from masklet.painting import notebook_html, notebook_png
 from masklet.processing import Sam2ImageProcessor
-from masklet.prompts import Prompts, SizeHW, read_prompts
+from masklet.prompts import Prompts, read_prompts
 from masklet.results import Masks
+from masklet.results.visualisation import notebook_html, notebook_png
 
 OBJECTS_AT_ONCE = 32
 """Objects decoded together: enough to fill a processor, few enough that their full-size masks fit in memory."""
 
-FORMAT = "masklet-photo-1"
+FORMAT = "masklet-encoded-image-1"
 
 
 @dataclass(frozen=True, eq=False)
-class Photo:
-    """An encoded picture. It is a value: prompting it changes nothing, and threads may share it."""
+class EncodedImage:
+    """An encoded image. It is a value: prompting it changes nothing, and threads may share it."""
 
     model: Sam2Model
     embeddings: list[Tensor]  # as Sam2Model.get_image_embeddings returns them, batch 1
-    size_hw: SizeHW  # of the original picture
-    picture: np.ndarray | None  # (height, width, 3) uint8; None for a photo that was opened from a file
+    size_hw: SizeHW  # of the original image
+    image: np.ndarray | None  # (height, width, 3) uint8; None for an image that was opened from a file
 
     def __post_init__(self) -> None:
-        if self.picture is not None:
-            frozen = self.picture.view()  # the caller's own array stays as writable as it was
+        if self.image is not None:
+            frozen = self.image.view()  # the caller's own array stays as writable as it was
             frozen.flags.writeable = False
-            object.__setattr__(self, "picture", frozen)
+            object.__setattr__(self, "image", frozen)
 
     @property
     def input_hw(self) -> SizeHW:
@@ -53,21 +53,21 @@ class Photo:
 
     def __repr__(self) -> str:
         height, width = self.size_hw
-        return f"Photo({width}×{height}, encoded at {self.input_hw[1]}×{self.input_hw[0]})"
+        return f"EncodedImage({width}×{height}, encoded at {self.input_hw[1]}×{self.input_hw[0]})"
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: the picture, if it was kept."""
-        return None if self.picture is None else notebook_png(Image.fromarray(self.picture))
+        """What a notebook shows: the image, if it was kept."""
+        return None if self.image is None else notebook_png(Image.fromarray(self.image))
 
     def _repr_html_(self) -> str:
         return notebook_html(self._repr_png_(), repr(self))
 
     @classmethod
-    def encode(cls, model: Sam2Model, picture: np.ndarray, processor: Sam2ImageProcessor) -> Photo:
+    def encode(cls, model: Sam2Model, image: np.ndarray, processor: Sam2ImageProcessor) -> EncodedImage:
         """Run the image encoder on (height, width, 3) uint8 RGB."""
         with torch.inference_mode():
-            embeddings = model.get_image_embeddings(processor.pixel_values(picture).to(model.device))
-        return cls(model, embeddings, (picture.shape[0], picture.shape[1]), picture)
+            embeddings = model.get_image_embeddings(processor.pixel_values(image).to(model.device))
+        return cls(model, embeddings, (image.shape[0], image.shape[1]), image)
 
     def predict(
         self,
@@ -83,7 +83,7 @@ class Photo:
     ) -> Masks:
         """Masks of the prompted objects.
 
-        Coordinates are pixels of the original picture, x right and y down.
+        Coordinates are pixels of the original image, x right and y down.
 
         Args:
             points: [(x, y), …] on one object, or one such list for each object; (x, y, 0) is a point beside it.
@@ -91,7 +91,7 @@ class Photo:
             box: (x0, y0, x1, y1) around one object.
             boxes: One box for each object.
             mask: A rough mask to improve, one for each object: the ``logits`` of an earlier result, or a plain mask of
-                the picture's size.
+                the image's size.
             multimask: Three candidates for each object (whole, part, subpart) instead of one mask. If None: for a
                 single click alone, which may mean any of them.
             fill_holes: Fill holes of fewer pixels.
@@ -128,13 +128,13 @@ class Photo:
             low_res = decoded.logits[0].float()  # (objects, masks, h, w)
             masks.append((upscale_logits(low_res, self.size_hw) > 0).flatten(0, 1).cpu().numpy())
             logits.append(low_res.flatten(0, 1).cpu().numpy())
-            scores.append(decoded.ious[0].float().flatten().cpu().numpy())
+            scores.append(decoded.iou_scores[0].float().flatten().cpu().numpy())
         cleaned = clean_masks(np.concatenate(masks), fill_holes=fill_holes, remove_islands=remove_islands)
         objects = np.repeat(np.arange(len(prompts)), len(cleaned) // len(prompts))
-        return Masks(cleaned, np.concatenate(logits), np.concatenate(scores), objects, self.picture)
+        return Masks(cleaned, np.concatenate(logits), np.concatenate(scores), objects, self.image)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Keep the encoded photo as a safetensors file, to be opened by ``Segmenter.open`` of the same model.
+        """Keep the encoded image as a safetensors file, to be opened by ``Segmenter.open`` of the same model.
 
         Raises:
             CheckpointError: It cannot be written; an older file there is as it was.
@@ -150,10 +150,10 @@ class Photo:
             with replacing(path) as unfinished:
                 save_file(tensors, unfinished, metadata=metadata)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot save the photo to {path}: {error}") from error
+            raise CheckpointError(f"cannot save the image to {path}: {error}") from error
 
     @classmethod
-    def open(cls, model: Sam2Model, path: str | os.PathLike[str]) -> Photo:
+    def open(cls, model: Sam2Model, path: str | os.PathLike[str]) -> EncodedImage:
         """Open what ``save`` wrote; nothing is encoded again.
 
         Raises:
@@ -163,16 +163,16 @@ class Photo:
             with safe_open(path, framework="pt", device=str(model.device)) as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise CheckpointError(f"{path} is a safetensors file, but not an encoded photo (Photo.save)")
+                    raise CheckpointError(f"{path} is a safetensors file, but not an encoded image (EncodedImage.save)")
                 tensors = [file.get_tensor(f"embeddings.{index}") for index in range(len(STRIDES))]
         except (OSError, SafetensorError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"cannot open {path} as an encoded photo: {error}") from error
+            raise CheckpointError(f"cannot open {path} as an encoded image: {error}") from error
         if metadata["encoder"] != encoder_fingerprint(model):
             raise CheckpointError(
                 f"{path} was encoded by another model: expected the one that is loaded. Load that model, or encode the "
-                "picture again"
+                "image again"
             )
         embeddings = [t.to(model.dtype) for t in tensors]
         return cls(model, embeddings, (int(metadata["height"]), int(metadata["width"])), None)

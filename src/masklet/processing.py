@@ -1,4 +1,4 @@
-"""Pictures and prompts -> tensors, and logits -> masks of the original size.
+"""Images and prompts -> tensors, and logits -> masks of the original size.
 
 The two classes take and return what transformers' classes of the same names do.
 """
@@ -17,12 +17,12 @@ from torch import Tensor
 from typing_extensions import Self
 
 from masklet import checkpoints
-from masklet.config import SIDE_MULTIPLE, STRIDES
-from masklet.errors import ConfigError, PictureError, PromptError
+from masklet.config import SIDE_MULTIPLE, STRIDES, SizeHW
+from masklet.errors import ConfigError, ImageError, PromptError
+from masklet.images.reading import read_image
 from masklet.masks import clean_masks, upscale_logits
 from masklet.model.prompt_encoder import PADDING
-from masklet.pictures import read_picture
-from masklet.prompts import SizeHW, pad_boxes, pad_points, to_model_pixels
+from masklet.prompts import pad_boxes, pad_points, to_model_pixels
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -38,7 +38,7 @@ class ModelInputs(dict[str, Tensor]):
 
 
 class Sam2ImageProcessor:
-    """Pictures to the network's input, and its logits back to masks.
+    """Images to the network's input, and its logits back to masks.
 
     Args:
         size: Of the network's input: (height, width), or one side of a square; multiples of 32.
@@ -62,11 +62,11 @@ class Sam2ImageProcessor:
         return cls(checkpoints.read_input_hw(name_or_path, revision=revision, token=token))
 
     def __call__(self, images: Any, segmentation_maps: Any = None, *, return_tensors: str = "pt") -> ModelInputs:
-        """Prepare pictures.
+        """Prepare images.
 
         Args:
-            images: One picture or a list of them: whatever ``read_picture`` reads.
-            segmentation_maps: One map (height, width) of whole numbers for each picture.
+            images: One image or a list of them: whatever ``read_image`` reads.
+            segmentation_maps: One map (height, width) of whole numbers for each image.
             return_tensors: Only ``"pt"``.
 
         Returns:
@@ -75,31 +75,31 @@ class Sam2ImageProcessor:
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors is {return_tensors!r}: expected 'pt', PyTorch tensors")
-        pictures = [read_picture(image) for image in (images if isinstance(images, list | tuple) else [images])]
-        if not pictures:
-            raise PictureError("an empty list of images: expected at least one picture")
+        images = [read_image(image) for image in (images if isinstance(images, list | tuple) else [images])]
+        if not images:
+            raise ImageError("an empty list of images: expected at least one image")
         inputs = ModelInputs(
-            pixel_values=torch.cat([self.pixel_values(picture) for picture in pictures]),
-            original_sizes=torch.tensor([picture.shape[:2] for picture in pictures]),
-            reshaped_input_sizes=torch.tensor([self.input_hw] * len(pictures)),
+            pixel_values=torch.cat([self.pixel_values(image) for image in images]),
+            original_sizes=torch.tensor([image.shape[:2] for image in images]),
+            reshaped_input_sizes=torch.tensor([self.input_hw] * len(images)),
         )
         if segmentation_maps is not None:
-            inputs["labels"] = self.resize_maps(segmentation_maps, count=len(pictures))
+            inputs["labels"] = self.resize_maps(segmentation_maps, count=len(images))
         return inputs
 
-    def pixel_values(self, picture: np.ndarray) -> Tensor:
+    def pixel_values(self, image: np.ndarray) -> Tensor:
         """(height, width, 3) uint8 RGB to (1, 3, *input_hw), normalised.
 
-        The picture is stretched, bilinear with antialias, in float32 as Meta's image predictor does it; transformers
+        The image is stretched, bilinear with antialias, in float32 as Meta's image predictor does it; transformers
         rounds to 8 bits in between, which differs by half a step at most.
         """
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
         return self._normalise(F.interpolate(pixels, size=self.input_hw, mode="bilinear", antialias=True))
 
-    def frame_values(self, picture: np.ndarray) -> Tensor:
-        """As ``pixel_values`` for a film's frame, which Meta's loader stretches by Pillow: bicubic, 8 bits."""
+    def frame_values(self, image: np.ndarray) -> Tensor:
+        """As ``pixel_values`` for a video's frame, which Meta's loader stretches by Pillow: bicubic, 8 bits."""
         height, width = self.input_hw
-        resized = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+        resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
         return self._normalise(torch.from_numpy(resized).permute(2, 0, 1)[None].float())
 
     def _normalise(self, pixels: Tensor) -> Tensor:
@@ -110,9 +110,9 @@ class Sam2ImageProcessor:
         """Segmentation maps to (batch, height / 4, width / 4) int64, nearest, so that no new value arises."""
         arrays = [np.asarray(m) for m in (maps if isinstance(maps, list | tuple) else [maps])]
         if len(arrays) != count:
-            raise PictureError(f"{len(arrays)} segmentation maps came with {count} images: expected one for each")
+            raise ImageError(f"{len(arrays)} segmentation maps came with {count} images: expected one for each")
         if bad := [a for a in arrays if a.ndim != 2 or a.dtype.kind not in "iub" or 0 in a.shape]:
-            raise PictureError(
+            raise ImageError(
                 f"a segmentation map has shape {bad[0].shape} of {bad[0].dtype}: expected (height, width) whole numbers"
             )
         size = (self.input_hw[0] // STRIDES[0], self.input_hw[1] // STRIDES[0])
@@ -129,12 +129,12 @@ class Sam2ImageProcessor:
         max_hole_area: int = 0,
         max_sprinkle_area: int = 0,
     ) -> list[Tensor]:
-        """Logits to masks of the original pictures' sizes.
+        """Logits to masks of the original images' sizes.
 
         Args:
             masks: (batch, objects, masks, h, w) logits, or a list of (objects, masks, h, w).
             original_sizes: (batch, 2) heights and widths.
-            reshaped_input_sizes: Accepted because SAM's processors take it; the picture fills the input, so it says
+            reshaped_input_sizes: Accepted because SAM's processors take it; the image fills the input, so it says
                 nothing here.
             mask_threshold: Logit above which a pixel is inside.
             binarize: False returns the upscaled logits.
@@ -142,7 +142,7 @@ class Sam2ImageProcessor:
             max_sprinkle_area: Islands below this many pixels are removed.
 
         Returns:
-            For each picture (objects, masks, height, width), bool.
+            For each image (objects, masks, height, width), bool.
         """
         sizes = [tuple(map(int, size)) for size in original_sizes]
         if len(masks) != len(sizes):
@@ -163,7 +163,7 @@ class Sam2ImageProcessor:
 
 
 class Sam2Processor:
-    """Pictures and prompts to the model's inputs."""
+    """Images and prompts to the model's inputs."""
 
     def __init__(self, image_processor: Sam2ImageProcessor) -> None:
         self.image_processor = image_processor
@@ -186,11 +186,11 @@ class Sam2Processor:
         *,
         return_tensors: str = "pt",
     ) -> ModelInputs:
-        """Prepare pictures and prompts; coordinates are pixels of the original pictures, x right and y down.
+        """Prepare images and prompts; coordinates are pixels of the original images, x right and y down.
 
         Args:
-            images: One picture or a list; None if they are encoded already, then ``original_sizes`` is needed.
-            segmentation_maps: One map (height, width) for each picture, returned as ``labels``.
+            images: One image or a list; None if they are encoded already, then ``original_sizes`` is needed.
+            segmentation_maps: One map (height, width) for each image, returned as ``labels``.
             input_points: [image][object][point] (x, y), or [image][point] (x, y) with one object an image.
             input_labels: Nested likewise: 1 foreground, 0 background. All foreground if None.
             input_boxes: [image][object] (x0, y0, x1, y1).
@@ -210,7 +210,7 @@ class Sam2Processor:
         elif original_sizes is not None:
             inputs = ModelInputs(original_sizes=torch.as_tensor(original_sizes))
         else:
-            raise PictureError("expected images, or original_sizes for pictures that are encoded already")
+            raise ImageError("expected images, or original_sizes for images that are encoded already")
         sizes_hw: list[SizeHW] = [(int(h), int(w)) for h, w in inputs["original_sizes"]]
         if input_labels is not None and input_points is None:
             raise PromptError("input_labels came without input_points: expected one label for each point")
@@ -226,7 +226,7 @@ class Sam2Processor:
         return inputs
 
     def _to_model_pixels(self, points: np.ndarray, is_padding: np.ndarray, sizes_hw: list[SizeHW]) -> Tensor:
-        """(batch, objects, points, 2), each picture by its own scale; padding stays padding."""
+        """(batch, objects, points, 2), each image by its own scale; padding stays padding."""
         original = torch.from_numpy(points)
         moved = torch.stack(
             [

@@ -1,7 +1,7 @@
 """Points, boxes and masks as people give them: checked, then in pixels of the network's input.
 
-Everywhere here coordinates are (x, y), x to the right and y down, in pixels of the original picture; sizes are
-(height, width). The picture is stretched to the network's input, so each axis has a scale of its own.
+Everywhere here coordinates are (x, y), x to the right and y down, in pixels of the original image; sizes are
+(height, width). The image is stretched to the network's input, so each axis has a scale of its own.
 """
 
 from __future__ import annotations
@@ -16,23 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masklet.config import STRIDES
+from masklet.config import STRIDES, SizeHW
 from masklet.errors import PromptError
 from masklet.model.prompt_encoder import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PADDING
-
-SizeHW = tuple[int, int]
 
 MASK_PROMPT_LOGIT = 10.0
 """How sure a plain binary mask is of its pixels. Between the certainty of fed-back logits and saturation."""
 
 
 def to_model_pixels(points_xy: Tensor, *, size_hw: SizeHW, input_hw: SizeHW) -> Tensor:
-    """(..., 2), pixels of the original picture, to pixels of the network's input."""
+    """(..., 2), pixels of the original image, to pixels of the network's input."""
     return points_xy * _scale_xy(size_hw, input_hw, points_xy)
 
 
 def from_model_pixels(points_xy: Tensor, *, size_hw: SizeHW, input_hw: SizeHW) -> Tensor:
-    """(..., 2), pixels of the network's input, to pixels of the original picture."""
+    """(..., 2), pixels of the network's input, to pixels of the original image."""
     return points_xy / _scale_xy(size_hw, input_hw, points_xy)
 
 
@@ -41,12 +39,12 @@ def _scale_xy(size_hw: SizeHW, input_hw: SizeHW, like: Tensor) -> Tensor:
     return torch.tensor(scale, dtype=like.dtype, device=like.device)
 
 
-# One picture's prompts, as ``Photo.predict`` takes them
+# One image's prompts, as ``EncodedImage.predict`` takes them
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of one picture, as the network takes them."""
+    """The prompts of one image, as the network takes them."""
 
     points: Tensor | None  # (1, objects, points, 2), x then y, pixels of the network's input
     labels: Tensor | None  # (1, objects, points): 0, 1, box corners 2 and 3, -10 padding
@@ -81,14 +79,14 @@ def read_prompts(
     size_hw: SizeHW,
     input_hw: SizeHW,
 ) -> Prompts:
-    """Check a picture's prompts and move them to pixels of the network's input.
+    """Check an image's prompts and move them to pixels of the network's input.
 
     Args:
         points: (points, 2) of one object or one such list for each object; a third number is a point's label.
         labels: As the points are nested: 1 foreground, 0 background. All foreground if None.
         boxes: (objects, 4), x0 y0 x1 y1.
-        mask: A mask for each object: logits of an earlier prediction, or a plain mask of the picture's size.
-        size_hw: Of the original picture.
+        mask: A mask for each object: logits of an earlier prediction, or a plain mask of the image's size.
+        size_hw: Of the original image.
         input_hw: Of the network's input.
 
     Raises:
@@ -137,7 +135,7 @@ def read_prompts(
 
 
 def check_point(point_xy: Sequence[float], size_hw: SizeHW) -> None:
-    """Raise a PromptError unless the point is on the picture, its edges included."""
+    """Raise a PromptError unless the point is on the image, its edges included."""
     x, y = point_xy
     height, width = size_hw
     if not (math.isfinite(x) and math.isfinite(y)):
@@ -150,7 +148,7 @@ def check_point(point_xy: Sequence[float], size_hw: SizeHW) -> None:
 
 
 def check_box(box_xyxy: Sequence[float], size_hw: SizeHW, index: int) -> None:
-    """Raise a PromptError unless the box has an area and touches the picture."""
+    """Raise a PromptError unless the box has an area and touches the image."""
     x0, y0, x1, y1 = box_xyxy
     height, width = size_hw
     shown = f"box {index} is ({', '.join(f'{value:g}' for value in box_xyxy)})"
@@ -211,8 +209,8 @@ def read_masks(mask: Any, *, size_hw: SizeHW, input_hw: SizeHW) -> tuple[Tensor,
 
     Args:
         mask: (h, w) or (objects, h, w). Floats of the network's mask size are logits; booleans, 0 and 1, or 0 and 255
-            of the picture's size are a plain mask.
-        size_hw: Of the original picture.
+            of the image's size are a plain mask.
+        size_hw: Of the original image.
         input_hw: Of the network's input.
 
     Returns:
@@ -225,7 +223,7 @@ def read_masks(mask: Any, *, size_hw: SizeHW, input_hw: SizeHW) -> tuple[Tensor,
     may_be_logits = is_float and shape_hw == logits_hw
     if values.ndim != 3 or len(values) == 0 or not (shape_hw == size_hw or may_be_logits):
         raise PromptError(
-            f"mask has shape {values.shape} of {values.dtype}: expected the picture's size {size_hw} (rows, columns) "
+            f"mask has shape {values.shape} of {values.dtype}: expected the image's size {size_hw} (rows, columns) "
             f"for a plain mask, or {logits_hw} of floats for logits of an earlier prediction, with one more axis in "
             "front for several objects"
         )
@@ -235,7 +233,7 @@ def read_masks(mask: Any, *, size_hw: SizeHW, input_hw: SizeHW) -> tuple[Tensor,
         return torch.from_numpy(values.astype(np.float32)), None
     if not ((values == 0) | (values == values.max())).all():
         raise PromptError(
-            "mask of the picture's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
+            "mask of the image's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
             f"logits of size {logits_hw}"
         )
     inside = torch.from_numpy(values > 0)
@@ -272,19 +270,19 @@ def _box_around(inside: Tensor) -> list[float]:
     return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
 
 
-# Batches of pictures, as ``Sam2Processor`` takes them
+# Batches of images, as ``Sam2Processor`` takes them
 
 
 def pad_points(points: Any, labels: Any, sizes_hw: Sequence[SizeHW]) -> tuple[np.ndarray, np.ndarray]:
-    """Nested points and labels of several pictures to arrays, ragged ends filled with -10.
+    """Nested points and labels of several images to arrays, ragged ends filled with -10.
 
     Args:
-        points: [picture][object][point] (x, y), or [picture][point] (x, y) with one object a picture.
+        points: [image][object][point] (x, y), or [image][point] (x, y) with one object an image.
         labels: Nested likewise: 1 foreground, 0 background, -10 padding. All foreground if None.
-        sizes_hw: Of the original pictures.
+        sizes_hw: Of the original images.
 
     Returns:
-        (pictures, objects, points, 2) float32 in original pixels, and (pictures, objects, points) int64.
+        (images, objects, points, 2) float32 in original pixels, and (images, objects, points) int64.
     """
     nested = _as_lists(points)
     depth = _depth(nested, "input_points")
@@ -300,27 +298,27 @@ def pad_points(points: Any, labels: Any, sizes_hw: Sequence[SizeHW]) -> tuple[np
             "labels nested as the points, without the last level (xy)"
         )
     if depth == 3:
-        nested = [[picture] for picture in nested]
-        label_lists = None if label_lists is None else [[picture] for picture in label_lists]
-    _check_pictures("input_points", nested, sizes_hw)
+        nested = [[image] for image in nested]
+        label_lists = None if label_lists is None else [[image] for image in label_lists]
+    _check_images("input_points", nested, sizes_hw)
     if label_lists is None:
-        label_lists = [[[FOREGROUND] * len(row) for row in picture] for picture in nested]
-    counts = [_counts(picture) for picture in nested]
-    if (label_counts := [_counts(picture) for picture in label_lists]) != counts:
+        label_lists = [[[FOREGROUND] * len(row) for row in image] for image in nested]
+    counts = [_counts(image) for image in nested]
+    if (label_counts := [_counts(image) for image in label_lists]) != counts:
         raise PromptError(
             f"input_labels hold {label_counts} labels for each image and object, input_points {counts} points: "
             "expected one label for each point"
         )
-    for picture, picture_labels, size_hw in zip(nested, label_lists, sizes_hw, strict=True):
-        for row, row_labels in zip(picture, picture_labels, strict=True):
+    for image, image_labels, size_hw in zip(nested, label_lists, sizes_hw, strict=True):
+        for row, row_labels in zip(image, image_labels, strict=True):
             for point, label in zip(row, row_labels, strict=True):
                 _check_labelled_point(point, label, size_hw)
-    objects = max(len(picture) for picture in nested)
-    longest = max(len(row) for picture in nested for row in picture)
+    objects = max(len(image) for image in nested)
+    longest = max(len(row) for image in nested for row in image)
     out_points = np.full((len(nested), objects, longest, 2), PADDING, dtype=np.float32)
     out_labels = np.full((len(nested), objects, longest), PADDING, dtype=np.int64)
-    for p, picture in enumerate(nested):
-        for o, row in enumerate(picture):
+    for p, image in enumerate(nested):
+        for o, row in enumerate(image):
             out_points[p, o, : len(row)] = row
             out_labels[p, o, : len(row)] = label_lists[p][o]
     return out_points, out_labels
@@ -336,14 +334,14 @@ def _check_labelled_point(point_xy: Sequence[float], label: float, size_hw: Size
 
 
 def pad_boxes(boxes: Any, sizes_hw: Sequence[SizeHW]) -> np.ndarray:
-    """[picture][box] (x0, y0, x1, y1) to (pictures, boxes, 4) float32 in original pixels, filled up with -10."""
+    """[image][box] (x0, y0, x1, y1) to (images, boxes, 4) float32 in original pixels, filled up with -10."""
     nested = _as_lists(boxes)
     if (depth := _depth(nested, "input_boxes")) != 3:
         raise PromptError(f"input_boxes are nested {depth} deep: expected 3 levels (image, box, x0 y0 x1 y1)")
-    _check_pictures("input_boxes", nested, sizes_hw)
+    _check_images("input_boxes", nested, sizes_hw)
     out = np.full((len(nested), max(map(len, nested)), 4), PADDING, dtype=np.float32)
-    for p, (picture, size_hw) in enumerate(zip(nested, sizes_hw, strict=True)):
-        for index, box in enumerate(picture):
+    for p, (image, size_hw) in enumerate(zip(nested, sizes_hw, strict=True)):
+        for index, box in enumerate(image):
             if len(box) != 4:
                 raise PromptError(f"box {index} has {len(box)} numbers: expected x0 y0 x1 y1")
             check_box(box, size_hw, index)
@@ -351,10 +349,10 @@ def pad_boxes(boxes: Any, sizes_hw: Sequence[SizeHW]) -> np.ndarray:
     return out
 
 
-def _check_pictures(name: str, nested: list[Any], sizes_hw: Sequence[SizeHW]) -> None:
+def _check_images(name: str, nested: list[Any], sizes_hw: Sequence[SizeHW]) -> None:
     if len(nested) != len(sizes_hw):
         raise PromptError(f"{name} are for {len(nested)} images, but {len(sizes_hw)} came")
-    if any(not picture for picture in nested):
+    if any(not image for image in nested):
         raise PromptError(f"{name} hold an empty list: expected at least one for each image")
 
 

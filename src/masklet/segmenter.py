@@ -10,19 +10,19 @@ from typing import Any, Literal, overload
 import torch
 
 from masklet import checkpoints
+from masklet.config import SizeHW
 from masklet.errors import ConfigError, DeviceError
-from masklet.everything import everything, everything_packed, read_options
-from masklet.image import Photo
+from masklet.everything.generator import everything, everything_packed, read_options
+from masklet.everything.tiles import everything_tiled
+from masklet.image import EncodedImage
+from masklet.images.reading import read_image
 from masklet.model.sam2 import Sam2Model
-from masklet.pictures import read_picture
 from masklet.processing import Sam2ImageProcessor
-from masklet.prompts import SizeHW
 from masklet.results import Masks
-from masklet.tiles import everything_tiled
-from masklet.video.frames import open_film
+from masklet.video.frames import open_video
 from masklet.video.memory import PaperPolicy
-from masklet.video.session import Session
-from masklet.video.stream import Stream
+from masklet.video.session import VideoSession
+from masklet.video.stream import VideoStream
 
 MAX_OBJECTS = 16
 """In one batch of the tracker."""
@@ -30,30 +30,30 @@ MAX_OBJECTS = 16
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A model and how its pictures are prepared. It holds no state: threads may share it."""
+    """A model and how its images are prepared. It holds no state: threads may share it."""
 
     model: Sam2Model
     image_processor: Sam2ImageProcessor
 
-    def image(self, picture: Any, *, resolution: int | SizeHW | None = None) -> Photo:
-        """Encode a picture, to be prompted as often as one likes.
+    def image(self, image: Any, *, resolution: int | SizeHW | None = None) -> EncodedImage:
+        """Encode an image, to be prompted as often as one likes.
 
         Args:
-            picture: A path, a binary file, a PIL image, an array (height, width[, 1, 3 or 4]) or a tensor
-                (3, height, width); see ``masklet.pictures.read_picture``.
+            image: A path, a binary file, a PIL image, an array (height, width[, 1, 3 or 4]) or a tensor
+                (3, height, width); see ``masklet.images.reading.read_image``.
             resolution: Input size of the network instead of the one it was trained at: a side or (height, width),
                 multiples of 32. Smaller is faster; larger shows smaller objects.
 
         Raises:
-            PictureError: It is no picture.
+            ImageError: It is no image.
             ConfigError: A resolution that does not fit.
         """
-        return Photo.encode(self.model, read_picture(picture), self._processor(resolution))
+        return EncodedImage.encode(self.model, read_image(image), self._processor(resolution))
 
     @overload
     def everything(
         self,
-        picture: Any,
+        image: Any,
         *,
         resolution: int | SizeHW | None = None,
         output: Literal["masks"] = "masks",
@@ -64,7 +64,7 @@ class Segmenter:
     @overload
     def everything(
         self,
-        picture: Any,
+        image: Any,
         *,
         resolution: int | SizeHW | None = None,
         output: Literal["rle"],
@@ -75,7 +75,7 @@ class Segmenter:
     @overload
     def everything(
         self,
-        picture: Any,
+        image: Any,
         *,
         resolution: int | SizeHW | None = None,
         output: Literal["masks", "rle"] = "rle",
@@ -86,7 +86,7 @@ class Segmenter:
 
     def everything(
         self,
-        picture: Any,
+        image: Any,
         *,
         resolution: int | SizeHW | None = None,
         output: Literal["masks", "rle"] = "masks",
@@ -94,15 +94,15 @@ class Segmenter:
         overlap: int | None = None,
         **options: Any,
     ) -> Masks | list[dict[str, Any]] | Iterator[dict[str, Any]]:
-        """All masks of a picture, without being told where to look.
+        """All masks of an image, without being told where to look.
 
         Args:
-            picture: As in ``image``; with ``tile`` also a picture that does not fit in memory: a TIFF, read in parts
+            image: As in ``image``; with ``tile`` also an image that does not fit in memory: a TIFF, read in parts
                 (``pip install masklet[tiff]``), or an array that is a memory map.
             resolution: As in ``image``.
             output: ``"masks"``, or ``"rle"`` for COCO instances (plain dicts with run lengths, as ``Masks.to_coco``
                 makes them), of which many more fit in memory.
-            tile: Look at the picture in squares of so many pixels, and join what neighbours see of one object. What
+            tile: Look at the image in squares of so many pixels, and join what neighbours see of one object. What
                 comes is always an iterator of COCO instances, in the order of tiles: write each as it comes, or read
                 all with ``Masks.from_coco(…, packed=True)``.
             overlap: Pixels by which tiles overlap at least; an eighth of ``tile`` if None. An object is best found if
@@ -116,7 +116,7 @@ class Segmenter:
             From high to low scores, an object of its own each; maybe none.
 
         Raises:
-            PictureError: It is no picture, or too small for so many crops.
+            ImageError: It is no image, or too small for so many crops.
             ConfigError: An option that makes no sense.
         """
         if output not in ("masks", "rle"):
@@ -125,23 +125,23 @@ class Segmenter:
             raise ConfigError(f"overlap is {overlap}, and there are no tiles: expected tile=…, too")
         what, processor = read_options(options, "resolution", "output", "tile", "overlap"), self._processor(resolution)
         if tile is not None:
-            return everything_tiled(self.model, processor, picture, what, tile=tile, overlap=overlap)
+            return everything_tiled(self.model, processor, image, what, tile=tile, overlap=overlap)
         if output == "rle":
-            return everything_packed(self.model, processor, read_picture(picture), what).to_coco()
-        return everything(self.model, processor, read_picture(picture), what)
+            return everything_packed(self.model, processor, read_image(image), what).to_coco()
+        return everything(self.model, processor, read_image(image), what)
 
     def video(
         self,
-        film: Any,
+        video: Any,
         *,
         resolution: int | SizeHW | None = None,
         max_prompted: int | None = 8,
         max_objects: int = MAX_OBJECTS,
-    ) -> Session:
-        """Open a film, to show objects in it and follow them.
+    ) -> VideoSession:
+        """Open a video, to show objects in it and follow them.
 
         Args:
-            film: A video file, a folder of pictures in natural order, or any iterable of pictures.
+            video: A video file, a folder of images in natural order, or any iterable of images.
             resolution: As in ``image``.
             max_prompted: A frame reads at most this many prompted frames, the nearest; all of them if None.
             max_objects: So many objects are tracked in one batch at most; any number may be tracked. What is done to
@@ -149,25 +149,25 @@ class Segmenter:
                 there, to the order of sums.
 
         Raises:
-            FilmError: It is no film.
+            VideoError: It is no video.
             CheckpointError: The model was saved without its memory.
         """
-        opened = open_film(film)
+        opened = open_video(video)
         policy = PaperPolicy(self.model.config.num_maskmem, max_prompted, opened.count)
-        return Session(self.model, self._processor(resolution), opened, policy, max_objects=max_objects)
+        return VideoSession(self.model, self._processor(resolution), opened, policy, max_objects=max_objects)
 
-    def resume(self, path: str | os.PathLike[str], film: Any = None) -> Session:
-        """Go on with a session that ``Session.save`` or ``Session.track(autosave=…)`` kept, with the same masks.
+    def resume(self, path: str | os.PathLike[str], video: Any = None) -> VideoSession:
+        """Continue a session that ``VideoSession.save`` or ``VideoSession.track(autosave=…)`` saved.
 
         Args:
             path: The saved session.
-            film: Where its film is now, if it is no longer where it was, or if it was no file: as in ``video``.
+            video: Where its video is now, if it is no longer where it was, or if it was no file: as in ``video``.
 
         Raises:
-            SessionError: It is no such file, damaged, or of another version, model or film; or its film is gone.
-            FilmError: ``film`` is no film.
+            SessionError: It is no such file, damaged, or of another version, model or video; or its video is gone.
+            VideoError: ``video`` is no video.
         """
-        return Session.resume(self.model, path, film)
+        return VideoSession.resume(self.model, path, video)
 
     def stream(
         self,
@@ -176,7 +176,7 @@ class Segmenter:
         max_prompted: int = 8,
         max_objects: int = MAX_OBJECTS,
         fps: float = 30.0,
-    ) -> Stream:
+    ) -> VideoStream:
         """Follow objects through frames that arrive one at a time, for ever.
 
         Args:
@@ -189,14 +189,14 @@ class Segmenter:
             CheckpointError: The model was saved without its memory.
         """
         policy = PaperPolicy(self.model.config.num_maskmem, max_prompted)
-        return Stream(self.model, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
+        return VideoStream(self.model, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
 
     def _processor(self, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
         return self.image_processor if resolution is None else Sam2ImageProcessor(resolution)
 
-    def open(self, path: str | os.PathLike[str]) -> Photo:
-        """Open an encoded photo that ``Photo.save`` wrote, without encoding anything."""
-        return Photo.open(self.model, path)
+    def open(self, path: str | os.PathLike[str]) -> EncodedImage:
+        """Open an encoded image that ``EncodedImage.save`` wrote, without encoding anything."""
+        return EncodedImage.open(self.model, path)
 
 
 def load(

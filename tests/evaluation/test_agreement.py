@@ -41,7 +41,7 @@ def test_a_boundary_lies_above_and_left_of_an_edge():
     np.testing.assert_array_equal(boundary(square(2, 4, 2, 4)), expected)
 
 
-def test_the_picture_is_no_edge():
+def test_the_image_is_no_edge():
     assert not boundary(EVERYTHING).any()
     assert not boundary(NOTHING).any()
     np.testing.assert_array_equal(np.argwhere(boundary(square(0, 8, 3, 8))), [(y, 2) for y in range(8)])

@@ -1,10 +1,10 @@
-"""Pictures and masks from a folder."""
+"""Images and masks from a folder."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from masklet.errors import PictureError
+from masklet.errors import ImageError
 from masklet.evaluation.folder import read_folder
 
 
@@ -30,7 +30,7 @@ def test_a_folder_is_read_with_its_palette_masks_and_what_is_void_is_background(
     assert len(examples) == 1
     (example,) = examples
     assert example.name == "one"
-    assert example.picture.shape == (4, 6, 3)
+    assert example.image.shape == (4, 6, 3)
     assert np.argwhere(example.labels).tolist() == [[1, 5]]
     assert example.objects == [2]
 
@@ -51,30 +51,30 @@ def test_sixteen_bits_number_more_objects(folder):
     assert example.objects == list(range(100, 2400, 100))
 
 
-def test_a_picture_without_objects_is_allowed_where_others_have_some(folder):
+def test_an_image_without_objects_is_allowed_where_others_have_some(folder):
     Image.new("RGB", (6, 4)).save(folder / "images/two.png")
     Image.new("L", (6, 4)).save(folder / "masks/two.png")
     assert [example.objects for example in read_folder(folder)] == [[2], []]
     (folder / "images/one.jpg").unlink()
-    with pytest.raises(PictureError, match=r"no mask in .*masks shows an object: expected 0 for the background"):
+    with pytest.raises(ImageError, match=r"no mask in .*masks shows an object: expected 0 for the background"):
         list(read_folder(folder))
 
 
 def test_what_is_wrong_with_a_folder_is_said(folder):
     put_mask(folder, np.ones((4, 5), np.uint8))
-    with pytest.raises(PictureError, match=r"one\.png is 5×4: expected 6×4, the size of one\.jpg"):
+    with pytest.raises(ImageError, match=r"one\.png is 5×4: expected 6×4, the size of one\.jpg"):
         list(read_folder(folder))
     Image.new("RGB", (6, 4), "red").save(folder / "masks/one.png")
-    with pytest.raises(PictureError, match=r"one\.png is a picture in colours"):
+    with pytest.raises(ImageError, match=r"one\.png is an image in colours"):
         list(read_folder(folder))
     (folder / "masks/one.png").write_bytes(b"no mask")
-    with pytest.raises(PictureError, match=r"one\.png is not a picture"):
+    with pytest.raises(ImageError, match=r"one\.png is not an image"):
         list(read_folder(folder))
-    (folder / "images/one.jpg").write_bytes(b"no picture")
-    with pytest.raises(PictureError, match=r"one\.jpg is not a picture"):
+    (folder / "images/one.jpg").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"one\.jpg is not an image"):
         list(read_folder(folder))
     (folder / "masks/one.png").unlink()
-    with pytest.raises(PictureError, match=r"1 of 1 pictures have no mask: expected .*one\.png"):
+    with pytest.raises(ImageError, match=r"1 of 1 images have no mask: expected .*one\.png"):
         read_folder(folder)
-    with pytest.raises(PictureError, match="no pictures in"):
+    with pytest.raises(ImageError, match="no images in"):
         read_folder(folder / "masks")

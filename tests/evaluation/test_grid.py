@@ -1,11 +1,11 @@
-"""The picture of the best and the worst."""
+"""The image of the best and the worst."""
 
 import numpy as np
 from PIL import Image
 
 from masklet.evaluation.grid import CAPTION_PX, COLUMNS, MASK_COLOUR, TILE_PX, TRUTH_COLOUR, Extremes, around, draw_tile
 
-PICTURE = np.full((100, 200, 3), 128, np.uint8)
+IMAGE = np.full((100, 200, 3), 128, np.uint8)
 TRUTH = np.zeros((100, 200), bool)
 TRUTH[40:60, 100:140] = True
 
@@ -21,11 +21,11 @@ def test_a_tile_is_what_lies_around_the_object_and_its_mask():
 
 
 def test_a_tile_has_both_contours_and_a_caption():
-    tile = draw_tile("truck 1\n0.500", PICTURE, TRUTH, np.roll(TRUTH, 5, axis=0))
+    tile = draw_tile("truck 1\n0.500", IMAGE, TRUTH, np.roll(TRUTH, 5, axis=0))
     assert tile.size == (TILE_PX, TILE_PX + CAPTION_PX)
     assert count(tile, TRUTH_COLOUR) > count(tile, MASK_COLOUR) > TILE_PX
     assert (np.array(tile)[TILE_PX:] > 200).any()
-    missed = draw_tile("truck 1", PICTURE, TRUTH, np.zeros_like(TRUTH))
+    missed = draw_tile("truck 1", IMAGE, TRUTH, np.zeros_like(TRUTH))
     assert count(missed, TRUTH_COLOUR) > 0 == count(missed, MASK_COLOUR)
 
 

@@ -15,14 +15,14 @@ from masklet.results import Masks
 
 @dataclass
 class Scripted:
-    """A segmenter and a photo in one: it notes what it is asked and answers from a script."""
+    """A segmenter and a image in one: it notes what it is asked and answers from a script."""
 
     clicked: list  # of Masks, for one click, for two …
     boxed: Masks
     asked: list = field(default_factory=list)
 
-    def image(self, picture):
-        self.asked.append(("image", picture.shape))
+    def image(self, image):
+        self.asked.append(("image", image.shape))
         return self
 
     def predict(self, points=None, *, box=None, mask=None):
@@ -47,7 +47,7 @@ def test_a_click_is_scored_by_the_mask_that_promises_most_and_the_oracle_by_the_
     third = truth & (np.arange(8) < 2)
     sam = Scripted([answers([truth, third, ~truth], [0.5, 0.9, 0.1]), *[answers([truth])] * 6], answers([truth]))
     (score,) = measure(sam, [example])
-    assert (score.picture, score.object) == ("one", 2)
+    assert (score.image, score.object) == ("one", 2)
     assert score.one_click == pytest.approx(1 / 3)
     assert score.oracle_click == score.box == score.three_clicks == score.seven_clicks == 1
 
@@ -72,7 +72,7 @@ def test_each_click_corrects_the_mask_that_was_shown_and_its_logits_are_fed_back
     assert score.oracle_click == pytest.approx(1 / 3)
 
 
-def test_a_picture_is_encoded_once_and_each_object_asked_for_by_its_middle_and_its_box(example):
+def test_an_image_is_encoded_once_and_each_object_asked_for_by_its_middle_and_its_box(example):
     example.labels[5, 6:] = 7
     nothing = answers([np.zeros((6, 8), bool)])
     sam = Scripted([nothing] * 7, nothing)
@@ -86,16 +86,16 @@ def test_a_picture_is_encoded_once_and_each_object_asked_for_by_its_middle_and_i
     assert [np.count_nonzero(mask) for points, box, mask in others if not points and not box] == [9, 2]
 
 
-def test_figures_are_the_same_every_time_and_the_extremes_are_shown_what_was_scored(sam, picture):
-    labels = np.zeros(picture.shape[:2], np.uint8)
+def test_figures_are_the_same_every_time_and_the_extremes_are_shown_what_was_scored(sam, image):
+    labels = np.zeros(image.shape[:2], np.uint8)
     labels[10:30, 20:50], labels[35:45, 5:25] = 1, 2
     extremes = Extremes()
-    scores, again = (list(measure(sam, [Example("a", picture, labels)], extremes=extremes)) for _ in range(2))
+    scores, again = (list(measure(sam, [Example("a", image, labels)], extremes=extremes)) for _ in range(2))
     assert scores == again
     assert all(0 <= value <= 1 for score in scores for value in list(asdict(score).values())[2:])
     assert extremes.scores == sorted(2 * [score.one_click for score in scores])
     # The same by hand, for one click.
-    candidates = sam.image(picture).predict([(29, 19)])
+    candidates = sam.image(image).predict([(29, 19)])
     assert scores[0].one_click == region_j(candidates.best.masks[0], labels == 1)
 
 

@@ -12,12 +12,12 @@ from masklet.evaluation.recall import FoundScore, find_objects, summarise_found
 
 @dataclass
 class Scripted:
-    """A segmenter that finds what is in its script, picture by picture."""
+    """A segmenter that finds what is in its script, image by image."""
 
     found: list
     options: list = field(default_factory=list)
 
-    def everything(self, picture, **options):
+    def everything(self, image, **options):
         self.options.append(options)
         return self
 
@@ -27,7 +27,7 @@ class Scripted:
 
 
 def example(name, *columns):
-    """A picture of 1×8 whose objects 1, 2 … are these columns."""
+    """An image of 1×8 whose objects 1, 2 … are these columns."""
     labels = np.zeros((1, 8), np.uint8)
     for number, column in enumerate(columns, start=1):
         labels[0, column] = number
@@ -51,15 +51,15 @@ def test_recall_by_hand():
         FoundScore("a", 2, 4, 0.5, 1.0, 0.0),
         FoundScore("c", 1, 1, pytest.approx(1 / 3), 0.0, 0.0),
     ]
-    assert sam.options == [{"points_per_side": 3}] * 2  # none for the picture without objects
+    assert sam.options == [{"points_per_side": 3}] * 2  # none for the image without objects
     assert extremes.scores == pytest.approx([1 / 3, 0.5, 0.75])
     assert summarise_found(scores) == {
         "best_iou": pytest.approx((0.75 + 0.5 + 1 / 3) / 3),
         "recall_50": pytest.approx(2 / 3),
         "recall_75": pytest.approx(1 / 3),
         "objects": 3,
-        "pictures": 2,
-        "masks_per_picture": 2.5,
+        "images": 2,
+        "masks_per_image": 2.5,
     }
 
 
@@ -68,11 +68,11 @@ def test_where_nothing_is_found_no_object_is():
     assert score == FoundScore("a", 1, 0, 0.0, 0.0, 0.0)
 
 
-def test_the_options_reach_the_generator(sam, picture):
-    labels = np.zeros(picture.shape[:2], np.uint8)
+def test_the_options_reach_the_generator(sam, image):
+    labels = np.zeros(image.shape[:2], np.uint8)
     labels[10:30, 20:50] = 1
-    examples = [Example("a", picture, labels)]
+    examples = [Example("a", image, labels)]
     loose = {"points_per_side": 3, "iou_threshold": 0, "stability_threshold": 0}
     (score,) = find_objects(sam, examples, **loose)
-    assert score.masks == len(sam.everything(picture, **loose)) > 0
+    assert score.masks == len(sam.everything(image, **loose)) > 0
     assert next(find_objects(sam, examples, iou_threshold=1)).masks == 0

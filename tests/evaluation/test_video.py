@@ -1,4 +1,4 @@
-"""Films, from the reader of their folder to the summary."""
+"""Videos, from the reader of their folder to the summary."""
 
 from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masklet.errors import FilmError, PictureError
+from masklet.errors import ImageError, VideoError
 from masklet.evaluation.agreement import region_j
 from masklet.evaluation.clicks import next_click
 from masklet.evaluation.grid import Extremes
-from masklet.evaluation.video import TrackScore, evaluate_films, label_map, read_films, summarise_films
+from masklet.evaluation.video import TrackScore, evaluate_videos, label_map, read_videos, summarise_videos
 
 
 def test_where_masks_overlap_the_highest_logit_has_the_pixel():
@@ -23,49 +23,49 @@ def test_where_masks_overlap_the_highest_logit_has_the_pixel():
 SIZE_HW = (48, 64)
 
 
-def write_film(folder, name, labels):
+def write_video(folder, name, labels):
     (folder / "JPEGImages" / name).mkdir(parents=True)
     (folder / "Annotations" / name).mkdir(parents=True)
     for index, values in enumerate(labels):
         pixels = np.repeat(40 + 80 * (values[..., None] % 255), 3, -1).astype(np.uint8)
         Image.fromarray(pixels).save(folder / "JPEGImages" / name / f"{index:05}.jpg")
-        picture = Image.fromarray(values)
-        picture.putpalette(bytes(range(256)) * 3)  # a shorter one would cut the numbers short
-        picture.save(folder / "Annotations" / name / f"{index:05}.png")
+        image = Image.fromarray(values)
+        image.putpalette(bytes(range(256)) * 3)  # a shorter one would cut the numbers short
+        image.save(folder / "Annotations" / name / f"{index:05}.png")
 
 
 def moving(frames):
     """Object 2 stands still but is gone from frame 2 on, object 5 moves 8 pixels a frame; the corner is void."""
-    film = []
+    video = []
     for index in range(frames):
         values = np.zeros(SIZE_HW, np.uint8)
         values[4:12, 4:12] = 2 * (index < 2)
         values[20:36, 8 + 8 * index : 24 + 8 * index] = 5
         values[-4:, -4:] = 255
-        film.append(values)
-    return film
+        video.append(values)
+    return video
 
 
 @pytest.fixture
 def folder(tmp_path):
-    write_film(tmp_path, "square", moving(5))
+    write_video(tmp_path, "square", moving(5))
     return tmp_path
 
 
 def test_a_folder_is_read_in_davis_layout(folder):
-    (film,) = read_films(folder)
-    assert film.name == "square"
-    assert [path.name for path in film.pictures] == [f"{index:05}.jpg" for index in range(5)]
-    assert np.unique(film.labels(0)).tolist() == [0, 2, 5]
-    assert np.unique(film.labels(3)).tolist() == [0, 5]
+    (video,) = read_videos(folder)
+    assert video.name == "square"
+    assert [path.name for path in video.images] == [f"{index:05}.jpg" for index in range(5)]
+    assert np.unique(video.labels(0)).tolist() == [0, 2, 5]
+    assert np.unique(video.labels(3)).tolist() == [0, 5]
 
 
-def test_films_may_lie_in_a_480p_as_davis_has_them(folder):
+def test_videos_may_lie_in_a_480p_as_davis_has_them(folder):
     for kind in ("JPEGImages", "Annotations"):
         (folder / kind / "480p").mkdir()
         (folder / kind / "square").rename(folder / kind / "480p" / "square")
-    (film,) = read_films(folder)
-    assert (film.name, len(film.pictures), len(film.annotations)) == ("square", 5, 5)
+    (video,) = read_videos(folder)
+    assert (video.name, len(video.images), len(video.annotations)) == ("square", 5, 5)
 
 
 @dataclass
@@ -76,12 +76,8 @@ class Scripted:
     clicked: dict = field(default_factory=dict)  # of each object, what it answers to clicks; its true mask if missing
     shown: list = field(default_factory=list)
 
-    @property
-    def film(self):
-        return SimpleNamespace(size_hw=SIZE_HW)
-
-    def video(self, pictures):
-        return self
+    def video(self, images):
+        return SimpleNamespace(video=SimpleNamespace(size_hw=SIZE_HW), prompt=self.prompt, track=self.track)
 
     def prompt(self, frame, name, *, mask=None, points=None):
         self.shown.append((frame, name, mask if points is None else points))
@@ -92,51 +88,51 @@ class Scripted:
     def track(self, start, end):
         for index in range(start, end + 1):
             logits = np.stack([np.where(mask, np.float32(1), -1) for mask in self.tracked[index].values()])
-            masks = SimpleNamespace(logits=logits, picture=np.zeros((*SIZE_HW, 3), np.uint8))
-            yield SimpleNamespace(index=index, objects=tuple(self.tracked[index]), masks=masks)
+            masks = SimpleNamespace(logits=logits, image=np.zeros((*SIZE_HW, 3), np.uint8))
+            yield SimpleNamespace(index=index, object_ids=tuple(self.tracked[index]), masks=masks)
 
 
-def truths(film, *numbers):
+def truths(video, *numbers):
     """What a perfect tracker would say."""
     return [
-        {(kind, number): film.labels(i) == number for number in numbers for kind in ("mask", "clicks")}
-        for i in range(len(film.pictures))
+        {(kind, number): video.labels(i) == number for number in numbers for kind in ("mask", "clicks")}
+        for i in range(len(video.images))
     ]
 
 
 def test_a_perfect_tracker_scores_one_and_masks_kept_still_score_what_they_must(folder):
-    (film,) = read_films(folder)
-    sam = Scripted(truths(film, 2, 5))
-    scores = list(evaluate_films(sam, [film]))
-    assert [(score.film, score.object, score.frames) for score in scores] == [("square", 2, 3), ("square", 5, 3)]
+    (video,) = read_videos(folder)
+    sam = Scripted(truths(video, 2, 5))
+    scores = list(evaluate_videos(sam, [video]))
+    assert [(score.video, score.object, score.frames) for score in scores] == [("square", 2, 3), ("square", 5, 3)]
     for score in scores:
         assert (score.j, score.f, score.j_and_f, score.clicks_j, score.clicks_f, score.clicks_j_and_f) == (1,) * 6
     shown = {(frame, number): mask for frame, (kind, number), mask in sam.shown if kind == "mask"}
     assert shown.keys() == {(0, 2), (0, 5)}
-    np.testing.assert_array_equal(shown[0, 5], film.labels(0) == 5)
+    np.testing.assert_array_equal(shown[0, 5], video.labels(0) == 5)
     # Frames 1, 2, 3. Object 2: 1, then what is kept of it is wrong. Object 5 overlaps by half, then no more.
     assert [score.still_j for score in scores] == pytest.approx([1 / 3, (1 / 3 + 0 + 0) / 3])
 
 
 def test_each_object_is_clicked_three_times_where_its_mask_is_wrong(folder):
     """Object 5 is 16×16 at (8, 20); its left half is shown first, then that and a square beside it."""
-    (film,) = read_films(folder)
-    truth = film.labels(0) == 5
+    (video,) = read_videos(folder)
+    truth = video.labels(0) == 5
     left, beside = truth & (np.arange(64) < 16), np.zeros(SIZE_HW, bool)
     beside[2:15, 40:53] = True
-    sam = Scripted(truths(film, 2, 5), {("clicks", 5): [left, truth | beside, truth]})
-    list(evaluate_films(sam, [film]))
+    sam = Scripted(truths(video, 2, 5), {("clicks", 5): [left, truth | beside, truth]})
+    list(evaluate_videos(sam, [video]))
     clicks = {n: [(frame, p) for frame, name, p in sam.shown if name == ("clicks", n)] for n in (2, 5)}
     assert clicks[5] == [(0, [(15, 27, 1)]), (0, [(19, 23, 1)]), (0, [(46, 8, 0)])]
     assert clicks[2] == [(0, [(7, 7, 1)])] * 3  # which never gets an answer
 
 
 def test_the_two_ways_of_showing_an_object_are_scored_apart(folder):
-    (film,) = read_films(folder)
-    tracked = truths(film, 2, 5)
+    (video,) = read_videos(folder)
+    tracked = truths(video, 2, 5)
     for masks in tracked:
         masks["clicks", 5] = np.zeros(SIZE_HW, bool)
-    two, five = evaluate_films(Scripted(tracked), [film])
+    two, five = evaluate_videos(Scripted(tracked), [video])
     assert (five.j, five.clicks_j, five.clicks_f, two.clicks_j) == (1, 0, 0, 1)
 
 
@@ -145,34 +141,34 @@ def test_an_object_counts_from_the_frame_in_which_it_is_first_seen(folder):
     labels = moving(5)
     for index in (2, 3, 4):
         labels[index][40:46, 10:20] = 9
-    write_film(folder, "late", labels)
-    film, _ = read_films(folder)
-    tracked = truths(film, 2, 5, 9)
+    write_video(folder, "late", labels)
+    video, _ = read_videos(folder)
+    tracked = truths(video, 2, 5, 9)
     made_up = tracked[1]["mask", 5]
     tracked[1] = {("mask", 9): made_up, ("clicks", 9): made_up, **{n: m for n, m in tracked[1].items() if n[1] != 9}}
     sam = Scripted(tracked)
-    scores = {score.object: score for score in evaluate_films(sam, [film])}
+    scores = {score.object: score for score in evaluate_videos(sam, [video])}
     assert {frame for frame, (_, number), _ in sam.shown if number == 9} == {2}
     assert [(scores[n].frames, scores[n].j) for n in (2, 5, 9)] == [(3, 1), (3, 1), (1, 1)]
     assert scores[9].still_j == 1
 
 
-def test_an_object_that_comes_later_is_followed_as_if_the_film_began_with_it(sam, folder):
+def test_an_object_that_comes_later_is_followed_as_if_the_video_began_with_it(sam, folder):
     labels = [np.where(values == 5, 1, 0).astype(np.uint8) for values in moving(5)]
     for name, first in (("late", 2), ("short", 0)):
-        write_film(folder, name, [np.zeros_like(labels[0])] * first + labels)
-    late, short, _ = read_films(folder)
-    one, other = (next(evaluate_films(sam, [film])) for film in (late, short))
-    assert replace(one, film="short") == other
+        write_video(folder, name, [np.zeros_like(labels[0])] * first + labels)
+    late, short, _ = read_videos(folder)
+    one, other = (next(evaluate_videos(sam, [video])) for video in (late, short))
+    assert replace(one, video="short") == other
 
 
 def test_an_object_is_shown_when_its_first_frame_is_reached(folder):
     labels = moving(6)
     for values in labels[2:]:
         values[40:46, 10:20] = 9
-    write_film(folder, "late", labels)
-    film, _ = read_films(folder)
-    sam, went = Scripted(truths(film, 2, 5, 9)), []
+    write_video(folder, "late", labels)
+    video, _ = read_videos(folder)
+    sam, went = Scripted(truths(video, 2, 5, 9)), []
     track = sam.track
 
     def tracked(start, end):
@@ -180,26 +176,26 @@ def test_an_object_is_shown_when_its_first_frame_is_reached(folder):
         yield from track(start, end)
 
     sam.track = tracked
-    list(evaluate_films(sam, [film]))
+    list(evaluate_videos(sam, [video]))
     assert went == [(0, 1, {2, 5}), (2, 4, {2, 5, 9})]
 
 
 def test_the_first_and_the_last_frame_are_not_scored(folder):
-    (film,) = read_films(folder)
-    truth = truths(film, 2, 5)
+    (video,) = read_videos(folder)
+    truth = truths(video, 2, 5)
     wrong = {name: ~mask for name, mask in truth[0].items()}
-    assert all(score.j == 1 for score in evaluate_films(Scripted([wrong, *truth[1:4], wrong]), [film]))
-    assert all(score.j < 1 for score in evaluate_films(Scripted([truth[0], wrong, *truth[2:]]), [film]))
+    assert all(score.j == 1 for score in evaluate_videos(Scripted([wrong, *truth[1:4], wrong]), [video]))
+    assert all(score.j < 1 for score in evaluate_videos(Scripted([truth[0], wrong, *truth[2:]]), [video]))
 
 
 def test_the_extremes_are_shown_the_frame_in_which_an_object_was_followed_worst(folder):
-    (film,) = read_films(folder)
-    tracked = truths(film, 2, 5)
+    (video,) = read_videos(folder)
+    tracked = truths(video, 2, 5)
     tracked[2]["mask", 5] = np.zeros(SIZE_HW, bool)
     extremes = Extremes()
     names = []
     extremes.add = lambda name, score, *arrays: names.append((name, score, [array.shape for array in arrays]))
-    scores = list(evaluate_films(Scripted(tracked), [film], extremes=extremes))
+    scores = list(evaluate_videos(Scripted(tracked), [video], extremes=extremes))
     arrays = [(*SIZE_HW, 3), SIZE_HW, SIZE_HW]
     assert names == [
         ("square 2, J 1.000 in frame 1; J&F", 1, arrays),
@@ -207,11 +203,11 @@ def test_the_extremes_are_shown_the_frame_in_which_an_object_was_followed_worst(
     ]
 
 
-def test_a_network_follows_a_folder_of_films_always_alike(sam, folder):
-    write_film(folder, "single", [np.where(values == 5, 1, 0).astype(np.uint8) for values in moving(4)])
-    scores, again = (list(evaluate_films(sam, read_films(folder))) for _ in range(2))
+def test_a_network_follows_a_folder_of_videos_always_alike(sam, folder):
+    write_video(folder, "single", [np.where(values == 5, 1, 0).astype(np.uint8) for values in moving(4)])
+    scores, again = (list(evaluate_videos(sam, read_videos(folder))) for _ in range(2))
     assert scores == again
-    assert [(s.film, s.object, s.frames) for s in scores] == [("single", 1, 2), ("square", 2, 3), ("square", 5, 3)]
+    assert [(s.video, s.object, s.frames) for s in scores] == [("single", 1, 2), ("square", 2, 3), ("square", 5, 3)]
     assert all(0 <= value <= 1 for score in scores for value in list(asdict(score).values())[3:])
     for score in scores:
         assert score.j_and_f == pytest.approx((score.j + score.f) / 2)
@@ -219,45 +215,45 @@ def test_a_network_follows_a_folder_of_films_always_alike(sam, folder):
 
 def test_clicks_are_those_of_a_session_that_is_corrected_by_hand(sam, folder):
     """The setting by itself, with no other objects beside it: nothing is added to what people would do."""
-    write_film(folder, "single", [np.where(values == 5, 1, 0).astype(np.uint8) for values in moving(4)])
-    film = read_films(folder)[0]
-    session, truth = sam.video(film.pictures), film.labels(0) > 0
+    write_video(folder, "single", [np.where(values == 5, 1, 0).astype(np.uint8) for values in moving(4)])
+    video = read_videos(folder)[0]
+    session, truth = sam.video(video.images), video.labels(0) > 0
     shown = np.zeros_like(truth)
     for _ in range(3):
         shown = session.prompt(0, points=[next_click(shown, truth).point]).masks[0]
-    js = [region_j(r.masks.masks[0], film.labels(r.index) > 0) for r in session.track(end=2) if r.index]
-    (score,) = evaluate_films(sam, [film])
+    js = [region_j(r.masks.masks[0], video.labels(r.index) > 0) for r in session.track(end=2) if r.index]
+    (score,) = evaluate_videos(sam, [video])
     assert score.clicks_j == pytest.approx(np.mean(js))
 
 
-def test_means_are_over_objects_not_films():
+def test_means_are_over_objects_not_videos():
     one = TrackScore("a", 1, 9, 0.2, 0.0, 0.4, *[0.0] * 6)
     three = [TrackScore("b", number, 9, 0.9, 1.0, 0.8, 0.1, 0.1, 0.1, 0.2, 0.0, 0.4) for number in (1, 2, 3)]
-    means = summarise_films([one, *three])
+    means = summarise_videos([one, *three])
     assert (means["j"], means["f"], means["j_and_f"]) == pytest.approx((0.75, 0.7, 0.725))
     assert (means["clicks_j"], means["still_f"], means["still_j_and_f"]) == pytest.approx((0.075, 0.3, 0.15))
-    assert (means["films"], means["objects"]) == (2, 4)
+    assert (means["videos"], means["objects"]) == (2, 4)
     with pytest.raises(ValueError, match="there is no object"):
-        summarise_films([])
+        summarise_videos([])
 
 
-def test_what_is_wrong_with_a_folder_of_films_is_said(sam, folder, tmp_path_factory):
-    with pytest.raises(FilmError, match="no films in"):
-        read_films(tmp_path_factory.mktemp("empty"))
+def test_what_is_wrong_with_a_folder_of_videos_is_said(sam, folder, tmp_path_factory):
+    with pytest.raises(VideoError, match="no videos in"):
+        read_videos(tmp_path_factory.mktemp("empty"))
     fourth = folder / "Annotations/square/00003.png"
     Image.new("L", (64, 40)).save(fourth)
-    with pytest.raises(FilmError, match=r"00003\.png is 64×40: expected 64×48, the film's size"):
-        list(evaluate_films(sam, read_films(folder)))
+    with pytest.raises(VideoError, match=r"00003\.png is 64×40: expected 64×48, the video's size"):
+        list(evaluate_videos(sam, read_videos(folder)))
     fourth.write_bytes(b"no mask")
-    with pytest.raises(PictureError, match=r"00003\.png is not a picture"):
-        list(evaluate_films(sam, read_films(folder)))
+    with pytest.raises(ImageError, match=r"00003\.png is not an image"):
+        list(evaluate_videos(sam, read_videos(folder)))
     fourth.unlink()
-    with pytest.raises(FilmError, match=r"1 of 5 pictures have no annotation: expected .*00003\.png"):
-        read_films(folder)
-    write_film(folder, "a-short-one", moving(2))
-    with pytest.raises(FilmError, match="has 2 pictures: expected 3"):
-        read_films(folder)
+    with pytest.raises(VideoError, match=r"1 of 5 images have no annotation: expected .*00003\.png"):
+        read_videos(folder)
+    write_video(folder, "a-short-one", moving(2))
+    with pytest.raises(VideoError, match="has 2 images: expected 3"):
+        read_videos(folder)
     blank = tmp_path_factory.mktemp("blank")
-    write_film(blank, "blank", [np.full(SIZE_HW, 255, np.uint8)] * 3)
-    with pytest.raises(FilmError, match="blank shows no object before its last two frames"):
-        list(evaluate_films(sam, read_films(blank)))
+    write_video(blank, "blank", [np.full(SIZE_HW, 255, np.uint8)] * 3)
+    with pytest.raises(VideoError, match="blank shows no object before its last two frames"):
+        list(evaluate_videos(sam, read_videos(blank)))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masklet import Sam2Model, Sam2Processor
-from masklet.errors import PictureError, PromptError
+from masklet.errors import ImageError, PromptError
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def one_image(embeddings, index=0):
 
 
 @pytest.mark.parametrize("with_maps", [False, True])
-def test_code_for_transformers_runs_as_it_stands(tiny_folder, picture, with_maps):
+def test_code_for_transformers_runs_as_it_stands(tiny_folder, image, with_maps):
     device = "cpu"
-    raw_image = picture
-    maps = {"segmentation_maps": np.zeros(picture.shape[:2], np.uint8)} if with_maps else {}
+    raw_image = image
+    maps = {"segmentation_maps": np.zeros(image.shape[:2], np.uint8)} if with_maps else {}
 
     model = Sam2Model.from_pretrained(tiny_folder).to(device)
     processor = Sam2Processor.from_pretrained(tiny_folder)
@@ -57,15 +57,15 @@ def test_code_for_transformers_runs_as_it_stands(tiny_folder, picture, with_maps
         assert inputs["labels"].shape == (1, 16, 16)
 
 
-def test_the_long_way_and_the_short_way_agree(tiny_folder, picture, photo):
+def test_the_long_way_and_the_short_way_agree(tiny_folder, image, encoded):
     processor = Sam2Processor.from_pretrained(tiny_folder)
-    inputs = processor(picture, input_points=[[[[45, 30], [10, 10]]]], input_labels=[[[1, 0]]])
+    inputs = processor(image, input_points=[[[[45, 30], [10, 10]]]], input_labels=[[[1, 0]]])
     with torch.no_grad():
         outputs = Sam2Model.from_pretrained(tiny_folder)(**inputs, multimask_output=False)
     (masks,) = processor.post_process_masks(outputs.pred_masks, inputs["original_sizes"])
-    short = photo.predict([(45, 30), (10, 10, 0)], multimask=False)
+    short = encoded.predict([(45, 30), (10, 10, 0)], multimask=False)
     np.testing.assert_array_equal(short.masks, masks[0])
-    np.testing.assert_allclose(short.scores, outputs.iou_scores[0, 0], rtol=1e-5)
+    np.testing.assert_allclose(short.iou_scores, outputs.iou_scores[0, 0], rtol=1e-5)
 
 
 # Shapes
@@ -102,7 +102,7 @@ def test_all_four_masks_are_the_single_one_then_the_candidates(tiny_model, embed
         )
     assert together.logits.shape == (2, 3, 4, 16, 16)
     assert torch.equal(together.logits[:, :, 1:], candidates.logits)
-    assert torch.equal(together.ious[:, :, 1:], candidates.ious)
+    assert torch.equal(together.iou_scores[:, :, 1:], candidates.iou_scores)
 
 
 def test_without_any_prompt_there_is_one_object_an_image(tiny_model, embeddings):
@@ -296,15 +296,15 @@ POINT = torch.zeros(2, 1, 1, 2)
         (
             {"input_masks": torch.zeros(2, 1, 64, 64)},
             "input_masks has shape (2, 1, 64, 64): expected (batch, objects, 16, 16), a quarter of the network's "
-            "input, as pred_masks come; for a mask of the picture's size use Photo.predict",
+            "input, as pred_masks come; masks of the image's size go to EncodedImage.predict",
         ),
         (
             {"input_points": POINT, "input_masks": torch.zeros(2, 3, 16, 16)},
-            "input_masks holds 6 masks: expected one for each of 1 objects of 2 pictures",
+            "input_masks holds 6 masks: expected one for each of 1 objects of 2 images",
         ),
         (
             {"input_masks": torch.zeros(3, 16, 16)},
-            "input_masks holds 3 masks: expected one for each of 1 objects of 2 pictures",
+            "input_masks holds 3 masks: expected one for each of 1 objects of 2 images",
         ),
     ],
 )
@@ -315,8 +315,8 @@ def test_prompts_of_wrong_shapes_are_refused(tiny_model, embeddings, inputs, mes
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 3, 64, 65), (1, 3, 100, 64), (1, 3, 0, 64)])
-def test_pictures_of_wrong_shapes_are_refused(tiny_model, shape):
-    with pytest.raises(PictureError) as caught:
+def test_images_of_wrong_shapes_are_refused(tiny_model, shape):
+    with pytest.raises(ImageError) as caught:
         tiny_model(torch.zeros(shape))
     assert str(caught.value) == (
         f"pixel_values is {shape}: expected (batch, 3, height, width) with sides that are multiples of 32, as "
@@ -324,9 +324,9 @@ def test_pictures_of_wrong_shapes_are_refused(tiny_model, shape):
     )
 
 
-def test_a_picture_comes_once(tiny_model, pixel_values, embeddings):
+def test_an_image_comes_once(tiny_model, pixel_values, embeddings):
     for inputs in ({}, {"pixel_values": pixel_values, "image_embeddings": embeddings}):
-        with pytest.raises(PictureError) as caught:
+        with pytest.raises(ImageError) as caught:
             tiny_model(**inputs)
         assert str(caught.value) == "expected either pixel_values or image_embeddings, and not both"
 

@@ -20,9 +20,9 @@ def features():
 
 @pytest.fixture
 def session(seeded_sam, shared, features):
-    pictures = [np.array(Image.open(p)) for p in sorted((shared / "data/samples/bedroom-frames").glob("*.jpg"))]
-    assert len(pictures) == FRAMES
-    session = seeded_sam.video(pictures, max_prompted=None)
+    images = [np.array(Image.open(p)) for p in sorted((shared / "data/samples/bedroom-frames").glob("*.jpg"))]
+    assert len(images) == FRAMES
+    session = seeded_sam.video(images, max_prompted=None)
     encode = session._features_of
     session._features_of = lambda index, at_hand=None: features.setdefault(index, encode(index, at_hand))
     return session
@@ -32,17 +32,17 @@ def check(session, golden, run, results):
     """Every frame's logits, scores and pointers."""
     count = 0
     for result in results:
-        for name in result.objects:
+        for name in result.object_ids:
             key = f"{run}.f{result.index}.o{name}"
             ours, theirs = result[name].logits[0].astype(np.float64), golden[f"{key}.low_res"].astype(np.float64)
             assert np.linalg.norm(ours - theirs) < 1e-2 * np.linalg.norm(theirs), key
             assert ((ours > 0) == (theirs > 0)).mean() > 0.999, key
-            score = result.object_scores[result.objects.index(name)]
+            score = result.object_scores[result.object_ids.index(name)]
             np.testing.assert_allclose(score, golden[f"{key}.object_score"].item(), atol=1e-3, err_msg=key)
             pointer = session._tracks.objects[name].bank.pointer(result.index)
             np.testing.assert_allclose(pointer, golden[f"{key}.obj_ptr"][0], atol=1e-3, err_msg=key)
             count += 1
-    assert count == FRAMES * len(session.objects)
+    assert count == FRAMES * len(session.object_ids)
 
 
 @pytest.mark.slow

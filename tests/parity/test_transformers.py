@@ -70,7 +70,7 @@ def pair(request):
 
 @pytest.fixture(scope="module")
 def embeddings(pair):
-    """(theirs, ours) of two pictures."""
+    """(theirs, ours) of two images."""
     ours, theirs, _ = pair
     side = ours.config.image_size
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
@@ -83,7 +83,7 @@ def close(ours, theirs, tolerance=1e-4):
 
 
 def prompts_for(side):
-    """Two pictures of three objects."""
+    """Two images of three objects."""
     generator = torch.Generator().manual_seed(2)
     points = torch.rand(2, 3, 2, 2, generator=generator) * side
     labels = torch.tensor([[[1, 0], [1, 1], [0, 1]], [[1, 1], [1, 0], [1, 0]]])

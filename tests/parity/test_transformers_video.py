@@ -62,7 +62,7 @@ def pair():
 
 
 @pytest.fixture(scope="module")
-def film():
+def video():
     """Two rectangles that move on noise."""
     back = np.random.default_rng(0).integers(0, 90, (*SIZE_HW, 3), dtype=np.uint8)
     frames = []
@@ -74,9 +74,9 @@ def film():
     return frames
 
 
-def pixels_of(sam, film):
+def pixels_of(sam, video):
     """(frames, 3, height, width): what our network is given."""
-    return torch.cat([sam.image_processor.frame_values(frame) for frame in film])
+    return torch.cat([sam.image_processor.frame_values(frame) for frame in video])
 
 
 def their_session(pixels=None):
@@ -97,9 +97,9 @@ def tell(session, sam, frame, name, *, points=(), box=None, mask=None):
     session.add_point_inputs(session.obj_id_to_idx(name), frame, inputs)
 
 
-def track_theirs(sam, theirs, film, told, *, reverse=False):
+def track_theirs(sam, theirs, video, told, *, reverse=False):
     """From the first frame told, or the last when going back; ``told`` is {frame: {object: prompt}}."""
-    session = their_session(pixels_of(sam, film))
+    session = their_session(pixels_of(sam, video))
     with torch.inference_mode():
         for frame, prompts in told.items():
             for name, prompt in prompts.items():
@@ -109,8 +109,8 @@ def track_theirs(sam, theirs, film, told, *, reverse=False):
         return list(theirs.propagate_in_video_iterator(session, start_frame_idx=start, reverse=reverse))
 
 
-def track_ours(sam, film, told, **options):
-    session = sam.video(film, max_prompted=None)
+def track_ours(sam, video, told, **options):
+    session = sam.video(video, max_prompted=None)
     for frame, prompts in told.items():
         for name, prompt in prompts.items():
             session.prompt(frame, name, **prompt)
@@ -120,7 +120,7 @@ def track_ours(sam, film, told, **options):
 def assert_same_masks(ours, theirs, order=range(FRAMES), share=0.999):
     assert [r.index for r in ours] == [r.frame_idx for r in theirs] == list(order)
     for result, other in zip(ours, theirs, strict=True):
-        assert result.objects == tuple(other.object_ids)
+        assert result.object_ids == tuple(other.object_ids)
         np.testing.assert_allclose(result.object_scores, other.object_score_logits.flatten(), atol=1 - share)
         upscaled = F.interpolate(other.pred_masks, SIZE_HW, mode="bilinear", align_corners=False)
         same = (result.masks.masks == (upscaled[:, 0] > 0).numpy()).mean((1, 2))
@@ -146,44 +146,44 @@ PROMPTED = {
 
 
 @pytest.mark.parametrize("case", PROMPTED)
-def test_objects_are_followed_as_theirs_are(pair, film, case):
-    assert_same_masks(track_ours(pair[0], film, PROMPTED[case]), track_theirs(*pair, film, PROMPTED[case]))
+def test_objects_are_followed_as_theirs_are(pair, video, case):
+    assert_same_masks(track_ours(pair[0], video, PROMPTED[case]), track_theirs(*pair, video, PROMPTED[case]))
 
 
-def test_the_weights_reach_what_is_compared(pair, film):
-    assert_masks_prove_something(track_ours(pair[0], film, {0: PROMPTS}))
+def test_the_weights_reach_what_is_compared(pair, video):
+    assert_masks_prove_something(track_ours(pair[0], video, {0: PROMPTS}))
 
 
-def test_going_back_they_are_followed_as_theirs_are(pair, film):
+def test_going_back_they_are_followed_as_theirs_are(pair, video):
     told = {FRAMES - 1: LAST_PROMPTS}
-    ours = track_ours(pair[0], film, told, direction="backward")
-    assert_same_masks(ours, track_theirs(*pair, film, told, reverse=True), order=range(FRAMES - 1, -1, -1))
+    ours = track_ours(pair[0], video, told, direction="backward")
+    assert_same_masks(ours, track_theirs(*pair, video, told, reverse=True), order=range(FRAMES - 1, -1, -1))
 
 
-def test_sam_2_0_follows_as_theirs_does(film):
+def test_sam_2_0_follows_as_theirs_does(video):
     """Without positions of pointers in time, and without the embedding of absent objects."""
     pair = pair_of(shrunken(hidden_size=128, is_v2_1=False), presence=5.0)
-    assert_same_masks(track_ours(pair[0], film, {0: PROMPTS}), track_theirs(*pair, film, {0: PROMPTS}))
+    assert_same_masks(track_ours(pair[0], video, {0: PROMPTS}), track_theirs(*pair, video, {0: PROMPTS}))
 
 
-def test_objects_that_go_and_come_back_are_theirs(film):
+def test_objects_that_go_and_come_back_are_theirs(video):
     sam, theirs = pair_of(shrunken(hidden_size=128), presence=-1.05)
     for model in (sam.model, theirs):  # these weights find prompted objects the least present: the other way round
         model.mask_decoder.pred_obj_score_head.proj_out.weight.neg_()
-    ours = track_ours(sam, film, {0: PROMPTS})
+    ours = track_ours(sam, video, {0: PROMPTS})
     visible = np.stack([result.visible for result in ours])
     assert visible[0].all()
     assert not visible[1].any()
     assert visible[-1].any()
-    assert_same_masks(ours, track_theirs(sam, theirs, film, {0: PROMPTS}))
+    assert_same_masks(ours, track_theirs(sam, theirs, video, {0: PROMPTS}))
 
 
-def test_a_stream_follows_as_their_stream_does(pair, film):
+def test_a_stream_follows_as_their_stream_does(pair, video):
     """Frames come one at a time, and pointers' distances are measured by 16 whatever is still to come."""
     sam, theirs = pair
     live, session = sam.stream(), their_session()
     ours, others = [], []
-    for index, (frame, pixels) in enumerate(zip(film, pixels_of(sam, film), strict=True)):
+    for index, (frame, pixels) in enumerate(zip(video, pixels_of(sam, video), strict=True)):
         ours.append(live.push(frame, PROMPTS if index == 0 else None))
         if index == 0:
             for name, prompt in PROMPTS.items():
@@ -193,15 +193,15 @@ def test_a_stream_follows_as_their_stream_does(pair, film):
     assert_same_masks(ours, others)
 
 
-def test_a_stream_gives_what_a_film_of_sixteen_frames_gives_bit_for_bit(pair, film):
-    frames = film + film[::-1]
+def test_a_stream_gives_what_a_video_of_sixteen_frames_gives_bit_for_bit(pair, video):
+    frames = video + video[::-1]
     live = pair[0].stream()
     pushed = [live.push(frame, PROMPTS if index == 0 else None) for index, frame in enumerate(frames)]
     for ours, other in zip(pushed, track_ours(pair[0], frames, {0: PROMPTS}), strict=True):
         np.testing.assert_array_equal(ours.masks.logits, other.masks.logits)
 
 
-def test_a_mask_is_followed_nearly_as_theirs_is(pair, film):
+def test_a_mask_is_followed_nearly_as_theirs_is(pair, video):
     """Theirs remembers the mask at full size, and takes the pointer from the best of three masks.
 
     Meta's predictor remembers the low-resolution mask, and takes it from the single one (see the golden files).
@@ -209,16 +209,16 @@ def test_a_mask_is_followed_nearly_as_theirs_is(pair, film):
     mask = np.zeros(SIZE_HW, bool)
     mask[30:70, 20:60] = True
     told = {0: {1: {"mask": mask}, 2: PROMPTS[2]}}
-    ours, theirs = track_ours(pair[0], film, told), track_theirs(*pair, film, told)
+    ours, theirs = track_ours(pair[0], video, told), track_theirs(*pair, video, told)
     assert_same_masks(ours[:1], theirs[:1], order=[0])
     assert_same_masks(ours, theirs, share=0.98)
 
 
-def test_a_correction_is_theirs_but_for_the_earlier_logits_which_they_leave_out(pair, film):
+def test_a_correction_is_theirs_but_for_the_earlier_logits_which_they_leave_out(pair, video):
     """Meta's predictor gives the decoder the frame's earlier logits, as we do; theirs then loses the correction."""
     sam, theirs = pair
     clicks = {"points": [(90, 50), (20, 90, 0)]}
-    session = their_session(pixels_of(sam, film))
+    session = their_session(pixels_of(sam, video))
     tell(session, sam, 0, 1, **PROMPTS[1])
     with torch.inference_mode():
         theirs(inference_session=session, frame_idx=0)
@@ -226,7 +226,7 @@ def test_a_correction_is_theirs_but_for_the_earlier_logits_which_they_leave_out(
         tell(session, sam, 4, 1, **clicks)
         expected = theirs(inference_session=session, frame_idx=4).pred_masks[0, 0]
 
-    ours = sam.video(film, max_prompted=None)
+    ours = sam.video(video, max_prompted=None)
     ours.prompt(0, 1, **PROMPTS[1])
     list(ours.track())
     bank, features = ours._tracks.objects[1].bank, ours._features_of(4)

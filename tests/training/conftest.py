@@ -18,7 +18,7 @@ from masklet.config import (
 )
 from masklet.training.config import DataConfig, Stage, TrainingConfig
 from masklet.training.losses import LossWeights
-from masklet.training.sources import CUTOUT_ARCHIVES, INSTANCE_ARCHIVES, PHOTO_ARCHIVES, Sources
+from masklet.training.sources import CUTOUT_ARCHIVES, IMAGE_ARCHIVES, INSTANCE_ARCHIVES, Sources
 
 DATA = Path(__file__).parents[3] / "shared/data/train"
 
@@ -48,14 +48,14 @@ def data_folder():
 
 @pytest.fixture(scope="session")
 def made_up_sources():
-    """Two bright cut-outs, one dull photo, one photo with two annotated squares."""
+    """Two bright cut-outs, one dull image, one image with two annotated squares."""
     cutouts = [Image.new("RGBA", (40, 30), colour) for colour in ("red", "yellow")]
-    photo = Image.fromarray(np.full((90, 120, 3), 60, np.uint8))
+    encoded = Image.fromarray(np.full((90, 120, 3), 60, np.uint8))
     labels = np.zeros((90, 120), np.uint8)
     labels[10:50, 10:50], labels[30:80, 70:110], labels[:5] = 1, 2, 255
-    scene = np.array(photo)
+    scene = np.array(encoded)
     scene[labels == 1], scene[labels == 2] = (0, 200, 0), (0, 0, 200)
-    return Sources(cutouts, [photo], [(Image.fromarray(scene), Image.fromarray(labels))])
+    return Sources(cutouts, [encoded], [(Image.fromarray(scene), Image.fromarray(labels))])
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def tiny_run():
         memory_attention=Sam2MemoryAttentionConfig(num_layers=1, feed_forward_hidden_size=16),
         memory_encoder=Sam2MemoryEncoderConfig(output_channels=16),
     )
-    stage = Stage(image_size=64, steps=4, pictures=2, objects=2, rounds=2, losses=LossWeights(focal=5))
+    stage = Stage(image_size=64, steps=4, images=2, objects=2, rounds=2, losses=LossWeights(focal=5))
     return TrainingConfig(
         model=model,
         data=DataConfig(layout="synthetic", path="nowhere", validation=0.0),
@@ -98,29 +98,29 @@ def made_up_archives(tmp_path_factory):
     """A data folder of a few files, laid out as the real one."""
     folder = tmp_path_factory.mktemp("data")
 
-    def pack(name, **pictures):
+    def pack(name, **images):
         with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
-            for path, (picture, kind) in pictures.items():
+            for path, (image, kind) in images.items():
                 file = io.BytesIO()
-                picture.save(file, kind)
+                image.save(file, kind)
                 archive.writestr(path, file.getvalue())
 
-    photo, cutout = Image.new("RGB", (60, 40), "grey"), Image.new("RGBA", (20, 20), "red")
-    labels = Image.new("L", photo.size)
+    encoded, cutout = Image.new("RGB", (60, 40), "grey"), Image.new("RGBA", (20, 20), "red")
+    labels = Image.new("L", encoded.size)
     labels.paste(1, (10, 10, 40, 30))
     for name in CUTOUT_ARCHIVES:
         pack(f"cutouts-{name}", **{f"thing{n}.webp": (cutout, "WEBP") for n in range(60)})
-    for name in PHOTO_ARCHIVES:
-        pack(name, **{f"view{n}.jpg": (photo, "JPEG") for n in range(60)})
+    for name in IMAGE_ARCHIVES:
+        pack(name, **{f"view{n}.jpg": (encoded, "JPEG") for n in range(60)})
     for name in INSTANCE_ARCHIVES:
-        images = {f"images/view{n}.jpg": (photo, "JPEG") for n in range(60)}
+        images = {f"images/view{n}.jpg": (encoded, "JPEG") for n in range(60)}
         pack(name, **images, **{f"masks/view{n}.png": (labels, "PNG") for n in range(60)})
     return folder
 
 
 @pytest.fixture
-def photos(tmp_path):
-    """Six pictures of two bright squares each."""
+def images(tmp_path):
+    """Six images of two bright squares each."""
     rng = np.random.default_rng(0)
     for index in range(6):
         pixels, labels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8), np.zeros((64, 64), np.uint8)
@@ -128,18 +128,18 @@ def photos(tmp_path):
             pixels[y : y + 20, x : x + 24] += np.uint8(150)
             labels[y : y + 20, x : x + 24] = number
         for folder, array in (("images", pixels), ("masks", labels)):
-            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(tmp_path / "photos" / folder / f"p{index}.png")
-    return tmp_path / "photos"
+            (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / "images" / folder / f"p{index}.png")
+    return tmp_path / "images"
 
 
 @pytest.fixture
-def config(photos, tiny_folder):
+def config(images, tiny_folder):
     """A short run of the tiny model."""
     return TrainingConfig(
         model=str(tiny_folder),
-        data=DataConfig(layout="folder", path=str(photos), validation=0.3),
-        stages=(Stage(steps=4, pictures=2, objects=2, rounds=2, losses=LossWeights(focal=5)),),
+        data=DataConfig(layout="folder", path=str(images), validation=0.3),
+        stages=(Stage(steps=4, images=2, objects=2, rounds=2, losses=LossWeights(focal=5)),),
         learning_rate=1e-3,
         warmup_steps=1,
         workers=1,

@@ -10,7 +10,7 @@ import torch
 from masklet.training.batches import Batch, prepared
 from masklet.training.config import Stage
 
-STAGE = Stage(image_size=32, steps=9, pictures=3)
+STAGE = Stage(image_size=32, steps=9, images=3)
 
 
 class Slow:
@@ -24,7 +24,7 @@ class Slow:
             self.asked.append((step, place))
         time.sleep(0.002 * (3 - place))
         if (step, place) == (5, 1):
-            raise ValueError("a broken picture")
+            raise ValueError("a broken image")
         return 10 * step + place
 
     def batch(self, stage, examples):
@@ -53,7 +53,7 @@ def test_no_more_than_two_batches_are_made_ahead():
 def test_an_error_comes_with_its_batch_and_not_before():
     batches = prepared(Slow(), wanted(7), workers=2)
     assert [next(batches).names[0] for _ in range(5)] == ["0", "10", "20", "30", "40"]
-    with pytest.raises(ValueError, match="a broken picture"):
+    with pytest.raises(ValueError, match="a broken image"):
         next(batches)
 
 

@@ -24,9 +24,9 @@ def model(tiny_run):
 
 
 def features(model, frames):
-    pictures = torch.randn(frames, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+    images = torch.randn(frames, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(model.dtype)
     with torch.no_grad():
-        maps = model.get_image_features(pictures)
+        maps = model.get_image_features(images)
     return [[m[frame : frame + 1] for m in maps] for frame in range(frames)]
 
 

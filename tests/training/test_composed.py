@@ -14,7 +14,7 @@ from masklet.training.composed import MIN_AREA, Composed, _visible, compose
 from masklet.training.config import Stage
 from masklet.training.rendering import render
 from masklet.training.sources import Sources
-from masklet.training.synthetic import draw_picture
+from masklet.training.synthetic import draw_image
 from masklet.training.worlds import Texture, World
 
 CPU = torch.device("cpu")
@@ -28,9 +28,9 @@ def batch_of(composed, stage, step, places=range(2)):
 def test_labels_are_numbered_without_gaps_and_nothing_tiny_is_asked_for(made_up_sources):
     counts = []
     for seed in range(60):
-        made = compose(draw_picture(made_up_sources, np.random.default_rng(seed)), 64)
-        assert made.pictures.shape == (1, 64, 64, 3)
-        assert made.pictures.dtype == made.labels.dtype == np.uint8
+        made = compose(draw_image(made_up_sources, np.random.default_rng(seed)), 64)
+        assert made.images.shape == (1, 64, 64, 3)
+        assert made.images.dtype == made.labels.dtype == np.uint8
         numbers, areas = np.unique(made.labels[made.labels > 0], return_counts=True)
         assert numbers.tolist() == list(range(1, len(numbers) + 1))
         assert (areas >= MIN_AREA * made.labels.size).all()
@@ -43,7 +43,7 @@ def test_all_that_is_asked_for_is_well_visible_in_the_first_frame_and_may_be_gon
     gone = 0
     for seed in range(60):
         made = compose(draw_clip(made_up_sources, 4, np.random.default_rng(seed)), 64)
-        assert made.pictures.shape == (4, 64, 64, 3)
+        assert made.images.shape == (4, 64, 64, 3)
         assert made.labels.shape == (4, 64, 64)
         first = made.labels[0]
         numbers, areas = np.unique(first[first > 0], return_counts=True)
@@ -123,10 +123,10 @@ def test_threads_make_the_same(made_up_sources):
 
 
 def test_worlds_without_objects_are_made_anew(made_up_sources):
-    """Photos whose instances are too small, on which nothing is pasted at times."""
+    """Images whose instances are too small, on which nothing is pasted at times."""
     labels = Image.new("L", (90, 90))
     labels.paste(1, (0, 0, 3, 3))
-    sources = Sources(made_up_sources.cutouts, made_up_sources.photos, [(Image.new("RGB", (90, 90)), labels)])
+    sources = Sources(made_up_sources.cutouts, made_up_sources.images, [(Image.new("RGB", (90, 90)), labels)])
     composed, stage = Composed(sources, seed=0), Stage(image_size=64, steps=1, objects=2)
     drafts = [composed.example(stage, 0, place) for place in range(40)]
     shown = [_visible(render([draft.world], 64, CPU).labels[:, 0])[0] for draft in drafts]
@@ -146,11 +146,11 @@ def test_parts_lie_in_objects_and_are_asked_for():
     inside = (y - 40) ** 2 + (x - 40) ** 2 < 38**2
     coloured = np.where((y < 30)[..., None], (200, 30, 30), (20, 20, 220))
     patch = Image.fromarray(np.dstack([coloured, inside * 255]).astype(np.uint8), "RGBA")
-    photo = Image.new("RGB", (90, 90), "grey")
-    sources = Sources([patch], [photo], [(photo, Image.new("L", photo.size))])
+    encoded = Image.new("RGB", (90, 90), "grey")
+    sources = Sources([patch], [encoded], [(encoded, Image.new("L", encoded.size))])
     shares = []
     for seed in range(20):
-        made = render([draw_picture(sources, np.random.default_rng(seed), real_share=0)], 96, CPU)
+        made = render([draw_image(sources, np.random.default_rng(seed), real_share=0)], 96, CPU)
         assert not (made.parts > 0)[made.labels == 0].any()
         shares.append(float((made.parts > 0).sum() / (made.labels > 0).sum().clamp(min=1)))
     assert 0.1 < np.median(shares) <= 1

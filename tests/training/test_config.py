@@ -10,7 +10,7 @@ import yaml
 from masklet.errors import ConfigError
 from masklet.training.config import DataConfig, TrainingConfig, as_plain, config_from, read_config
 
-SMALLEST = {"data": {"layout": "folder", "path": "photos"}, "stages": [{"steps": 10}]}
+SMALLEST = {"data": {"layout": "folder", "path": "images"}, "stages": [{"steps": 10}]}
 
 
 def test_a_configuration_may_be_short():
@@ -27,7 +27,7 @@ def test_what_is_written_is_read_back(tmp_path):
             "layout": "coco",
             "path": "a",
             "annotations": "a.json",
-            "validation": {"layout": "films", "path": "b"},
+            "validation": {"layout": "videos", "path": "b"},
         },
         "rates": {"memory": 2.0},
     }
@@ -71,7 +71,7 @@ def test_a_number_without_a_point_is_a_number(tmp_path):
         ({"data": {"layout": "voc", "path": "a"}}, "layout 'voc': expected one of folder, coco"),
         ({"data": {"layout": "coco", "path": "a"}}, "annotations"),
         ({"data": {"layout": "folder", "path": "a", "validation": 2}}, "validation 2.*share from 0 to 1"),
-        ({"parts": 3}, "4 pictures cannot be split into 3 equal parts"),
+        ({"parts": 3}, "4 images cannot be split into 3 equal parts"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd': expected one of adamw, muon"),
         ({"rates": {"encoder": 0.1}}, "rates name 'encoder': expected one of image_encoder"),
         ({"trackers": ["mlflow"]}, "trackers name 'mlflow'"),
@@ -79,9 +79,12 @@ def test_a_number_without_a_point_is_a_number(tmp_path):
         ({"bfloat16": 1}, "bfloat16 of the run is 1: expected true or false"),
         ({"lora": {"rank": 0}}, "rank of lora is 0"),
         ({"lora": {"targets": []}}, "lora has no targets"),
-        ({"data": "photos"}, "data is 'photos': expected names and values"),
+        ({"data": "images"}, "data is 'images': expected names and values"),
         ({"data": {"layout": "folder", "path": 5}}, "path is 5: expected text"),
-        ({"data": {"layout": "films", "path": "a", "split_masks": True}}, "split_masks belongs to layout folder alone"),
+        (
+            {"data": {"layout": "videos", "path": "a", "split_masks": True}},
+            "split_masks belongs to layout folder alone",
+        ),
         ({"stages": 5}, r"stages is 5: expected a list, such as \[{steps: 500}\]"),
         ({"stages": {"steps": 5}}, "stages is {'steps': 5}: expected a list"),
         ({"model": 5}, "model is 5: expected text"),
@@ -112,8 +115,8 @@ def test_a_mistake_is_named(change, message):
 
 def test_paths_and_single_names_are_taken_as_they_come():
     values = SMALLEST | {"model": Path("m"), "trackers": "wandb", "lora": {"targets": "a.*"}, "cache": Path("c")}
-    config = config_from(values | {"data": DataConfig(layout="folder", path=Path("photos"))})
-    assert (config.model, config.data.path, config.cache) == ("m", "photos", "c")
+    config = config_from(values | {"data": DataConfig(layout="folder", path=Path("images"))})
+    assert (config.model, config.data.path, config.cache) == ("m", "images", "c")
     assert (config.trackers, config.lora.targets) == (("wandb",), ("a.*",))
 
 
@@ -132,10 +135,10 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_recipes_of_the_embedded_model_can_be_read():
-    pictures, clips = (
+    images, clips = (
         read_config(files("masklet.training") / name, data="there") for name in ("nano.yaml", "nano-video.yaml")
     )
-    assert pictures.model.image_size == pictures.stages[-1].image_size == 512
+    assert images.model.image_size == images.stages[-1].image_size == 512
     assert (clips.model, clips.stages[0].train, clips.data.path) == ("nano", "memory", "there")
 
 

@@ -1,4 +1,4 @@
-"""The course of a run as a picture."""
+"""The course of a run as an image."""
 
 import xml.etree.ElementTree as ET
 

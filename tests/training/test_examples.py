@@ -24,8 +24,8 @@ def call(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_fine_tuning_on_a_folder(call, photos, tmp_path, capsys):
-    call("finetune_folder.py", photos, tmp_path / "run", 1)
+def test_fine_tuning_on_a_folder(call, images, tmp_path, capsys):
+    call("finetune_folder.py", images, tmp_path / "run", 1)
     printed = capsys.readouterr().out
     assert printed.startswith("training ")
     assert "4.8 M weights, ready to be used" in printed
@@ -46,7 +46,7 @@ def test_the_embedded_model_from_nothing(call, tiny_run, made_up_archives, tmp_p
     def shrunk(path, *, data, model=None):
         config = read(path, data=data, model=model)
         stages = [
-            replace(stage, steps=1, image_size=64, pictures=2, objects=2, frames=min(stage.frames, 2))
+            replace(stage, steps=1, image_size=64, images=2, objects=2, frames=min(stage.frames, 2))
             for stage in config.stages
         ]
         few = {"stages": tuple(stages), "validation_objects": 3}
@@ -57,6 +57,6 @@ def test_the_embedded_model_from_nothing(call, tiny_run, made_up_archives, tmp_p
     monkeypatch.setattr(training, "read_config", shrunk)
     call("train_nano.py", made_up_archives, tmp_path / "runs")
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("pictures: training ")
-    assert printed[1].startswith("films: training ")
-    assert masklet.Sam2Model.from_pretrained(tmp_path / "runs/films/last").config.has_memory
+    assert printed[0].startswith("images: training ")
+    assert printed[1].startswith("videos: training ")
+    assert masklet.Sam2Model.from_pretrained(tmp_path / "runs/videos/last").config.has_memory

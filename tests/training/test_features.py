@@ -17,13 +17,13 @@ from masklet.training.run import Run
 
 
 @pytest.fixture
-def pictures():
+def pixels():
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def counted(tiny_model):
-    """The tiny model, which counts the pictures it encodes."""
+    """The tiny model, which counts the images it encodes."""
     model = copy.deepcopy(tiny_model)
     encode, model.encoded = model.get_image_features, 0
 
@@ -35,61 +35,61 @@ def counted(tiny_model):
     return model
 
 
-def test_a_picture_is_encoded_once_whatever_its_company(counted, pictures, tmp_path):
+def test_an_image_is_encoded_once_whatever_its_company(counted, pixels, tmp_path):
     cache = FeatureCache(tmp_path, counted, max_bytes=1e9)
-    first = cache(pictures)
-    again = FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures.flip(0))
+    first = cache(pixels)
+    again = FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels.flip(0))
     assert counted.encoded == 3
-    for made, kept, exact in zip(first, again, counted.get_image_features(pictures), strict=True):
+    for made, kept, exact in zip(first, again, counted.get_image_features(pixels), strict=True):
         assert made.equal(kept.flip(0))
         assert made.dtype == torch.float32
         torch.testing.assert_close(made, exact, rtol=1e-3, atol=1e-3)
 
 
-def test_another_picture_and_another_encoder_have_files_of_their_own(counted, pictures, tmp_path):
+def test_another_image_and_another_encoder_have_files_of_their_own(counted, pixels, tmp_path):
     cache = FeatureCache(tmp_path, counted, max_bytes=1e9)
-    cache(pictures[:1])
-    cache(pictures[:1].flip(-1))
+    cache(pixels[:1])
+    cache(pixels[:1].flip(-1))
     assert counted.encoded == 2
     with torch.no_grad():
         counted.vision_encoder.neck.convs[0].weight.mul_(1.1)
-    FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures[:1])
+    FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels[:1])
     assert counted.encoded == 3
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
 
 
-def test_a_damaged_file_is_made_again(counted, pictures, tmp_path, caplog):
-    first = FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures[:1])
+def test_a_damaged_file_is_made_again(counted, pixels, tmp_path, caplog):
+    first = FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels[:1])
     (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:100])
-    again = FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures[:1])
+    again = FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels[:1])
     assert all(one.equal(other) for one, other in zip(first, again, strict=True))
-    assert "is damaged: its picture is encoded again" in caplog.text
+    assert "is damaged: its image is encoded again" in caplog.text
 
 
-def test_a_full_folder_does_not_grow_and_the_results_are_the_same(counted, pictures, tmp_path, caplog):
-    whole = FeatureCache(tmp_path / "whole", counted, max_bytes=1e9)(pictures)
+def test_a_full_folder_does_not_grow_and_the_results_are_the_same(counted, pixels, tmp_path, caplog):
+    whole = FeatureCache(tmp_path / "whole", counted, max_bytes=1e9)(pixels)
     one_file = next((tmp_path / "whole").rglob("*.safetensors")).stat().st_size
     cache = FeatureCache(tmp_path / "small", counted, max_bytes=1.5 * one_file)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert all(a.equal(b) for a, b in zip(whole, cache(pictures), strict=True))
+            assert all(a.equal(b) for a, b in zip(whole, cache(pixels), strict=True))
     assert len(list((tmp_path / "small").rglob("*.safetensors"))) == 1
-    assert caplog.text.count("is full: further pictures are encoded every time") == 1
+    assert caplog.text.count("is full: further images are encoded every time") == 1
 
 
-def test_a_full_disk_is_no_reason_to_stop(counted, pictures, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_is_no_reason_to_stop(counted, pixels, tmp_path, monkeypatch, caplog):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(features_module, "save_file", full)
     cache = FeatureCache(tmp_path, counted, max_bytes=1e9)
-    assert len(cache(pictures)) == 3
+    assert len(cache(pixels)) == 3
     assert caplog.text.count("nothing more is added to") == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_run_encodes_each_picture_once_and_learns_the_same_with_or_without_what_was_there(
+def test_a_run_encodes_each_image_once_and_learns_the_same_with_or_without_what_was_there(
     config, tmp_path, monkeypatch
 ):
     cached = replace(
@@ -123,8 +123,8 @@ def test_an_encoder_that_learns_cannot_be_cached(config, tmp_path, change):
         Run(changed, tmp_path / "run", device="cpu")
 
 
-def test_files_that_nobody_finished_take_no_room_and_go(counted, pictures, tmp_path):
-    FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures[:1])
+def test_files_that_nobody_finished_take_no_room_and_go(counted, pixels, tmp_path):
+    FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels[:1])
     (file,) = tmp_path.rglob("*.safetensors")
     old, new = (file.with_name(f".unfinished-{name * 8}-{file.name}") for name in "ab")
     for orphan in (old, new):
@@ -136,7 +136,7 @@ def test_files_that_nobody_finished_take_no_room_and_go(counted, pictures, tmp_p
     assert new.exists()  # another run may be at it
 
 
-def test_a_file_that_another_run_renames_is_passed_over(counted, pictures, tmp_path, monkeypatch):
-    FeatureCache(tmp_path, counted, max_bytes=1e9)(pictures[:1])
+def test_a_file_that_another_run_renames_is_passed_over(counted, pixels, tmp_path, monkeypatch):
+    FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels[:1])
     monkeypatch.setattr(Path, "rglob", lambda folder, pattern: [folder / "gone.safetensors"])
     assert FeatureCache(tmp_path, counted, max_bytes=1e9).room == 1e9

@@ -1,4 +1,4 @@
-"""The lesson before the first picture."""
+"""The lesson before the first image."""
 
 import torch
 
@@ -15,7 +15,7 @@ def test_shapes_are_of_all_sizes_and_none_is_empty():
     assert shares.max() > 0.3
 
 
-def test_noise_has_the_form_of_an_encoded_picture(tiny_run):
+def test_noise_has_the_form_of_an_encoded_image(tiny_run):
     model = Trainer(tiny_run).model
     encoded = model.get_image_embeddings(torch.zeros(2, 3, 64, 64))
     noise = noise_embeddings(tiny_run.model, 2, 64, torch.Generator())

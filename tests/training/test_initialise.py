@@ -5,7 +5,7 @@ import torch
 from masklet.training.loop import Trainer
 
 
-def test_the_picture_and_the_prompt_are_heard_in_the_decoder_from_the_first_step(tiny_run):
+def test_the_image_and_the_prompt_are_heard_in_the_decoder_from_the_first_step(tiny_run):
     model = Trainer(tiny_run).model
     generator = torch.Generator().manual_seed(0)
     embedding = model.get_image_embeddings(torch.randn(1, 3, 64, 64, generator=generator))[-1]

@@ -14,10 +14,10 @@ from masklet.training.prompts import PromptRates
 
 @pytest.fixture
 def clip_run(tiny_run):
-    """Two steps on pictures, then three on clips."""
-    pictures = replace(tiny_run.stages[0], steps=2)
-    clips = replace(pictures, steps=3, rounds=1, frames=3, train="memory")
-    return replace(tiny_run, geometry_steps=0, stages=(pictures, clips))
+    """Two steps on images, then three on clips."""
+    images = replace(tiny_run.stages[0], steps=2)
+    clips = replace(images, steps=3, rounds=1, frames=3, train="memory")
+    return replace(tiny_run, geometry_steps=0, stages=(images, clips))
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_products_in_bfloat16_are_near_those_in_float32(tiny_run, examples):
 
 def test_a_batch_in_parts_teaches_their_mean(tiny_run, examples):
     plain = replace(tiny_run, affinity=0.0, optimizer="adamw")
-    stage = replace(plain.stages[0], pictures=4, rounds=1, prompts=PromptRates(click=0, box=0, mask=1))
+    stage = replace(plain.stages[0], images=4, rounds=1, prompts=PromptRates(click=0, box=0, mask=1))
     gradients = []
     for parts in (1, 2, 4):
         trainer = Trainer(replace(plain, stages=(stage,), parts=parts, max_gradient_norm=1e9))

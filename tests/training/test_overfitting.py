@@ -1,4 +1,4 @@
-"""A network that can learn anything learns a few pictures, and a film, by heart."""
+"""A network that can learn anything learns a few images, and a video, by heart."""
 
 from collections import deque
 from dataclasses import replace
@@ -27,12 +27,12 @@ NETWORK = Sam2Config(
     memory_attention=Sam2MemoryAttentionConfig(num_layers=1, feed_forward_hidden_size=32),
     memory_encoder=Sam2MemoryEncoderConfig(output_channels=32),
 )
-PICTURES = Stage(steps=800, pictures=4, objects=2, rounds=2, losses=LossWeights(focal=5, all_candidates=0.25))
-CLIPS = replace(PICTURES, steps=400, pictures=2, frames=4, rounds=2)
+IMAGES = Stage(steps=800, images=4, objects=2, rounds=2, losses=LossWeights(focal=5, all_candidates=0.25))
+CLIPS = replace(IMAGES, steps=400, images=2, frames=4, rounds=2)
 LAST = 20
 
 
-def picture(index, shift=0):
+def image(index, shift=0):
     """Noise with two bright rectangles, one before the other, and the map of their numbers."""
     rng = np.random.default_rng(index)
     pixels, labels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8), np.zeros((64, 64), np.uint8)
@@ -74,22 +74,22 @@ def last_ious(path, layout, stages, wanted):
 
 
 @pytest.mark.slow
-def test_four_pictures_are_learned_by_heart(tmp_path):
+def test_four_images_are_learned_by_heart(tmp_path):
     for index in range(4):
-        pixels, labels = picture(index)
+        pixels, labels = image(index)
         save(pixels, tmp_path / "images" / f"p{index}.png")
         save(labels, tmp_path / "masks" / f"p{index}.png")
-    prompted, corrected = last_ious(tmp_path, "folder", (PICTURES,), wanted=(0.95, 0.95))
+    prompted, corrected = last_ious(tmp_path, "folder", (IMAGES,), wanted=(0.95, 0.95))
     assert prompted > 0.95
     assert corrected > 0.95
 
 
 @pytest.mark.slow
-def test_a_film_is_learned_by_heart(tmp_path):
+def test_a_video_is_learned_by_heart(tmp_path):
     for frame in range(6):
-        pixels, labels = picture(0, shift=frame)
+        pixels, labels = image(0, shift=frame)
         save(pixels, tmp_path / "JPEGImages/one" / f"{frame:05}.png")
         save(labels, tmp_path / "Annotations/one" / f"{frame:05}.png")
-    first, followed = last_ious(tmp_path, "films", (replace(PICTURES, steps=150), CLIPS), wanted=(0.95, 0.9))
+    first, followed = last_ious(tmp_path, "videos", (replace(IMAGES, steps=150), CLIPS), wanted=(0.95, 0.9))
     assert first > 0.95
     assert followed > 0.9

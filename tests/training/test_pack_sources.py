@@ -32,9 +32,9 @@ def material(tmp_path):
         cutout = Image.new("RGBA", (20, 20))
         cutout.paste("red", (5, 5, 15, 12))
         cutout.save(tmp_path / f"cutouts/{index:03}.png")
-        photo = Image.new("RGB", (60, 40), (index, 0, 0))
-        photo.save(tmp_path / f"photos/{index:03}.jpg")
-        photo.save(tmp_path / f"instances/images/{index:03}.jpg")
+        encoded = Image.new("RGB", (60, 40), (index, 0, 0))
+        encoded.save(tmp_path / f"photos/{index:03}.jpg")
+        encoded.save(tmp_path / f"instances/images/{index:03}.jpg")
         labels = np.zeros((40, 60), np.uint8)
         labels[10:30, 10:40] = 255 if index % 2 else 3  # black and white, or a number
         Image.fromarray(labels).save(tmp_path / f"instances/masks/{index:03}.png")
@@ -49,16 +49,16 @@ def test_what_is_packed_is_read_and_the_same_bytes_come_again(pack, material):
     assert names == ["cutouts-mine.zip", "instances-mine.zip", "photos-mine.zip"]
     assert all((material / "one" / n).read_bytes() == (material / "two" / n).read_bytes() for n in names)
     sides = [read_sources(material / "one", held_out=held_out) for held_out in (False, True)]
-    for kind in ("cutouts", "photos"):
+    for kind in ("cutouts", "images"):
         assert sum(len(getattr(side, kind)) for side in sides) == 60
     assert sides[0].cutouts[0].size == (10, 7)
     maps = [np.asarray(labels) for side in sides for _, labels in side.instances]
     assert {tuple(np.unique(labels)) for labels in maps} == {(0, 1), (0, 3)}
-    assert all(photo.size == labels.size for side in sides for photo, labels in side.instances)
+    assert all(encoded.size == labels.size for side in sides for encoded, labels in side.instances)
 
 
 def test_what_cannot_be_packed_is_named(pack, material):
-    with pytest.raises(DataError, match=r"000.jpg is no cut-out: expected a picture that is transparent around"):
+    with pytest.raises(DataError, match=r"000.jpg is no cut-out: expected an image that is transparent around"):
         pack(material / "data", "mine", "--cutouts", material / "photos")
     Image.new("L", (50, 40)).save(material / "instances/masks/007.png")
     with pytest.raises(DataError, match=r"007.png is of \(40, 50\) .*: expected \(40, 60\)"):

@@ -26,19 +26,19 @@ NOISE = 1e-6
 
 @pytest.fixture
 def values(tmp_path, tiny_folder):
-    """A run on four pictures, as plain values."""
+    """A run on four images, as plain values."""
     rng = np.random.default_rng(0)
     for index in range(4):
         pixels, labels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8), np.zeros((64, 64), np.uint8)
         pixels[8:40, 4 * index : 4 * index + 30] += np.uint8(150)
         labels[8:40, 4 * index : 4 * index + 30] = 1
         for folder, array in (("images", pixels), ("masks", labels)):
-            (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(tmp_path / "photos" / folder / f"p{index}.png")
+            (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / "images" / folder / f"p{index}.png")
     return {
         "model": str(tiny_folder),
-        "data": {"layout": "folder", "path": str(tmp_path / "photos"), "validation": 0.25},
-        "stages": [{"steps": 20, "pictures": 2, "objects": 1, "rounds": 1, "train": "decoder"}],
+        "data": {"layout": "folder", "path": str(tmp_path / "images"), "validation": 0.25},
+        "stages": [{"steps": 20, "images": 2, "objects": 1, "rounds": 1, "train": "decoder"}],
         "save_every": 10,
         "validate_every": 100,
     }
@@ -111,7 +111,7 @@ def assert_same_step(one, two, rate):
         of_one, of_two = one.optimizers[0].state.get(weight, {}), two.optimizers[0].state.get(other, {})
         assert of_one.keys() == of_two.keys()
         bound = torch.full_like(weight, 1e-6)
-        if of_one:  # of pictures the memory learns nothing
+        if of_one:  # of images the memory learns nothing
             gradient, of_other = (state["exp_avg"] / (1 - BETAS[0]) for state in (of_one, of_two))
             torch.testing.assert_close(gradient, of_other, rtol=1e-3, atol=NOISE)
             bound += rate * (2 * NOISE / gradient.abs()).clip(max=2)
@@ -124,7 +124,7 @@ def assert_same_step(one, two, rate):
 
 def on_one_and_two(values, tmp_path, **stage):
     """The folders of the same run on one process and on two, and its values."""
-    stages = [values["stages"][0] | {"pictures": 4, "rounds": 2, "train": "everything"} | stage]
+    stages = [values["stages"][0] | {"images": 4, "rounds": 2, "train": "everything"} | stage]
     values = values | {"stages": stages, "learning_rate": 1e-4, "warmup_steps": 0}
     train(values, tmp_path / "one", device="cpu")
     for process in start_two(values, tmp_path / "two"):
@@ -162,12 +162,12 @@ def norms_of(folder):
 
 
 @pytest.mark.slow
-def test_a_picture_that_one_of_two_processes_misses_ends_both_and_the_run_is_kept(values, tmp_path):
+def test_an_image_that_one_of_two_processes_misses_ends_both_and_the_run_is_kept(values, tmp_path):
     values |= {"parts": 2, "stages": [values["stages"][0] | {"steps": 10_000}], "save_every": 10_000}
     values["data"]["validation"] = 0.0
     processes = start_two(values, tmp_path / "two")
     wait_for_step_three(processes, tmp_path / "two/log.jsonl")
-    (tmp_path / "photos/images/p1.png").unlink()
+    (tmp_path / "images/images/p1.png").unlink()
     for process in processes:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 2, output
@@ -177,11 +177,11 @@ def test_a_picture_that_one_of_two_processes_misses_ends_both_and_the_run_is_kep
 
 
 @pytest.mark.slow
-def test_a_picture_for_validation_that_one_of_two_processes_misses_ends_both(values, tmp_path):
+def test_an_image_for_validation_that_one_of_two_processes_misses_ends_both(values, tmp_path):
     values |= {"parts": 2, "stages": [values["stages"][0] | {"steps": 10_000}], "save_every": 10_000}
     values["validate_every"] = 200
     values["data"]["validation"] = values["data"] | {"validation": 0.0, "path": str(tmp_path / "apart")}
-    shutil.copytree(tmp_path / "photos", tmp_path / "apart")
+    shutil.copytree(tmp_path / "images", tmp_path / "apart")
     processes = start_two(values, tmp_path / "two")
     wait_for_step_three(processes, tmp_path / "two/log.jsonl")
     (tmp_path / "apart/images/p2.png").unlink()
@@ -194,7 +194,7 @@ def test_a_picture_for_validation_that_one_of_two_processes_misses_ends_both(val
 
 
 @pytest.mark.slow
-def test_two_processes_blame_the_same_picture_for_a_loss_that_is_no_number(values, tmp_path):
+def test_two_processes_blame_the_same_image_for_a_loss_that_is_no_number(values, tmp_path):
     values |= {"parts": 2, "learning_rate": 1e30, "warmup_steps": 0}
     values["data"]["validation"] = 0.0
     processes = start_two(values, tmp_path / "two")

@@ -90,7 +90,7 @@ def test_half_of_the_clicks_are_aimed_at_the_middle(generator):
     assert 0.4 < is_middle.float().mean() < 0.6
 
 
-def test_a_mask_that_fills_the_picture_has_its_middle_there():
+def test_a_mask_that_fills_the_image_has_its_middle_there():
     targets = torch.ones(1, 64, 36, 36, dtype=torch.bool)
     prompt = first_prompt(targets, torch.Generator().manual_seed(0))
     assert (prompt.points[:, :, 0] == 4.5 * 4).all(-1).any()

@@ -1,4 +1,4 @@
-"""Whole runs on a folder of pictures: what they leave, what they say, and how they end when something is wrong."""
+"""Whole runs on a folder of images: what they leave, what they say, and how they end when something is wrong."""
 
 import errno
 import json
@@ -37,7 +37,7 @@ def assert_same_state(one, other):
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(second["state"][key][name])), name
 
 
-def test_a_run_measures_first_and_leaves_models_a_log_a_state_and_pictures(config, tmp_path, photos):
+def test_a_run_measures_first_and_leaves_models_a_log_a_state_and_images(config, tmp_path, images):
     run = Run(config, tmp_path / "run", device="cpu")
     reports = list(run.reports())
     assert [type(report) for report in reports] == [Scores, *[StepReport, StepReport, Scores] * 2]
@@ -52,7 +52,7 @@ def test_a_run_measures_first_and_leaves_models_a_log_a_state_and_pictures(confi
     for name in ("best", "last"):
         masks = (
             masklet.load(tmp_path / "run" / name, device="cpu")
-            .image(photos / "images/p0.png")
+            .image(images / "images/p0.png")
             .predict(box=(4, 6, 28, 26))
         )
         assert masks.masks.shape == (1, 64, 64)
@@ -71,12 +71,12 @@ def test_it_is_measured_at_the_size_of_the_last_stage(config, tmp_path, monkeypa
     assert sizes == {(96, 96)}
 
 
-def test_a_film_is_measured_where_it_first_shows_something(config):
+def test_a_video_is_measured_where_it_first_shows_something(config):
     mask = np.ones((64, 64), bool)
     shown = [{}, {1: lambda: ~mask}, {1: lambda: mask}]
-    film = Scene("film", lambda index: Frame(str(index), np.zeros((64, 64, 3), np.uint8), shown[index]), lambda: 3)
+    video = Scene("video", lambda index: Frame(str(index), np.zeros((64, 64, 3), np.uint8), shown[index]), lambda: 3)
     model = masklet.Sam2Model.from_pretrained(config.model)
-    validation = Validation([film], config.fitting(model.config))
+    validation = Validation([video], config.fitting(model.config))
     scores, _ = validation.measure(model, 0, make_accelerator("cpu"))
     assert scores.objects == 1
 
@@ -200,21 +200,21 @@ def test_another_run_does_not_go_on_in_the_same_folder(config, tmp_path):
         train(replace(config, learning_rate=2e-3), tmp_path / "run", device="cpu")
 
 
-def test_a_picture_that_vanishes_ends_the_run_and_nothing_is_lost(config, tmp_path, photos, monkeypatch):
+def test_an_image_that_vanishes_ends_the_run_and_nothing_is_lost(config, tmp_path, images, monkeypatch):
     train(config, tmp_path / "straight", device="cpu")
-    picture = next(p for p in sorted((photos / "images").iterdir()) if p.stem in learned_names(config))
-    content, take_step = picture.read_bytes(), Trainer.take_step
+    image = next(p for p in sorted((images / "images").iterdir()) if p.stem in learned_names(config))
+    content, take_step = image.read_bytes(), Trainer.take_step
 
     def vanishing(trainer, batch):
         report = take_step(trainer, batch)
-        picture.unlink(missing_ok=True)
+        image.unlink(missing_ok=True)
         return report
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "take_step", vanishing)
-        with pytest.raises(TrainingError, match=rf"{picture.name}.*The run is kept after step \d.*to go on"):
+        with pytest.raises(TrainingError, match=rf"{image.name}.*The run is kept after step \d.*to go on"):
             train(config, tmp_path / "cut", device="cpu")
-    picture.write_bytes(content)
+    image.write_bytes(content)
     train(config, tmp_path / "cut", device="cpu")
     assert_same_state(tmp_path / "straight", tmp_path / "cut")
 
@@ -223,7 +223,7 @@ def learned_names(config):
     return {scene.name for scene in run_module.open_data(config, torch.device("cpu"))[0].scenes}
 
 
-def test_a_loss_that_is_no_number_stops_names_the_picture_and_keeps_the_last_good_model(config, tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_stops_names_the_image_and_keeps_the_last_good_model(config, tmp_path, monkeypatch):
     features = masklet.Sam2Model.get_image_features
     run = Run(config, tmp_path / "run", device="cpu")
     example = run.examples.example
@@ -281,9 +281,9 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_save(config, tmp_path, mon
     assert_same_state(tmp_path / "straight", tmp_path / "run")
 
 
-def test_pictures_for_validation_must_show_something(config, tmp_path, photos):
+def test_images_for_validation_must_show_something(config, tmp_path, images):
     for name in {f"p{index}" for index in range(6)} - learned_names(config):
-        Image.fromarray(np.zeros((64, 64), np.uint8)).save(photos / "masks" / f"{name}.png")
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(images / "masks" / f"{name}.png")
     with pytest.raises(DataError, match="nothing can be measured"):
         train(config, tmp_path / "run", device="cpu")
 
@@ -299,7 +299,7 @@ def test_plain_values_and_a_file_are_configurations_too(config, tmp_path, caplog
     values = {
         "model": config.model,
         "data": {"layout": "folder", "path": config.data.path},
-        "stages": [{"steps": 1, "pictures": 1, "objects": 1, "rounds": 1, "train": "decoder"}],
+        "stages": [{"steps": 1, "images": 1, "objects": 1, "rounds": 1, "train": "decoder"}],
     }
     with caplog.at_level(logging.INFO):
         train(values, tmp_path / "one", device="cpu")

@@ -10,8 +10,8 @@ from masklet.training import sources as sources_module
 from masklet.training.regions import parts_of
 from masklet.training.sources import (
     CUTOUT_ARCHIVES,
+    IMAGE_ARCHIVES,
     INSTANCE_ARCHIVES,
-    PHOTO_ARCHIVES,
     Sources,
     is_held_out,
     read_sources,
@@ -35,7 +35,7 @@ def test_what_shows_the_same_thing_is_on_the_same_side(one, other):
 
 def test_held_out_sources_are_a_small_part_and_never_trained_on(data_folder):
     groups = {True: set(), False: set()}
-    for name in [*(f"cutouts-{name}" for name in CUTOUT_ARCHIVES), *PHOTO_ARCHIVES, *INSTANCE_ARCHIVES]:
+    for name in [*(f"cutouts-{name}" for name in CUTOUT_ARCHIVES), *IMAGE_ARCHIVES, *INSTANCE_ARCHIVES]:
         with zipfile.ZipFile(data_folder / f"{name}.zip") as archive:
             for file in archive.namelist():
                 groups[is_held_out(file)].add(source_group(file))
@@ -46,9 +46,9 @@ def test_held_out_sources_are_a_small_part_and_never_trained_on(data_folder):
 def test_the_held_out_side_has_something_of_everything(data_folder):
     sources = read_sources(data_folder, held_out=True)
     assert len(sources.cutouts) > 100
-    assert len(sources.photos) > 10
+    assert len(sources.images) > 10
     assert len(sources.instances) > 10
-    assert all(photo.size == labels.size for photo, labels in sources.instances)
+    assert all(encoded.size == labels.size for encoded, labels in sources.instances)
 
 
 def test_parts_of_a_cutout_are_looked_for_once(monkeypatch):

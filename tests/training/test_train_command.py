@@ -75,7 +75,7 @@ def test_the_embedded_models_recipe_in_small_leaves_a_model_that_can_be_measured
     assert 0 <= figures["one_click"] <= figures["oracle_click"] <= 1
 
 
-def test_films_of_the_synthetic_world_are_measured_too(call, tiny_run, made_up_archives, tiny_folder):
+def test_videos_of_the_synthetic_world_are_measured_too(call, tiny_run, made_up_archives, tiny_folder):
     stage = replace(tiny_run.stages[0], steps=1, frames=2, rounds=1, train="memory")
     recipe = replace(
         tiny_run,
@@ -86,7 +86,7 @@ def test_films_of_the_synthetic_world_are_measured_too(call, tiny_run, made_up_a
         data=replace(tiny_run.data, validation=0.1),
         validation_objects=4,
     )
-    assert "film 0." in call(recipe, "run", "--data", made_up_archives).output
+    assert "video 0." in call(recipe, "run", "--data", made_up_archives).output
 
 
 def test_what_is_wrong_is_said_in_a_line(config, tmp_path, monkeypatch, capsys):
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_said_in_a_line(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["masklet", "train", str(tmp_path / "run.yaml"), "--run", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match="2"):
         cli.main()
-    assert capsys.readouterr().err.startswith("masklet: no pictures in nowhere/images: expected images/NAME.jpg")
+    assert capsys.readouterr().err.startswith("masklet: no images in nowhere/images: expected images/NAME.jpg")
 
 
 @pytest.mark.parametrize("name", ["yaml", "accelerate"])

@@ -1,4 +1,4 @@
-"""A network whose objects stay in the picture, though its weights are random."""
+"""A network whose objects stay in the image, though its weights are random."""
 
 import copy
 

@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 
 from masklet.cli import app
 from masklet.errors import MaskletError
-from masklet.video.frames import open_film
+from masklet.video.frames import open_video
 
 FRAMES, HEIGHT, WIDTH = 6, 48, 80
 
 
 @pytest.fixture
-def film(tmp_path):
-    folder = tmp_path / "film"
+def video(tmp_path):
+    folder = tmp_path / "video"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(FRAMES):
@@ -28,10 +28,10 @@ def run(*arguments):
     return CliRunner().invoke(app, ["video", *map(str, arguments)])
 
 
-def test_a_film_is_followed_and_written_in_every_way(film, tiny_folder, tmp_path):
+def test_a_video_is_followed_and_written_in_every_way(video, tiny_folder, tmp_path):
     lines, pngs, overlay = tmp_path / "masks.jsonl", tmp_path / "masks", tmp_path / "masked.mp4"
     result = run(
-        film, "--point", "0:20,20", "--point", "0:70,40,0", "--box", "ball@2:10,5,60,40", "--model", tiny_folder,
+        video, "--point", "0:20,20", "--point", "0:70,40,0", "--box", "ball@2:10,5,60,40", "--model", tiny_folder,
         "--jsonl", lines, "--masks", pngs, "--out", overlay,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -42,30 +42,30 @@ def test_a_film_is_followed_and_written_in_every_way(film, tiny_folder, tmp_path
     assert len(list(pngs.glob("*.png"))) == FRAMES
     with Image.open(pngs / "00000.png") as first:
         assert first.size == (WIDTH, HEIGHT)
-    assert open_film(overlay).count == FRAMES
+    assert open_video(overlay).count == FRAMES
 
 
-def test_a_part_of_a_film_is_followed_backward(film, tiny_folder, tmp_path):
+def test_a_part_of_a_video_is_followed_backward(video, tiny_folder, tmp_path):
     lines = tmp_path / "masks.jsonl"
     options = ("--start", 4, "--end", 1, "--reverse")
-    assert run(film, "--point", "4:20,20", "--model", tiny_folder, "--jsonl", lines, *options).exit_code == 0
+    assert run(video, "--point", "4:20,20", "--model", tiny_folder, "--jsonl", lines, *options).exit_code == 0
     assert [json.loads(line)["frame"] for line in lines.read_text().splitlines()] == [4, 3, 2, 1]
 
 
-def test_every_other_frame_is_followed_one_object_at_a_time(film, tiny_folder, tmp_path):
+def test_every_other_frame_is_followed_one_object_at_a_time(video, tiny_folder, tmp_path):
     lines, overlay = tmp_path / "masks.jsonl", tmp_path / "masked.mp4"
     options = ("--every", 2, "--max-objects", 1, "--out", overlay, "--jsonl", lines)
-    result = run(film, "--point", "0:20,20", "--box", "ball@0:10,5,60,40", "--model", tiny_folder, *options)
+    result = run(video, "--point", "0:20,20", "--box", "ball@0:10,5,60,40", "--model", tiny_folder, *options)
     assert result.exit_code == 0, result.output
     assert [json.loads(line)["frame"] for line in lines.read_text().splitlines()] == [0, 2, 4]
-    assert open_film(overlay).fps == open_film(film).fps / 2  # as long as the film itself
+    assert open_video(overlay).fps == open_video(video).fps / 2  # as long as the video itself
 
 
-def test_a_mask_is_read_from_a_picture(film, tiny_folder, tmp_path):
+def test_a_mask_is_read_from_an_image(video, tiny_folder, tmp_path):
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[10:30, 10:50] = 255
     Image.fromarray(mask).save(tmp_path / "prompt.png")
-    result = run(film, "--mask", f"0:{tmp_path / 'prompt.png'}", "--model", tiny_folder, "--object", "cup", "--end", 1)
+    result = run(video, "--mask", f"0:{tmp_path / 'prompt.png'}", "--model", tiny_folder, "--object", "cup", "--end", 1)
     assert result.exit_code == 0, result.output
     assert "cup" in result.output
 
@@ -80,14 +80,14 @@ def test_a_mask_is_read_from_a_picture(film, tiny_folder, tmp_path):
         (("--box", "0:1,1,9,9", "--box", "0:2,2,8,8"), "several boxes"),
     ],
 )
-def test_what_makes_no_sense_is_said(film, tiny_folder, options, message):
-    result = run(film, "--model", tiny_folder, *options)
+def test_what_makes_no_sense_is_said(video, tiny_folder, options, message):
+    result = run(video, "--model", tiny_folder, *options)
     assert isinstance(result.exception, MaskletError)
     assert result.exit_code != 0
     with pytest.raises(MaskletError, match=message):
         raise result.exception
 
 
-def test_what_is_no_film_is_said(tmp_path, tiny_folder):
+def test_what_is_no_video_is_said(tmp_path, tiny_folder):
     result = run(tmp_path / "nothing.mp4", "--point", "0:1,1", "--model", tiny_folder)
-    assert "there is no film" in str(result.exception)
+    assert "there is no video" in str(result.exception)

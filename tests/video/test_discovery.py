@@ -15,7 +15,7 @@ from masklet.masks import encode_rle, mask_ious
 from masklet.model.sam2 import Sam2Model
 from masklet.results import Masks
 from masklet.segmenter import Segmenter
-from masklet.video.frames import open_film
+from masklet.video.frames import open_video
 
 BOXES = [(4, 4, 30, 30), (40, 8, 70, 40), (50, 20, 60, 30)]
 
@@ -34,8 +34,8 @@ def finds(monkeypatch):
     def finds(*of_frames):
         coming, given = iter(of_frames), []
 
-        def find(model, processor, picture, options, embeddings):
-            given.append((picture, options, embeddings))
+        def find(model, processor, image, options, embeddings):
+            given.append((image, options, embeddings))
             return masks_of(*next(coming))
 
         monkeypatch.setattr("masklet.video.session.everything_packed", find)
@@ -45,78 +45,78 @@ def finds(monkeypatch):
 
 
 @pytest.fixture
-def film():
+def video():
     return moving_square(9)
 
 
-def test_objects_are_found_on_every_nth_frame_and_keep_their_names(sam, film, finds):
+def test_objects_are_found_on_every_nth_frame_and_keep_their_names(sam, video, finds):
     given = finds(BOXES[:2], [], BOXES)
-    session = sam.video(film)
+    session = sam.video(video)
     results = list(session.everything(every=4, same_iou=0.99, min_object=0, points_per_side=5))
     assert [r.index for r in results] == list(range(9))
-    assert [r.objects for r in results] == 8 * [(1, 2)] + [(1, 2, 3, 4, 5)]
+    assert [r.object_ids for r in results] == 8 * [(1, 2)] + [(1, 2, 3, 4, 5)]
     assert [one[1].points_per_side for one in given] == [5, 5, 5]
     for result in results:
-        np.testing.assert_array_equal(result.masks.objects, np.arange(len(result.objects)))
-        np.testing.assert_array_equal(result.masks.picture, film[result.index])
+        np.testing.assert_array_equal(result.masks.object_ids, np.arange(len(result.object_ids)))
+        np.testing.assert_array_equal(result.masks.image, video[result.index])
     assert (
         mask_ious(results[0].masks.masks, masks_of(*BOXES[:2]).masks).diagonal().min() > 0.7
     )  # at the network's input
 
 
-def test_a_frame_is_encoded_once_and_what_is_found_is_followed_as_if_it_had_been_shown(sam, film, finds, monkeypatch):
-    shown = sam.video(film)
+def test_a_frame_is_encoded_once_and_what_is_found_is_followed_as_if_it_had_been_shown(sam, video, finds, monkeypatch):
+    shown = sam.video(video)
     for name, mask in enumerate(masks_of(*BOXES).masks, start=1):
         shown.prompt(0, name, mask=mask)
     expected = [r.masks.masks for r in shown.track()]
     finds(BOXES, [], [])
     encoded, encode = [], Sam2Model.get_image_features
     monkeypatch.setattr(Sam2Model, "get_image_features", lambda *a: encoded.append(1) or encode(*a))
-    session = sam.video(film)
+    session = sam.video(video)
     for result, masks in zip(session.everything(every=4), expected, strict=True):
         np.testing.assert_array_equal(result.masks.masks, masks)
-    assert len(encoded) == len(film)
+    assert len(encoded) == len(video)
     assert session.tracked == tuple(range(9))
 
 
-def test_what_is_found_again_is_known(sam, film, finds):
+def test_what_is_found_again_is_known(sam, video, finds):
     finds(BOXES[:1], [])
-    first = [r.masks.masks for r in sam.video(film).everything(every=8)]
+    first = [r.masks.masks for r in sam.video(video).everything(every=8)]
     y, x = np.nonzero(first[8][0])
     again = (x.min(), y.min(), x.max() + 1, y.max() + 1)
     overlap = mask_ious(masks_of(again).masks, first[8])[0, 0]
     for same_iou, names in ((overlap - 0.01, (1,)), (overlap + 0.01, (1, 2))):
         finds(BOXES[:1], [again])
-        last = list(sam.video(film).everything(every=8, same_iou=min(1, same_iou), min_object=0))[-1]
-        assert last.objects == names
+        last = list(sam.video(video).everything(every=8, same_iou=min(1, same_iou), min_object=0))[-1]
+        assert last.object_ids == names
 
 
-def test_one_frame_gives_an_object_once_and_small_ones_not_at_all(sam, film, finds):
+def test_one_frame_gives_an_object_once_and_small_ones_not_at_all(sam, video, finds):
     finds([BOXES[1], (40, 8, 70, 39), BOXES[2], (1, 1, 5, 5)])
-    (result,) = sam.video(film[:1]).everything(min_object=17)
-    assert result.objects == (1, 2)
+    (result,) = sam.video(video[:1]).everything(min_object=17)
+    assert result.object_ids == (1, 2)
 
 
-def test_objects_that_were_shown_are_followed_too_and_names_are_not_taken(sam, film, finds):
-    alone = sam.video(film)
+def test_objects_that_were_shown_are_followed_too_and_names_are_not_taken(sam, video, finds):
+    alone = sam.video(video)
     alone.prompt(2, 1, **CUP)
     expected = [r.masks.masks for r in alone.track(start=0)]
     finds(BOXES[1:2], [], [])
-    session = sam.video(film)
+    session = sam.video(video)
     session.prompt(2, 1, **CUP)
     for result, masks in zip(session.everything(every=4, same_iou=1, patience=1), expected, strict=True):
-        assert result.objects == (1, 2)
+        assert result.object_ids == (1, 2)
         np.testing.assert_array_equal(result.masks.masks[:1], masks)
 
 
-def test_names_and_numbers_are_not_given_twice(sam, film, finds):
+def test_names_and_numbers_are_not_given_twice(sam, video, finds):
     finds(BOXES[:2], BOXES[2:], [])
-    session = sam.video(film)
+    session = sam.video(video)
     for result in session.everything(every=4, same_iou=1, min_object=0):
         if result.index == 2:
             session.remove(2)
-    assert result.objects == (1, 3)
-    assert result.masks.objects.tolist() == [0, 2]
+    assert result.object_ids == (1, 3)
+    assert result.masks.object_ids.tolist() == [0, 2]
 
 
 @pytest.fixture
@@ -127,18 +127,18 @@ def blind(sam):
     return Segmenter(model, sam.image_processor)
 
 
-def test_what_is_out_of_sight_for_long_is_let_go(blind, film, finds):
+def test_what_is_out_of_sight_for_long_is_let_go(blind, video, finds):
     finds(BOXES[:1], BOXES[:1], [])
-    session = blind.video(film)
+    session = blind.video(video)
     results = list(session.everything(every=4, patience=2))
-    assert [r.objects for r in results] == 3 * [(1,)] + [(), (2,), (2,), (2,), (), ()]
+    assert [r.object_ids for r in results] == 3 * [(1,)] + [(), (2,), (2,), (2,), (), ()]
     assert not session._tracks.objects[1].bank.maps
-    assert session.objects == (1, 2)  # what was seen of it stays
+    assert session.object_ids == (1, 2)  # what was seen of it stays
 
 
-def test_a_found_object_can_be_corrected_written_and_followed_on(sam, film, finds, tmp_path):
+def test_a_found_object_can_be_corrected_written_and_followed_on(sam, video, finds, tmp_path):
     finds(BOXES[:2], [], [])
-    session = sam.video(film)
+    session = sam.video(video)
     for result in session.everything(every=4):
         if result.index == 3:
             break
@@ -148,23 +148,23 @@ def test_a_found_object_can_be_corrected_written_and_followed_on(sam, film, find
     session.write(tmp_path / "masks")
     assert len(list((tmp_path / "masks").iterdir())) == 9
     session.save(tmp_path / "session.masklet")
-    assert sam.resume(tmp_path / "session.masklet", film).objects == (1, 2)
+    assert sam.resume(tmp_path / "session.masklet", video).object_ids == (1, 2)
 
 
-def test_a_film_that_passes_once_is_enough_and_no_more_than_two_frames_are_held(sam, finds):
+def test_a_video_that_passes_once_is_enough_and_no_more_than_two_frames_are_held(sam, finds):
     finds(*[BOXES[:1]] * 4)
     alive, session = weakref.WeakSet(), sam.video(iter(moving_square(20)))
     for result in session.everything(every=5, same_iou=0):
         alive.add(result)
         assert len(alive) <= 2
         assert len(session._features) <= 2
-        assert result.objects == (1,)
+        assert result.object_ids == (1,)
     assert result.index == 19
 
 
-def test_nothing_may_be_found(sam, film):
-    results = list(sam.video(film).everything(every=3, points_per_side=2, iou_threshold=1))
-    assert [r.objects for r in results] == 9 * [()]
+def test_nothing_may_be_found(sam, video):
+    results = list(sam.video(video).everything(every=3, points_per_side=2, iou_threshold=1))
+    assert [r.object_ids for r in results] == 9 * [()]
     assert results[0].masks.masks.shape == (0, HEIGHT, WIDTH)
 
 
@@ -186,18 +186,18 @@ def test_nothing_may_be_found(sam, film):
         ({"iou_threshold": 2}, "iou_threshold is 2: expected a number, 0 to 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused_at_once(sam, film, options, message):
+def test_what_makes_no_sense_is_refused_at_once(sam, video, options, message):
     with pytest.raises(ConfigError) as caught:
-        sam.video(film).everything(**options)
+        sam.video(video).everything(**options)
     assert str(caught.value) == message
 
 
-def test_in_a_film_that_stands_still_the_embedded_model_finds_few_objects_twice():
-    picture = np.array(
-        Image.fromarray(open_film(Path(__file__).parents[2] / "examples/films/dog.mp4")[0].picture).resize((240, 136))
+def test_in_a_video_that_stands_still_the_embedded_model_finds_few_objects_twice():
+    image = np.array(
+        Image.fromarray(open_video(Path(__file__).parents[2] / "examples/videos/dog.mp4")[0].image).resize((240, 136))
     )
     look = {"points_per_side": 6, "iou_threshold": 0.3, "stability_threshold": 0.25}
-    results = list(masklet.load(device="cpu").video(3 * [picture]).everything(every=2, **look))
-    first, last = len(results[0].objects), len(results[2].objects)
+    results = list(masklet.load(device="cpu").video(3 * [image]).everything(every=2, **look))
+    first, last = len(results[0].object_ids), len(results[2].object_ids)
     assert first > 2
     assert last - first < first / 2

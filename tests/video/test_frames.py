@@ -15,22 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from masklet.errors import FilmError, MaskletError, PictureError
+from masklet.errors import ImageError, MaskletError, VideoError
 from masklet.video import decoder
 from masklet.video import frames as module
-from masklet.video.frames import FRAMES_AHEAD, FilmWarning, FilmWriter, ahead, open_film
+from masklet.video.frames import FRAMES_AHEAD, VideoWarning, VideoWriter, ahead, open_video
 
 LOSSLESS = {"codec": "libx264rgb", "pix_fmt": "rgb24", "qp": "0", "g": "10", "bf": "2"}
 
 
-def picture_of(index, size_hw=(32, 48)):
+def image_of(index, size_hw=(32, 48)):
     """Its colour says which one it is, its bright corner which way is up."""
-    picture = np.full((*size_hw, 3), (index * 5 % 256, 255 - index * 3 % 256, index * 11 % 256), np.uint8)
-    picture[: size_hw[0] // 4, : size_hw[1] // 2] = 255
-    return picture
+    image = np.full((*size_hw, 3), (index * 5 % 256, 255 - index * 3 % 256, index * 11 % 256), np.uint8)
+    image[: size_hw[0] // 4, : size_hw[1] // 2] = 255
+    return image
 
 
-def make_film(path, count=40, *, times=None, sizes=None, rotation=None, rate=25, muxer=None, drop=0, **options):
+def make_video(path, count=40, *, times=None, sizes=None, rotation=None, rate=25, muxer=None, drop=0, **options):
     """``drop`` leaves out the first packets, as of a recording that was begun in the middle."""
     options = LOSSLESS | options
     codec, pix_fmt = options.pop("codec"), options.pop("pix_fmt")
@@ -44,7 +44,7 @@ def make_film(path, count=40, *, times=None, sizes=None, rotation=None, rate=25,
             stream.set_display_rotation(*rotation)
         packets = []
         for index in range(count):
-            frame = av.VideoFrame.from_ndarray(picture_of(index, size_hw))
+            frame = av.VideoFrame.from_ndarray(image_of(index, size_hw))
             if times is not None:
                 frame.pts, frame.time_base = times[index], Fraction(1, 1000)
             packets += stream.encode(frame)
@@ -56,76 +56,76 @@ def indices(frames):
     """Frames -> their numbers, which must be those that their colours tell."""
     seen = []
     for frame in frames:
-        np.testing.assert_array_equal(frame.picture, picture_of(frame.index, frame.picture.shape[:2]))
+        np.testing.assert_array_equal(frame.image, image_of(frame.index, frame.image.shape[:2]))
         seen.append(frame.index)
     return seen
 
 
 def reading_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("masklet-film")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("masklet-video")]
 
 
-def write_film(path, pictures):
-    with FilmWriter(path) as out:
-        for picture in pictures:
-            out.write(picture)
+def write_video(path, images):
+    with VideoWriter(path) as out:
+        for image in images:
+            out.write(image)
 
 
 def refusal_of(source):
     """The one line that a user reads."""
-    with pytest.raises(FilmError) as caught:
-        list(open_film(source))
+    with pytest.raises(VideoError) as caught:
+        list(open_video(source))
     assert isinstance(caught.value, MaskletError)
     assert isinstance(caught.value, ValueError)
     return str(caught.value)
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory):
+def video(tmp_path_factory):
     """40 frames, a keyframe every 10, some that are stored later than they are shown."""
-    return open_film(make_film(tmp_path_factory.mktemp("film") / "film.mp4"))
+    return open_video(make_video(tmp_path_factory.mktemp("video") / "video.mp4"))
 
 
-# Reading
+# MemorySelection
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "avi", "ts", "h264"])
-def test_a_film_is_read_through_and_at_any_frame(suffix, tmp_path):
-    film = open_film(make_film(tmp_path / f"film.{suffix}"))
-    assert (len(film), film.size_hw, film.fps) == (40, (32, 48), 25)
-    assert indices(film) == list(range(40))
-    np.testing.assert_allclose([frame.time for frame in film], np.arange(40) / 25, atol=1e-3)
-    assert indices(film[index] for index in (0, 39, 9, 10, 11, 27)) == [0, 39, 9, 10, 11, 27]
-    assert film[27].time == pytest.approx(27 / 25, abs=1e-3)
-    assert indices(film.frames(step=-1)) == list(range(39, -1, -1))
+def test_a_video_is_read_through_and_at_any_frame(suffix, tmp_path):
+    video = open_video(make_video(tmp_path / f"video.{suffix}"))
+    assert (len(video), video.size_hw, video.fps) == (40, (32, 48), 25)
+    assert indices(video) == list(range(40))
+    np.testing.assert_allclose([frame.time for frame in video], np.arange(40) / 25, atol=1e-3)
+    assert indices(video[index] for index in (0, 39, 9, 10, 11, 27)) == [0, 39, 9, 10, 11, 27]
+    assert video[27].time == pytest.approx(27 / 25, abs=1e-3)
+    assert indices(video.frames(step=-1)) == list(range(39, -1, -1))
 
 
 @given(start=st.integers(0, 39), stop=st.integers(0, 50) | st.none(), step=st.sampled_from([1, 2, 7, -1, -3]))
-def test_frames_count_as_range_does(film, start, stop, step):
+def test_frames_count_as_range_does(video, start, stop, step):
     end = (40 if step > 0 else -1) if stop is None else min(stop, 40)
-    assert indices(film.frames(start, stop, step)) == list(range(start, end, step))
+    assert indices(video.frames(start, stop, step)) == list(range(start, end, step))
 
 
 @pytest.mark.parametrize("step", [1, 4, 15, 100, -1, -4, -15, -100])
-def test_only_frames_that_are_asked_for_become_pixels(film, step, monkeypatch):
+def test_only_frames_that_are_asked_for_become_pixels(video, step, monkeypatch):
     converted = []
     upright_pixels = decoder.upright_pixels
     monkeypatch.setattr(decoder, "upright_pixels", lambda frame: converted.append(frame) or upright_pixels(frame))
     wanted = list(range(40))[::step]
-    assert indices(film.frames(step=step)) == wanted
+    assert indices(video.frames(step=step)) == wanted
     assert len(converted) == len(wanted)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 10**6])
-def test_backward_in_steps_over_several_batches(film, batch, monkeypatch):
-    monkeypatch.setattr(film._reader, "_batch", batch)
-    assert indices(film.frames(37, 2, -4)) == list(range(37, 2, -4))
+def test_backward_in_steps_over_several_batches(video, batch, monkeypatch):
+    monkeypatch.setattr(video._reader, "_batch", batch)
+    assert indices(video.frames(37, 2, -4)) == list(range(37, 2, -4))
 
 
-def test_frames_without_a_start_begin_at_the_end_they_come_from(film):
-    assert indices(film.frames(stop=3)) == [0, 1, 2]
-    assert indices(film.frames(stop=36, step=-1)) == [39, 38, 37]
-    assert film[-1].index == 39
+def test_frames_without_a_start_begin_at_the_end_they_come_from(video):
+    assert indices(video.frames(stop=3)) == [0, 1, 2]
+    assert indices(video.frames(stop=36, step=-1)) == [39, 38, 37]
+    assert video[-1].index == 39
 
 
 @pytest.mark.parametrize(
@@ -143,51 +143,51 @@ def test_a_frame_looks_the_same_wherever_reading_began(options, tmp_path):
     options = {"codec": "libx264", "pix_fmt": "yuv420p", "qp": "20"} | options
     if options["codec"] not in av.codecs_available:
         pytest.skip(f"this PyAV cannot write {options['codec']}")
-    film = open_film(make_film(tmp_path / "film.mkv", 60, **options))
-    frames = list(film)
-    assert [frame.index for frame in frames] == list(range(60)) == list(range(len(film)))
+    video = open_video(make_video(tmp_path / "video.mkv", 60, **options))
+    frames = list(video)
+    assert [frame.index for frame in frames] == list(range(60)) == list(range(len(video)))
     for index in (59, 30, 13, 11, 12, 24, 1):
-        np.testing.assert_array_equal(film[index].picture, frames[index].picture)
+        np.testing.assert_array_equal(video[index].image, frames[index].image)
     for step in (-1, 7, -7):
-        read = list(film.frames(step=step))
+        read = list(video.frames(step=step))
         assert [frame.index for frame in read] == list(range(60))[::step]
         for frame in read:
-            np.testing.assert_array_equal(frame.picture, frames[frame.index].picture)
+            np.testing.assert_array_equal(frame.image, frames[frame.index].image)
             assert frame.time == frames[frame.index].time
 
 
 def test_backward_keeps_few_frames(tmp_path, monkeypatch):
     monkeypatch.setattr("masklet.video.decoder.BACKWARD_BYTES", 0)
-    film = open_film(make_film(tmp_path / "film.mkv", g="100"))
+    video = open_video(make_video(tmp_path / "video.mkv", g="100"))
     batches = []
-    forward = film._reader._forward
-    monkeypatch.setattr(film._reader, "_forward", lambda wanted: batches.append(len(wanted)) or forward(wanted))
-    assert indices(film.frames(step=-1)) == list(range(39, -1, -1))
+    forward = video._reader._forward
+    monkeypatch.setattr(video._reader, "_forward", lambda wanted: batches.append(len(wanted)) or forward(wanted))
+    assert indices(video.frames(step=-1)) == list(range(39, -1, -1))
     assert max(batches) == FRAMES_AHEAD
 
 
-def test_times_are_those_of_the_film(tmp_path):
+def test_times_are_those_of_the_video(tmp_path):
     times = [0, 10, 500, 510, 2000, 2040, 7000]
-    film = open_film(make_film(tmp_path / "film.mkv", len(times), times=times))
-    assert [frame.time for frame in film] == [time / 1000 for time in times]
-    assert film[4].time == 2.0
+    video = open_video(make_video(tmp_path / "video.mkv", len(times), times=times))
+    assert [frame.time for frame in video] == [time / 1000 for time in times]
+    assert video[4].time == 2.0
 
 
 def test_time_begins_at_the_first_frame_that_is_shown(tmp_path):
-    film = open_film(make_film(tmp_path / "film.mp4", 20, times=[index * 40 - 200 for index in range(20)], bf="0"))
-    assert [film[0].time, film[1].time] == [0, pytest.approx(0.04)]
-    np.testing.assert_array_equal(film[0].picture, picture_of(20 - len(film)))  # the edit list hides those before
-    assert 0 < len(film) < 20
+    video = open_video(make_video(tmp_path / "video.mp4", 20, times=[index * 40 - 200 for index in range(20)], bf="0"))
+    assert [video[0].time, video[1].time] == [0, pytest.approx(0.04)]
+    np.testing.assert_array_equal(video[0].image, image_of(20 - len(video)))  # the edit list hides those before
+    assert 0 < len(video) < 20
 
 
 def test_a_recording_that_begins_in_the_middle_begins_where_decoding_can(tmp_path):
     options = {"codec": "mpeg2video", "pix_fmt": "yuv420p", "bf": "2", "qmax": "2"}
-    film = open_film(make_film(tmp_path / "film.ts", drop=5, **options))
-    frames = list(film)
-    assert [frame.index for frame in frames] == list(range(len(film)))
-    for index, of in ((0, 40 - len(film)), (len(film) - 1, 39), (7, 47 - len(film))):
-        np.testing.assert_array_equal(film[index].picture, frames[index].picture)
-        assert np.abs(frames[index].picture[-8:].astype(int) - picture_of(of)[-8:]).max() < 8
+    video = open_video(make_video(tmp_path / "video.ts", drop=5, **options))
+    frames = list(video)
+    assert [frame.index for frame in frames] == list(range(len(video)))
+    for index, of in ((0, 40 - len(video)), (len(video) - 1, 39), (7, 47 - len(video))):
+        np.testing.assert_array_equal(video[index].image, frames[index].image)
+        assert np.abs(frames[index].image[-8:].astype(int) - image_of(of)[-8:]).max() < 8
     assert frames[0].time == 0
 
 
@@ -195,32 +195,32 @@ def test_a_recording_that_begins_in_the_middle_begins_where_decoding_can(tmp_pat
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3])
 @pytest.mark.parametrize("is_mirrored", [False, True])
 def test_rotation_is_applied(quarters, is_mirrored, tmp_path):
-    film = open_film(make_film(tmp_path / "film.mp4", 2, rotation=(90 * quarters, is_mirrored)))
-    shown = np.rot90(picture_of(1), quarters)
+    video = open_video(make_video(tmp_path / "video.mp4", 2, rotation=(90 * quarters, is_mirrored)))
+    shown = np.rot90(image_of(1), quarters)
     shown = shown[:, ::-1] if is_mirrored else shown
-    np.testing.assert_array_equal(film[1].picture, shown)
-    assert film.size_hw == shown.shape[:2]
-    assert film[1].picture.flags.c_contiguous
+    np.testing.assert_array_equal(video[1].image, shown)
+    assert video.size_hw == shown.shape[:2]
+    assert video[1].image.flags.c_contiguous
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "gray", "gray16le", "yuv422p10le", "bgra", "yuva420p"])
 def test_any_pixel_format_and_odd_sizes(pix_fmt, tmp_path):
-    film = open_film(make_film(tmp_path / "film.mkv", 3, sizes=(33, 47), codec="ffv1", pix_fmt=pix_fmt))
-    picture = film[2].picture
-    assert (picture.shape, picture.dtype) == ((33, 47, 3), np.uint8)
-    expected = picture_of(2, (33, 47)).astype(float)
+    video = open_video(make_video(tmp_path / "video.mkv", 3, sizes=(33, 47), codec="ffv1", pix_fmt=pix_fmt))
+    image = video[2].image
+    assert (image.shape, image.dtype) == ((33, 47, 3), np.uint8)
+    expected = image_of(2, (33, 47)).astype(float)
     if pix_fmt.startswith("gray"):
         expected = expected @ [[0.299] * 3, [0.587] * 3, [0.114] * 3]
-    assert np.abs(picture - expected)[16:, 32:].max() <= 4
+    assert np.abs(image - expected)[16:, 32:].max() <= 4
 
 
-def test_a_real_film(shared):
-    film = open_film(shared / "data" / "samples" / "videos" / "bedroom.mp4")
-    assert (len(film), film.fps, film.size_hw) == (200, 30, (540, 960))
-    frames = list(film.frames(stop=16))
-    assert film[15].time == frames[15].time == 0.5
-    np.testing.assert_array_equal(film[15].picture, frames[15].picture)
-    assert [frame.index for frame in film.frames(step=-1, stop=190)] == list(range(199, 190, -1))
+def test_a_real_video(shared):
+    video = open_video(shared / "data" / "samples" / "videos" / "bedroom.mp4")
+    assert (len(video), video.fps, video.size_hw) == (200, 30, (540, 960))
+    frames = list(video.frames(stop=16))
+    assert video[15].time == frames[15].time == 0.5
+    np.testing.assert_array_equal(video[15].image, frames[15].image)
+    assert [frame.index for frame in video.frames(step=-1, stop=190)] == list(range(199, 190, -1))
 
 
 # The thread
@@ -243,218 +243,220 @@ def test_frames_are_made_a_bounded_number_ahead():
     assert not reading_threads()
 
 
-def test_the_thread_ends_with_the_reading(film):
+def test_the_thread_ends_with_the_reading(video):
     assert not reading_threads()
-    frames = film.frames()
+    frames = video.frames()
     assert not reading_threads()  # nothing was asked for yet
     next(frames)
     assert len(reading_threads()) == 1
     frames.close()
     assert not reading_threads()
 
-    for _ in film.frames():
+    for _ in video.frames():
         break
     gc.collect()
     assert not reading_threads()
 
     with pytest.raises(ZeroDivisionError):
-        sum(frame.index / 0 for frame in film.frames())
+        sum(frame.index / 0 for frame in video.frames())
     gc.collect()
     assert not reading_threads()
 
-    assert indices(film.frames(stop=5)) == [0, 1, 2, 3, 4]
+    assert indices(video.frames(stop=5)) == [0, 1, 2, 3, 4]
     assert not reading_threads()
 
 
-def test_several_readings_run_side_by_side(film):
-    pairs = zip(film.frames(), film.frames(start=39, step=-1), strict=True)
+def test_several_readings_run_side_by_side(video):
+    pairs = zip(video.frames(), video.frames(start=39, step=-1), strict=True)
     assert [(a.index, b.index) for a, b in pairs] == [(index, 39 - index) for index in range(40)]
 
 
-def test_a_program_may_end_while_a_film_is_read(tmp_path):
-    path = make_film(tmp_path / "film.mkv")
-    program = f"from masklet.video.frames import open_film; frames = open_film({str(path)!r}).frames(); next(frames)"
+def test_a_program_may_end_while_a_video_is_read(tmp_path):
+    path = make_video(tmp_path / "video.mkv")
+    program = f"from masklet.video.frames import open_video; frames = open_video({str(path)!r}).frames(); next(frames)"
     done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# Films that are not whole
+# Videos that are not whole
 
 
-@pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film.avi"])
-def test_of_a_film_that_is_cut_off_what_is_there_is_read_and_then_a_warning_given(name, tmp_path):
-    muxer = {"movflags": "+faststart"} if name == "film.mp4" else {}
-    path = make_film(tmp_path / name, 60, rate=10, g="5", muxer=muxer)
+@pytest.mark.parametrize("name", ["video.mp4", "video.mkv", "video.avi"])
+def test_of_a_video_that_is_cut_off_what_is_there_is_read_and_then_a_warning_given(name, tmp_path):
+    muxer = {"movflags": "+faststart"} if name == "video.mp4" else {}
+    path = make_video(tmp_path / name, 60, rate=10, g="5", muxer=muxer)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
-    film = open_film(path)
-    assert 20 < len(film) < 45
+    video = open_video(path)
+    assert 20 < len(video) < 45
     seen = []
-    with pytest.warns(FilmWarning, match="is cut off or damaged: its first .* Fetch or export it again") as caught:
-        seen.extend(indices(film))
-    assert seen == list(range(len(film)))
+    with pytest.warns(VideoWarning, match="is cut off or damaged: its first .* Fetch or export it again") as caught:
+        seen.extend(indices(video))
+    assert seen == list(range(len(video)))
     assert caught[0].filename == __file__
-    assert indices(film.frames(stop=10)) == list(range(10))  # whoever does not come to the cut is not told
-    assert indices(film.frames(len(film) - 2, step=-7)) == list(range(len(film) - 2, -1, -7))
+    assert indices(video.frames(stop=10)) == list(range(10))  # whoever does not come to the cut is not told
+    assert indices(video.frames(len(video) - 2, step=-7)) == list(range(len(video) - 2, -1, -7))
     for step in (7, -7, 50):  # also when the step passes over the last frame there is
         seen = []
-        with pytest.warns(FilmWarning, match="is cut off or damaged"):
-            seen.extend(indices(film.frames(step=step)))
-        assert seen == list(range(len(film)))[::step]
+        with pytest.warns(VideoWarning, match="is cut off or damaged"):
+            seen.extend(indices(video.frames(step=step)))
+        assert seen == list(range(len(video)))[::step]
 
 
 def test_damaged_frames_are_left_out_with_a_warning(tmp_path):
-    path = make_film(tmp_path / "film.mov", 30, codec="png")
+    path = make_video(tmp_path / "video.mov", 30, codec="png")
     data = bytearray(path.read_bytes())
     begins = [place for place in range(len(data)) if data[place : place + 4] == b"\x89PNG"]
     data[begins[20] + 8 : begins[20] + 40] = bytes(32)
     path.write_bytes(data)
-    film = open_film(path)
+    video = open_video(path)
     seen = []
-    with pytest.warns(FilmWarning, match="damaged: 1 of 30 frames could not be decoded and were left out"):
-        seen.extend(indices(film))
+    with pytest.warns(VideoWarning, match="damaged: 1 of 30 frames could not be decoded and were left out"):
+        seen.extend(indices(video))
     assert seen == [*range(20), *range(21, 30)]
-    assert indices(film.frames(step=3)) == list(range(0, 30, 3))  # the damaged one is left out anyway
-    with pytest.warns(FilmWarning, match="damaged: 1 of 15 frames could not be decoded"):
-        assert indices(film.frames(28, None, -2)) == [28, 26, 24, 22, *range(18, -1, -2)]
-    assert indices([film[21]]) == [21]
-    with pytest.raises(FilmError, match="frame 20 of .*film.mov cannot be read: it is damaged, take the one before"):
-        film[20]
+    assert indices(video.frames(step=3)) == list(range(0, 30, 3))  # the damaged one is left out anyway
+    with pytest.warns(VideoWarning, match="damaged: 1 of 15 frames could not be decoded"):
+        assert indices(video.frames(28, None, -2)) == [28, 26, 24, 22, *range(18, -1, -2)]
+    assert indices([video[21]]) == [21]
+    with pytest.raises(VideoError, match="frame 20 of .*video.mov cannot be read: it is damaged, take the one before"):
+        video[20]
 
 
-def test_a_film_whose_frames_change_size_is_refused_there(tmp_path):
-    one, other = make_film(tmp_path / "a.h264", 10), make_film(tmp_path / "b.h264", 10, sizes=(48, 64))
+def test_a_video_whose_frames_change_size_is_refused_there(tmp_path):
+    one, other = make_video(tmp_path / "a.h264", 10), make_video(tmp_path / "b.h264", 10, sizes=(48, 64))
     both = tmp_path / "both.h264"
     both.write_bytes(one.read_bytes() + other.read_bytes())
-    film = open_film(both)
+    video = open_video(both)
     seen = []
-    with pytest.raises(FilmError, match="frame 10 of .*both.h264 is 64×48, but frame 0 is 48×32: expected one size"):
-        seen.extend(frame.index for frame in film)
+    with pytest.raises(VideoError, match="frame 10 of .*both.h264 is 64×48, but frame 0 is 48×32: expected one size"):
+        seen.extend(frame.index for frame in video)
     assert seen == list(range(10))
     assert not reading_threads()
 
 
-# Pictures
+# Images
 
 
 def test_a_folder_is_read_in_natural_order(tmp_path):
     names = ["Frame1.PNG", "frame2.png", "frame2b.png", "frame10.png", "frame010.jpg", "other3.bmp"]
     for index, name in enumerate(names):
-        Image.fromarray(picture_of(index)).save(tmp_path / name, **({"quality": 100} if "jpg" in name else {}))
+        Image.fromarray(image_of(index)).save(tmp_path / name, **({"quality": 100} if "jpg" in name else {}))
     for name in ("notes.txt", "._frame2.png", ".hidden.jpg"):
-        (tmp_path / name).write_text("not a picture")
-    assert [path.name for path in module.pictures_in(tmp_path)] == [*names[:3], names[4], names[3], names[5]]
-    film = open_film(str(tmp_path))
-    assert (len(film), film.size_hw, film.path, film.name) == (6, (32, 48), tmp_path, str(tmp_path))
-    np.testing.assert_array_equal(film[2].picture, picture_of(2))
-    assert [frame.index for frame in film.frames(step=-2)] == [5, 3, 1]
-    assert film[3].time == 3 / 25
+        (tmp_path / name).write_text("not an image")
+    assert [path.name for path in module.images_in(tmp_path)] == [*names[:3], names[4], names[3], names[5]]
+    video = open_video(str(tmp_path))
+    assert (len(video), video.size_hw, video.path, video.name) == (6, (32, 48), tmp_path, str(tmp_path))
+    np.testing.assert_array_equal(video[2].image, image_of(2))
+    assert [frame.index for frame in video.frames(step=-2)] == [5, 3, 1]
+    assert video[3].time == 3 / 25
 
 
-def test_sequences_of_pictures():
-    pictures = [picture_of(index) for index in range(12)]
-    for source in (pictures, tuple(pictures), np.stack(pictures), [Image.fromarray(picture) for picture in pictures]):
-        film = open_film(source)
-        assert (film.count, film.path, film.checksum()) == (12, None, None)
-        assert indices(film) == list(range(12))
-        assert indices(film.frames(9, None, -4)) == [9, 5, 1]
-        assert indices([film[7], film[-1]]) == [7, 11]
+def test_sequences_of_images():
+    images = [image_of(index) for index in range(12)]
+    for source in (images, tuple(images), np.stack(images), [Image.fromarray(image) for image in images]):
+        video = open_video(source)
+        assert (video.count, video.path, video.checksum()) == (12, None, None)
+        assert indices(video) == list(range(12))
+        assert indices(video.frames(9, None, -4)) == [9, 5, 1]
+        assert indices([video[7], video[-1]]) == [7, 11]
 
 
 @given(start=st.integers(0, 11), stop=st.integers(0, 20) | st.none(), step=st.integers(-13, 13).filter(bool))
 def test_sequences_count_as_range_does(start, stop, step):
-    pictures = [picture_of(index) for index in range(12)]
+    images = [image_of(index) for index in range(12)]
     end = (12 if step > 0 else -1) if stop is None else min(stop, 12)
     wanted = list(range(start, end, step))
-    assert indices(open_film(pictures).frames(start, stop, step)) == wanted
+    assert indices(open_video(images).frames(start, stop, step)) == wanted
     if step > 0:
-        assert indices(open_film(iter(pictures)).frames(start, stop, step)) == wanted
+        assert indices(open_video(iter(images)).frames(start, stop, step)) == wanted
 
 
 @pytest.mark.parametrize("step", [3, -3])
-def test_pictures_that_are_left_out_are_not_opened(step, tmp_path):
+def test_images_that_are_left_out_are_not_opened(step, tmp_path):
     for index in range(10):
-        Image.fromarray(picture_of(index)).save(tmp_path / f"{index}.png")
-    film = open_film(tmp_path)
+        Image.fromarray(image_of(index)).save(tmp_path / f"{index}.png")
+    video = open_video(tmp_path)
     wanted = list(range(10))[::step]
     for index in {*range(10)} - {*wanted}:
-        (tmp_path / f"{index}.png").write_text("not a picture")
-    assert indices(film.frames(step=step)) == wanted
+        (tmp_path / f"{index}.png").write_text("not an image")
+    assert indices(video.frames(step=step)) == wanted
 
 
-def test_pictures_that_pass_are_left_out_unread():
-    film = open_film(picture_of(index) if index % 4 == 0 else "not read" for index in range(10))
-    assert indices(film.frames(step=4)) == [0, 4, 8]
+def test_images_that_pass_are_left_out_unread():
+    video = open_video(image_of(index) if index % 4 == 0 else "not read" for index in range(10))
+    assert indices(video.frames(step=4)) == [0, 4, 8]
 
 
-def test_pictures_that_pass_are_taken_when_asked_for():
+def test_images_that_pass_are_taken_when_asked_for():
     taken = []
-    film = open_film(picture_of(number) for number in count_up(taken, 9))
-    assert (film.count, film.size_hw, taken) == (None, (32, 48), [0])
-    with pytest.raises(TypeError, match="the generator of pictures has no known length: film.count is None"):
-        len(film)
-    assert indices([film[0], film[0]]) == [0, 0]  # the last one may be looked at again
-    for frame in film:
+    video = open_video(image_of(number) for number in count_up(taken, 9))
+    assert (video.count, video.size_hw, taken) == (None, (32, 48), [0])
+    with pytest.raises(TypeError, match="the generator of images has no known length: video.count is None"):
+        len(video)
+    assert indices([video[0], video[0]]) == [0, 0]  # the last one may be looked at again
+    for frame in video:
         if frame.index == 3:
             break
     assert taken == [0, 1, 2, 3]
-    assert indices(film.frames(start=3, step=2)) == [3, 5, 7]
-    assert film.checksum() is None
+    assert indices(video.frames(start=3, step=2)) == [3, 5, 7]
+    assert video.checksum() is None
 
 
-def test_pictures_that_passed_do_not_come_back():
-    film = open_film(iter([picture_of(index) for index in range(5)]))
-    assert film[3].index == 3
-    with pytest.raises(FilmError, match="frame 1 of .* has passed, .* 4 have been taken. To go back pass a list, a fo"):
-        film[1]
-    with pytest.raises(FilmError, match="cannot be read backward: pass a list, a folder or a video file"):
-        film.frames(step=-1)
-    with pytest.raises(FilmError, match="frame 9 of the list_iterator of pictures cannot be read: there are not so ma"):
-        film[9]
-    with pytest.raises(FilmError, match="there is no frame -1 in the list_iterator of pictures: frames count from 0"):
-        film[-1]
+def test_images_that_passed_do_not_come_back():
+    video = open_video(iter([image_of(index) for index in range(5)]))
+    assert video[3].index == 3
+    with pytest.raises(
+        VideoError, match="frame 1 of .* has passed, .* 4 have been taken. To go back pass a list, a fo"
+    ):
+        video[1]
+    with pytest.raises(VideoError, match="cannot be read backward: pass a list, a folder or a video file"):
+        video.frames(step=-1)
+    with pytest.raises(VideoError, match="frame 9 of the list_iterator of images cannot be read: there are not so ma"):
+        video[9]
+    with pytest.raises(VideoError, match="there is no frame -1 in the list_iterator of images: frames count from 0"):
+        video[-1]
 
 
-def test_a_bad_picture_is_named_and_the_next_can_be_taken():
-    film = open_film(picture for picture in (picture_of(0), None, picture_of(2)))
-    with pytest.raises(FilmError, match="frame 1 of the generator of pictures: expected a picture: a path, a binary"):
-        film[1]
-    assert indices([film[2]]) == [2]
+def test_a_bad_image_is_named_and_the_next_can_be_taken():
+    video = open_video(image for image in (image_of(0), None, image_of(2)))
+    with pytest.raises(VideoError, match="frame 1 of the generator of images: expected an image: a path, a binary"):
+        video[1]
+    assert indices([video[2]]) == [2]
 
 
-def test_pictures_of_several_sizes_are_refused():
-    film = open_film([picture_of(0), picture_of(1, (20, 10))])
-    with pytest.raises(FilmError, match="frame 1 of the list of pictures is 10×20, but frame 0 is 48×32: expected one"):
-        list(film)
+def test_images_of_several_sizes_are_refused():
+    video = open_video([image_of(0), image_of(1, (20, 10))])
+    with pytest.raises(VideoError, match="frame 1 of the list of images is 10×20, but frame 0 is 48×32: expected one"):
+        list(video)
     assert not reading_threads()
 
 
-# What is no film
+# What is no video
 
 
-def test_frames_that_do_not_exist(film):
+def test_frames_that_do_not_exist(video):
     for index in (40, -41):
-        with pytest.raises(FilmError, match="there is no frame .* in .*film.mp4: its 40 frames count from 0"):
-            film[index]
-    with pytest.raises(FilmError, match="there is no frame 40"):
-        film.frames(start=40)
-    with pytest.raises(FilmError, match="step is 0: expected 1 to read forward, -1 to read backward"):
-        film.frames(step=0)
-    assert list(film.frames(5, 5)) == []
+        with pytest.raises(VideoError, match="there is no frame .* in .*video.mp4: its 40 frames count from 0"):
+            video[index]
+    with pytest.raises(VideoError, match="there is no frame 40"):
+        video.frames(start=40)
+    with pytest.raises(VideoError, match="step is 0: expected 1 to read forward, -1 to read backward"):
+        video.frames(step=0)
+    assert list(video.frames(5, 5)) == []
 
 
-def test_files_that_are_no_films(tmp_path):
+def test_files_that_are_no_videos(tmp_path):
     for name, content in (("empty.mp4", b""), ("noise.mp4", bytes(range(7, 256)) * 20)):
         (tmp_path / name).write_bytes(content)
-        assert f"{name} is not a film that PyAV can read (Invalid data" in refusal_of(tmp_path / name)
+        assert f"{name} is not a video that PyAV can read (Invalid data" in refusal_of(tmp_path / name)
     (tmp_path / "notes.txt").write_text("hello\n" * 200)
-    assert "notes.txt is not a film but text: expected MP4" in refusal_of(tmp_path / "notes.txt")
+    assert "notes.txt is not a video but text: expected MP4" in refusal_of(tmp_path / "notes.txt")
     (tmp_path / "words.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
     assert "words.srt has no video in it, only subtitle: expected a file with moving" in refusal_of(
         tmp_path / "words.srt"
     )
 
 
-def test_sound_is_no_film(tmp_path):
+def test_sound_is_no_video(tmp_path):
     path = tmp_path / "sound.mka"
     with av.open(str(path), "w", format="matroska") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -464,50 +466,50 @@ def test_sound_is_no_film(tmp_path):
     assert "sound.mka has no video in it, only audio" in refusal_of(path)
 
 
-def test_a_film_without_frames(tmp_path):
-    path = make_film(tmp_path / "film.mov", 3, codec="png")
+def test_a_video_without_frames(tmp_path):
+    path = make_video(tmp_path / "video.mov", 3, codec="png")
     path.write_bytes(path.read_bytes().replace(b"\x89PNG", b"none"))
-    assert "film.mov has no frames that can be read: expected at least one" in refusal_of(path)
+    assert "video.mov has no frames that can be read: expected at least one" in refusal_of(path)
 
 
-def test_a_film_of_an_unknown_codec(tmp_path):
-    path = make_film(tmp_path / "film.mp4", 3)
+def test_a_video_of_an_unknown_codec(tmp_path):
+    path = make_video(tmp_path / "video.mp4", 3)
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
     assert "needs a decoder that this PyAV lacks: convert it to H.264 or VP9" in refusal_of(path)
 
 
 def test_paths_where_nothing_is(tmp_path):
-    assert "there is no film at nothing.mp4: expected a video file or a folder" in refusal_of("nothing.mp4")
+    assert "there is no video at nothing.mp4: expected a video file or a folder" in refusal_of("nothing.mp4")
     assert "looked in /" in refusal_of("nothing.mp4")
     assert "at https://a.b/c.mp4" in (refusal := refusal_of("https://a.b/c.mp4"))
     assert "URLs are not fetched: download it first" in refusal
     (tmp_path / "notes.txt").write_text("hello")
-    assert "has no pictures in it: expected files that end in .avif, .bmp, .gif" in refusal_of(tmp_path)
+    assert "has no images in it: expected files that end in .avif, .bmp, .gif" in refusal_of(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         (b"bytes", "not bytes. Save it to a file and pass its path"),
-        (None, "not NoneType. Pass a list, of one picture if need be"),
-        (Image.new("RGB", (4, 4)), "not Image. Pass a list, of one picture if need be"),
-        ({"a": picture_of(0)}, "not dict. Pass a list"),
+        (None, "not NoneType. Pass a list, of one image if need be"),
+        (Image.new("RGB", (4, 4)), "not Image. Pass a list, of one image if need be"),
+        ({"a": image_of(0)}, "not dict. Pass a list"),
         (
-            picture_of(0),
-            "ndarray of shape (32, 48, 3) is not a film: expected (frames, height, width, 3). For a film of",
+            image_of(0),
+            "ndarray of shape (32, 48, 3) is not a video: expected (frames, height, width, 3). For a video of",
         ),
-        ([], "the list of pictures has no frames that can be read: expected at least one"),
-        (iter([]), "the list_iterator of pictures has no frames that can be read"),
-        ([3], "frame 0 of the list of pictures: expected a picture: a path"),
+        ([], "the list of images has no frames that can be read: expected at least one"),
+        (iter([]), "the list_iterator of images has no frames that can be read"),
+        ([3], "frame 0 of the list of images: expected an image: a path"),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_things_that_are_no_films(source, message):
+def test_things_that_are_no_videos(source, message):
     assert message in refusal_of(source)
 
 
-def test_an_open_file_is_no_film(tmp_path):
-    with (tmp_path / "film.mp4").open("wb") as file:
+def test_an_open_file_is_no_video(tmp_path):
+    with (tmp_path / "video.mp4").open("wb") as file:
         assert "not BufferedWriter. Save it to a file and pass its path" in refusal_of(file)
 
 
@@ -515,35 +517,35 @@ def test_an_open_file_is_no_film(tmp_path):
 
 
 def test_a_checksum_knows_a_file_again(tmp_path):
-    path = make_film(tmp_path / "film.mkv", 5)
+    path = make_video(tmp_path / "video.mkv", 5)
     copy = shutil.copy(path, tmp_path / "copy.mkv")
-    assert open_film(path).checksum() == open_film(copy).checksum()
-    assert len(open_film(path).checksum()) == 64
-    assert open_film(make_film(tmp_path / "other.mkv", 6)).checksum() != open_film(path).checksum()
+    assert open_video(path).checksum() == open_video(copy).checksum()
+    assert len(open_video(path).checksum()) == 64
+    assert open_video(make_video(tmp_path / "other.mkv", 6)).checksum() != open_video(path).checksum()
 
 
 def test_a_checksum_reads_a_files_size_and_both_ends(tmp_path, monkeypatch):
-    path = make_film(tmp_path / "film.mkv", 5)
-    film = open_film(path)
+    path = make_video(tmp_path / "video.mkv", 5)
+    video = open_video(path)
     data = path.read_bytes()
     monkeypatch.setattr(module, "CHECKSUM_BYTES", 100)
-    known = film.checksum()
+    known = video.checksum()
     for place, is_seen in ((50, True), (len(data) // 2, False), (len(data) - 50, True)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        assert (film.checksum() != known) == is_seen
+        assert (video.checksum() != known) == is_seen
     path.write_bytes(data[:200] + data[201:])
-    assert film.checksum() != known
+    assert video.checksum() != known
 
 
 def test_a_checksum_of_a_folder_is_of_names_and_sizes(tmp_path):
     for index in range(3):
-        Image.fromarray(picture_of(index)).save(tmp_path / f"{index}.png")
-    film = open_film(tmp_path)
-    known = film.checksum()
+        Image.fromarray(image_of(index)).save(tmp_path / f"{index}.png")
+    video = open_video(tmp_path)
+    known = video.checksum()
     (tmp_path / "notes.txt").write_text("hello")
-    assert film.checksum() == known
+    assert video.checksum() == known
     (tmp_path / "2.png").rename(tmp_path / "3.png")
-    assert film.checksum() != known
+    assert video.checksum() != known
 
 
 # Writing
@@ -553,68 +555,70 @@ def test_a_checksum_of_a_folder_is_of_names_and_sizes(tmp_path):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
 def test_what_is_written_is_read_again(encoder, suffix, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ENCODERS", {encoder: module.ENCODERS[encoder]})
-    path = tmp_path / "new folder" / f"film.{suffix}"
-    with FilmWriter(path, Fraction(30000, 1001)) as out:
+    path = tmp_path / "new folder" / f"video.{suffix}"
+    with VideoWriter(path, Fraction(30000, 1001)) as out:
         for index in range(20):
-            out.write(picture_of(index, (64, 96)))
+            out.write(image_of(index, (64, 96)))
         assert not path.exists()
-    film = open_film(path)
-    assert (len(film), film.fps, out.count) == (20, Fraction(30000, 1001), 20)
-    for frame in film:
-        difference = np.abs(frame.picture.astype(int) - picture_of(frame.index, (64, 96)))
+    video = open_video(path)
+    assert (len(video), video.fps, out.count) == (20, Fraction(30000, 1001), 20)
+    for frame in video:
+        difference = np.abs(frame.image.astype(int) - image_of(frame.index, (64, 96)))
         assert np.median(difference) <= 3
-    assert film[10].time == pytest.approx(10 * 1001 / 30000, abs=1e-3)
+    assert video[10].time == pytest.approx(10 * 1001 / 30000, abs=1e-3)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (33, 47), (2, 31), (40, 50)])
 def test_odd_sizes_are_written_one_larger(size_hw, tmp_path):
-    picture = picture_of(30, size_hw)
-    with FilmWriter(tmp_path / "film.mp4") as out:
-        out.write(picture)
+    image = image_of(30, size_hw)
+    with VideoWriter(tmp_path / "video.mp4") as out:
+        out.write(image)
     height, width = size_hw
-    film = open_film(tmp_path / "film.mp4")
-    assert film.size_hw == (height + height % 2, width + width % 2)
-    shown = film[0].picture.astype(int)
-    np.testing.assert_allclose(shown[height - 1 :, width - 1 :].mean((0, 1)), picture[-1, -1], atol=6)
+    video = open_video(tmp_path / "video.mp4")
+    assert video.size_hw == (height + height % 2, width + width % 2)
+    shown = video[0].image.astype(int)
+    np.testing.assert_allclose(shown[height - 1 :, width - 1 :].mean((0, 1)), image[-1, -1], atol=6)
 
 
 @pytest.mark.parametrize("fps", [24, 29.97, 30000 / 1001, Fraction(24000, 1001), 12.5, 0.5])
 def test_frames_per_second_are_kept(fps, tmp_path):
-    with FilmWriter(tmp_path / "film.mp4", fps) as out:
+    with VideoWriter(tmp_path / "video.mp4", fps) as out:
         for index in range(4):
-            out.write(picture_of(index))
-    assert float(open_film(tmp_path / "film.mp4").fps) == pytest.approx(float(fps), rel=1e-6)
+            out.write(image_of(index))
+    assert float(open_video(tmp_path / "video.mp4").fps) == pytest.approx(float(fps), rel=1e-6)
 
 
-def test_nothing_is_left_of_a_film_that_failed(tmp_path):
-    path = tmp_path / "film.mp4"
+def test_nothing_is_left_of_a_video_that_failed(tmp_path):
+    path = tmp_path / "video.mp4"
     path.write_text("an older one")
     with pytest.raises(ZeroDivisionError):
-        write_film(path, (picture_of(1 // (1 - index)) for index in range(3)))
-    with pytest.raises(PictureError):
-        write_film(path, [picture_of(0), None])
-    with pytest.raises(FilmError, match="no picture was written to .*film.mp4: expected one at least"):
-        write_film(path, [])
-    assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
+        write_video(path, (image_of(1 // (1 - index)) for index in range(3)))
+    with pytest.raises(ImageError):
+        write_video(path, [image_of(0), None])
+    with pytest.raises(VideoError, match="no image was written to .*video.mp4: expected one at least"):
+        write_video(path, [])
+    assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
     assert path.read_text() == "an older one"
 
 
-def test_what_a_film_cannot_be_written_to_or_from(tmp_path):
-    path = tmp_path / "film.mp4"
-    with pytest.raises(FilmError, match="cannot write a film to film.gif: expected a name ending in .mkv, .mov, .mp4"):
-        FilmWriter("film.gif")
+def test_what_a_video_cannot_be_written_to_or_from(tmp_path):
+    path = tmp_path / "video.mp4"
+    with pytest.raises(
+        VideoError, match="cannot write a video to video.gif: expected a name ending in .mkv, .mov, .mp4"
+    ):
+        VideoWriter("video.gif")
     for fps in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(FilmError, match=f"fps is {fps}: expected 0.01 to 1000 pictures per second"):
-            FilmWriter(path, fps)
-    with pytest.raises(FilmError, match="is not open: write inside 'with FilmWriter"):
-        FilmWriter(path).write(picture_of(0))
-    with pytest.raises(FilmError, match="picture 1 for .* is 10×20, but picture 0 was 48×32: expected one size. Scale"):
-        write_film(path, [picture_of(0), picture_of(1, (20, 10))])
+        with pytest.raises(VideoError, match=f"fps is {fps}: expected 0.01 to 1000 images per second"):
+            VideoWriter(path, fps)
+    with pytest.raises(VideoError, match="is not open: write inside 'with VideoWriter"):
+        VideoWriter(path).write(image_of(0))
+    with pytest.raises(VideoError, match="image 1 for .* is 10×20, but image 0 was 48×32: expected one size. Scale"):
+        write_video(path, [image_of(0), image_of(1, (20, 10))])
     assert not list(tmp_path.iterdir())
 
 
-def test_reading_gives_no_warnings_for_whole_films(film):
+def test_reading_gives_no_warnings_for_whole_videos(video):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(list(film)) == 40
+        assert len(list(video)) == 40

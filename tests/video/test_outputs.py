@@ -1,4 +1,4 @@
-"""What tracking leaves behind: films, folders of masks, lines of JSON."""
+"""What tracking leaves behind: videos, folders of masks, lines of JSON."""
 
 import io
 import json
@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from video.test_tracking import BALL, CUP, HEIGHT, WIDTH, moving_square
 
-from masklet.errors import FilmError, PromptError
+from masklet.errors import PromptError, VideoError
 from masklet.masks import decode_rle
 from masklet.model.sam2 import Sam2Model
-from masklet.painting import PALETTE
 from masklet.results import Masks
-from masklet.video.frames import FilmWriter, open_film
-from masklet.video.outputs import Writers, index_picture, json_line, open_writers
+from masklet.results.visualisation import PALETTE
+from masklet.video.frames import VideoWriter, open_video
+from masklet.video.outputs import Writers, index_image, json_line, open_writers
 from masklet.video.tracks import FrameResult
 
 SIZE_HW = (HEIGHT, WIDTH)
@@ -35,13 +35,13 @@ def session(sam):
 
 @pytest.fixture(scope="module")
 def results(session):
-    return list(session._stored_results(with_pictures=True))
+    return list(session._stored_results(with_images=True))
 
 
 def assert_look_alike(first, second):
-    """Films of the same pictures: nearly always equal, but encoders with several threads do not promise it."""
-    for ours, theirs in zip(open_film(first), open_film(second), strict=True):
-        assert np.abs(ours.picture.astype(int) - theirs.picture).mean() < 3
+    """Videos of the same images: nearly always equal, but encoders with several threads do not promise it."""
+    for ours, theirs in zip(open_video(first), open_video(second), strict=True):
+        assert np.abs(ours.image.astype(int) - theirs.image).mean() < 3
 
 
 TRACKED = [0, 1, 2, 3, 4, 5, 9, 10, 11]
@@ -56,29 +56,29 @@ def result_of(masks, logits=None, index=0, objects=None):
     return FrameResult(index, index / 25, objects or tuple(range(1, count + 1)), made, np.ones(count, np.float32))
 
 
-def test_nothing_is_written_over_the_film_itself(sam, tmp_path):
-    file, folder = tmp_path / "film.mp4", tmp_path / "film"
+def test_nothing_is_written_over_the_video_itself(sam, tmp_path):
+    file, folder = tmp_path / "video.mp4", tmp_path / "video"
     folder.mkdir()
-    with FilmWriter(file) as out:
-        for index, picture in enumerate(moving_square(4)):
-            out.write(picture)
-            Image.fromarray(picture).save(folder / f"{index}.png")
+    with VideoWriter(file) as out:
+        for index, image in enumerate(moving_square(4)):
+            out.write(image)
+            Image.fromarray(image).save(folder / f"{index}.png")
     for path in (file, folder):
         session = sam.video(path)
         session.prompt(0, "cup", **CUP)
         list(session.track())
-        with pytest.raises(FilmError, match="is the film itself"):
+        with pytest.raises(VideoError, match="is the video itself"):
             session.write(path)
-        assert open_film(path).count == 4
+        assert open_video(path).count == 4
 
 
-def test_a_film_of_every_third_frame_is_as_long_as_the_film(sam, tmp_path):
+def test_a_video_of_every_third_frame_is_as_long_as_the_video(sam, tmp_path):
     session = sam.video(moving_square(12))
     session.prompt(1, "cup", **CUP)
     shown = list(session.track(every=3))
     session.write(tmp_path / "masks.mp4")
-    written = open_film(tmp_path / "masks.mp4")
-    assert written.fps == session.film.fps / 3
+    written = open_video(tmp_path / "masks.mp4")
+    assert written.fps == session.video.fps / 3
     assert written.count == len(shown) == 4
 
 
@@ -108,19 +108,19 @@ def test_a_single_object_has_the_number_one(tmp_path):
 def test_where_masks_overlap_the_higher_logit_is_seen():
     logits = np.zeros((2, 4, 6), np.float32)
     logits[0, :, :4], logits[1, :, 2:] = (1, 2, 3, 4), (4, 3, 2, 1)
-    picture = index_picture(result_of(logits > 0, logits).masks)
-    assert np.asarray(picture)[0].tolist() == [1, 1, 2, 1, 2, 2]
+    image = index_image(result_of(logits > 0, logits).masks)
+    assert np.asarray(image)[0].tolist() == [1, 1, 2, 1, 2, 2]
 
 
 def test_a_mask_is_seen_wherever_nothing_overlaps_it_whatever_its_logits():
     mask = np.ones((1, 4, 6), bool)
-    assert (np.asarray(index_picture(result_of(mask, -np.ones((1, 4, 6), np.float32)).masks)) == 1).all()
+    assert (np.asarray(index_image(result_of(mask, -np.ones((1, 4, 6), np.float32)).masks)) == 1).all()
 
 
 @pytest.mark.parametrize(("count", "mode"), [(0, "P"), (1, "P"), (255, "P"), (256, "I;16"), (300, "I;16")])
 def test_beyond_255_objects_numbers_have_16_bits(count, mode, tmp_path):
     masks = np.arange(1, 321).reshape(16, 20) == np.arange(1, count + 1)[:, None, None]
-    index_picture(result_of(masks).masks).save(tmp_path / "m.png")
+    index_image(result_of(masks).masks).save(tmp_path / "m.png")
     image = Image.open(tmp_path / "m.png")
     assert image.mode == mode
     numbers = np.arange(1, 321).reshape(16, 20)
@@ -129,8 +129,8 @@ def test_beyond_255_objects_numbers_have_16_bits(count, mode, tmp_path):
 
 def test_more_objects_than_a_png_has_values_are_refused():
     masks = Masks(np.ones((1, 2, 2), bool), np.ones((1, 2, 2), "f4"), np.ones(1, "f4"), np.array([65535]))
-    with pytest.raises(FilmError, match=r"object 65536 does not fit .* write lines of JSON \(\.jsonl\)"):
-        index_picture(masks)
+    with pytest.raises(VideoError, match=r"object 65536 does not fit .* write lines of JSON \(\.jsonl\)"):
+        index_image(masks)
 
 
 def test_lines_of_json_hold_all_that_is_known(session, results, tmp_path):
@@ -139,13 +139,13 @@ def test_lines_of_json_hold_all_that_is_known(session, results, tmp_path):
     assert [line["frame"] for line in lines] == TRACKED
     for line, result in zip(lines, results, strict=True):
         assert line["time"] == result.time
-        assert [entry["object"] for entry in line["objects"]] == list(result.objects)
+        assert [entry["object"] for entry in line["objects"]] == list(result.object_ids)
         np.testing.assert_array_equal(decode_rle([o["segmentation"] for o in line["objects"]]), result.masks.masks)
         for place, entry in enumerate(line["objects"]):
             x0, y0, x1, y1 = result.masks.boxes[place].tolist()
             assert entry["bbox"] == [x0, y0, x1 - x0, y1 - y0]
             assert entry["area"] == result.masks.areas[place]
-            assert entry["score"] == result.scores[place]
+            assert entry["score"] == result.iou_scores[place]
             assert entry["object_score"] == result.object_scores[place]
 
 
@@ -156,22 +156,22 @@ def test_names_in_json_stay_what_they_are_where_json_can():
     assert [entry["object"] for entry in json.loads(line)["objects"]] == ["Becher süß", 7, "frozenset({1})"]
 
 
-def test_a_frame_without_objects_has_a_line_and_a_picture(tmp_path):
+def test_a_frame_without_objects_has_a_line_and_an_image(tmp_path):
     with open_writers(tmp_path / "o.mp4", tmp_path / "m", tmp_path / "l.jsonl", fps=25, size_hw=SIZE_HW) as writers:
         writers.write(result_of(np.zeros((0, *SIZE_HW), bool)))
     assert json.loads((tmp_path / "l.jsonl").read_text()) == {"frame": 0, "time": 0.0, "objects": []}
     assert not np.asarray(Image.open(tmp_path / "m" / "00000.png")).any()
-    assert len(open_film(tmp_path / "o.mp4")) == 1
+    assert len(open_video(tmp_path / "o.mp4")) == 1
 
 
-def test_a_notebook_shows_frames_of_the_film_with_what_was_tracked(session, results):
+def test_a_notebook_shows_frames_of_the_video_with_what_was_tracked(session, results):
     shown = np.array(Image.open(io.BytesIO(session._repr_png_())))
     four = [results[place].masks.overlay() for place in (0, 3, 5, 8)]
     np.testing.assert_array_equal(shown, np.concatenate(four, axis=1))
-    assert repr(session) == "Session(the list of pictures, 12 frames of 80×48, 2 objects)"
+    assert repr(session) == "VideoSession(the list of images, 12 frames of 80×48, 2 objects)"
 
 
-def test_a_notebook_tells_what_was_followed_in_a_film(sam):
+def test_a_notebook_tells_what_was_followed_in_a_video(sam):
     session = sam.video(moving_square(3))
     assert "<table>" not in session._repr_html_()
     session.prompt(1, "<a&b>", box=(20, 10, 50, 30))
@@ -181,33 +181,33 @@ def test_a_notebook_tells_what_was_followed_in_a_film(sam):
     assert b64encode(session._repr_png_()).decode() in page
 
 
-def test_a_notebook_shows_a_film_before_anything_was_shown_in_it(sam):
+def test_a_notebook_shows_a_video_before_anything_was_shown_in_it(sam):
     one = moving_square(1)
     session = sam.video(one)
     np.testing.assert_array_equal(Image.open(io.BytesIO(session._repr_png_())), one[0])
-    assert repr(session) == "Session(the list of pictures, 1 frame of 80×48, no objects)"
+    assert repr(session) == "VideoSession(the list of images, 1 frame of 80×48, no objects)"
     passing = sam.video(iter(one))
     assert passing._repr_png_() is None
-    assert repr(passing) == "Session(the list_iterator of pictures, frames of 80×48, no objects)"
-    assert len(list(passing.film)) == 1, "looking at it takes no frame"
+    assert repr(passing) == "VideoSession(the list_iterator of images, frames of 80×48, no objects)"
+    assert len(list(passing.video)) == 1, "looking at it takes no frame"
 
 
-def test_a_frame_and_a_stream_show_themselves_in_a_notebook(sam, picture):
+def test_a_frame_and_a_stream_show_themselves_in_a_notebook(sam, image):
     live = sam.stream()
-    assert (repr(live), live._repr_png_()) == ("Stream(0 frames, no objects)", None)
+    assert (repr(live), live._repr_png_()) == ("VideoStream(0 frames, no objects)", None)
     assert live._repr_html_() is None
-    result = live.push(picture, prompts={"square": {"box": (20, 10, 50, 30)}})
+    result = live.push(image, prompts={"square": {"box": (20, 10, 50, 30)}})
     for shown in (result, live):
         np.testing.assert_array_equal(Image.open(io.BytesIO(shown._repr_png_())), result.masks.overlay())
         assert shown._repr_html_() == result.masks._repr_html_()
-    assert repr(live) == "Stream(1 frame, 1 object)"
+    assert repr(live) == "VideoStream(1 frame, 1 object)"
 
 
-def test_a_film_shows_the_masks_painted_over_it(session, results, tmp_path):
+def test_a_video_shows_the_masks_painted_over_it(session, results, tmp_path):
     session.write(tmp_path / "masks.mp4")
-    film = open_film(tmp_path / "masks.mp4")
-    assert (film.size_hw, film.fps, len(film)) == (SIZE_HW, session.film.fps, len(TRACKED))
-    with FilmWriter(tmp_path / "expected.mp4", session.film.fps) as expected:
+    video = open_video(tmp_path / "masks.mp4")
+    assert (video.size_hw, video.fps, len(video)) == (SIZE_HW, session.video.fps, len(TRACKED))
+    with VideoWriter(tmp_path / "expected.mp4", session.video.fps) as expected:
         for result in results:
             expected.write(result.masks.overlay())
     assert_look_alike(tmp_path / "masks.mp4", tmp_path / "expected.mp4")
@@ -219,7 +219,7 @@ def test_written_while_tracking_or_afterwards_it_is_the_same(sam, tmp_path, monk
     session.prompt(0, "ball", **BALL)
     now, later = tmp_path / "now", tmp_path / "later"
     paths = [now / name for name in ("o.mkv", "m", "l.jsonl")]
-    with open_writers(*paths, fps=session.film.fps, size_hw=session.film.size_hw) as writers:
+    with open_writers(*paths, fps=session.video.fps, size_hw=session.video.size_hw) as writers:
         for result in session.track():
             writers.write(result)
     # Nothing is computed again.
@@ -249,14 +249,14 @@ def test_no_more_than_two_frames_are_held(session, tmp_path, monkeypatch, name):
     session.write(tmp_path / name)
 
 
-def test_masks_of_a_film_that_passed_are_still_there(sam, tmp_path):
+def test_masks_of_a_video_that_passed_are_still_there(sam, tmp_path):
     session = sam.video(iter(moving_square(5)))
     session.prompt(0, "cup", **CUP)
     list(session.track())
     session.write(tmp_path / "masks")
     session.write(tmp_path / "masks.jsonl")
     assert len(list((tmp_path / "masks").iterdir())) == 5
-    with pytest.raises(FilmError, match="has passed"):
+    with pytest.raises(VideoError, match="has passed"):
         session.write(tmp_path / "masks.mp4")
     assert not (tmp_path / "masks.mp4").exists()
 
@@ -264,7 +264,7 @@ def test_masks_of_a_film_that_passed_are_still_there(sam, tmp_path):
 @pytest.mark.parametrize("name", ["masks.json", "masks.png", "masks.xyz"])
 def test_an_unknown_suffix_is_refused(session, tmp_path, name):
     with pytest.raises(
-        FilmError, match=r"cannot write masks to .*: expected a film \(\.m.*\.mp4\), .*\.jsonl.* or a folder"
+        VideoError, match=r"cannot write masks to .*: expected a video \(\.m.*\.mp4\), .*\.jsonl.* or a folder"
     ):
         session.write(tmp_path / name)
     assert not list(tmp_path.iterdir())
@@ -286,7 +286,7 @@ def test_before_tracking_there_is_nothing_to_write(sam, tmp_path):
 
 def test_a_frame_of_another_size_is_refused(tmp_path):
     with (
-        pytest.raises(FilmError, match="frame 4 is 6×4, but the film to write is 80×48"),
+        pytest.raises(VideoError, match="frame 4 is 6×4, but the video to write is 80×48"),
         open_writers(jsonl=tmp_path / "l.jsonl", fps=25, size_hw=SIZE_HW) as writers,
     ):
         writers.write(result_of(np.ones((1, 4, 6), bool), index=4))
@@ -297,7 +297,7 @@ def test_what_cannot_be_written_is_named(tmp_path, kind):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / {"overlay": "o.mp4", "masks": "m", "jsonl": "l.jsonl"}[kind]
     with (
-        pytest.raises(FilmError, match=rf"cannot write {path}: (Not a directory|File exists)"),
+        pytest.raises(VideoError, match=rf"cannot write {path}: (Not a directory|File exists)"),
         open_writers(**{kind: path}, fps=25, size_hw=SIZE_HW),
     ):
         pass
@@ -310,7 +310,7 @@ def test_a_read_only_folder_of_masks_is_told_before_the_work(tmp_path, monkeypat
     monkeypatch.setattr("pathlib.Path.touch", refuse)
     (tmp_path / "masks").mkdir()
     with (
-        pytest.raises(FilmError, match=f"cannot write {tmp_path / 'masks'}: Permission denied"),
+        pytest.raises(VideoError, match=f"cannot write {tmp_path / 'masks'}: Permission denied"),
         open_writers(masks=tmp_path / "masks", fps=25, size_hw=SIZE_HW),
     ):
         pytest.fail("work was begun")
@@ -324,7 +324,7 @@ def test_a_full_disk_is_told_of_and_leaves_what_was_there(results, tmp_path, mon
 
     monkeypatch.setattr(Image.Image, "save", full)
     with (
-        pytest.raises(FilmError, match=f"cannot write {tmp_path}: No space left on device"),
+        pytest.raises(VideoError, match=f"cannot write {tmp_path}: No space left on device"),
         open_writers(masks=tmp_path, fps=25, size_hw=SIZE_HW) as writers,
     ):
         writers.write(results[0])
@@ -332,7 +332,7 @@ def test_a_full_disk_is_told_of_and_leaves_what_was_there(results, tmp_path, mon
     assert (tmp_path / "00000.png").read_bytes() == b"old"
 
 
-def test_when_tracking_fails_no_half_film_and_no_half_lines_are_left(results, tmp_path):
+def test_when_tracking_fails_no_half_video_and_no_half_lines_are_left(results, tmp_path):
     def tracking():
         yield results[0]
         raise OSError("the camera is gone")

@@ -21,7 +21,7 @@ from masklet.video.spool import Spool
 FRAMES = 20
 
 
-def write_pictures(folder, frames):
+def write_images(folder, frames):
     folder.mkdir()
     for index, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"{index:03}.png")
@@ -30,15 +30,15 @@ def write_pictures(folder, frames):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A film as a folder of pictures."""
-    return write_pictures(tmp_path_factory.mktemp("films") / "clip", moving_square(FRAMES))
+    """A video as a folder of images."""
+    return write_images(tmp_path_factory.mktemp("videos") / "clip", moving_square(FRAMES))
 
 
-def begun(sam, film, **options):
+def begun(sam, video, **options):
     """A session with all there is to save: clicks, a box, a mask, a correction, frames passed either way."""
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[30:44, 50:76] = True
-    session = sam.video(film, **options)
+    session = sam.video(video, **options)
     session.prompt(2, "cup", **CUP)
     session.prompt(0, 7, **BALL)
     session.prompt(4, "lid", mask=mask)
@@ -57,7 +57,7 @@ def session_file(sam, clip, tmp_path_factory):
 
 def test_a_resumed_session_goes_on_bit_for_bit(sam, clip, session_file):
     unbroken, resumed = begun(sam, clip), sam.resume(session_file)
-    assert resumed.objects == unbroken.objects == ("cup", 7, "lid")
+    assert resumed.object_ids == unbroken.object_ids == ("cup", 7, "lid")
     assert resumed.tracked == unbroken.tracked == tuple(range(12))
     for go_on in (
         lambda s: s.track(start=12),
@@ -73,8 +73,8 @@ def test_a_resumed_session_goes_on_bit_for_bit(sam, clip, session_file):
 def test_past_results_come_back_without_tracking(sam, clip, session_file):
     def everything(session):
         return [
-            (r.index, r.time, r.objects, r.scores.tolist(), r.object_scores.tolist(), r.masks.masks.tobytes())
-            for r in session._stored_results(with_pictures=False)
+            (r.index, r.time, r.object_ids, r.iou_scores.tolist(), r.object_scores.tolist(), r.masks.masks.tobytes())
+            for r in session._stored_results(with_images=False)
         ]
 
     assert everything(sam.resume(session_file)) == everything(begun(sam, clip))
@@ -101,7 +101,7 @@ def test_resolution_and_what_is_read_are_kept(sam, clip, tmp_path):
 def test_a_session_without_objects_can_be_saved(sam, clip, tmp_path):
     sam.video(clip).save(tmp_path / "s")
     resumed = sam.resume(tmp_path / "s")
-    assert resumed.objects == resumed.tracked == ()
+    assert resumed.object_ids == resumed.tracked == ()
 
 
 def test_a_session_in_bfloat16_keeps_its_dtype(sam, clip, tmp_path):
@@ -121,23 +121,23 @@ def test_a_resumed_session_holds_nothing_before_it_is_read(sam, session_file):
     assert bank.tensor_bytes() == 0
 
 
-def test_a_film_that_moved_is_followed(sam, clip, session_file, tmp_path):
-    moved = write_pictures(tmp_path / "moved", moving_square(FRAMES))
+def test_a_video_that_moved_is_followed(sam, clip, session_file, tmp_path):
+    moved = write_images(tmp_path / "moved", moving_square(FRAMES))
     expected = logits_of(sam.resume(session_file).track(start=12))
-    assert_same(logits_of(sam.resume(session_file, film=moved).track(start=12)), expected)
+    assert_same(logits_of(sam.resume(session_file, video=moved).track(start=12)), expected)
 
 
-def test_a_film_of_pictures_is_passed_again(sam, tmp_path):
-    film = moving_square(FRAMES)
-    session = begun(sam, film)
+def test_a_video_of_images_is_passed_again(sam, tmp_path):
+    video = moving_square(FRAMES)
+    session = begun(sam, video)
     session.save(tmp_path / "s")
-    with pytest.raises(SessionError, match=r"was saved from the list of pictures, not .*film=…"):
+    with pytest.raises(SessionError, match=r"was saved from the list of images, not .*video=…"):
         sam.resume(tmp_path / "s")
-    assert_same(logits_of(sam.resume(tmp_path / "s", film=film).track(start=12)), logits_of(session.track(start=12)))
+    assert_same(logits_of(sam.resume(tmp_path / "s", video=video).track(start=12)), logits_of(session.track(start=12)))
     with pytest.raises(SessionError, match=r"has 3 frames of 80×48, but .* was saved from 20 frames of 80×48"):
-        sam.resume(tmp_path / "s", film=film[:3])
+        sam.resume(tmp_path / "s", video=video[:3])
     with pytest.raises(SessionError, match="has frames of 40×24, but"):
-        sam.resume(tmp_path / "s", film=(picture[::2, ::2] for picture in film))
+        sam.resume(tmp_path / "s", video=(image[::2, ::2] for image in video))
 
 
 def rewritten(source, path, **changes):
@@ -196,18 +196,20 @@ def test_another_model_is_refused(sam, session_file):
         Segmenter(other, sam.image_processor).resume(session_file)
 
 
-def test_another_film_or_none_is_refused(sam, tmp_path):
-    film = write_pictures(tmp_path / "film", moving_square(4))
-    session = sam.video(film)
+def test_another_video_or_none_is_refused(sam, tmp_path):
+    video = write_images(tmp_path / "video", moving_square(4))
+    session = sam.video(video)
     session.prompt(0, **CUP)
     session.save(tmp_path / "s")
-    other = write_pictures(tmp_path / "other", moving_square(5))
-    with pytest.raises(SessionError, match="other is not the film that .* was saved from.* its checksum is"):
-        sam.resume(tmp_path / "s", film=other)
-    film.rename(tmp_path / "renamed")
-    with pytest.raises(SessionError, match=r"was at .*film and is gone: say where it is, sam\.resume\('.*', film=…\)"):
+    other = write_images(tmp_path / "other", moving_square(5))
+    with pytest.raises(SessionError, match="other is not the video that .* was saved from.* its checksum is"):
+        sam.resume(tmp_path / "s", video=other)
+    video.rename(tmp_path / "renamed")
+    with pytest.raises(
+        SessionError, match=r"was at .*video and is gone: say where it is, sam\.resume\('.*', video=…\)"
+    ):
         sam.resume(tmp_path / "s")
-    assert sam.resume(tmp_path / "s", film=tmp_path / "renamed").objects == (1,)
+    assert sam.resume(tmp_path / "s", video=tmp_path / "renamed").object_ids == (1,)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(sam, clip, tmp_path, monkeypatch):
@@ -283,22 +285,20 @@ for result in session.track(autosave=0, autosave_to=sys.argv[3]):
 
 def test_a_killed_process_is_gone_on_with_from_the_last_autosave(sam, tmp_path):
     sam.model.save_pretrained(tmp_path / "model")
-    film = write_pictures(tmp_path / "film", moving_square(60))
-    arguments = [str(tmp_path / name) for name in ("model", "film", "s")]
+    video = write_images(tmp_path / "video", moving_square(60))
+    arguments = [str(tmp_path / name) for name in ("model", "video", "s")]
     with subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True) as child:
         assert any(line.strip() == "25" for line in child.stdout)
         child.kill()
     assert child.returncode == -signal.SIGKILL
     here = load(tmp_path / "model", device="cpu")
-    unbroken, resumed = here.video(film), here.resume(tmp_path / "s")
+    unbroken, resumed = here.video(video), here.resume(tmp_path / "s")
     unbroken.prompt(0, "cup", **CUP)
     unbroken.prompt(3, "ball", **BALL)
     expected = logits_of(unbroken.track())
     last = resumed.tracked[-1]
     assert 0 <= last < 59
-    assert_same(
-        logits_of(resumed._stored_results(with_pictures=False)), expected, [k for k in expected if k[0] <= last]
-    )
+    assert_same(logits_of(resumed._stored_results(with_images=False)), expected, [k for k in expected if k[0] <= last])
     assert_same(logits_of(resumed.track_on()), expected, [k for k in expected if k[0] > last])
 
 
@@ -332,7 +332,7 @@ def test_tracking_goes_on_where_it_was_broken_off(sam, clip, tmp_path, track, br
 def test_a_disk_that_is_full_loses_nothing(sam, clip, tmp_path, monkeypatch):
     session = begun(sam, clip)
     tracks = session._tracks
-    before = logits_of(session._stored_results(with_pictures=False))
+    before = logits_of(session._stored_results(with_images=False))
     session.save(tmp_path / "s")
 
     def full(*args, **kwargs):
@@ -342,10 +342,10 @@ def test_a_disk_that_is_full_loses_nothing(sam, clip, tmp_path, monkeypatch):
     monkeypatch.setattr(spool.tempfile, "TemporaryFile", full)
     with pytest.raises(SpoolError, match="No space left on device.*what was tracked so far is kept"):
         list(session.track(start=12, autosave=0, autosave_to=tmp_path / "s"))
-    assert_same(logits_of(session._stored_results(with_pictures=False)), before)
+    assert_same(logits_of(session._stored_results(with_images=False)), before)
     monkeypatch.undo()
     resumed = sam.resume(tmp_path / "s")
-    assert_same(logits_of(resumed._stored_results(with_pictures=False)), before)
+    assert_same(logits_of(resumed._stored_results(with_images=False)), before)
     assert_same(logits_of(resumed.track(start=12)), logits_of(begun(sam, clip).track(start=12)))
 
 

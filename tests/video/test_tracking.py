@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from masklet.errors import CheckpointError, FilmError, PictureError, PromptError, SessionError
+from masklet.errors import CheckpointError, ImageError, PromptError, SessionError, VideoError
 from masklet.model.sam2 import Sam2Model
 from masklet.segmenter import Segmenter
 from masklet.video import tracks
-from masklet.video.frames import open_film
+from masklet.video.frames import open_video
 from masklet.video.memory import ObjectFrame, ObjectMemory, PaperPolicy
-from masklet.video.session import Session
+from masklet.video.session import VideoSession
 from masklet.video.spool import Spool
 
 HEIGHT, WIDTH = 48, 80
@@ -22,25 +22,25 @@ BALL = {"box": (40, 8, 70, 40)}
 
 
 def moving_square(frames, size=12):
-    """A bright square that crosses a noisy picture."""
+    """A bright square that crosses a noisy image."""
     rng = np.random.default_rng(0)
     back = rng.integers(0, 90, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    film = []
+    video = []
     for index in range(frames):
         frame = back.copy()
         x = (10 + 2 * index) % (WIDTH - size)
         frame[16 : 16 + size, x : x + size] = (240, 200, 40)
-        film.append(frame)
-    return film
+        video.append(frame)
+    return video
 
 
 @pytest.fixture(scope="module")
-def film():
+def video():
     return moving_square(20)
 
 
 def logits_of(results):
-    return {(r.index, name): r[name].logits[0] for r in results for name in r.objects}
+    return {(r.index, name): r[name].logits[0] for r in results for name in r.object_ids}
 
 
 def assert_same(ours, theirs, among=None):
@@ -50,35 +50,35 @@ def assert_same(ours, theirs, among=None):
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=str(key))
 
 
-def test_a_result_carries_all_that_is_known_of_each_object(sam, film):
-    session = sam.video(film)
+def test_a_result_carries_all_that_is_known_of_each_object(sam, video):
+    session = sam.video(video)
     session.prompt(0, "cup", **CUP)
     session.prompt(0, "ball", **BALL)
     results = list(session.track(end=3))
     assert [r.index for r in results] == [0, 1, 2, 3]
     for result in results:
-        assert result.objects == ("cup", "ball")
+        assert result.object_ids == ("cup", "ball")
         assert result.masks.masks.shape == (2, HEIGHT, WIDTH)
-        assert result.scores.shape == result.visible.shape == result.object_scores.shape == (2,)
+        assert result.iou_scores.shape == result.visible.shape == result.object_scores.shape == (2,)
         assert result.masks.boxes.shape == (2, 4)
         assert len(result["ball"]) == 1
 
 
-def test_a_stream_gives_what_the_file_gives_bit_for_bit(sam, film):
-    session, live = sam.video(film), sam.stream()
+def test_a_stream_gives_what_the_file_gives_bit_for_bit(sam, video):
+    session, live = sam.video(video), sam.stream()
     session.prompt(0, "cup", **CUP)
     session.prompt(3, "ball", **BALL)
     session.remove("ball")
     session.prompt(0, "ball", **BALL)
     filed = list(session.track())
-    pushed = [live.push(frame, {"cup": CUP, "ball": BALL} if not index else None) for index, frame in enumerate(film)]
+    pushed = [live.push(frame, {"cup": CUP, "ball": BALL} if not index else None) for index, frame in enumerate(video)]
     assert_same(logits_of(pushed), logits_of(filed))
 
 
 @pytest.mark.parametrize("max_objects", [1, 16])
 @pytest.mark.parametrize("kind", ["corrected", "removed", "added"])
-def test_what_one_object_is_told_changes_no_other(sam, film, kind, max_objects):
-    alone, together = sam.video(film), sam.video(film, max_objects=max_objects)
+def test_what_one_object_is_told_changes_no_other(sam, video, kind, max_objects):
+    alone, together = sam.video(video), sam.video(video, max_objects=max_objects)
     for session in (alone, together):
         session.prompt(0, "cup", **CUP)
     if kind != "added":
@@ -112,8 +112,8 @@ OBJECTS = {
 }
 
 
-def tracked_together(sam, film, *, max_objects, fixed_shapes=False, **track):
-    session = sam.video(film, max_objects=max_objects)
+def tracked_together(sam, video, *, max_objects, fixed_shapes=False, **track):
+    session = sam.video(video, max_objects=max_objects)
     session._tracks.fixed_shapes = fixed_shapes
     for name, (frame, prompt) in OBJECTS.items():
         session.prompt(frame, name, **prompt)
@@ -121,28 +121,28 @@ def tracked_together(sam, film, *, max_objects, fixed_shapes=False, **track):
     return logits_of(session.track(**track))
 
 
-def test_objects_are_tracked_in_batches_as_they_are_one_by_one(sam, film, monkeypatch):
-    expected = tracked_together(sam, film, max_objects=1)
+def test_objects_are_tracked_in_batches_as_they_are_one_by_one(sam, video, monkeypatch):
+    expected = tracked_together(sam, video, max_objects=1)
     sizes = []
     attention = sam.model.memory_attention
     monkeypatch.setattr(
         attention, "forward", lambda *a, **k: sizes.append(len(a[2])) or type(attention).forward(attention, *a, **k)
     )
-    assert_same(tracked_together(sam, film, max_objects=3), expected)
+    assert_same(tracked_together(sam, video, max_objects=3), expected)
     assert max(sizes) == 3
 
 
-def test_hundreds_of_objects_are_followed(sam, film):
-    session = sam.video(film)
+def test_hundreds_of_objects_are_followed(sam, video):
+    session = sam.video(video)
     for name in range(150):
         session.prompt(0, name, points=[(name % WIDTH, name % HEIGHT)])
     results = list(session.track(end=1))
     assert [len(result.masks) for result in results] == [150, 150]
-    assert results[1].objects == tuple(range(150))
+    assert results[1].object_ids == tuple(range(150))
 
 
-def test_slots_that_are_empty_change_nothing_and_keep_shapes(sam, film, monkeypatch):
-    expected = tracked_together(sam, film, max_objects=16)
+def test_slots_that_are_empty_change_nothing_and_keep_shapes(sam, video, monkeypatch):
+    expected = tracked_together(sam, video, max_objects=16)
     shapes = set()
     attention = sam.model.memory_attention
 
@@ -151,13 +151,13 @@ def test_slots_that_are_empty_change_nothing_and_keep_shapes(sam, film, monkeypa
         return type(attention).forward(attention, *args, **kwargs)
 
     monkeypatch.setattr(attention, "forward", forward)
-    assert_close(tracked_together(sam, film, max_objects=16, fixed_shapes=True), expected)
+    assert_close(tracked_together(sam, video, max_objects=16, fixed_shapes=True), expected)
     assert len(shapes) == 2  # one for a prompted frame, one for two
 
 
-def test_a_frame_before_the_first_prompt_reads_no_pointer(sam, film):
+def test_a_frame_before_the_first_prompt_reads_no_pointer(sam, video):
     """Pointers of frames ahead are not read, so all of their slots are empty."""
-    session, fixed = sam.video(film), sam.video(film)
+    session, fixed = sam.video(video), sam.video(video)
     fixed._tracks.fixed_shapes = True
     for one in (session, fixed):
         one.prompt(10, "cup", **CUP)
@@ -166,8 +166,8 @@ def test_a_frame_before_the_first_prompt_reads_no_pointer(sam, film):
     assert_close(logits_of(fixed.track(start=5, end=8)), logits_of(session.track(start=5, end=8)))
 
 
-def test_a_prompt_that_is_taken_back_is_not_remembered_by_the_next_click(sam, film, monkeypatch):
-    session = sam.video(film)
+def test_a_prompt_that_is_taken_back_is_not_remembered_by_the_next_click(sam, video, monkeypatch):
+    session = sam.video(video)
     session.prompt(0, "cup", **CUP)
     list(session.track())
     session.prompt(2, "cup", points=[(70, 40)])
@@ -183,18 +183,18 @@ def test_a_prompt_that_is_taken_back_is_not_remembered_by_the_next_click(sam, fi
 @pytest.mark.parametrize(
     ("direction", "indices"), [("forward", [2, 5, 8, 11, 14, 17]), ("backward", [14, 11, 8, 5, 2])]
 )
-def test_every_third_frame_is_a_film_of_those_frames(sam, film, direction, indices):
-    whole, third = sam.video(film), sam.video([film[index] for index in sorted(indices)])
+def test_every_third_frame_is_a_video_of_those_frames(sam, video, direction, indices):
+    whole, third = sam.video(video), sam.video([video[index] for index in sorted(indices)])
     for session, frame in ((whole, indices[0]), (third, sorted(indices).index(indices[0]))):
         session.prompt(frame, "cup", **CUP)
-        session._tracks.policy = replace(session._tracks.policy, length=None)  # distances in short films vary with it
+        session._tracks.policy = replace(session._tracks.policy, length=None)  # distances in short videos vary with it
     found = list(whole.track(direction=direction, every=3))
     assert [result.index for result in found] == indices
     for ours, theirs in zip(found, third.track(direction=direction), strict=True):
         np.testing.assert_array_equal(ours.masks.logits, theirs.masks.logits)
 
 
-def test_another_policy_is_a_function_of_what_there_is(sam, film):
+def test_another_policy_is_a_function_of_what_there_is(sam, video):
     class FirstFrameOnly:
         """A memory of what was shown, and of nothing since."""
 
@@ -205,7 +205,7 @@ def test_another_policy_is_a_function_of_what_there_is(sam, film):
             return prompted
 
     policy = FirstFrameOnly()
-    session = Session(sam.model, sam.image_processor, open_film(film), policy, max_objects=16)
+    session = VideoSession(sam.model, sam.image_processor, open_video(video), policy, max_objects=16)
     session.prompt(0, "cup", **CUP)
     list(session.track())
     assert set(session._tracks.objects["cup"].bank.maps) == {0}
@@ -213,20 +213,20 @@ def test_another_policy_is_a_function_of_what_there_is(sam, film):
         session.save("never.masklet")
 
 
-def test_a_correction_sticks_and_steers_what_follows(sam, film):
-    session = sam.video(film)
+def test_a_correction_sticks_and_steers_what_follows(sam, video):
+    session = sam.video(video)
     session.prompt(0, "cup", **CUP)
     before = logits_of(session.track())
     corrected = session.prompt(6, "cup", points=[(40, 30, 0)])
     after = logits_of(session.track())
     assert_same(after, {(6, "cup"): corrected.logits[0]})
     assert not np.array_equal(after[6, "cup"], before[6, "cup"])
-    assert any(not np.array_equal(after[i, "cup"], before[i, "cup"]) for i in range(7, len(film)))
+    assert any(not np.array_equal(after[i, "cup"], before[i, "cup"]) for i in range(7, len(video)))
 
 
-def test_a_correction_is_not_lost_as_where_its_frame_is_tracked_again_without_it(sam, film):
+def test_a_correction_is_not_lost_as_where_its_frame_is_tracked_again_without_it(sam, video):
     """The naive way, that others go: the corrected frame only lends its memory, and is then tracked as any other."""
-    ours, naive = sam.video(film), sam.video(film)
+    ours, naive = sam.video(video), sam.video(video)
     for session in (ours, naive):
         session.prompt(0, "cup", **CUP)
         list(session.track())
@@ -237,12 +237,12 @@ def test_a_correction_is_not_lost_as_where_its_frame_is_tracked_again_without_it
     kept, lost = logits_of(ours.track()), logits_of(naive.track())
     np.testing.assert_array_equal(kept[6, "cup"], corrected)
     assert not np.array_equal(lost[6, "cup"], corrected)
-    assert any(not np.array_equal(kept[frame, "cup"], lost[frame, "cup"]) for frame in range(7, len(film)))
+    assert any(not np.array_equal(kept[frame, "cup"], lost[frame, "cup"]) for frame in range(7, len(video)))
 
 
-def test_a_correction_sees_memory_and_all_clicks_of_its_frame(sam, film):
+def test_a_correction_sees_memory_and_all_clicks_of_its_frame(sam, video):
     def corrected(first, second, tracked):
-        session = sam.video(film)
+        session = sam.video(video)
         session.prompt(0, "cup", **CUP)
         if tracked:
             list(session.track(end=8))
@@ -254,8 +254,8 @@ def test_a_correction_sees_memory_and_all_clicks_of_its_frame(sam, film):
     assert not np.array_equal(base, corrected((12, 40), (50, 20, 0), tracked=True))
 
 
-def test_a_prompt_that_is_taken_back_leaves_no_trace(sam, film):
-    plain, corrected = sam.video(film), sam.video(film)
+def test_a_prompt_that_is_taken_back_leaves_no_trace(sam, video):
+    plain, corrected = sam.video(video), sam.video(video)
     for session in (plain, corrected):
         session.prompt(0, "cup", **CUP)
     expected = logits_of(plain.track())
@@ -270,29 +270,29 @@ def test_a_prompt_that_is_taken_back_leaves_no_trace(sam, film):
         corrected.remove("cup", frame=0)
 
 
-def test_a_mask_is_taken_as_it_is(sam, film):
+def test_a_mask_is_taken_as_it_is(sam, video):
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[12:36, 20:60] = True
-    session = sam.video(film)
+    session = sam.video(video)
     shown = session.prompt(2, "cup", mask=mask)
     assert (shown.masks[0] == mask).mean() > 0.97
     first = next(session.track(start=2))
     np.testing.assert_array_equal(first["cup"].logits, shown.logits)
-    assert first.scores[0] == 1
+    assert first.iou_scores[0] == 1
 
 
-def test_tracking_goes_backward_and_both_ways(sam, film):
-    session = sam.video(film)
+def test_tracking_goes_backward_and_both_ways(sam, video):
+    session = sam.video(video)
     session.prompt(10, "cup", **CUP)
     assert [r.index for r in session.track(direction="backward")] == list(range(10, -1, -1))
     both = [r.index for r in session.track(direction="both")]
-    assert both == [*range(10, len(film)), *range(9, -1, -1)]
+    assert both == [*range(10, len(video)), *range(9, -1, -1)]
     assert [r.index for r in session.track(start=12, end=7, direction="backward")] == [12, 11, 10, 9, 8, 7]
 
 
-def test_going_back_gives_what_never_having_forgotten_gives(sam, film):
+def test_going_back_gives_what_never_having_forgotten_gives(sam, video):
     """Bit for bit: maps are made again from the packed masks, one object and one frame at a time as at first."""
-    forgetful, attentive = sam.video(film), sam.video(film)
+    forgetful, attentive = sam.video(video), sam.video(video)
     for session in (forgetful, attentive):
         session.prompt(0, "cup", **CUP)
         list(session.track())
@@ -388,48 +388,48 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_what_makes_no_sense_is_said_and_changes_nothing(sam, film, case):
+def test_what_makes_no_sense_is_said_and_changes_nothing(sam, video, case):
     act, message = ERRORS[case]
-    session = sam.video(film)
+    session = sam.video(video)
     with pytest.raises(ValueError, match=message):
         act(session)
-    assert session.objects == ()
+    assert session.object_ids == ()
 
 
 @pytest.mark.parametrize("where", [{"start": -5}, {"start": 20}, {"end": -1}, {"end": -2, "direction": "backward"}])
-def test_frames_that_are_not_there_are_not_tracked(sam, film, where):
-    session = sam.video(film)
+def test_frames_that_are_not_there_are_not_tracked(sam, video, where):
+    session = sam.video(video)
     session.prompt(0, "cup", **CUP)
-    with pytest.raises(FilmError, match="has no such frame"):
+    with pytest.raises(VideoError, match="has no such frame"):
         next(session.track(**where))
 
 
-def test_at_least_one_prompted_frame_is_read(sam, film):
+def test_at_least_one_prompted_frame_is_read(sam, video):
     with pytest.raises(PromptError, match="max_prompted is 0: expected at least 1"):
-        sam.video(film, max_prompted=0)
+        sam.video(video, max_prompted=0)
 
 
-def test_a_result_has_no_other_objects(sam, film):
-    session = sam.video(film)
+def test_a_result_has_no_other_objects(sam, video):
+    session = sam.video(video)
     session.prompt(0, "cup", **CUP)
-    with pytest.raises(PromptError, match="no object 'saucer': the film's objects are 'cup'"):
+    with pytest.raises(PromptError, match="no object 'saucer': the video's objects are 'cup'"):
         next(session.track())["saucer"]
 
 
-def test_a_bad_prompt_takes_no_frame_of_a_stream(sam, film):
+def test_a_bad_prompt_takes_no_frame_of_a_stream(sam, video):
     careful, careless = sam.stream(), sam.stream()
     for live in (careful, careless):
-        live.push(film[0], {"cup": CUP, "ball": BALL})
+        live.push(video[0], {"cup": CUP, "ball": BALL})
     for bad in ({"points": [(500, 3)]}, {"point": [(5, 3)]}):
         with pytest.raises((PromptError, TypeError)):
-            careless.push(film[1], {"cup": {"points": [(12, 12)]}, "ball": bad})
-    for frame in film[1:4]:
+            careless.push(video[1], {"cup": {"points": [(12, 12)]}, "ball": bad})
+    for frame in video[1:4]:
         np.testing.assert_array_equal(careless.push(frame).masks.logits, careful.push(frame).masks.logits)
 
 
-def test_all_clicks_of_a_correction_read_the_same_memory(sam, film, monkeypatch):
+def test_all_clicks_of_a_correction_read_the_same_memory(sam, video, monkeypatch):
     """The second would otherwise read the first's answer as what is certain."""
-    session = sam.video(film)
+    session = sam.video(video)
     session.prompt(0, "cup", **CUP)
     list(session.track(end=8))
     read = []
@@ -444,8 +444,8 @@ def test_all_clicks_of_a_correction_read_the_same_memory(sam, film, monkeypatch)
     assert read[3] is not read[0]
 
 
-def test_going_back_encodes_each_frame_once_for_all_objects(sam, film, monkeypatch):
-    session = sam.video(film)
+def test_going_back_encodes_each_frame_once_for_all_objects(sam, video, monkeypatch):
+    session = sam.video(video)
     for name in range(5):
         session.prompt(0, name, points=[(10 * name + 5, 20)])
     list(session.track())
@@ -456,12 +456,12 @@ def test_going_back_encodes_each_frame_once_for_all_objects(sam, film, monkeypat
     assert len(encoded) == 7  # that frame and the six before it
 
 
-def test_removing_an_object_leaves_the_numbers_of_others(sam, film):
+def test_removing_an_object_leaves_the_numbers_of_others(sam, video):
     live = sam.stream()
-    live.push(film[0], {"cup": CUP, "ball": BALL})
+    live.push(video[0], {"cup": CUP, "ball": BALL})
     live.remove("cup")
-    assert live.push(film[1]).masks.objects.tolist() == [1]
-    assert live.push(film[2], {"lid": CUP}).masks.objects.tolist() == [1, 2]
+    assert live.push(video[1]).masks.object_ids.tolist() == [1]
+    assert live.push(video[2], {"lid": CUP}).masks.object_ids.tolist() == [1, 2]
 
 
 def test_a_session_holds_as_much_after_60_frames_as_after_30_and_prompts_hold_few_maps(sam):
@@ -480,8 +480,8 @@ def test_a_session_holds_as_much_after_60_frames_as_after_30_and_prompts_hold_fe
     assert len(prompted._tracks.objects["cup"].bank.maps) <= 3 + 15
 
 
-def test_the_spool_uses_room_again(sam, film):
-    session = sam.video(film)
+def test_the_spool_uses_room_again(sam, video):
+    session = sam.video(video)
     session.prompt(0, "cup", **CUP)
     list(session.track())
     spool = session._tracks.spool
@@ -494,44 +494,44 @@ def test_the_spool_uses_room_again(sam, film):
     assert spool._end <= 1.5 * once
 
 
-def test_a_frame_of_another_size_is_refused_and_the_stream_goes_on(sam, film):
+def test_a_frame_of_another_size_is_refused_and_the_stream_goes_on(sam, video):
     live = sam.stream()
-    live.push(film[0], {"cup": CUP})
-    with pytest.raises(PictureError, match="expected one size"):
-        live.push(film[1][:20])
-    assert live.push(film[1]).index == 1
+    live.push(video[0], {"cup": CUP})
+    with pytest.raises(ImageError, match="expected one size"):
+        live.push(video[1][:20])
+    assert live.push(video[1]).index == 1
 
 
-def test_objects_of_a_stream_come_are_corrected_and_go(sam, film):
+def test_objects_of_a_stream_come_are_corrected_and_go(sam, video):
     live = sam.stream()
-    assert live.push(film[0]).objects == ()
-    assert live.push(film[1], {"cup": CUP}).objects == ("cup",)
-    tracked = live.push(film[2])
+    assert live.push(video[0]).object_ids == ()
+    assert live.push(video[1], {"cup": CUP}).object_ids == ("cup",)
+    tracked = live.push(video[2])
     corrected = live.correct("cup", points=[(40, 30, 0)])
     assert corrected.index == 2
     assert not np.array_equal(corrected.masks.logits, tracked.masks.logits)
     live.remove("cup")
-    assert live.push(film[3]).objects == ()
+    assert live.push(video[3]).object_ids == ()
     with pytest.raises(PromptError, match="no object 'cup'"):
         live.remove("cup")
 
 
-def test_an_object_that_is_not_there_has_no_mask(sam, film):
+def test_an_object_that_is_not_there_has_no_mask(sam, video):
     model = copy.deepcopy(sam.model)
     model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(-10.0)
     live = Segmenter(model, sam.image_processor).stream()
-    result = live.push(film[0], {"cup": CUP})
+    result = live.push(video[0], {"cup": CUP})
     assert not result.visible[0]
     assert result.masks.areas[0] == 0
     assert (result.masks.logits == -1024).all()
 
 
-def test_a_film_is_followed_in_bfloat16(sam, film):
+def test_a_video_is_followed_in_bfloat16(sam, video):
     """No autocast: every part of the network takes what the one before it gives."""
     model = copy.deepcopy(sam.model).to(torch.bfloat16)
-    session, exact = Segmenter(model, sam.image_processor).video(film), sam.video(film)
+    session, exact = Segmenter(model, sam.image_processor).video(video), sam.video(video)
     for one in (session, exact):
-        one.prompt(0, "cup", mask=film[0][..., 0] > 200)
+        one.prompt(0, "cup", mask=video[0][..., 0] > 200)
         one.prompt(0, "ball", **BALL)
     shown, expected = list(session.track(end=4)), list(exact.track(end=4))
     session.prompt(3, "ball", points=[(10, 10, 0)])
@@ -542,12 +542,12 @@ def test_a_film_is_followed_in_bfloat16(sam, film):
         assert (ours.masks.masks == theirs.masks.masks).mean() > 0.9
 
 
-def test_a_batch_of_no_objects_is_refused(sam, film):
+def test_a_batch_of_no_objects_is_refused(sam, video):
     with pytest.raises(PromptError, match="max_objects is 0: expected at least 1"):
-        sam.video(film, max_objects=0)
+        sam.video(video, max_objects=0)
 
 
-def test_a_model_without_memory_says_so(sam, film, tmp_path):
+def test_a_model_without_memory_says_so(sam, video, tmp_path):
     model = Sam2Model(replace(sam.model.config, has_memory=False)).eval()
     with pytest.raises(CheckpointError, match="saved without its memory"):
-        Segmenter(model, sam.image_processor).video(film)
+        Segmenter(model, sam.image_processor).video(video)

@@ -22,12 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from masklet.atomic import replacing_all
 from masklet.checkpoints.damage import what_is
 from masklet.checkpoints.meta import read_meta_file
 from masklet.checkpoints.transformers import config_from_json, config_to_json, preprocessor_to_json
 from masklet.config import Sam2Config
 from masklet.errors import CheckpointError
-from masklet.files import replacing_all
 
 StrPath = str | os.PathLike[str]
 
@@ -82,7 +82,7 @@ def read(
 
 
 def read_input_hw(name_or_path: StrPath, *, revision: str | None = None, token: str | None = None) -> tuple[int, int]:
-    """(height, width) that a model's pictures are resized to, from its preprocessor file."""
+    """(height, width) that a model's images are resized to, from its preprocessor file."""
     if is_meta_file(name_or_path):
         side = Sam2Config().image_size
         return side, side

@@ -9,19 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
+from masklet.atomic import replacing
 from masklet.cli.options import Device, Model, Resolution, given
 from masklet.cli.outputs import check_places, naming
 from masklet.cli.tables import show_progress, show_table
 from masklet.errors import MaskletError
-from masklet.files import replacing
 
-LAYOUTS = "images/NAME.jpg and masks/NAME.png, or JPEGImages/FILM/*.jpg and Annotations/FILM/*.png"
+LAYOUTS = "images/NAME.jpg and masks/NAME.png, or JPEGImages/VIDEO/*.jpg and Annotations/VIDEO/*.png"
 
 
 def evaluate(
     data: Annotated[Path, typer.Option(metavar="FOLDER", help=f"{LAYOUTS}.")],
     everything: Annotated[
-        bool, typer.Option("--everything", help="How many of the objects masklet everything finds in the pictures.")
+        bool, typer.Option("--everything", help="How many of the objects masklet everything finds in the images.")
     ] = False,
     points_per_side: Annotated[
         int | None, typer.Option(help="Of --everything: clicks along each side. 32 if not given.")
@@ -40,18 +40,18 @@ def evaluate(
         Path | None, typer.Option("--json", metavar="JSON", help="Write the scores of all objects, and the means.")
     ] = None,
     grid: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Write a picture of the best and the worst objects.")
+        Path | None, typer.Option(metavar="PNG", help="Write an image of the best and the worst objects.")
     ] = None,
 ) -> None:
-    """Measure a model on pictures (IoU after clicks, from a box) or films (J and F) whose objects are known."""
+    """Measure a model on images (IoU after clicks, from a box) or videos (J and F) whose objects are known."""
     options = given(
         points_per_side=points_per_side, iou_threshold=iou_threshold, stability_threshold=stability_threshold
     )
-    is_films = holds_films(data)
+    is_videos = holds_videos(data)
     if options and not everything:
         raise MaskletError(f"--{next(iter(options)).replace('_', '-')} is an option of --everything: give both")
-    if everything and is_films:
-        raise MaskletError(f"--everything is for pictures, and {data} holds films: expected images/ and masks/ in it")
+    if everything and is_videos:
+        raise MaskletError(f"--everything is for images, and {data} holds videos: expected images/ and masks/ in it")
     if grid is not None and grid.suffix.lower() != ".png":
         raise MaskletError(f"--grid {grid}: expected a name that ends in .png")
     check_places([("--json", json_out), ("--grid", grid)])
@@ -61,21 +61,21 @@ def evaluate(
     from masklet.evaluation.measure import measure
     from masklet.evaluation.recall import find_objects, summarise_found
     from masklet.evaluation.scores import summarise
-    from masklet.evaluation.video import evaluate_films, read_films, summarise_films
-    from masklet.everything import Options
+    from masklet.evaluation.video import evaluate_videos, read_videos, summarise_videos
+    from masklet.everything.generator import Options
     from masklet.processing import Sam2ImageProcessor
 
     Options(**options)  # refused here, as is a folder that lacks something, before a model is loaded
-    examples: Any = read_films(data) if is_films else read_folder(data)
+    examples: Any = read_videos(data) if is_videos else read_folder(data)
     sam = masklet.load(model, device=device)
     if resolution is not None:
         sam = replace(sam, image_processor=Sam2ImageProcessor(resolution))
     extremes = Extremes()
-    coming = show_progress(examples, len(examples), unit="films" if is_films else "pictures")
+    coming = show_progress(examples, len(examples), unit="videos" if is_videos else "images")
     scores: list[Any]
-    if is_films:
-        scores = list(evaluate_films(sam, coming, extremes=extremes))
-        summary = summarise_films(scores)
+    if is_videos:
+        scores = list(evaluate_videos(sam, coming, extremes=extremes))
+        summary = summarise_videos(scores)
     elif everything:
         scores = list(find_objects(sam, coming, extremes=extremes, **options))
         summary = summarise_found(scores)
@@ -107,14 +107,14 @@ def evaluate(
         show_table(("measure", "value"), [(name, text_of(value)) for name, value in summary.items()], title=title)
 
 
-def holds_films(data: Path) -> bool:
-    """Whether a folder is laid out for films, and not for pictures; anything else is refused."""
-    pictures, films = (data / "images").is_dir(), (data / "JPEGImages").is_dir()
+def holds_videos(data: Path) -> bool:
+    """Whether a folder is laid out for videos, and not for images; anything else is refused."""
+    images, videos = (data / "images").is_dir(), (data / "JPEGImages").is_dir()
     if not data.is_dir():
         raise MaskletError(f"there is no folder {data}: expected one with {LAYOUTS}")
-    if pictures == films:
-        raise MaskletError(f"{data} holds {'both pictures and films' if films else 'neither'}: expected {LAYOUTS}")
-    return films
+    if images == videos:
+        raise MaskletError(f"{data} holds {'both images and videos' if videos else 'neither'}: expected {LAYOUTS}")
+    return videos
 
 
 def text_of(value: object) -> str:

@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from masklet.atomic import replacing
 from masklet.cli.image import check_outputs
 from masklet.cli.options import Device, Model, Resolution, given
 from masklet.cli.outputs import OutputError, check_places, naming
 from masklet.cli.tables import show_progress, show_table
-from masklet.cli.video import check_film_places, write_results
-from masklet.errors import MaskletError, PictureError
-from masklet.files import replacing
+from masklet.cli.video import check_video_places, write_results
+from masklet.errors import ImageError, MaskletError
 
 if TYPE_CHECKING:
-    from masklet.prompts import SizeHW
+    from masklet.config import SizeHW
     from masklet.results import Masks
     from masklet.segmenter import Segmenter
 
-FILM_SUFFIXES = (
+VIDEO_SUFFIXES = (
     ".3gp",
     ".avi",
     ".flv",
@@ -48,7 +48,7 @@ FILM_SUFFIXES = (
     ".webm",
     ".wmv",
 )
-"""Of files that are films without being called so by ``--every``."""
+"""Of files that are videos without being called so by ``--every``."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Job:
     """What to look at, and where what is found in it goes."""
 
     source: Path
-    """A photo; in what was asked for it may be a folder of them, or a film."""
+    """An image; in what was asked for it may be a folder of them, or a video."""
     overlay: Path | None
     instances: Path | None
     masks: Path | None
@@ -75,7 +75,7 @@ class Job:
 
 
 def find_everything(
-    photos: Annotated[Path, typer.Argument(metavar="PHOTO", help="A picture, a folder of them, or a film.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image, a folder of them, or a video.")],
     points_per_side: Annotated[
         int | None, typer.Option(help="Clicks along each side; more find smaller objects. 32 if not given.")
     ] = None,
@@ -105,7 +105,7 @@ def find_everything(
     refine: Annotated[bool | None, typer.Option("--refine", help="Improve every mask once; four times slower.")] = None,
     tile: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Look at a large picture in squares of this side; writes JSON lines."),
+        typer.Option(metavar="PIXELS", help="Look at a large image in squares of this side; writes JSON lines."),
     ] = None,
     overlap: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="By how much squares overlap. An eighth if not given.")
@@ -114,25 +114,25 @@ def find_everything(
         int | None,
         typer.Option(
             min=1,
-            help="In a film, or a folder of frames, look for objects on one frame in so many; 30 if not given.",
+            help="In a video, or a folder of frames, look for objects on one frame in so many; 30 if not given.",
         ),
     ] = None,
     same_iou: Annotated[
-        float | None, typer.Option(help="In a film, a mask is of a known object from this IoU on. 0.5 if not given.")
+        float | None, typer.Option(help="In a video, a mask is of a known object from this IoU on. 0.5 if not given.")
     ] = None,
     min_object: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="In a film, fewer are no object. 100 if not given.")
+        int | None, typer.Option(metavar="PIXELS", help="In a video, fewer are no object. 100 if not given.")
     ] = None,
     patience: Annotated[
         int | None,
-        typer.Option(metavar="FRAMES", help="In a film, forget objects out of sight for more. 100 if not given."),
+        typer.Option(metavar="FRAMES", help="In a video, forget objects out of sight for more. 100 if not given."),
     ] = None,
     model: Model = "nano",
     device: Device = "auto",
     resolution: Resolution = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="PNG", help="Write the picture or film with the masks on it; a folder for a folder."),
+        typer.Option(metavar="PNG", help="Write the image or video with the masks on it; a folder for a folder."),
     ] = None,
     json_out: Annotated[
         Path | None,
@@ -141,22 +141,22 @@ def find_everything(
             "--jsonl",
             metavar="JSON",
             help="Write a COCO data set (RLE), or to .jsonl its annotations, one a line; a folder for a folder; of a "
-            "film a line a frame.",
+            "video a line a frame.",
         ),
     ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Write a PNG for each mask into a folder for each photo; or for each frame."
+            metavar="FOLDER", help="Write a PNG for each mask into a folder for each image; or for each frame."
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Of a folder: do photos again whose files an earlier run has written.")
+        bool, typer.Option("--overwrite", help="Of a folder: do images again whose files an earlier run has written.")
     ] = False,
 ) -> None:
-    """Find all objects of a photo, of each photo in a folder, or of a film.
+    """Find all objects of an image, of each image in a folder, or of a video.
 
-    Photos of a folder whose files are all there are left out, also if they were made with other options: --overwrite
+    Images of a folder whose files are all there are left out, also if they were made with other options: --overwrite
     does them again.
     """
     options = given(
@@ -172,35 +172,35 @@ def find_everything(
         box_nms=box_nms,
         refine=refine,
     )
-    of_films = given(every=every, same_iou=same_iou, min_object=min_object, patience=patience)
-    asked, ready = Job(photos, out, json_out, masks), partial(load, model, device, options)
-    if every is not None or photos.suffix.lower() in FILM_SUFFIXES:
+    of_videos = given(every=every, same_iou=same_iou, min_object=min_object, patience=patience)
+    asked, ready = Job(images, out, json_out, masks), partial(load, model, device, options)
+    if every is not None or images.suffix.lower() in VIDEO_SUFFIXES:
         if tile is not None:
-            raise MaskletError("--tile is for a large picture, and this is a film: expected one of them")
-        find_in_film(ready, asked, resolution, {**of_films, **options})
-    elif of_films:
-        raise MaskletError(f"--{next(iter(of_films)).replace('_', '-')} is for films: give --every, too")
+            raise MaskletError("--tile is for a large image, and this is a video: expected one of them")
+        find_in_video(ready, asked, resolution, {**of_videos, **options})
+    elif of_videos:
+        raise MaskletError(f"--{next(iter(of_videos)).replace('_', '-')} is for videos: give --every, too")
     elif tile is not None:
         find_in_tiles(ready, asked, {"resolution": resolution, "tile": tile, "overlap": overlap, **options})
     elif overlap is not None:
-        raise MaskletError("--overlap is about squares of a large picture: give --tile, too")
+        raise MaskletError("--overlap is about squares of a large image: give --tile, too")
     else:
-        find_in_photos(ready, asked, {"resolution": resolution, **options}, overwrite=overwrite)
+        find_in_images(ready, asked, {"resolution": resolution, **options}, overwrite=overwrite)
 
 
-def find_in_film(ready: Callable[[], Segmenter], asked: Job, resolution: int | None, options: dict[str, Any]) -> None:
-    """Follow all that is found in a film; ``ready`` gives the model, when nothing else is amiss."""
-    check_lines(asked.instances, "a film has a line for each frame")
-    check_film_places(asked.source, asked.overlay, asked.masks, asked.instances)
-    film = ready().video(asked.source, resolution=resolution)
-    results = film.everything(**options)
-    write_results(film, results, film.film.count, asked.overlay, asked.masks, asked.instances)
+def find_in_video(ready: Callable[[], Segmenter], asked: Job, resolution: int | None, options: dict[str, Any]) -> None:
+    """Follow all that is found in a video; ``ready`` gives the model, when nothing else is amiss."""
+    check_lines(asked.instances, "a video has a line for each frame")
+    check_video_places(asked.source, asked.overlay, asked.masks, asked.instances)
+    video = ready().video(asked.source, resolution=resolution)
+    results = video.everything(**options)
+    write_results(video, results, video.video.count, asked.overlay, asked.masks, asked.instances)
 
 
 def find_in_tiles(ready: Callable[[], Segmenter], asked: Job, how: dict[str, Any]) -> None:
-    """Write the masks of a large picture as they are found, a COCO instance a line."""
+    """Write the masks of a large image as they are found, a COCO instance a line."""
     if asked.outputs != [asked.instances] or asked.instances is None or asked.source.is_dir():
-        raise MaskletError("--tile is for one large picture: expected --json FILE.jsonl, and no other output")
+        raise MaskletError("--tile is for one large image: expected --json FILE.jsonl, and no other output")
     check_lines(asked.instances, "masks are written as they are found")
     check_jobs([asked])
     sam, path = ready(), asked.instances
@@ -213,15 +213,15 @@ def find_in_tiles(ready: Callable[[], Segmenter], asked: Job, how: dict[str, Any
     show_found([(asked.source.name, count, f"{perf_counter() - start:.1f}")])
 
 
-def find_in_photos(ready: Callable[[], Segmenter], asked: Job, how: dict[str, Any], *, overwrite: bool) -> None:
-    """Photo by photo; what fails in a folder is told at the end, and ends the command with status 1."""
+def find_in_images(ready: Callable[[], Segmenter], asked: Job, how: dict[str, Any], *, overwrite: bool) -> None:
+    """EncodedImage by image; what fails in a folder is told at the end, and ends the command with status 1."""
     is_folder = asked.source.is_dir()
-    jobs = jobs_of_folder(asked) if is_folder else [job_of_photo(asked)]
+    jobs = jobs_of_folder(asked) if is_folder else [job_of_image(asked)]
     check_jobs(jobs)
     sam = ready()
     rows: list[tuple[str, object, str]] = []
     failures: dict[str, MaskletError] = {}
-    for job in show_progress(jobs, len(jobs), unit="photos"):
+    for job in show_progress(jobs, len(jobs), unit="images"):
         if is_folder and job.is_finished and not overwrite:
             rows.append((job.source.name, "finished before", ""))
             continue
@@ -229,7 +229,7 @@ def find_in_photos(ready: Callable[[], Segmenter], asked: Job, how: dict[str, An
         try:
             count = find_and_write(sam, job, how)
             rows.append((job.source.name, count, f"{perf_counter() - start:.1f}"))
-        except (PictureError, OutputError) as error:
+        except (ImageError, OutputError) as error:
             failure = with_way_out(error, job.source)
             if not is_folder:
                 raise failure from error
@@ -241,23 +241,23 @@ def find_in_photos(ready: Callable[[], Segmenter], asked: Job, how: dict[str, An
         raise typer.Exit(1)
 
 
-def with_way_out(error: MaskletError, photo: Path) -> MaskletError:
+def with_way_out(error: MaskletError, image: Path) -> MaskletError:
     """What went wrong, and the option that may help."""
     from PIL.Image import DecompressionBombError
 
-    from masklet.video.frames import PICTURE_SUFFIXES
+    from masklet.video.frames import IMAGE_SUFFIXES
 
     if isinstance(error.__cause__, DecompressionBombError):
-        return PictureError(f"{error} Or look at it in squares: --tile 1024 --json FILE.jsonl")
-    if isinstance(error, PictureError) and photo.is_file() and photo.suffix.lower() not in PICTURE_SUFFIXES:
-        return PictureError(f"{error} If it is a film, say so: --every 30")
+        return ImageError(f"{error} Or look at it in squares: --tile 1024 --json FILE.jsonl")
+    if isinstance(error, ImageError) and image.is_file() and image.suffix.lower() not in IMAGE_SUFFIXES:
+        return ImageError(f"{error} If it is a video, say so: --every 30")
     return error
 
 
 def load(model: str, device: str, options: dict[str, Any]) -> Segmenter:
     """The model, unless options make no sense."""
     import masklet
-    from masklet.everything import Options
+    from masklet.everything.generator import Options
 
     Options(**options)  # refused here, before a model is loaded
     return masklet.load(model, device=device)
@@ -270,47 +270,47 @@ def check_lines(path: Path | None, reason: str) -> None:
 
 
 def show_found(rows: list[tuple[str, object, str]]) -> None:
-    """Show how many masks each photo has, and what to do if there are none at all."""
-    show_table(("photo", "masks", "seconds"), rows)
+    """Show how many masks each image has, and what to do if there are none at all."""
+    show_table(("image", "masks", "seconds"), rows)
     if rows and not any(count for _, count, _ in rows):
         print("masklet: nothing found: lower --iou-threshold or --stability-threshold", file=sys.stderr)
 
 
-def job_of_photo(asked: Job) -> Job:
-    """One photo, with outputs as they are named."""
+def job_of_image(asked: Job) -> Job:
+    """One image, with outputs as they are named."""
     check_outputs(out=asked.overlay, mask_out=None)
     return asked if asked.masks is None else replace(asked, masks=asked.masks / asked.source.stem)
 
 
 def jobs_of_folder(asked: Job) -> list[Job]:
-    """All pictures right in the folder, with outputs of their names in the folders asked for."""
-    from masklet.video.frames import PICTURE_SUFFIXES, pictures_in
+    """All images right in the folder, with outputs of their names in the folders asked for."""
+    from masklet.video.frames import IMAGE_SUFFIXES, images_in
 
     folder, out, instances, masks = asked.source, asked.overlay, asked.instances, asked.masks
-    photos = pictures_in(folder)
-    if not photos:
-        raise PictureError(f"no pictures in {folder}: expected files that end in {', '.join(PICTURE_SUFFIXES)}")
+    images = images_in(folder)
+    if not images:
+        raise ImageError(f"no images in {folder}: expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     for option, place in (("--out", out), ("--json", instances), ("--masks", masks)):
         if place is not None and place.resolve() == folder.resolve():
-            raise MaskletError(f"{option} {place} is where the photos are: expected another folder")
+            raise MaskletError(f"{option} {place} is where the images are: expected another folder")
         if place is not None and place.exists() and not place.is_dir():
-            raise MaskletError(f"{option} {place} is a file: expected a folder, since there is a folder of photos")
-    stems = Counter(path.stem.casefold() for path in photos)
-    names = [path.stem if stems[path.stem.casefold()] == 1 else path.name for path in photos]
+            raise MaskletError(f"{option} {place} is a file: expected a folder, since there is a folder of images")
+    stems = Counter(path.stem.casefold() for path in images)
+    names = [path.stem if stems[path.stem.casefold()] == 1 else path.name for path in images]
     return [
         Job(
-            photo,
+            image,
             None if out is None else out / f"{name}.png",
             None if instances is None else instances / f"{name}.json",
             None if masks is None else masks / name,
-            image_id_of(photo.name),
+            image_id_of(image.name),
         )
-        for photo, name in zip(photos, names, strict=True)
+        for image, name in zip(images, names, strict=True)
     ]
 
 
 def image_id_of(name: str) -> int:
-    """A number that is a photo's own, whatever other photos a later run finds in the folder."""
+    """A number that is an image's own, whatever other images a later run finds in the folder."""
     return int.from_bytes(sha256(os.fsencode(name)).digest()[:6], "big")  # JSON's numbers are exact up to 53 bits
 
 
@@ -323,7 +323,7 @@ def check_jobs(jobs: list[Job]) -> None:
                 what = f"holds {others[0]}" if others else "is a file"
                 raise MaskletError(f"{job.masks} {what}: expected a folder of masks, or none, since it is replaced")
             if job.source.resolve().parent == job.masks.resolve():
-                raise MaskletError(f"--masks would replace {job.masks}, where the photo is: expected another folder")
+                raise MaskletError(f"--masks would replace {job.masks}, where the image is: expected another folder")
     # The shortest name tries a folder: one that is too long is no reason to do none.
     by_length = sorted(jobs, key=lambda job: len(os.fsencode(job.source.name)))
     files = [
@@ -339,19 +339,19 @@ def _is_mask(path: Path) -> bool:
 
 
 def find_and_write(sam: Segmenter, job: Job, options: dict[str, Any]) -> int:
-    """How many masks a photo has; what was asked for is written, each output whole or not at all."""
-    from masklet.pictures import read_picture
+    """How many masks an image has; what was asked for is written, each output whole or not at all."""
+    from masklet.images.reading import read_image
     from masklet.results import Masks
 
-    picture = read_picture(job.source)
-    size_hw = (picture.shape[0], picture.shape[1])
-    # As run lengths: of many masks of a large photo, one at a time in memory.
-    instances = [one | {"image_id": job.image_id} for one in sam.everything(picture, output="rle", **options)]
+    image = read_image(job.source)
+    size_hw = (image.shape[0], image.shape[1])
+    # As run lengths: of many masks of a large image, one at a time in memory.
+    instances = [one | {"image_id": job.image_id} for one in sam.everything(image, output="rle", **options)]
     write_json(job, instances, size_hw)
     masks = Masks.from_coco(instances, size_hw=size_hw, packed=True)
     if job.overlay is not None:
         with naming(job.overlay), replacing(job.overlay) as unfinished:
-            masks.overlay(picture).save(unfinished)
+            masks.overlay(image).save(unfinished)
     if job.masks is not None:
         with naming(job.masks):
             write_folder(job.masks, masks)
@@ -360,7 +360,7 @@ def find_and_write(sam: Segmenter, job: Job, options: dict[str, Any]) -> int:
 
 def write_json(job: Job, instances: list[dict[str, Any]], size_hw: SizeHW) -> None:
     """Write a COCO data set, or its annotations a line each, if that was asked for."""
-    from masklet.exports import coco_data
+    from masklet.results.exporters import coco_data
 
     if (path := job.instances) is not None:
         with naming(path), replacing(path) as unfinished:

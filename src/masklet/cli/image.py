@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from masklet.atomic import replacing
 from masklet.cli.options import Device, Model, Resolution
 from masklet.cli.outputs import check_places, naming
 from masklet.cli.tables import show_table
-from masklet.errors import PictureError, PromptError
-from masklet.files import replacing
+from masklet.errors import ImageError, PromptError
 
 if TYPE_CHECKING:
     from masklet.results import Masks
 
 
 def segment(
-    photo: Annotated[Path, typer.Argument(help="The picture: JPEG, PNG, TIFF, WebP …")],
+    image: Annotated[Path, typer.Argument(help="The image: JPEG, PNG, TIFF, WebP …")],
     point: Annotated[
         list[str] | None,
         typer.Option(metavar="X,Y[,LABEL]", help="Click, in pixels; label 0 marks the background. Repeatable."),
@@ -30,7 +30,7 @@ def segment(
         typer.Option(metavar="X0,Y0,X1,Y1", help="Box, in pixels. Repeatable: one object each."),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Rough mask of the picture's size: anything not black is inside.")
+        Path | None, typer.Option(metavar="PNG", help="Rough mask of the image's size: anything not black is inside.")
     ] = None,
     model: Model = "nano",
     device: Device = "auto",
@@ -38,13 +38,13 @@ def segment(
     all_masks: Annotated[bool, typer.Option("--all-masks", help="Keep all candidates, not the best alone.")] = False,
     fill_holes: Annotated[int, typer.Option(metavar="PIXELS", help="Fill holes of fewer pixels.")] = 0,
     remove_islands: Annotated[int, typer.Option(metavar="PIXELS", help="Remove islands of fewer pixels.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="PNG", help="Write the picture with the masks on it.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="Write the image with the masks on it.")] = None,
     mask_out: Annotated[Path | None, typer.Option(metavar="PNG", help="Write the mask.")] = None,
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="JSON", help="Write COCO annotations (RLE).")
     ] = None,
 ) -> None:
-    """Segment an object of a picture by clicks, boxes or a rough mask."""
+    """Segment an object of an image by clicks, boxes or a rough mask."""
     prompts = {
         "points": [parse_numbers("--point", text, (2, 3)) for text in point or []] or None,
         "boxes": [parse_numbers("--box", text, (4,)) for text in box or []] or None,
@@ -52,12 +52,12 @@ def segment(
     if prompts["points"] is None and prompts["boxes"] is None and mask is None:
         raise PromptError("nothing to segment: give --point, --box or --mask (masklet image --help)")
     check_outputs(out=out, mask_out=mask_out)
-    check_places([("--out", out), ("--mask-out", mask_out), ("--json", json_out)], inputs=[photo])
+    check_places([("--out", out), ("--mask-out", mask_out), ("--json", json_out)], inputs=[image])
     import masklet
 
     sam = masklet.load(model, device=device)
     start = perf_counter()
-    encoded = sam.image(photo, resolution=resolution)
+    encoded = sam.image(image, resolution=resolution)
     encode_ms = 1000 * (perf_counter() - start)
     start = perf_counter()
     masks = encoded.predict(
@@ -74,9 +74,9 @@ def segment(
         ("object", "score", "area", "box"),
         [
             (o, f"{score:.3f}", area, ",".join(f"{side:.0f}" for side in sides))
-            for o, score, area, sides in zip(masks.objects, masks.scores, masks.areas, masks.boxes, strict=True)
+            for o, score, area, sides in zip(masks.object_ids, masks.iou_scores, masks.areas, masks.boxes, strict=True)
         ],
-        title=f"{photo.name}: encoded in {encode_ms:.0f} ms, segmented in {predict_ms:.0f} ms",
+        title=f"{image.name}: encoded in {encode_ms:.0f} ms, segmented in {predict_ms:.0f} ms",
     )
 
 
@@ -93,8 +93,8 @@ def parse_numbers(option: str, text: str, counts: tuple[int, ...]) -> tuple[floa
 
 
 def read_mask(path: Path) -> Any:
-    """A mask picture as (height, width) bool: inside is what is neither black nor transparent."""
-    from masklet.pictures import pixels_of
+    """A mask image as (height, width) bool: inside is what is neither black nor transparent."""
+    from masklet.images.reading import pixels_of
 
     pixels = pixels_of(path)  # as they are stored: 1 of 65535 is inside, and 8 bits would lose it
     if pixels.ndim == 2:
@@ -103,13 +103,13 @@ def read_mask(path: Path) -> Any:
 
 
 def check_outputs(*, out: Path | None, mask_out: Path | None) -> None:
-    """Refuse pictures of an unknown kind before any work is done for them."""
+    """Refuse images of an unknown kind before any work is done for them."""
     from PIL import Image
 
     if out is not None and Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        raise PictureError(f"--out {out}: expected a name that ends in .png, .jpg or another picture's suffix")
+        raise ImageError(f"--out {out}: expected a name that ends in .png, .jpg or another image's suffix")
     if mask_out is not None and mask_out.suffix.lower() != ".png":
-        raise PictureError(f"--mask-out {mask_out}: expected a name that ends in .png, which keeps masks exactly")
+        raise ImageError(f"--mask-out {mask_out}: expected a name that ends in .png, which keeps masks exactly")
 
 
 def write_outputs(masks: Masks, *, out: Path | None, mask_out: Path | None, json_out: Path | None) -> None:

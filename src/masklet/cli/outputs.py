@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from masklet import files
+from masklet import atomic
 from masklet.errors import MaskletError
 
 
@@ -17,7 +17,7 @@ class OutputError(MaskletError):
 
 def naming(path: Path) -> AbstractContextManager[None]:
     """The system's complaints about a file that is written, as OutputErrors that name it."""
-    return files.naming(path, OutputError)
+    return atomic.naming(path, OutputError)
 
 
 def check_places(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[Path] = ()) -> None:
@@ -38,5 +38,5 @@ def check_places(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[Pa
         taken[place] = f"is written by {option}, too"
         with naming(path):
             if place.parent not in folders or os.path.isdir(path):  # folders of many files are tried once
-                files.check_writable(path)
+                atomic.check_writable(path)
             folders.add(place.parent)

@@ -15,14 +15,14 @@ from masklet.cli.tables import show_progress, show_table
 from masklet.errors import MaskletError, PromptError
 
 if TYPE_CHECKING:
-    from masklet.video.session import Direction, Session
+    from masklet.video.session import Direction, VideoSession
     from masklet.video.tracks import FrameResult
 
 PLACE = "[OBJECT@]FRAME:"
 
 
 def track(
-    film: Annotated[Path, typer.Argument(help="Video file, or folder of pictures in name order.")],
+    video: Annotated[Path, typer.Argument(help="Video file, or folder of images in name order.")],
     point: Annotated[
         list[str] | None,
         typer.Option(metavar=f"{PLACE}X,Y[,LABEL]", help="Click, in pixels; label 0 is beside the object. Repeatable."),
@@ -32,7 +32,7 @@ def track(
     ] = None,
     mask: Annotated[
         list[str] | None,
-        typer.Option(metavar=f"{PLACE}PNG", help="Mask of the film's size, taken as it is. Repeatable."),
+        typer.Option(metavar=f"{PLACE}PNG", help="Mask of the video's size, taken as it is. Repeatable."),
     ] = None,
     object: Annotated[str, typer.Option(metavar="NAME", help="Object of the prompts that name none.")] = "1",
     start: Annotated[int | None, typer.Option(help="First frame; the first that was prompted if not given.")] = None,
@@ -46,11 +46,11 @@ def track(
     model: Model = "nano",
     device: Device = "auto",
     resolution: Resolution = None,
-    out: Annotated[Path | None, typer.Option(metavar="MP4", help="Write the film with the masks on it.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="MP4", help="Write the video with the masks on it.")] = None,
     masks: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write a palette PNG for each frame.")] = None,
     jsonl: Annotated[Path | None, typer.Option(metavar="JSONL", help="Write a line of JSON for each frame.")] = None,
 ) -> None:
-    """Follow objects through a film, from clicks, boxes or masks on any frame."""
+    """Follow objects through a video, from clicks, boxes or masks on any frame."""
     prompts = {
         **_by_place("--point", point, object, lambda text: parse_numbers("--point", text, (2, 3))),
         **_by_place("--box", box, object, lambda text: parse_numbers("--box", text, (4,))),
@@ -58,26 +58,26 @@ def track(
     }
     if not prompts:
         raise PromptError("nothing to track: give --point, --box or --mask (masklet video --help)")
-    check_film_places(film, out, masks, jsonl)
+    check_video_places(video, out, masks, jsonl)
     import masklet
 
-    session = masklet.load(model, device=device).video(film, resolution=resolution, max_objects=max_objects)
+    session = masklet.load(model, device=device).video(video, resolution=resolution, max_objects=max_objects)
     show_prompts(session, prompts)
     direction: Direction = "backward" if reverse else "forward"
-    total = sum(map(len, session.plan(start, end, direction, every=every))) if session.film.count else None
+    total = sum(map(len, session.plan(start, end, direction, every=every))) if session.video.count else None
     write_results(session, session.track(start, end, direction, every=every), total, out, masks, jsonl, every=every)
 
 
-def check_film_places(film: Path, out: Path | None, masks: Path | None, jsonl: Path | None) -> None:
+def check_video_places(video: Path, out: Path | None, masks: Path | None, jsonl: Path | None) -> None:
     """Refuse, before the work, what could not be written after it, or would take the place of something else."""
-    if masks is not None and masks.resolve() == film.resolve():
-        raise MaskletError(f"--masks {masks} is the film itself: expected another folder, or it would be lost")
+    if masks is not None and masks.resolve() == video.resolve():
+        raise MaskletError(f"--masks {masks} is the video itself: expected another folder, or it would be lost")
     first = None if masks is None else masks / "00000.png"
-    check_places([("--out", out), ("--json", jsonl), ("--masks", first)], inputs=[film])
+    check_places([("--out", out), ("--json", jsonl), ("--masks", first)], inputs=[video])
 
 
 def write_results(
-    session: Session,
+    session: VideoSession,
     results: Iterable[FrameResult],
     total: int | None,
     out: Path | None,
@@ -89,20 +89,20 @@ def write_results(
     """Write what was asked for as it comes, and show how often each object was seen."""
     from masklet.video.outputs import open_writers, refuse_to_overwrite
 
-    film = session.film
-    refuse_to_overwrite(film, out, masks, jsonl)
-    scores: dict[Any, list[float]] = {name: [] for name in session.objects}
-    with open_writers(out, masks, jsonl, fps=film.fps / every, size_hw=film.size_hw) as writers:
+    video = session.video
+    refuse_to_overwrite(video, out, masks, jsonl)
+    scores: dict[Any, list[float]] = {name: [] for name in session.object_ids}
+    with open_writers(out, masks, jsonl, fps=video.fps / every, size_hw=video.size_hw) as writers:
         for result in show_progress(results, total, unit="frames"):
             writers.write(result)
-            for name, score, visible in zip(result.objects, result.scores, result.visible, strict=True):
+            for name, score, visible in zip(result.object_ids, result.iou_scores, result.visible, strict=True):
                 of_object = scores.setdefault(name, [])
                 if visible:
                     of_object.append(float(score))
     show_table(
         ("object", "frames seen", "mean score"),
         [(name, len(seen), f"{sum(seen) / max(len(seen), 1):.3f}") for name, seen in scores.items()],
-        title=film.name,
+        title=video.name,
     )
 
 
@@ -118,7 +118,7 @@ def _by_place(option: str, texts: list[str] | None, default: str, parse: Any) ->
     return found
 
 
-def show_prompts(session: Session, prompts: dict[tuple[str, str, int], list[Any]]) -> None:
+def show_prompts(session: VideoSession, prompts: dict[tuple[str, str, int], list[Any]]) -> None:
     """Give the session its prompts, all those of one object in one frame together."""
     from masklet.cli.image import read_mask
 

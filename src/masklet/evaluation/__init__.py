@@ -1,1 +1,1 @@
-"""How good masks are: of pictures, after clicks and from a box; of films; and of everything in a picture."""
+"""How good masks are: of images, after clicks and from a box; of videos; and of everything in an image."""

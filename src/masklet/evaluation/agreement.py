@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from masklet.masks import mask_ious
 
 TOLERANCE = 0.008
-"""Share of the picture's diagonal within which boundaries match."""
+"""Share of the image's diagonal within which boundaries match."""
 
 
 def region_j(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
@@ -40,7 +40,7 @@ def boundary_f(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Pixels of a (height, width) mask that differ from that to the right, below, or below to the right.
 
-    Beyond the picture nothing differs; so a mask of everything has no boundary.
+    Beyond the image nothing differs; so a mask of everything has no boundary.
     """
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     edges = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1])

@@ -1,6 +1,6 @@
 """Where an evaluation clicks: in the middle of the object, then in the middle of what is wrong with its mask.
 
-Points are pixels of the picture, x right and y down.
+Points are pixels of the image, x right and y down.
 
 Source: SAM (arXiv 2304.02643), section 7.1; SAM 2 (arXiv 2408.00714), section 6.
 """
@@ -80,7 +80,7 @@ class InnerPixel:
 
 def inner_pixel(mask: NDArray[np.bool_]) -> InnerPixel:
     """The pixel farthest from the border of a (height, width) mask: the topmost, then leftmost of such."""
-    # The mask alone, so that a small object in a large picture costs little.
+    # The mask alone, so that a small object in a large image costs little.
     x0, y0, x1, y1 = box_of(mask)
     if x0 == x1:
         return InnerPixel(0, 0, 0)

@@ -1,4 +1,4 @@
-"""Pictures with the masks of their objects, and how a folder holds them."""
+"""Images with the masks of their objects, and how a folder holds them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from masklet.errors import PictureError
-from masklet.exports import read_index_map
-from masklet.pictures import read_picture
-from masklet.video.frames import pictures_in, width_by_height
+from masklet.errors import ImageError
+from masklet.images.reading import read_image
+from masklet.results.exporters import read_index_map
+from masklet.video.frames import images_in, width_by_height
 
 VOID = 255
 """What nobody could tell, in annotations of 8 bits. It counts as background."""
@@ -20,10 +20,10 @@ VOID = 255
 
 @dataclass(frozen=True)
 class Example:
-    """A picture and the truth about it."""
+    """An image and the truth about it."""
 
     name: str
-    picture: NDArray[np.uint8]  # (height, width, 3) RGB
+    image: NDArray[np.uint8]  # (height, width, 3) RGB
     labels: NDArray[np.integer]  # (height, width): 0 background, any other number an object
 
     @property
@@ -37,7 +37,7 @@ class ExampleFolder:
     """The examples of a folder; each is read when it is its turn. Made by ``read_folder``."""
 
     folder: Path
-    files: list[tuple[Path, Path]]  # of pictures and of their masks
+    files: list[tuple[Path, Path]]  # of images and of their masks
 
     def __len__(self) -> int:
         return len(self.files)
@@ -46,41 +46,41 @@ class ExampleFolder:
         """In natural order of their names.
 
         Raises:
-            PictureError: A file cannot be read, a mask is of another size than its picture or in colours; or no mask
+            ImageError: A file cannot be read, a mask is of another size than its image or in colours; or no mask
                 had an object, which shows at the end.
         """
         has_objects = False
-        for picture_path, mask_path in self.files:
-            picture, labels = read_picture(picture_path), read_labels(mask_path)
-            if labels.shape != picture.shape[:2]:
-                raise PictureError(
-                    f"{mask_path} is {width_by_height(labels.shape)}: expected {width_by_height(picture.shape)}, the "
-                    f"size of {picture_path.name}"
+        for image_path, mask_path in self.files:
+            image, labels = read_image(image_path), read_labels(mask_path)
+            if labels.shape != image.shape[:2]:
+                raise ImageError(
+                    f"{mask_path} is {width_by_height(labels.shape)}: expected {width_by_height(image.shape)}, the "
+                    f"size of {image_path.name}"
                 )
             has_objects |= bool(labels.any())
-            yield Example(picture_path.stem, picture, labels)
+            yield Example(image_path.stem, image, labels)
         if not has_objects:
-            raise PictureError(
+            raise ImageError(
                 f"no mask in {self.folder / 'masks'} shows an object: expected 0 for the background and a number for "
                 f"each object, 1 to 254 in 8 bits ({VOID} is void)"
             )
 
 
 def read_folder(folder: Path) -> ExampleFolder:
-    """Find ``images/NAME.jpg`` (or another picture) and ``masks/NAME.png``, one for each.
+    """Find ``images/NAME.jpg`` (or another image) and ``masks/NAME.png``, one for each.
 
     Masks are palette or grey: 0 background, then one number an object, 255 void; or black and white.
 
     Raises:
-        PictureError: There are no pictures, or masks are missing.
+        ImageError: There are no images, or masks are missing.
     """
-    images = folder / "images"
-    pictures = pictures_in(images) if images.is_dir() else []
-    if not pictures:
-        raise PictureError(f"no pictures in {images}: expected images/NAME.jpg and masks/NAME.png")
-    files = [(path, folder / "masks" / f"{path.stem}.png") for path in pictures]
+    image_folder = folder / "images"
+    images = images_in(image_folder) if image_folder.is_dir() else []
+    if not images:
+        raise ImageError(f"no images in {image_folder}: expected images/NAME.jpg and masks/NAME.png")
+    files = [(path, folder / "masks" / f"{path.stem}.png") for path in images]
     if missing := [mask_path for _, mask_path in files if not mask_path.exists()]:
-        raise PictureError(f"{len(missing)} of {len(files)} pictures have no mask: expected {missing[0]}")
+        raise ImageError(f"{len(missing)} of {len(files)} images have no mask: expected {missing[0]}")
     return ExampleFolder(folder, files)
 
 
@@ -88,7 +88,7 @@ def read_labels(path: Path) -> NDArray[np.integer]:
     """An annotation, (height, width): 0 background and void, any other number an object.
 
     Raises:
-        PictureError: It cannot be read, or is a picture in colours.
+        ImageError: It cannot be read, or is an image in colours.
     """
     labels = read_index_map(path)
     return np.where(labels == VOID, np.uint8(0), labels) if labels.dtype == np.uint8 else labels

@@ -1,4 +1,4 @@
-"""A picture of the best and the worst objects of an evaluation, since means hide what goes wrong."""
+"""An image of the best and the worst objects of an evaluation, since means hide what goes wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from masklet.evaluation.clicks import box_of
-from masklet.painting import grow
+from masklet.results.visualisation import grow
 
 COLUMNS, TILE_PX, CAPTION_PX, GAP_PX = 8, 240, 34, 6
 MARGIN = 0.2
@@ -30,7 +30,7 @@ class Extremes:
         self,
         name: str,
         score: float,
-        picture: NDArray[np.uint8],
+        image: NDArray[np.uint8],
         truth: NDArray[np.bool_],
         mask: NDArray[np.bool_],
     ) -> None:
@@ -39,13 +39,13 @@ class Extremes:
         Args:
             name: Its caption; of those that score the same the earlier ones count as worse.
             score: From 0 to 1.
-            picture: (height, width, 3) RGB.
+            image: (height, width, 3) RGB.
             truth: (height, width).
             mask: (height, width), what was shown.
         """
         place = bisect(self.scores, score)
         self.scores.insert(place, score)
-        self.tiles.insert(place, draw_tile(f"{name}\n{score:.3f}", picture, truth, mask))
+        self.tiles.insert(place, draw_tile(f"{name}\n{score:.3f}", image, truth, mask))
         if len(self.scores) > 2 * COLUMNS:  # the middle one is none of either
             del self.scores[COLUMNS], self.tiles[COLUMNS]
 
@@ -65,12 +65,10 @@ class Extremes:
         return grid
 
 
-def draw_tile(
-    caption: str, picture: NDArray[np.uint8], truth: NDArray[np.bool_], mask: NDArray[np.bool_]
-) -> Image.Image:
+def draw_tile(caption: str, image: NDArray[np.uint8], truth: NDArray[np.bool_], mask: NDArray[np.bool_]) -> Image.Image:
     """What lies around an object, with a broad contour of the truth and a thin one of the mask on it."""
     x0, y0, x1, y1 = around(truth | mask)
-    crop = Image.fromarray(picture[y0:y1, x0:x1])
+    crop = Image.fromarray(image[y0:y1, x0:x1])
     scale = TILE_PX / max(crop.size)
     size = max(1, round(crop.width * scale)), max(1, round(crop.height * scale))
     pixels = np.array(crop.resize(size))
@@ -84,7 +82,7 @@ def draw_tile(
 
 
 def around(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) of a square with the mask in its middle, as far as the picture goes; all of it for none."""
+    """(x0, y0, x1, y1) of a square with the mask in its middle, as far as the image goes; all of it for none."""
     height, width = mask.shape
     if not mask.any():
         return 0, 0, width, height

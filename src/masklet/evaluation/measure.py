@@ -1,4 +1,4 @@
-"""How well a model does what it is prompted for, on pictures whose objects are known: IoU of each object's mask.
+"""How well a model does what it is prompted for, on images whose objects are known: IoU of each object's mask.
 
 Source: SAM (arXiv 2304.02643), section 7.1: one click in the middle of each object, and more of them.
 """
@@ -15,7 +15,7 @@ from masklet.evaluation.agreement import region_j
 from masklet.evaluation.clicks import Click, box_of, click_until
 from masklet.evaluation.folder import Example
 from masklet.evaluation.grid import Extremes
-from masklet.image import Photo
+from masklet.image import EncodedImage
 from masklet.results import Masks
 from masklet.segmenter import Segmenter
 
@@ -28,7 +28,7 @@ ROUGHNESS = 0.1
 class ObjectScore:
     """IoU with the truth of what a user gets for one object."""
 
-    picture: str
+    image: str
     object: int
     one_click: float
     """Of the candidate with the best predicted score."""
@@ -49,43 +49,43 @@ class ObjectScore:
 def measure(
     segmenter: Segmenter, examples: Iterable[Example], *, extremes: Extremes | None = None
 ) -> Iterator[ObjectScore]:
-    """Prompt every object of every picture; masks are compared at the size of the picture.
+    """Prompt every object of every image; masks are compared at the size of the image.
 
     Args:
         segmenter: What is measured.
-        examples: Pictures and their objects.
+        examples: Images and their objects.
         extremes: Shown every object's mask after one click.
     """
     for example in examples:
-        photo = segmenter.image(example.picture)
+        image = segmenter.image(example.image)
         for number in example.objects:
             truth = example.labels == number
-            user = User(photo)
+            user = User(image)
             shown = list(click_until(CLICKS, truth, user.click))
             after = [region_j(mask, truth) for mask in shown]
             rough = roughen(truth)
             yield ObjectScore(
-                picture=example.name,
+                image=example.name,
                 object=number,
                 one_click=after[0],
                 three_clicks=after[2],
                 five_clicks=after[4],
                 seven_clicks=after[6],
                 oracle_click=max(region_j(mask, truth) for mask in user.answers[0].masks),
-                box=region_j(photo.predict(box=box_of(truth)).masks[0], truth),
+                box=region_j(image.predict(box=box_of(truth)).masks[0], truth),
                 rough=region_j(rough, truth),
-                rough_box=region_j(photo.predict(box=box_of(rough)).masks[0], truth),
-                rough_mask=region_j(photo.predict(mask=rough).masks[0], truth),
+                rough_box=region_j(image.predict(box=box_of(rough)).masks[0], truth),
+                rough_mask=region_j(image.predict(mask=rough).masks[0], truth),
             )
             if extremes is not None:
-                extremes.add(f"{example.name} {number}", after[0], example.picture, truth, shown[0])
+                extremes.add(f"{example.name} {number}", after[0], example.image, truth, shown[0])
 
 
 @dataclass
 class User:
-    """Somebody who clicks on one object of a photo, and sees of the candidates the one of the best predicted score."""
+    """Somebody who clicks on one object of an image, and sees of the candidates the one of the best predicted score."""
 
-    photo: Photo
+    image: EncodedImage
     points: list[tuple[int, int, int]] = field(default_factory=list)
     answers: list[Masks] = field(default_factory=list)
 
@@ -93,7 +93,7 @@ class User:
         """The mask that is shown to all clicks so far, with the logits of the one before it fed back."""
         previous = self.answers[-1].best.logits if self.answers else None
         self.points.append(click.point)
-        self.answers.append(self.photo.predict(self.points, mask=previous))
+        self.answers.append(self.image.predict(self.points, mask=previous))
         return self.answers[-1].best.masks[0]
 
 

@@ -1,4 +1,4 @@
-"""How many of the objects of a picture are among all masks that are found in it without being told where to look.
+"""How many of the objects of an image are among all masks that are found in it without being told where to look.
 
 Objects that nobody annotated may be found as well, so what is found beside the annotated ones is counted, not judged.
 """
@@ -20,12 +20,12 @@ from masklet.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class FoundScore:
-    """One object, and the mask of its picture that fits it best."""
+    """One object, and the mask of its image that fits it best."""
 
-    picture: str
+    image: str
     object: int
     masks: int
-    """So many were found in its picture."""
+    """So many were found in its image."""
     best_iou: float
     """0 if none was found."""
     recall_50: float
@@ -37,11 +37,11 @@ class FoundScore:
 def find_objects(
     segmenter: Segmenter, examples: Iterable[Example], *, extremes: Extremes | None = None, **options: Any
 ) -> Iterator[FoundScore]:
-    """Look for everything in every picture; an object of several masks is found by the best of them.
+    """Look for everything in every image; an object of several masks is found by the best of them.
 
     Args:
         segmenter: What is measured.
-        examples: Pictures and their objects.
+        examples: Images and their objects.
         extremes: Shown every object's best mask; none where nothing that was found touches it.
         options: For ``Segmenter.everything``.
     """
@@ -50,21 +50,21 @@ def find_objects(
         if not numbers:
             continue
         truths = example.labels == np.array(numbers)[:, None, None]
-        found = segmenter.everything(example.picture, **options).masks
+        found = segmenter.everything(example.image, **options).masks
         ious = mask_ious(found, truths)  # (found, objects)
         for number, truth, column in zip(numbers, truths, ious.T, strict=True):
             best = float(column.max(initial=0))
             yield FoundScore(example.name, number, len(found), best, float(best >= 0.5), float(best >= 0.75))
             if extremes is not None:
                 mask = found[column.argmax()] if best > 0 else np.zeros_like(truth)
-                extremes.add(f"{example.name} {number}", best, example.picture, truth, mask)
+                extremes.add(f"{example.name} {number}", best, example.image, truth, mask)
 
 
 def summarise_found(scores: Sequence[FoundScore]) -> dict[str, float]:
-    """As ``summarise``, with masks for each picture that has objects.
+    """As ``summarise``, with masks for each image that has objects.
 
     Raises:
         ValueError: There are none.
     """
-    masks = {score.picture: score.masks for score in scores}
-    return summarise(scores) | {"pictures": len(masks), "masks_per_picture": float(np.mean(list(masks.values())))}
+    masks = {score.image: score.masks for score in scores}
+    return summarise(scores) | {"images": len(masks), "masks_per_image": float(np.mean(list(masks.values())))}

@@ -1,10 +1,10 @@
-"""How well objects are followed: J, F and J&F of films whose every frame is annotated.
+"""How well objects are followed: J, F and J&F of videos whose every frame is annotated.
 
 Source: the semi-supervised rules of "The 2017 DAVIS challenge" (arXiv 1704.00675), and SAM 2 (arXiv 2408.00714),
 section 6.2, for clicks instead of masks. As there
 
 - an object is shown in the first frame that it is annotated in, by its mask or by three clicks, and scored in those
-  after it, but for the film's last;
+  after it, but for the video's last;
 - a pixel belongs to one object, so where masks overlap the highest logit has it;
 - an object that is absent, and not claimed, scores 1: J where neither mask has a pixel, F where neither has a boundary;
 - what an annotation calls void, 255, is background.
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from masklet.errors import FilmError
+from masklet.errors import VideoError
 from masklet.evaluation.agreement import boundary_f, region_j
 from masklet.evaluation.clicks import Click, click_until
 from masklet.evaluation.folder import object_numbers, read_labels
@@ -29,19 +29,19 @@ from masklet.evaluation.grid import Extremes
 from masklet.evaluation.scores import summarise
 from masklet.masks import upscale_logits
 from masklet.segmenter import Segmenter
-from masklet.video.frames import pictures_in, width_by_height
-from masklet.video.session import Session
+from masklet.video.frames import images_in, width_by_height
+from masklet.video.session import VideoSession
 from masklet.video.tracks import FrameResult
 
 CLICKS = 3
-EXPECTED = "expected JPEGImages/FILM/*.jpg and Annotations/FILM/*.png"
+EXPECTED = "expected JPEGImages/VIDEO/*.jpg and Annotations/VIDEO/*.png"
 
 
 @dataclass(frozen=True)
 class TrackScore:
-    """One object of a film: means over the frames that it is scored in."""
+    """One object of a video: means over the frames that it is scored in."""
 
-    film: str
+    video: str
     object: int
     frames: int
     j_and_f: float
@@ -59,11 +59,11 @@ class TrackScore:
 
 
 @dataclass(frozen=True)
-class AnnotatedFilm:
-    """A film and the truth about each of its frames. Made by ``read_films``."""
+class AnnotatedVideo:
+    """A video and the truth about each of its frames. Made by ``read_videos``."""
 
     name: str
-    pictures: list[Path]
+    images: list[Path]
     annotations: list[Path]
 
     def labels(self, frame: int) -> NDArray[np.integer]:
@@ -77,14 +77,14 @@ class Look:
 
     frame: int
     j: float
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     truth: NDArray[np.bool_]
     mask: NDArray[np.bool_]
 
 
 @dataclass
 class Followed:
-    """One object while its film is gone through."""
+    """One object while its video is gone through."""
 
     first_frame: int
     first_mask: NDArray[np.bool_]
@@ -93,41 +93,41 @@ class Followed:
     worst: Look | None = None
     """From the mask."""
 
-    def score(self, film: str, number: int) -> TrackScore:
+    def score(self, video: str, number: int) -> TrackScore:
         """Means over the frames."""
         means = [((j + f) / 2, j, f) for j, f in np.mean(self.rows, axis=0).reshape(-1, 2).tolist()]
-        return TrackScore(film, number, len(self.rows), *chain(*means))
+        return TrackScore(video, number, len(self.rows), *chain(*means))
 
 
-def evaluate_films(
-    segmenter: Segmenter, films: Iterable[AnnotatedFilm], *, extremes: Extremes | None = None
+def evaluate_videos(
+    segmenter: Segmenter, videos: Iterable[AnnotatedVideo], *, extremes: Extremes | None = None
 ) -> Iterator[TrackScore]:
-    """Follow every object of every film, once shown by its mask and once by clicks.
+    """Follow every object of every video, once shown by its mask and once by clicks.
 
     Args:
         segmenter: What is measured.
-        films: From ``read_films``.
+        videos: From ``read_videos``.
         extremes: Shown every object by its J&F from the mask, in the frame in which it was followed worst.
 
     Raises:
-        FilmError: A film has no object that could be scored; an annotation is of another size than its picture.
-        PictureError: An annotation cannot be read.
+        VideoError: A video has no object that could be scored; an annotation is of another size than its image.
+        ImageError: An annotation cannot be read.
     """
-    for film in films:
-        for number, one in follow(segmenter, film).items():
-            score = one.score(film.name, number)
+    for video in videos:
+        for number, one in follow(segmenter, video).items():
+            score = one.score(video.name, number)
             if extremes is not None and (worst := one.worst) is not None:
-                name = f"{film.name} {number}, J {worst.j:.3f} in frame {worst.frame}; J&F"
-                extremes.add(name, score.j_and_f, worst.picture, worst.truth, worst.mask)
+                name = f"{video.name} {number}, J {worst.j:.3f} in frame {worst.frame}; J&F"
+                extremes.add(name, score.j_and_f, worst.image, worst.truth, worst.mask)
             yield score
 
 
-def follow(segmenter: Segmenter, film: AnnotatedFilm) -> dict[int, Followed]:
-    """Every object of a film, with its scores in all frames."""
-    session = segmenter.video(film.pictures)
-    objects = first_seen(film, session.film.size_hw)
+def follow(segmenter: Segmenter, video: AnnotatedVideo) -> dict[int, Followed]:
+    """Every object of a video, with its scores in all frames."""
+    session = segmenter.video(video.images)
+    objects = first_seen(video, session.video.size_hw)
     starts = sorted({one.first_frame for one in objects.values()})
-    for start, following in pairwise([*starts, len(film.pictures) - 1]):
+    for start, following in pairwise([*starts, len(video.images) - 1]):
         # Shown when it is reached: in frames before it an object would be made up, and that be remembered.
         for number, one in objects.items():
             if one.first_frame == start:
@@ -135,34 +135,34 @@ def follow(segmenter: Segmenter, film: AnnotatedFilm) -> dict[int, Followed]:
                 session.prompt(start, ("mask", number), mask=one.first_mask)
                 click_on(session, ("clicks", number), one)
         for result in session.track(start=start, end=following - 1):
-            add_frame(objects, result, film.labels(result.index))
+            add_frame(objects, result, video.labels(result.index))
     return objects
 
 
-def first_seen(film: AnnotatedFilm, size_hw: tuple[int, int]) -> dict[int, Followed]:
-    """Where each object of a film is first seen, of those that are so before its last two frames.
+def first_seen(video: AnnotatedVideo, size_hw: tuple[int, int]) -> dict[int, Followed]:
+    """Where each object of a video is first seen, of those that are so before its last two frames.
 
     Raises:
-        FilmError: There are none; an annotation is of another size than the film.
+        VideoError: There are none; an annotation is of another size than the video.
     """
     objects: dict[int, Followed] = {}
-    for frame, path in enumerate(film.annotations):
-        labels = film.labels(frame)
+    for frame, path in enumerate(video.annotations):
+        labels = video.labels(frame)
         if labels.shape != size_hw:
-            raise FilmError(
-                f"{path} is {width_by_height(labels.shape)}: expected {width_by_height(size_hw)}, the film's size"
+            raise VideoError(
+                f"{path} is {width_by_height(labels.shape)}: expected {width_by_height(size_hw)}, the video's size"
             )
-        if frame < len(film.annotations) - 2:
+        if frame < len(video.annotations) - 2:
             for number in object_numbers(labels):
                 objects.setdefault(number, Followed(frame, labels == number))
     if not objects:
-        raise FilmError(
-            f"{film.annotations[0].parent} shows no object before its last two frames: expected numbers from 1 to 254"
+        raise VideoError(
+            f"{video.annotations[0].parent} shows no object before its last two frames: expected numbers from 1 to 254"
         )
     return objects
 
 
-def click_on(session: Session, name: tuple[str, int], one: Followed) -> None:
+def click_on(session: VideoSession, name: tuple[str, int], one: Followed) -> None:
     """Show an object by clicks on its first frame, each correcting what those before it gave."""
 
     def answer(click: Click) -> NDArray[np.bool_]:
@@ -177,7 +177,7 @@ def add_frame(objects: dict[int, Followed], result: FrameResult, labels: NDArray
     seen = [number for number, one in objects.items() if one.first_frame <= result.index]
     maps = []
     for kind in ("mask", "clicks"):
-        rows = [result.objects.index((kind, number)) for number in seen]
+        rows = [result.object_ids.index((kind, number)) for number in seen]
         maps.append(label_map(result.masks.logits[rows], labels.shape))
     for place, number in enumerate(seen, start=1):
         one = objects[number]
@@ -187,53 +187,53 @@ def add_frame(objects: dict[int, Followed], result: FrameResult, labels: NDArray
         one.rows.append([measure(mask, truth) for mask in masks for measure in (region_j, boundary_f)])
         j = one.rows[-1][0]
         if one.worst is None or j < one.worst.j:
-            assert result.masks.picture is not None
-            one.worst = Look(result.index, j, result.masks.picture, truth, masks[0])
+            assert result.masks.image is not None
+            one.worst = Look(result.index, j, result.masks.image, truth, masks[0])
 
 
-def summarise_films(scores: list[TrackScore]) -> dict[str, float]:
-    """Means over objects, as DAVIS takes them: a film with three counts three times.
+def summarise_videos(scores: list[TrackScore]) -> dict[str, float]:
+    """Means over objects, as DAVIS takes them: a video with three counts three times.
 
     Raises:
         ValueError: There are none.
     """
-    return summarise(scores) | {"films": len({score.film for score in scores})}
+    return summarise(scores) | {"videos": len({score.video for score in scores})}
 
 
-def read_films(folder: Path) -> list[AnnotatedFilm]:
-    """Find films laid out as DAVIS: ``JPEGImages/FILM/*.jpg`` and ``Annotations/FILM/*.png``, one for each picture.
+def read_videos(folder: Path) -> list[AnnotatedVideo]:
+    """Find videos laid out as DAVIS: ``JPEGImages/VIDEO/*.jpg`` and ``Annotations/VIDEO/*.png``, one for each image.
 
     Annotations are palette or grey: 0 background, then one number an object, 255 void; or black and white. DAVIS's own
-    folder has a ``480p`` above the films, which is looked for.
+    folder has a ``480p`` above the videos, which is looked for.
 
     Raises:
-        FilmError: There are no films, one is too short, annotations are missing.
+        VideoError: There are no videos, one is too short, annotations are missing.
     """
-    found = find_films(folder)
-    for film in found:
-        if (count := len(film.pictures)) < 3:
-            raise FilmError(f"{folder}: film {film.name} has {count} pictures: expected 3, as neither end is scored")
-        if missing := [path for path in film.annotations if not path.exists()]:
-            raise FilmError(f"{len(missing)} of {count} pictures have no annotation: expected {missing[0]}")
+    found = find_videos(folder)
+    for video in found:
+        if (count := len(video.images)) < 3:
+            raise VideoError(f"{folder}: video {video.name} has {count} images: expected 3, as neither end is scored")
+        if missing := [path for path in video.annotations if not path.exists()]:
+            raise VideoError(f"{len(missing)} of {count} images have no annotation: expected {missing[0]}")
     return found
 
 
-def find_films(folder: Path) -> list[AnnotatedFilm]:
-    """The films of a folder as of ``read_films``, with where an annotation of each picture would be.
+def find_videos(folder: Path) -> list[AnnotatedVideo]:
+    """The videos of a folder as of ``read_videos``, with where an annotation of each image would be.
 
     Raises:
-        FilmError: There are none.
+        VideoError: There are none.
     """
-    pictures, annotations = (
+    images, annotations = (
         place / "480p" if (place / "480p").is_dir() else place
         for place in (folder / "JPEGImages", folder / "Annotations")
     )
-    names = sorted(path.name for path in pictures.iterdir() if path.is_dir()) if pictures.is_dir() else []
+    names = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
     if not names:
-        raise FilmError(f"no films in {pictures}: {EXPECTED} in {folder}")
-    files = {name: pictures_in(pictures / name) for name in names}
+        raise VideoError(f"no videos in {images}: {EXPECTED} in {folder}")
+    files = {name: images_in(images / name) for name in names}
     return [
-        AnnotatedFilm(name, found, [annotations / name / f"{picture.stem}.png" for picture in found])
+        AnnotatedVideo(name, found, [annotations / name / f"{image.stem}.png" for image in found])
         for name, found in files.items()
     ]
 

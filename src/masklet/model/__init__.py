@@ -1,1 +1,1 @@
-"""The network: tensors in, tensors out. No files, no pictures, no state between calls."""
+"""The network: tensors in, tensors out. No files, no images, no state between calls."""

@@ -2,7 +2,7 @@
 
 Source: SAM (arXiv 2304.02643), appendix A, "lightweight mask decoder"; SAM 2 (2408.00714), section 4 and appendix C.
 
-All objects of a picture share its embedding. The image side keeps an ``objects`` axis of length 1 for as long as it is
+All objects of an image share its embedding. The image side keeps an ``objects`` axis of length 1 for as long as it is
 the same for every object, so that what is common is computed once and never copied.
 
 A CPU takes a second way to the same masks: see ``TokenToImageAttention`` and ``draw_by_cell``.
@@ -48,17 +48,17 @@ class DecodedMasks:
     """What the decoder says of every object."""
 
     logits: Tensor  # (batch, objects, masks, 4h, 4w)
-    ious: Tensor  # (batch, objects, masks), 0 to 1
-    object_scores: Tensor  # (batch, objects, 1) logits: above 0 the object is in the picture
+    iou_scores: Tensor  # (batch, objects, masks), 0 to 1
+    object_scores: Tensor  # (batch, objects, 1) logits: above 0 the object is in the image
     mask_tokens: Tensor  # (batch, objects, masks, dim): what object pointers are made of
 
 
 @dataclass(frozen=True)
 class LikelyMasks:
-    """Those candidates for the objects of one picture that the decoder believes in."""
+    """Those candidates for the objects of one image that the decoder believes in."""
 
     logits: Tensor  # (masks, 4h, 4w)
-    ious: Tensor  # (masks,), 0 to 1
+    iou_scores: Tensor  # (masks,), 0 to 1
     objects: Tensor  # (masks,) int64: the object each is a candidate for
 
 
@@ -291,7 +291,7 @@ class MaskDecoder(nn.Module):
         *,
         multimask: bool | None,
     ) -> DecodedMasks:
-        """Decode every object of every picture.
+        """Decode every object of every image.
 
         Args:
             image: (batch, dim, h, w) image embedding; objects that were conditioned on memory are a batch each.
@@ -323,7 +323,7 @@ class MaskDecoder(nn.Module):
         *,
         iou_threshold: float,
     ) -> LikelyMasks:
-        """The candidates of one picture whose predicted IoU is above a threshold; for inference.
+        """The candidates of one image whose predicted IoU is above a threshold; for inference.
 
         The prediction is made before the mask, by a token of its own: objects without a likely candidate are spared
         the last look of the other tokens, and are not drawn.
@@ -378,16 +378,16 @@ class MaskDecoder(nn.Module):
         map_hw = (image.shape[-2], image.shape[-1])
         way = self._cpu_way(prompts, map_hw)
         fine_parts = zip(*(maps.split(1) for maps in fine_maps), strict=True)
-        drawings = [self._drawing(of_picture, map_hw) for of_picture in fine_parts]
-        pictures = []
-        # One after another, so that no object of a film changes a bit of another.
+        drawings = [self._drawing(of_image, map_hw) for of_image in fine_parts]
+        images = []
+        # One after another, so that no object of a video changes a bit of another.
         for b, draw in zip(range(len(image)), cycle(drawings), strict=False):
             decoded = []
             for start in range(0, prompts.tokens.shape[1], CPU_TOGETHER):
                 some = prompts.select(b, slice(start, start + CPU_TOGETHER))
                 decoded.append(self._decode(image[b : b + 1, None], image_pos, some, draw, way))
-            pictures.append(_joined(decoded, 1))
-        return _joined(pictures, 0)
+            images.append(_joined(decoded, 1))
+        return _joined(images, 0)
 
     def _decode(
         self,

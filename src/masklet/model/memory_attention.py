@@ -24,7 +24,7 @@ FOLDING_PAYS = 0.7
 
 
 class RotaryAttention(nn.Module):
-    """One-head attention whose queries and keys are turned by their place in the picture."""
+    """One-head attention whose queries and keys are turned by their place in the image."""
 
     def __init__(self, dim: int, memory_dim: int) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ class FourierPositions(nn.Module):
         self.register_buffer("positional_embedding", torch.randn(2, dim // 2))
 
     def forward(self, points_norm: Tensor) -> Tensor:
-        """(..., 2), x then y, each 0 to 1 over the picture, to (..., dim)."""
+        """(..., 2), x then y, each 0 to 1 over the image, to (..., dim)."""
         # In float32 whatever the weights are: half precision would blur coordinates by pixels.
         matrix = self.positional_embedding.float()
         angles = 2 * math.pi * ((2 * points_norm.float() - 1) @ matrix)

@@ -29,9 +29,9 @@ class PromptEmbeddings:
     is_padding: Tensor | None  # (batch, objects, tokens) bool; None where no token is padding
     dense: Tensor  # (batch or 1, objects or 1, dim, h, w): 1 where no mask was given and all share one map
 
-    def select(self, picture: int, objects: slice) -> PromptEmbeddings:
-        """Those of some objects of one picture, as a batch of 1."""
-        pick = (slice(picture, picture + 1), objects)
+    def select(self, image: int, objects: slice) -> PromptEmbeddings:
+        """Those of some objects of one image, as a batch of 1."""
+        pick = (slice(image, image + 1), objects)
         is_shared = self.dense.shape[:2] == (1, 1)
         return PromptEmbeddings(
             self.tokens[pick],

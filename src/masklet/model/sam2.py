@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from masklet import checkpoints
 from masklet.config import SIDE_MULTIPLE, STRIDE, STRIDES, Sam2Config
-from masklet.errors import PictureError, PromptError
+from masklet.errors import ImageError, PromptError
 from masklet.model.layers import FeedForward
 from masklet.model.mask_decoder import DecodedMasks, LikelyMasks, MaskDecoder
 from masklet.model.memory_attention import MemoryAttention
@@ -33,16 +33,16 @@ MEMORY_SCALE, MEMORY_BIAS = 20.0, -10.0
 
 @dataclass(frozen=True)
 class Sam2ImageSegmentationOutput:
-    """What the model says of pictures and prompts."""
+    """What the model says of images and prompts."""
 
     pred_masks: Tensor  # (batch, objects, masks, height / 4, width / 4) logits
     iou_scores: Tensor  # (batch, objects, masks), predicted IoU, 0 to 1
-    object_score_logits: Tensor  # (batch, objects, 1), above 0: the object is in the picture
+    object_score_logits: Tensor  # (batch, objects, 1), above 0: the object is in the image
     image_embeddings: list[Tensor]  # three maps, finest first
 
 
 class Sam2Model(nn.Module):
-    """SAM 2: image encoder, prompt encoder, mask decoder, and the memory that carries masks through a film.
+    """SAM 2: image encoder, prompt encoder, mask decoder, and the memory that carries masks through a video.
 
     Attributes are called as the tensors of a transformers model folder, so that such a folder loads as it is.
     """
@@ -126,7 +126,7 @@ class Sam2Model(nn.Module):
         checkpoints.write(folder, self.config, self.state_dict(), dtype=dtype)
 
     def get_image_features(self, pixel_values: Tensor) -> list[Tensor]:
-        """Encode pictures, as the memory needs them.
+        """Encode images, as the memory needs them.
 
         Args:
             pixel_values: (batch, 3, height, width), normalised; sides are multiples of 32.
@@ -140,14 +140,14 @@ class Sam2Model(nn.Module):
             or pixel_values.shape[1] != 3
             or any(s == 0 or s % SIDE_MULTIPLE for s in pixel_values.shape[2:])
         ):
-            raise PictureError(
+            raise ImageError(
                 f"pixel_values is {tuple(pixel_values.shape)}: expected (batch, 3, height, width) with sides that are "
                 f"multiples of {SIDE_MULTIPLE}, as Sam2ImageProcessor makes them"
             )
         return self.vision_encoder(pixel_values.to(self.dtype), (self.mask_decoder.conv_s0, self.mask_decoder.conv_s1))
 
     def get_image_embeddings(self, pixel_values: Tensor) -> list[Tensor]:
-        """Encode pictures for prompting without memory; the result serves any number of prompts.
+        """Encode images for prompting without memory; the result serves any number of prompts.
 
         As ``get_image_features``, with the embedding that says "no memory" added to the last map.
         """
@@ -229,7 +229,7 @@ class Sam2Model(nn.Module):
         masks: Tensor | None = None,
         multimask: bool | None,
     ) -> DecodedMasks:
-        """Prompts on encoded pictures to masks.
+        """Prompts on encoded images to masks.
 
         Args:
             image_embeddings: From ``get_image_embeddings``, or conditioned on memory.
@@ -257,7 +257,7 @@ class Sam2Model(nn.Module):
         """As ``decode`` with three candidates for each object, but only those of a high predicted IoU are drawn.
 
         Args:
-            image_embeddings: Of one picture, from ``get_image_embeddings``.
+            image_embeddings: Of one image, from ``get_image_embeddings``.
             points: (1, objects, points, 2), x then y, pixels of the network's input.
             labels: (1, objects, points), see ``PromptEncoder``.
             iou_threshold: What the predicted IoU must be above, from 0 to 1.
@@ -281,7 +281,7 @@ class Sam2Model(nn.Module):
         multimask_output: bool = True,
         **ignored: object,
     ) -> Sam2ImageSegmentationOutput:
-        """Segment prompted objects in pictures.
+        """Segment prompted objects in images.
 
         Args:
             pixel_values: (batch, 3, height, width) from the processor; or give ``image_embeddings``.
@@ -295,12 +295,12 @@ class Sam2Model(nn.Module):
 
         Raises:
             PromptError: Shapes do not fit each other.
-            PictureError: No picture, or one of a wrong shape.
+            ImageError: No image, or one of a wrong shape.
         """
         if unknown := ignored.keys() - IGNORED_INPUTS:
             raise TypeError(f"Sam2Model takes no input called {', '.join(sorted(unknown))}")
         if (pixel_values is None) == (image_embeddings is None):
-            raise PictureError("expected either pixel_values or image_embeddings, and not both")
+            raise ImageError("expected either pixel_values or image_embeddings, and not both")
         if image_embeddings is None:
             assert pixel_values is not None
             image_embeddings = self.get_image_embeddings(pixel_values)
@@ -317,7 +317,7 @@ class Sam2Model(nn.Module):
             masks=input_masks,
             multimask=multimask_output,
         )
-        return Sam2ImageSegmentationOutput(decoded.logits, decoded.ious, decoded.object_scores, image_embeddings)
+        return Sam2ImageSegmentationOutput(decoded.logits, decoded.iou_scores, decoded.object_scores, image_embeddings)
 
 
 def _learned(*shape: int) -> nn.Parameter:
@@ -356,7 +356,7 @@ def _group_masks(masks: Tensor, embeddings: list[Tensor], points: Tensor | None,
     if masks.ndim < 3 or tuple(masks.shape[-2:]) != size_hw:
         raise PromptError(
             f"input_masks has shape {tuple(masks.shape)}: expected (batch, objects, {size_hw[0]}, {size_hw[1]}), a "
-            "quarter of the network's input, as pred_masks come; for a mask of the picture's size use Photo.predict"
+            "quarter of the network's input, as pred_masks come; masks of the image's size go to EncodedImage.predict"
         )
     grouped = masks.reshape(-1, *size_hw)
     prompts = points if points is not None else boxes
@@ -364,6 +364,6 @@ def _group_masks(masks: Tensor, embeddings: list[Tensor], points: Tensor | None,
     if len(grouped) != batch * objects or objects == 0:
         raise PromptError(
             f"input_masks holds {len(grouped)} masks: expected one for each of {objects or 'the'} objects of {batch} "
-            "pictures"
+            "images"
         )
     return grouped.unflatten(0, (batch, objects))

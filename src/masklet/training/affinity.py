@@ -1,4 +1,4 @@
-"""A second lesson beside the prompts: which cells of a picture belong together.
+"""A second lesson beside the prompts: which cells of an image belong together.
 
 A prompt tells the encoder about one object; here every pair of cells does, so that features that tell objects apart are
 learned in a fraction of the steps. The head is part of the training alone.
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CELLS = 768
-"""Cells drawn from a picture."""
+"""Cells drawn from an image."""
 WIDTH = 32
 
 

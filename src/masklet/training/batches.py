@@ -23,20 +23,20 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, or a clip, and the objects that are asked for in it."""
+    """An image, or a clip, and the objects that are asked for in it."""
 
     name: str
     pixels: Pixels  # ([frames,] height, width, 3) RGB
-    masks: Mask  # ([frames,] objects, height, width); in a picture or first frame each fills a cell
+    masks: Mask  # ([frames,] objects, height, width); in an image or first frame each fills a cell
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures, or clips, and the objects that are asked for in them."""
+    """Images, or clips, and the objects that are asked for in them."""
 
     pixel_values: Tensor  # (batch, [frames,] 3, height, width), normalised
-    targets: Tensor  # (batch, [frames,] objects, height, width) bool; in a picture or first frame each fills a cell
-    names: tuple[str, ...]  # of pictures or clips
+    targets: Tensor  # (batch, [frames,] objects, height, width) bool; in an image or first frame each fills a cell
+    names: tuple[str, ...]  # of images or clips
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Batch:
@@ -52,7 +52,7 @@ class Batch:
         return cls((pixels.float() / 255 - mean) / std, targets, names)
 
     def split(self, parts: int) -> list[Batch]:
-        """As many batches of a part of the pictures or clips."""
+        """As many batches of a part of the images or clips."""
         size = len(self.names) // parts
         cuts = [slice(start, start + size) for start in range(0, len(self.names), size)]
         return [Batch(self.pixel_values[cut], self.targets[cut], self.names[cut]) for cut in cuts]

@@ -101,7 +101,7 @@ class _Teacher:
 
     def learn(self, decoded: DecodedMasks, truth: Tensor) -> None:
         """Compare with the coverage, (objects, h, w)."""
-        logits, ious, scores = decoded.logits.float(), decoded.ious.float(), decoded.object_scores.float()
+        logits, ious, scores = decoded.logits.float(), decoded.iou_scores.float(), decoded.object_scores.float()
         self.losses.append(segmentation_losses(logits, ious, scores, truth[:, None], weights=self.weights))
 
     def show(
@@ -157,7 +157,7 @@ class _Teacher:
 def _frame_numbers(frames: int, generator: torch.Generator) -> list[int]:
     """Rising from 0, with gaps: a short clip would never reach what stands for the age of older memories."""
     gaps = torch.randint(1, MAX_GAP + 1, (frames - 1,), generator=generator)
-    # Half of the clips are whole, as films are.
+    # Half of the clips are whole, as videos are.
     if float(torch.rand((), generator=generator)) < 0.5:
         gaps = torch.ones_like(gaps)
     return [0, *gaps.cumsum(0).tolist()]
@@ -194,7 +194,9 @@ def told_who_is_there(decoded: DecodedMasks, truth: Tensor) -> DecodedMasks:
 
 def _one_object(decoded: DecodedMasks, index: int) -> DecodedMasks:
     one = slice(index, index + 1)
-    return DecodedMasks(decoded.logits[one], decoded.ious[one], decoded.object_scores[one], decoded.mask_tokens[one])
+    return DecodedMasks(
+        decoded.logits[one], decoded.iou_scores[one], decoded.object_scores[one], decoded.mask_tokens[one]
+    )
 
 
 def _ious(seen: list[ObjectFrame], truth: Tensor) -> Tensor:

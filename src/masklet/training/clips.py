@@ -11,7 +11,7 @@ from masklet.training.synthetic import draw_camera, draw_surface, draw_things, r
 from masklet.training.worlds import Path, Thing, World
 
 REAL_SHARE = 0.25
-"""Clips over a photo whose instances are annotated: they move as the camera does."""
+"""Clips over an image whose instances are annotated: they move as the camera does."""
 MAX_OBJECTS = 3
 BENT_SHARE = 0.35
 """Objects whose form changes as they go."""
@@ -20,7 +20,7 @@ BLUR_SHARE = 0.2
 EXPOSURES = 3
 """Moments that such a frame is the mean of."""
 PACES = (0.03, 3.0)
-"""Of an object, where 1 makes it cross the picture in half a dozen frames."""
+"""Of an object, where 1 makes it cross the image in half a dozen frames."""
 CAMERA_PACES = (0.01, 0.4)
 VELOCITY = np.array([0.18, 0.18, 0.08, 0.25, 0.06])
 """At a pace of 1, a frame, as ``Path`` counts."""

@@ -20,34 +20,34 @@ from masklet.training.data.scenes import Frame, Scene, masks_of_labels
 from masklet.training.prompts import MASK_STRIDE
 from masklet.training.rendering import Rendered, render
 from masklet.training.sources import Sources
-from masklet.training.synthetic import draw_picture
+from masklet.training.synthetic import draw_image
 from masklet.training.worlds import Pixels, World
 
 MIN_AREA = 0.01
-"""Visible fragments below this share of the picture are not asked for."""
+"""Visible fragments below this share of the image are not asked for."""
 WITH_PARTS = 0.5
-"""Pictures in which parts of cut-outs are looked for."""
+"""Images in which parts of cut-outs are looked for."""
 PART_SHARE = 0.5
-"""Objects that are asked for in a picture where some have parts, and are such a part."""
+"""Objects that are asked for in an image where some have parts, and are such a part."""
 HELD_OUT_SIDE_PX = 512
 HELD_OUT_SEED = 2025
 """Of the compositions that are measured on; training draws from (seed, step, place), never from (seed, index)."""
 OBJECTS_OF_A_COMPOSITION = 3
 """Roughly, on average."""
-FILM_FRAMES = 8
+VIDEO_FRAMES = 8
 ATTEMPTS = 100
 """Worlds without objects that are made for one example, before the sources are called empty."""
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A picture or a clip, and what is in it.
+    """An image or a clip, and what is in it.
 
     Labels are 0 where there is nothing, and then 1..k: what is well visible in the first frame. Later it may be hidden
     or gone. There may be nothing.
     """
 
-    pictures: Pixels  # (frames, side, side, 3) RGB
+    images: Pixels  # (frames, side, side, 3) RGB
     labels: Pixels  # (frames, side, side), the visible pixels of each object
 
 
@@ -58,7 +58,7 @@ def compose(world: World, side_px: int) -> Composition:
     is_kept = np.bincount(labels[0].ravel(), minlength=labels.max() + 1) >= MIN_AREA * labels[0].size
     is_kept[0] = False
     numbers = np.where(is_kept, np.cumsum(is_kept), 0).astype(np.uint8)
-    return Composition(made.pictures[0].movedim(1, -1).numpy(), numbers[labels])
+    return Composition(made.images[0].movedim(1, -1).numpy(), numbers[labels])
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Composed:
     def _world(self, stage: Stage, rng: np.random.Generator) -> World:
         if stage.frames > 1:
             return draw_clip(self.sources, stage.frames, rng)
-        return draw_picture(self.sources, rng, with_parts=rng.random() < WITH_PARTS)
+        return draw_image(self.sources, rng, with_parts=rng.random() < WITH_PARTS)
 
     def batch(self, stage: Stage, examples: Sequence[Draft]) -> Batch:
         """See ``Examples``; worlds without objects are made anew.
@@ -109,7 +109,7 @@ class Composed:
         # On a stream of its own, or every small copy would wait for what is being learned from.
         stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(stream):
-            batch = self._drawn_in(max(1, stage.pictures // self.parts), stage, examples)
+            batch = self._drawn_in(max(1, stage.images // self.parts), stage, examples)
         stream.synchronize()
         for tensor in (batch.pixel_values, batch.targets):
             tensor.record_stream(torch.cuda.default_stream(self.device))
@@ -135,7 +135,7 @@ class Composed:
             )
         made = render([draft.world for draft in drafts], stage.side_px, self._drawn_on)
         numbers = [_visible(maps[:, 0]) for maps in (made.labels, made.parts)]
-        pixels, targets = list(made.pictures), []
+        pixels, targets = list(made.images), []
         for place, (draft, objects, parts) in enumerate(zip(drafts, *numbers, strict=True)):
             rng = np.random.default_rng((*draft.seeds, attempt))
             if len(objects):
@@ -186,20 +186,20 @@ def _asked_for(
 
 
 def held_out_scenes(sources: Sources, config: TrainingConfig) -> list[Scene]:
-    """Compositions of sources that are kept from training, as pictures or, where clips are learned from, films."""
-    is_film = any(stage.frames > 1 for stage in config.stages)
-    frames = FILM_FRAMES if is_film else 1
+    """Compositions of sources that are kept from training, as images or, where clips are learned from, videos."""
+    is_video = any(stage.frames > 1 for stage in config.stages)
+    frames = VIDEO_FRAMES if is_video else 1
     draw: Callable[[np.random.Generator], World] = (
-        partial(draw_clip, sources, FILM_FRAMES) if is_film else partial(draw_picture, sources, with_parts=False)
+        partial(draw_clip, sources, VIDEO_FRAMES) if is_video else partial(draw_image, sources, with_parts=False)
     )
 
-    @lru_cache(maxsize=2)  # a film is asked for frame by frame
+    @lru_cache(maxsize=2)  # a video is asked for frame by frame
     def composed(index: int) -> Composition:
         return compose(draw(np.random.default_rng((HELD_OUT_SEED, index))), HELD_OUT_SIDE_PX)
 
     def read(index: int, frame: int) -> Frame:
         made = composed(index)
-        return Frame(f"composition {index}, frame {frame}", made.pictures[frame], masks_of_labels(made.labels[frame]))
+        return Frame(f"composition {index}, frame {frame}", made.images[frame], masks_of_labels(made.labels[frame]))
 
     count = max(1, config.validation_objects // OBJECTS_OF_A_COMPOSITION)
     return [Scene(f"composition {index}", partial(read, index), lambda: frames) for index in range(count)]

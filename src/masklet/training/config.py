@@ -34,7 +34,7 @@ NETWORK_PARTS = {
     "memory_attention": Sam2MemoryAttentionConfig,
     "memory_encoder": Sam2MemoryEncoderConfig,
 }
-LAYOUTS = ("folder", "coco", "sa1b", "films", "sav", "synthetic")
+LAYOUTS = ("folder", "coco", "sa1b", "videos", "sav", "synthetic")
 OPTIMIZERS = ("adamw", "muon")
 TRACKERS = ("tensorboard", "wandb")
 HOUSEKEEPING = ("workers", "save_every", "validate_every", "trackers", "cache", "cache_gb")
@@ -56,20 +56,20 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where pictures or films and their masks lie."""
+    """Where images or videos and their masks lie."""
 
     layout: str
-    """``folder``, ``coco``, ``sa1b``, ``films`` (DAVIS, YouTube-VOS), ``sav`` or ``synthetic``; see ``data``."""
+    """``folder``, ``coco``, ``sa1b``, ``videos`` (DAVIS, YouTube-VOS), ``sav`` or ``synthetic``; see ``data``."""
     path: str | os.PathLike[str]
-    """Folder of the pictures or films; for ``synthetic``, of the archives to compose from."""
+    """Folder of the images or videos; for ``synthetic``, of the archives to compose from."""
     annotations: str | os.PathLike[str] | None = None
     """COCO's JSON file."""
     split_masks: bool = False
     """Take every connected part of a mask for an object of its own: for maps of classes."""
     flip: bool = True
-    """Mirror half of the pictures and clips."""
+    """Mirror half of the images and clips."""
     validation: float | DataConfig = 0.1
-    """Share of the pictures or films, chosen by name, that is only measured on; or other data for that."""
+    """Share of the images or videos, chosen by name, that is only measured on; or other data for that."""
 
     def __post_init__(self) -> None:
         _as_text(self, "path", "annotations")
@@ -87,20 +87,20 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stretch of training at one input size, on pictures or on clips."""
+    """A stretch of training at one input size, on images or on clips."""
 
     steps: int
     """Optimizer steps."""
     image_size: int | None = None
-    """Height and width of the pictures, in pixels; the model's own if not given."""
-    pictures: int = 4
-    """Pictures in a batch, or clips."""
+    """Height and width of the images, in pixels; the model's own if not given."""
+    images: int = 4
+    """Images in a batch, or clips."""
     objects: int = 4
-    """Prompted objects in each picture or clip: drawn where there are more, some twice where there are fewer."""
+    """Prompted objects in each image or clip: drawn where there are more, some twice where there are fewer."""
     rounds: int = 8
     """Decodings of each object: the first prompt, then one correction click a round. The papers correct 7 times."""
     frames: int = 1
-    """Of a clip, whose objects are prompted in the first and followed through the others; 1 for pictures."""
+    """Of a clip, whose objects are prompted in the first and followed through the others; 1 for images."""
     train: str = "everything"
     """What learns: ``everything``, ``frozen_encoder`` (all but it), ``decoder``, ``memory`` or ``lora`` (adapters)."""
     losses: LossWeights = field(default_factory=LossWeights)
@@ -109,7 +109,7 @@ class Stage:
     """How objects are shown first; as often as in the papers if None."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "pictures", "objects", "rounds", "frames"):
+        for name in ("steps", "images", "objects", "rounds", "frames"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ConfigError(f"{name} of a training stage is {value!r}: expected a whole number >= 1")
         if self.image_size is not None and (self.image_size < 1 or self.image_size % SIDE_MULTIPLE):
@@ -125,7 +125,7 @@ class Stage:
 
     @property
     def side_px(self) -> int:
-        """Height and width of the pictures, once the model is known."""
+        """Height and width of the images, once the model is known."""
         assert self.image_size is not None
         return self.image_size
 
@@ -162,7 +162,7 @@ class TrainingConfig:
     stages: tuple[Stage, ...]
     """In order."""
     seed: int = 0
-    """Of first weights, the order of pictures, and prompts."""
+    """Of first weights, the order of images, and prompts."""
     optimizer: str = "adamw"
     """``muon`` moves the matrices of linear maps by Muon (arXiv 2502.16982), and all else by AdamW."""
     learning_rate: float = 1e-4
@@ -188,11 +188,11 @@ class TrainingConfig:
     lora: LoraConfig | None = None
     """Adapters, which learn in every stage."""
     geometry_steps: int = 0
-    """Steps of the lesson in geometry before the first picture, for a network that starts from nothing."""
+    """Steps of the lesson in geometry before the first image, for a network that starts from nothing."""
     affinity: float = 0.0
     """Weight of the lesson in which cells belong together, for an encoder that starts from nothing."""
     workers: int = 2
-    """Threads that read or compose the next pictures."""
+    """Threads that read or compose the next images."""
     save_every: int = 200
     """Steps between saves of the state, to go on from, and of the model ``last``."""
     validate_every: int = 200
@@ -202,7 +202,7 @@ class TrainingConfig:
     store_float16: bool = False
     """Write the models in half the size."""
     cache: str | os.PathLike[str] | None = None
-    """Folder for the features of pictures whose encoder is frozen, so that each is encoded once."""
+    """Folder for the features of images whose encoder is frozen, so that each is encoded once."""
     cache_gb: float = 20.0
     """What that folder may grow to."""
     trackers: tuple[str, ...] = ()
@@ -222,8 +222,8 @@ class TrainingConfig:
                 raise ConfigError(f"{name} is {value!r}: expected a whole number >= 1")
         self._check_ranges()
         for stage in self.stages:
-            if stage.pictures % self.parts:
-                raise ConfigError(f"a stage of {stage.pictures} pictures cannot be split into {self.parts} equal parts")
+            if stage.images % self.parts:
+                raise ConfigError(f"a stage of {stage.images} images cannot be split into {self.parts} equal parts")
             if stage.train == "lora" and self.lora is None:
                 raise ConfigError("a stage trains lora, but there is none: add lora: {rank: 8}")
         if isinstance(self.model, Sam2Config):
@@ -275,10 +275,10 @@ class TrainingConfig:
         raise IndexError("the run has ended before this step")
 
     def drawn_before(self, step: int) -> int:
-        """Pictures and clips drawn before step ``step``."""
+        """Images and clips drawn before step ``step``."""
         drawn = 0
         for stage in self.stages:
-            drawn += stage.pictures * min(max(step, 0), stage.steps)
+            drawn += stage.images * min(max(step, 0), stage.steps)
             step -= stage.steps
         return drawn
 
@@ -286,7 +286,7 @@ class TrainingConfig:
         """Share of the run's pixels that were seen before step ``step``: 0 to 1, roughly the share of its time."""
         seen, total = 0, 0
         for stage in self.stages:
-            pixels = stage.pictures * stage.frames * stage.side_px**2
+            pixels = stage.images * stage.frames * stage.side_px**2
             seen += pixels * min(max(step, 0), stage.steps)
             total += pixels * stage.steps
             step -= stage.steps

@@ -1,4 +1,4 @@
-"""The course of a run as a picture: mean IoU over its steps, of what it learns from and of what is kept from it."""
+"""The course of a run as an image: mean IoU over its steps, of what it learns from and of what is kept from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 640, 300
 LEFT, TOP, RIGHT, BOTTOM = 40, 14, 12, 34
-"""Of the picture, in pixels: room for numbers around the plot."""
+"""Of the image, in pixels: room for numbers around the plot."""
 POINTS = 80
 """A line has so many at most, each the mean of the steps since the last."""
 TICKS = 5

@@ -1,6 +1,6 @@
 """What light, lenses and files do to pixels: for whole batches, on any device.
 
-Pictures are (pictures, 3, height, width) or any batch of such, 0 to 1.
+Images are (images, 3, height, width) or any batch of such, 0 to 1.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ COLOUR_STEPS = (
 )
 
 
-def photographed(films: Tensor, cameras: Sequence[Camera]) -> Tensor:
-    """What cameras make of what they see: (films, frames, 3, height, width) 0 to 1 to the same in uint8.
+def captured(videos: Tensor, cameras: Sequence[Camera]) -> Tensor:
+    """What cameras make of what they see: (videos, frames, 3, height, width) 0 to 1 to the same in uint8.
 
-    A film is taken with one camera, whose noise is another in each frame.
+    A video is taken with one camera, whose noise is another in each frame.
     """
-    _, frames, _, height, width = films.shape
+    _, frames, _, height, width = videos.shape
 
-    films = films.clone()
+    videos = videos.clone()
 
     def of(places: list[int]) -> Tensor:
-        return films[places].flatten(0, 1)
+        return videos[places].flatten(0, 1)
 
-    def put(places: list[int], pictures: Tensor) -> None:
-        films[places] = pictures.unflatten(0, (len(places), frames))
+    def put(places: list[int], images: Tensor) -> None:
+        videos[places] = images.unflatten(0, (len(places), frames))
 
     if recoloured_by := [place for place, camera in enumerate(cameras) if camera.look]:
         looks = [look for place in recoloured_by if (look := cameras[place].look)]
@@ -69,20 +69,20 @@ def photographed(films: Tensor, cameras: Sequence[Camera]) -> Tensor:
             chance = torch.Generator().manual_seed(camera.noise_seed)
             low, high, shape = -camera.loudness, camera.loudness + 1, (frames, 3, height, width)
             noise = torch.randint(low, high, shape, generator=chance, dtype=torch.int8)
-            films[place] += noise.to(films.device) / 255
-    return films.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+            videos[place] += noise.to(videos.device) / 255
+    return videos.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
 
 
-def recoloured(pictures: Tensor, looks: Sequence[Look]) -> Tensor:
+def recoloured(images: Tensor, looks: Sequence[Look]) -> Tensor:
     """Each in its look."""
 
     def each(values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32).view(len(looks), -1, 1, 1).to(pictures.device)
+        return torch.tensor(values, dtype=torch.float32).view(len(looks), -1, 1, 1).to(images.device)
 
     gamma, gain = (each([getattr(look, name).tolist() for look in looks]) for name in ("gamma", "gain"))
     offset, is_inverted = each([look.offset for look in looks]), each([float(look.is_inverted) for look in looks])
     # A sum of shares may end a little below black, which has no power.
-    colours = (pictures.clamp(min=0) ** gamma * gain + offset).clamp(0, 1)
+    colours = (images.clamp(min=0) ** gamma * gain + offset).clamp(0, 1)
     return (is_inverted - colours).abs()
 
 
@@ -112,22 +112,22 @@ def box_blurred(maps: Tensor, reach_px: int) -> Tensor:
     return F.avg_pool2d(rows, (size, 1), stride=1)
 
 
-def brightness(pictures: Tensor) -> Tensor:
-    """(pictures, 1, height, width)."""
-    shares = torch.tensor(GREY, device=pictures.device).view(3, 1, 1)
-    return (pictures * shares).sum(1, keepdim=True)
+def brightness(images: Tensor) -> Tensor:
+    """(images, 1, height, width)."""
+    shares = torch.tensor(GREY, device=images.device).view(3, 1, 1)
+    return (images * shares).sum(1, keepdim=True)
 
 
-def compressed(pictures: Tensor, qualities: Sequence[int]) -> Tensor:
+def compressed(images: Tensor, qualities: Sequence[int]) -> Tensor:
     """As if saved as a JPEG of some quality, up to 100, and read again. Sides are multiples of 16 pixels."""
     quality = torch.tensor(qualities, dtype=torch.float32)
     percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).view(-1, 1, 1)
     bright, coarse = (
-        ((torch.tensor(steps) * percent + 50) / 100).floor().clamp(1, 255).to(pictures.device)
+        ((torch.tensor(steps) * percent + 50) / 100).floor().clamp(1, 255).to(images.device)
         for steps in (BRIGHTNESS_STEPS, COLOUR_STEPS)
     )
-    y = brightness(pictures)
-    differences = (pictures[:, 2:] - y) / BLUE_DIFFERENCE, (pictures[:, :1] - y) / RED_DIFFERENCE
+    y = brightness(images)
+    differences = (images[:, 2:] - y) / BLUE_DIFFERENCE, (images[:, :1] - y) / RED_DIFFERENCE
     y = _stepped(y - 0.5, bright) + 0.5
     blue, red = (
         F.interpolate(_stepped(F.avg_pool2d(d, 2), coarse), scale_factor=2, mode="bilinear") for d in differences
@@ -138,11 +138,11 @@ def compressed(pictures: Tensor, qualities: Sequence[int]) -> Tensor:
 
 
 def _stepped(channel: Tensor, steps: Tensor) -> Tensor:
-    """(pictures, 1, height, width) whose blocks' frequencies are whole multiples of ``steps`` (pictures, 8, 8)."""
+    """(images, 1, height, width) whose blocks' frequencies are whole multiples of ``steps`` (images, 8, 8)."""
     place = torch.arange(8, dtype=torch.float32, device=channel.device)
     cosines = torch.cos(math.pi / 16 * (2 * place + 1) * place[:, None]) / 2
     cosines[0] *= 0.5**0.5
-    blocks = channel[:, 0].unflatten(1, (-1, 8)).unflatten(3, (-1, 8)) * 255  # (pictures, rows, 8, columns, 8)
+    blocks = channel[:, 0].unflatten(1, (-1, 8)).unflatten(3, (-1, 8)) * 255  # (images, rows, 8, columns, 8)
     steps = steps[:, None, :, None]
     found = torch.einsum("ui,nricj,vj->nrucv", cosines, blocks, cosines)
     found = (found / steps).round() * steps

@@ -1,4 +1,4 @@
-"""Features of pictures whose encoder is frozen, kept on disk: each picture is encoded once."""
+"""Features of images whose encoder is frozen, kept on disk: each image is encoded once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from masklet.files import replacing
+from masklet.atomic import replacing
 from masklet.image import encoder_fingerprint
 from masklet.model.sam2 import Sam2Model
 
@@ -26,14 +26,14 @@ ABANDONED_S = 3600
 class FeatureCache:
     """Stands in for ``Sam2Model.get_image_features`` while the encoder does not learn.
 
-    A file is called after the encoder's weights and the picture's pixels, so that it can be no other's: runs, models
+    A file is called after the encoder's weights and the image's pixels, so that it can be no other's: runs, models
     and processes may share a folder. Maps are kept in float16, and given back so when they are made as well: a run does
-    not depend on what was there before it. When the folder is full, nothing is thrown out, since all pictures of a data
+    not depend on what was there before it. When the folder is full, nothing is thrown out, since all images of a data
     set are read as often, but nothing is added.
 
     Args:
         folder: Made if missing.
-        model: The one that is asked when a picture is new.
+        model: The one that is asked when an image is new.
         max_bytes: What the folder may grow to.
     """
 
@@ -44,7 +44,7 @@ class FeatureCache:
 
     def __call__(self, pixel_values: Tensor) -> list[Tensor]:
         """(batch, 3, height, width) to three maps."""
-        files = [self._file(picture) for picture in pixel_values]
+        files = [self._file(image) for image in pixel_values]
         maps = [self._read(file) for file in files]
         if new := [index for index, found in enumerate(maps) if found is None]:
             # As exact as can be, whatever this run multiplies in: another may read it.
@@ -56,8 +56,8 @@ class FeatureCache:
         found = [m for m in maps if m is not None]
         return [torch.cat(level).to(pixel_values.device, self.model.dtype) for level in zip(*found, strict=True)]
 
-    def _file(self, picture: Tensor) -> Path:
-        pixels = picture.cpu().contiguous()
+    def _file(self, image: Tensor) -> Path:
+        pixels = image.cpu().contiguous()
         name = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16)
         name.update(str(tuple(pixels.shape)).encode())
         return self.folder / f"{name.hexdigest()}.safetensors"
@@ -69,7 +69,7 @@ class FeatureCache:
             tensors = load_file(file)
             return [tensors[f"maps.{level}"] for level in range(3)]
         except (SafetensorError, OSError, KeyError):
-            _log.warning("%s is damaged: its picture is encoded again", file)
+            _log.warning("%s is damaged: its image is encoded again", file)
             file.unlink(missing_ok=True)
             return None
 
@@ -78,7 +78,7 @@ class FeatureCache:
         size = sum(m.nbytes for m in maps)
         if size > self.room:
             if self.room > 0:
-                _log.warning("%s is full: further pictures are encoded every time. Raise cache_gb", self.folder.parent)
+                _log.warning("%s is full: further images are encoded every time. Raise cache_gb", self.folder.parent)
             self.room = 0
             return
         try:

@@ -1,7 +1,7 @@
 """A first lesson: where prompts are. Plain shapes are asked for on noise, so only the prompt says anything.
 
 A network that starts from nothing spends its first thousands of steps finding out how coordinates of a prompt relate to
-cells of the image. Without pictures to encode, a step of this costs a tenth.
+cells of the image. Without images to encode, a step of this costs a tenth.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from masklet.config import STRIDES, Sam2Config
 
 NOISE = 0.3
-"""Standard deviation of the image embedding that stands for a picture."""
+"""Standard deviation of the image embedding that stands for an image."""
 
 
 def random_shapes(batch: int, objects: int, side_px: int, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ def initialise(model: Sam2Model) -> None:
 
     With the small weights that suit wide networks (0.02), the image embedding of a narrow one varies over the image by
     a tenth of the constant vectors that are added to it, and hundreds of steps pass before masks
-    follow the picture at all.
+    follow the image at all.
     """
     decoder, prompts = model.mask_decoder, model.prompt_encoder
     for module in model.vision_encoder.modules():

@@ -20,18 +20,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint
 
+from masklet.atomic import replacing
 from masklet.config import Sam2Config
 from masklet.errors import CheckpointError, ConfigError, DeviceError, TrainingError
-from masklet.files import replacing
 from masklet.model.sam2 import Sam2Model
 from masklet.training.adapters import add_adapters, merged
 from masklet.training.batches import Batch, Examples, prepared
 from masklet.training.config import TrainingConfig
 from masklet.training.geometry import noise_embeddings, random_shapes
+from masklet.training.image_losses import interactive_losses
 from masklet.training.initialise import initialise
 from masklet.training.objective import Encoder, Objective
 from masklet.training.parts import BETAS, learns, make_optimizers
-from masklet.training.picture_losses import interactive_losses
 from masklet.training.processes import gathered, stopping_together
 
 SIDE_BY_SIDE = 2
@@ -58,7 +58,7 @@ class Trainer:
     Args:
         config: Of the run.
         accelerator: Knows the device and the other processes; one for the CPU if None.
-        cache: Makes what encodes pictures while the model's image encoder does not learn; it itself does if None.
+        cache: Makes what encodes images while the model's image encoder does not learn; it itself does if None.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class Trainer:
         for step in range(self.config.geometry_steps):
             for group in optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * min(1.0, (step + 1) / max(self.config.warmup_steps, 1))
-            targets = random_shapes(stage.pictures, stage.objects, stage.side_px, generator)
-            embeddings = noise_embeddings(self.model.config, stage.pictures, stage.side_px, generator)
+            targets = random_shapes(stage.images, stage.objects, stage.side_px, generator)
+            embeddings = noise_embeddings(self.model.config, stage.images, stage.side_px, generator)
             losses, ious = interactive_losses(
                 self.model,
                 [maps.to(device) for maps in embeddings],
@@ -147,7 +147,7 @@ class Trainer:
 
     def places(self, step: int) -> range:
         """Of a step's batch, what this process learns from."""
-        share = self.config.stage_of(step).pictures // self.processes
+        share = self.config.stage_of(step).images // self.processes
         return range(self.rank * share, (self.rank + 1) * share)
 
     def take_step(self, batch: Batch) -> StepReport:
@@ -215,7 +215,7 @@ class Trainer:
         return dict(zip(names, means, strict=False)), means[len(names) :]
 
     def _what_is_not_finite(self, parts: list[Batch]) -> str:
-        """Find the picture by trying each alone."""
+        """Find the image by trying each alone."""
         stage, names = self.config.stage_of(self.step), [name for part in parts for name in part.names]
         with torch.no_grad():
             guilty = [
@@ -228,7 +228,7 @@ class Trainer:
         who = (
             f"{guilty[0]} alone gives such a loss; look at it"
             if guilty
-            else f"its pictures are {', '.join(names)}; if they look well, begin a new run in another folder, with the "
+            else f"its images are {', '.join(names)}; if they look well, begin a new run in another folder, with the "
             "model last of this one and a lower learning_rate"
         )
         return (
@@ -302,7 +302,7 @@ def make_accelerator(device: str, trackers: Sequence[str] = (), folder: Path | N
     """
     if device not in ("auto", "cpu"):
         raise DeviceError(f"device {device!r}: expected auto or cpu; to choose a GPU, set CUDA_VISIBLE_DEVICES")
-    # A step on pictures leaves the memory alone, and one on clips the rest.
+    # A step on images leaves the memory alone, and one on clips the rest.
     handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
         cpu=device == "cpu",

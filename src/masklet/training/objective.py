@@ -13,9 +13,9 @@ from masklet.training.affinity import AffinityHead
 from masklet.training.batches import Batch
 from masklet.training.clip_losses import clip_losses
 from masklet.training.config import Stage
+from masklet.training.image_losses import interactive_losses
 from masklet.training.losses import Losses
 from masklet.training.parts import encoder_learns
-from masklet.training.picture_losses import interactive_losses
 from masklet.training.prompts import cells_of
 
 Encoder = Callable[[Tensor], list[Tensor]]
@@ -40,14 +40,14 @@ class Objective(nn.Module):
         device = batch.pixel_values.device.type
         # A cache of narrowed weights would be shared by the threads, and emptied by the first that ends.
         with torch.autocast(device, torch.bfloat16, enabled=self.narrows, cache_enabled=False):
-            return (self._on_clips if stage.frames > 1 else self._on_pictures)(batch, stage, generator)
+            return (self._on_clips if stage.frames > 1 else self._on_images)(batch, stage, generator)
 
     def _features(self, pixel_values: Tensor) -> list[Tensor]:
         is_frozen = not encoder_learns(self.model)
         with torch.no_grad() if is_frozen else nullcontext():
             return (self.frozen_encoder if is_frozen else self.model.get_image_features)(pixel_values)
 
-    def _on_pictures(
+    def _on_images(
         self, batch: Batch, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         embeddings = self.model.without_memory(self._features(batch.pixel_values))

@@ -35,7 +35,7 @@ TRAINED = {
     "everything": tuple(PARTS),
     "frozen_encoder": ("object_score", "mask_decoder", "prompt_encoder", "memory"),
     "decoder": ("object_score", "mask_decoder"),
-    # Pictures' masks stay as they are; whether an object is there is learned from films alone.
+    # Images' masks stay as they are; whether an object is there is learned from videos alone.
     "memory": ("object_score", "memory"),
     "lora": (),
 }
@@ -90,7 +90,7 @@ def make_optimizers(
     Args:
         model: The network.
         extra: A module of training alone, if any.
-        kind: ``adamw``, or ``muon`` for the matrices of linear maps and AdamW for all else: from the same pictures it
+        kind: ``adamw``, or ``muon`` for the matrices of linear maps and AdamW for all else: from the same images it
             learns more.
         weight_decay: Of all that has two dimensions or more.
         rates: Factors by part.

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from masklet.errors import DataError, FilmError, PictureError
+from masklet.errors import DataError, ImageError, VideoError
 
 
 def gathered(accelerator: Accelerator, values: Sequence[Any]) -> list[Any]:
@@ -22,12 +22,12 @@ def stopping_together(accelerator: Accelerator) -> Iterator[None]:
     """Data that one process cannot read end the block in all of them.
 
     Raises:
-        DataError, PictureError, FilmError: What went wrong here; or, as DataError, what did so in another process.
+        DataError, ImageError, VideoError: What went wrong here; or, as DataError, what did so in another process.
     """
-    error: DataError | PictureError | FilmError | None = None
+    error: DataError | ImageError | VideoError | None = None
     try:
         yield
-    except (DataError, PictureError, FilmError) as here:
+    except (DataError, ImageError, VideoError) as here:
         error = here
     failures = [text for text in gathered(accelerator, [error and str(error)]) if text]
     if error is not None:

@@ -20,7 +20,7 @@ from masklet.errors import ConfigError
 MASK_STRIDE = STRIDES[0]
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING = 0, 1, 2, 3, -10
 BOX_NOISE, MAX_BOX_NOISE = 0.1, 20 / 1024
-"""Standard deviation of a careless box's edges, as a share of its own sides, and its limit, as one of the picture's."""
+"""Standard deviation of a careless box's edges, as a share of its own sides, and its limit, as one of the image's."""
 CARELESS_BOXES = 0.5
 """The others are exact."""
 
@@ -146,9 +146,9 @@ def _noisy_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(boxes.shape, generator=generator) * is_careless[..., None] * BOX_NOISE
     noise = noise.to(boxes.device) * sides.transpose(-1, -2).flatten(-2)
     height, width = masks.shape[-2:]
-    picture = torch.tensor([width, height, width, height], device=boxes.device)
-    limit = MAX_BOX_NOISE * picture
-    return (boxes + noise.clamp(-limit, limit)).clamp(min=0).minimum(picture)
+    image = torch.tensor([width, height, width, height], device=boxes.device)
+    limit = MAX_BOX_NOISE * image
+    return (boxes + noise.clamp(-limit, limit)).clamp(min=0).minimum(image)
 
 
 def _middles(masks: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def _middles(masks: Tensor) -> Tensor:
     left, depth = masks.flatten(0, 1)[:, None].float(), torch.zeros((), device=masks.device)
     while left.any():
         depth = depth + left
-        left = -F.max_pool2d(F.pad(-left, (1, 1, 1, 1)), 3, stride=1)  # beyond the picture is outside
+        left = -F.max_pool2d(F.pad(-left, (1, 1, 1, 1)), 3, stride=1)  # beyond the image is outside
     cell, width = depth.flatten(1).argmax(1), masks.shape[-1]
     return ((torch.stack([cell % width, cell // width], -1) + 0.5) * MASK_STRIDE).unflatten(0, masks.shape[:2])
 

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masklet.training.effects import box_blurred, photographed, recoloured, softened
-from masklet.training.worlds import Matrix, Photo, Pixels, Surface, Texture, Thing, World, shifted
+from masklet.training.effects import box_blurred, captured, recoloured, softened
+from masklet.training.worlds import EncodedImage, Matrix, Pixels, Surface, Texture, Thing, World, shifted
 
 MAX_GROUND = 2.0
-"""Side of a drawn ground in sides of the picture; a camera that goes further sees it coarser."""
+"""Side of a drawn ground in sides of the image; a camera that goes further sees it coarser."""
 SHADOW = 0.5
 """How dark it is."""
 SHADOW_BLUR = 1 / 64
-"""How soft, in sides of the picture."""
+"""How soft, in sides of the image."""
 NUMBERS_OF_A_THING = 256
 """Its parts have fewer."""
 MIN_MATERIAL_PX = 128
@@ -29,14 +29,14 @@ MIN_MATERIAL_PX = 128
 MAX_SHRINKING = 2
 """A thing that grows in a clip is kept no larger than this times where it is smallest: there it would flicker."""
 TO_HALVES = np.diag([0.5, 0.5, 1])
-"""From -1..1 across a picture to coordinates of which it is 1 wide."""
+"""From -1..1 across an image to coordinates of which it is 1 wide."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Films of worlds, and what is seen in each pixel."""
+    """Videos of worlds, and what is seen in each pixel."""
 
-    pictures: Tensor  # (worlds, frames, 3, side, side) uint8
+    images: Tensor  # (worlds, frames, 3, side, side) uint8
     labels: Tensor  # (worlds, frames, side, side) int16: 0 for none, the ground's instances, then the things in order
     parts: Tensor  # (worlds, frames, side, side) int16: 0 for none; no two parts in a world share a number
 
@@ -47,7 +47,7 @@ class _View:
 
     world: int
     time: float
-    to_plane: Matrix  # (3, 3) from -1..1 across the picture
+    to_plane: Matrix  # (3, 3) from -1..1 across the image
 
 
 @dataclass
@@ -78,11 +78,11 @@ def render(worlds: Sequence[World], side_px: int, device: torch.device) -> Rende
     frames = len(worlds[0].moments)
     exposures = [world.moments.shape[1] for world in worlds]
     taken = [range_.unflatten(0, (frames, -1)) for range_ in canvases.colours.split([frames * n for n in exposures])]
-    films = torch.stack([frame.mean(1) if frame.shape[1] > 1 else frame[:, 0] for frame in taken])
+    videos = torch.stack([frame.mean(1) if frame.shape[1] > 1 else frame[:, 0] for frame in taken])
     first = np.cumsum([0, *(frames * n for n in exposures)])
     middle = [first[w] + frame * n + n // 2 for w, n in enumerate(exposures) for frame in range(frames)]
     labels, parts = (maps[middle].unflatten(0, (-1, frames)) for maps in (canvases.labels, canvases.parts))
-    return Rendered(photographed(films, [world.camera for world in worlds]), labels, parts)
+    return Rendered(captured(videos, [world.camera for world in worlds]), labels, parts)
 
 
 def _grounds(worlds: Sequence[World], views: Sequence[_View], side_px: int, device: torch.device) -> _Canvases:
@@ -114,7 +114,7 @@ def _lay(canvases: _Canvases, worlds: Sequence[World], views: Sequence[_View], l
     places = [place for place, view in enumerate(views) if layer < len(worlds[view.world].things)]
     seen_by = [views[place] for place in places]
     things = [worlds[view.world].things[layer] for view in seen_by]
-    # From -1..1 across the picture to -1..1 across the thing.
+    # From -1..1 across the image to -1..1 across the thing.
     matrices = [
         np.diag([2 / thing.size[0], 2 / thing.size[1], 1]) @ np.linalg.inv(thing.place(view.time)) @ view.to_plane
         for thing, view in zip(things, seen_by, strict=True)
@@ -223,9 +223,9 @@ def _patch(thing: Thing, size_hw: tuple[int, int], device: torch.device) -> Tens
 
 def _surface(surface: Surface, size_hw: tuple[int, int], device: torch.device) -> Tensor:
     """(3, height, width)."""
-    if isinstance(surface, Photo):
-        picture = _resized(_on(surface.pixels, device).movedim(-1, 0)[None] / 255, size_hw)
-        return (picture if surface.look is None else recoloured(picture, [surface.look]))[0]
+    if isinstance(surface, EncodedImage):
+        image = _resized(_on(surface.pixels, device).movedim(-1, 0)[None] / 255, size_hw)
+        return (image if surface.look is None else recoloured(image, [surface.look]))[0]
     return _texture(surface, size_hw, device)
 
 
@@ -267,7 +267,7 @@ def _grid(
     rows: range,
     columns: range,
 ) -> Tensor:
-    """(matrices, rows, columns, 2): where each of these pixels of a picture is looked up."""
+    """(matrices, rows, columns, 2): where each of these pixels of an image is looked up."""
     (to_x, to_y) = _on(np.stack(matrices)[:, :2], device).unbind(1)  # (matrices, 3)
     y, x = (
         (2 * torch.arange(pixels.start, pixels.stop, device=device) + 1) / side_px - 1 for pixels in (rows, columns)
@@ -284,8 +284,8 @@ def _looked_up(maps: Tensor, grid: Tensor, way: str, beyond: str = "zeros") -> T
     return F.grid_sample(maps, grid, mode=way, padding_mode=beyond, align_corners=False)
 
 
-def _resized(pictures: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    return F.interpolate(pictures, size_hw, mode="bilinear", antialias=True)
+def _resized(images: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    return F.interpolate(images, size_hw, mode="bilinear", antialias=True)
 
 
 def _resized_names(names: Pixels, size_hw: tuple[int, int], device: torch.device) -> Tensor:

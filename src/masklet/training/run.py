@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import yaml
 
-from masklet.errors import ConfigError, DataError, FilmError, PictureError, TrainingError
-from masklet.files import replacing, sweep
+from masklet.atomic import replacing, sweep
+from masklet.errors import ConfigError, DataError, ImageError, TrainingError, VideoError
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Examples
 from masklet.training.composed import Composed, held_out_scenes
@@ -71,7 +71,7 @@ class Run:
     """One run; ``reports`` goes through it, and may go on where an earlier process was killed.
 
     Its folder holds ``best`` and ``last`` (models), ``state.pt`` (to go on), ``config.yaml``, ``log.jsonl``, and
-    ``curve.svg`` and ``samples`` (pictures to look at).
+    ``curve.svg`` and ``samples`` (images to look at).
 
     Args:
         config: What to do.
@@ -80,7 +80,7 @@ class Run:
 
     Raises:
         ConfigError: The run in the folder was another one; a tracker is not installed.
-        DataError, PictureError, FilmError: The data are not what they should be.
+        DataError, ImageError, VideoError: The data are not what they should be.
         CheckpointError: The model, or the state of the run, cannot be read.
     """
 
@@ -166,7 +166,7 @@ class Run:
         if self.validation is not None:
             yield from self._measure()
             if self.start is None:
-                raise DataError("nothing can be measured: the pictures for validation show no objects. Take others")
+                raise DataError("nothing can be measured: the images for validation show no objects. Take others")
         self._save()
 
     def _has_to_measure(self) -> bool:
@@ -252,7 +252,7 @@ class Run:
         """What to do when steps end early: keep the last whole one, and say so."""
         try:
             yield
-        except (PictureError, DataError, FilmError) as error:
+        except (ImageError, DataError, VideoError) as error:
             self._save()
             # The launcher ends all processes when one ends, and the first has yet to save.
             self.accelerator.wait_for_everyone()
@@ -283,7 +283,7 @@ def open_data(config: TrainingConfig, device: torch.device) -> tuple[Examples[An
     """Examples to learn from, made on ``device`` if they are synthetic, and scenes to measure on.
 
     Raises:
-        DataError, PictureError, FilmError: They are not what they should be.
+        DataError, ImageError, VideoError: They are not what they should be.
     """
     data, share = config.data, config.data.validation
     apart = share if isinstance(share, DataConfig) else None
@@ -340,7 +340,7 @@ def train(
 
     Raises:
         ConfigError: A value is missing, unknown or impossible.
-        DataError, PictureError, FilmError: The data are not what they should be.
+        DataError, ImageError, VideoError: The data are not what they should be.
         CheckpointError: The model to begin from cannot be read.
         TrainingError: It cannot go on; what it had learned by its last save is kept.
     """

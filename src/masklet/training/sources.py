@@ -1,4 +1,4 @@
-"""What training pictures are made of: cut-outs, photos, and photos with instance masks, decoded once into memory."""
+"""What training images are made of: cut-outs, images, and images with instance masks, decoded once into memory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from masklet.training.worlds import Pixels
 
 # The embedded model's; archives of other names follow them.
 CUTOUT_ARCHIVES = ("openclipart", "fluent3d", "notoemoji", "kenney3d", "coco-photo")
-PHOTO_ARCHIVES = ("photos-coco-ccby", "photos-misc")
+IMAGE_ARCHIVES = ("photos-coco-ccby", "photos-misc")
 INSTANCE_ARCHIVES = ("instances-coco-ccby", "instances-dsb2018-cc0")
 MAX_SIDE_PX = 640
-"""Photos are kept no larger: crops of them fill inputs of about 512 pixels."""
-PHOTO_REPEATS = 3
-"""Annotated photos are this many times as frequent as annotated microscopy."""
-PHOTO_CUTOUT_REPEATS = 4
-"""Cut-outs of photos are this many times as frequent in training as drawn and rendered ones."""
+"""Images are kept no larger: crops of them fill inputs of about 512 pixels."""
+IMAGE_REPEATS = 3
+"""Annotated images are this many times as frequent as annotated microscopy."""
+IMAGE_CUTOUT_REPEATS = 4
+"""Cut-outs of images are this many times as frequent in training as drawn and rendered ones."""
 HELD_OUT_EVERY = 20
 """One group of sources in so many is never trained on."""
 
@@ -37,10 +37,10 @@ class Sources:
 
     cutouts: list[Image.Image]
     """RGBA."""
-    photos: list[Image.Image]
+    images: list[Image.Image]
     """RGB, without masks."""
     instances: list[tuple[Image.Image, Image.Image]]
-    """RGB photo and, of the same size, its L label map: 0 background, 1..k instances, 255 not known."""
+    """RGB image and, of the same size, its L label map: 0 background, 1..k instances, 255 not known."""
     _parts: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
     """Of cut-outs, packed: finding them takes longer than all else that is done with one."""
 
@@ -64,20 +64,20 @@ def read_sources(folder: Path, *, held_out: bool) -> Sources:
     """
     cutouts = []
     for archive in _archives(folder, "cutouts", [f"cutouts-{name}" for name in CUTOUT_ARCHIVES]):
-        repeats = PHOTO_CUTOUT_REPEATS if archive.stem == "cutouts-coco-photo" and not held_out else 1
+        repeats = IMAGE_CUTOUT_REPEATS if archive.stem == "cutouts-coco-photo" and not held_out else 1
         cutouts += [_cutout(data) for _, data in _read(archive, held_out)] * repeats
-    archives = _archives(folder, "photos", PHOTO_ARCHIVES)
-    photos = [_photo(data) for archive in archives for _, data in _read(archive, held_out)]
+    archives = _archives(folder, "photos", IMAGE_ARCHIVES)
+    images = [_image(data) for archive in archives for _, data in _read(archive, held_out)]
     instances = []
     for archive in _archives(folder, "instances", INSTANCE_ARCHIVES):
         files = dict(_read(archive, held_out))
         for name in sorted(name for name in files if name.startswith("images/")):
-            photo = _photo(files[name])
+            image = _image(files[name])
             labels = Image.open(io.BytesIO(files[f"masks/{Path(name).stem}.png"]))
-            pair = (photo, labels.resize(photo.size, Image.Resampling.NEAREST))
-            instances += [pair] * (PHOTO_REPEATS if "coco" in archive.stem else 1)
-    sources = Sources(cutouts, photos, instances)
-    for kind in ("cutouts", "photos", "instances"):
+            pair = (image, labels.resize(image.size, Image.Resampling.NEAREST))
+            instances += [pair] * (IMAGE_REPEATS if "coco" in archive.stem else 1)
+    sources = Sources(cutouts, images, instances)
+    for kind in ("cutouts", "images", "instances"):
         if not getattr(sources, kind):
             side = "measuring" if held_out else "training"
             raise DataError(f"the archives {kind}-*.zip in {folder} hold nothing for {side}: expected more files")
@@ -103,9 +103,9 @@ def is_held_out(name: str) -> bool:
 
 
 def source_group(name: str) -> str:
-    """What a file shows: the photo it was cut from, the 3D model it renders, the first code point of an emoji.
+    """What a file shows: the image it was cut from, the 3D model it renders, the first code point of an emoji.
 
-    Without this a cut-out could be held out while its photo, its other views or its twin in another skin tone or emoji
+    Without this a cut-out could be held out while its image, its other views or its twin in another skin tone or emoji
     font are trained on.
     """
     path = Path(name)
@@ -128,7 +128,7 @@ def _cutout(data: bytes) -> Image.Image:
     return cutout.crop(cutout.getchannel("A").getbbox())
 
 
-def _photo(data: bytes) -> Image.Image:
-    photo = Image.open(io.BytesIO(data)).convert("RGB")
-    photo.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-    return photo
+def _image(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+    return image

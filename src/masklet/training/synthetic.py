@@ -1,4 +1,4 @@
-"""A synthetic world: cut-outs, shapes and real instances on photos and textures. Here chance decides what there is.
+"""A synthetic world: cut-outs, shapes and real instances on images and textures. Here chance decides what there is.
 
 ``worlds`` says what a world is, ``rendering`` draws it, ``clips`` lets it move.
 """
@@ -14,16 +14,28 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from masklet.training.sources import Sources
-from masklet.training.worlds import Bend, Camera, Look, Photo, Pixels, Stripes, Surface, Texture, Thing, Vector, World
+from masklet.training.worlds import (
+    Bend,
+    Camera,
+    EncodedImage,
+    Look,
+    Pixels,
+    Stripes,
+    Surface,
+    Texture,
+    Thing,
+    Vector,
+    World,
+)
 
 REAL_SHARE = 0.3
-"""Pictures that begin with a photo whose instances are annotated."""
+"""Images that begin with an image whose instances are annotated."""
 TEXTURE_SHARE = 0.2
 """Backgrounds that are procedural."""
 SHAPE_SHARE = 0.15
 """Pasted objects that are procedural shapes."""
 REFILL_SHARE = 0.1
-"""Pasted cut-outs that keep their outline and are filled with a piece of photo or a texture."""
+"""Pasted cut-outs that keep their outline and are filled with a piece of image or a texture."""
 TWIN_SHARE = 0.2
 """Objects that look as the one before, and must be told from it."""
 BENT_SHARE = 0.15
@@ -35,7 +47,7 @@ OBJECT_SIDES = (0.2, 0.9)
 PLACES = 5
 """So many are looked at, and the least crowded is taken: occlusion stays the exception."""
 CROWD_CELLS = 32
-"""Cells along a picture's side in which it is noted where objects are."""
+"""Cells along an image's side in which it is noted where objects are."""
 NOT_KNOWN = 255
 """In maps of instances: something, or several things that are not told apart."""
 
@@ -49,15 +61,15 @@ class Patch:
     parts: Pixels | None  # (height, width)
 
 
-def draw_picture(
+def draw_image(
     sources: Sources, rng: np.random.Generator, *, real_share: float = REAL_SHARE, with_parts: bool = True
 ) -> World:
-    """A world for one picture.
+    """A world for one image.
 
     Args:
         sources: What to make it of.
         rng: Decides everything: the same generator state makes the same world.
-        real_share: Chance of beginning with a photo whose instances are annotated.
+        real_share: Chance of beginning with an image whose instances are annotated.
         with_parts: Look for parts of cut-outs.
     """
     is_real = rng.random() < real_share
@@ -94,36 +106,36 @@ def draw_things(
     return things
 
 
-def real_ground(sources: Sources, rng: np.random.Generator) -> Photo:
-    """A piece of an annotated photo."""
-    photo, labels = sources.instances[rng.integers(len(sources.instances))]
-    box, flip = _crop_box(photo, rng, smallest=0.5), _flip(rng)
+def real_ground(sources: Sources, rng: np.random.Generator) -> EncodedImage:
+    """A piece of an annotated image."""
+    image, labels = sources.instances[rng.integers(len(sources.instances))]
+    box, flip = _crop_box(image, rng, smallest=0.5), _flip(rng)
     numbers = flip(labels.crop(box))
     numbers[numbers == NOT_KNOWN] = 0
-    return Photo(flip(photo.crop(box)), draw_look(rng, share=0.4), numbers)
+    return EncodedImage(flip(image.crop(box)), draw_look(rng, share=0.4), numbers)
 
 
 def draw_surface(sources: Sources, rng: np.random.Generator) -> Surface:
-    """A piece of photo or a texture."""
+    """A piece of image or a texture."""
     if rng.random() < TEXTURE_SHARE:
         return _texture(rng)
-    photo = sources.photos[rng.integers(len(sources.photos))]
-    box, flip = _crop_box(photo, rng, smallest=0.3), _flip(rng)
-    return Photo(flip(photo.crop(box)), draw_look(rng, share=0.6))
+    image = sources.images[rng.integers(len(sources.images))]
+    box, flip = _crop_box(image, rng, smallest=0.3), _flip(rng)
+    return EncodedImage(flip(image.crop(box)), draw_look(rng, share=0.6))
 
 
-def _crop_box(photo: Image.Image, rng: np.random.Generator, smallest: float) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) of a random part, whose aspect varies as that of photos stretched to a square does."""
+def _crop_box(image: Image.Image, rng: np.random.Generator, smallest: float) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1) of a random part, whose aspect varies as that of images stretched to a square does."""
     share = rng.uniform(smallest, 1) * np.array([1, rng.uniform(0.75, 1)])[rng.permutation(2)]
-    width, height = np.maximum(1, share * photo.size).astype(int)
-    x0, y0 = (rng.uniform(0, 1, 2) * (photo.width - width, photo.height - height)).astype(int)
+    width, height = np.maximum(1, share * image.size).astype(int)
+    x0, y0 = (rng.uniform(0, 1, 2) * (image.width - width, image.height - height)).astype(int)
     return int(x0), int(y0), int(x0 + width), int(y0 + height)
 
 
 def _flip(rng: np.random.Generator) -> Callable[[Any], NDArray[np.uint8]]:
-    """Left is right, or not: of pictures and label maps alike. The pixels are a copy."""
+    """Left is right, or not: of images and label maps alike. The pixels are a copy."""
     step = -1 if rng.random() < 0.5 else 1
-    return lambda picture: np.array(np.asarray(picture)[:, ::step], order="C")
+    return lambda image: np.array(np.asarray(image)[:, ::step], order="C")
 
 
 def _texture(rng: np.random.Generator) -> Texture:
@@ -233,7 +245,7 @@ class _Crowd:
 
     def __init__(self, ground: Surface) -> None:
         self.is_taken = np.zeros((CROWD_CELLS, CROWD_CELLS), bool)
-        if isinstance(ground, Photo) and ground.labels is not None:
+        if isinstance(ground, EncodedImage) and ground.labels is not None:
             small = Image.fromarray(ground.labels).resize(self.is_taken.shape, Image.Resampling.NEAREST)
             self.is_taken = np.asarray(small) > 0
         middles = (np.arange(CROWD_CELLS) + 0.5) / CROWD_CELLS - 0.5
@@ -241,7 +253,7 @@ class _Crowd:
         self.cells = np.stack([x, y, np.ones_like(x)])  # (3, cells, cells)
 
     def least(self, things: list[Thing]) -> Thing:
-        """The thing whose box holds the fewest cells of others, and of what is outside the picture."""
+        """The thing whose box holds the fewest cells of others, and of what is outside the image."""
 
         def crowd(thing: Thing) -> float:
             half = np.abs(thing.place(0)[:2, :2]) @ thing.size / 2

@@ -1,4 +1,4 @@
-"""How well a model does on pictures and films that it does not learn from: what a user would get."""
+"""How well a model does on images and videos that it does not learn from: what a user would get."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from masklet.evaluation.agreement import region_j
 from masklet.evaluation.clicks import box_of, inner_pixel
 from masklet.evaluation.video import label_map
 from masklet.model.sam2 import Sam2Model
-from masklet.painting import paint_masks
 from masklet.processing import Sam2ImageProcessor
+from masklet.results.visualisation import paint_masks
 from masklet.segmenter import Segmenter
 from masklet.training.batches import Mask
 from masklet.training.config import TrainingConfig
@@ -23,10 +23,10 @@ from masklet.training.data.scenes import Frame, Scene
 from masklet.training.processes import gathered, stopping_together
 from masklet.training.worlds import Pixels
 
-OBJECTS_OF_A_PICTURE = 8
-"""At most, or a picture of fifty would outweigh all others."""
-OBJECTS_OF_A_FILM = 3
-FRAMES_OF_A_FILM = 16
+OBJECTS_OF_A_IMAGE = 8
+"""At most, or an image of fifty would outweigh all others."""
+OBJECTS_OF_A_VIDEO = 3
+FRAMES_OF_A_VIDEO = 16
 """At most, from the first that shows an object."""
 
 
@@ -36,7 +36,7 @@ class Scores:
 
     step: int
     values: dict[str, float]
-    """``click``: IoU from a click in the middle; ``box``: from the box; ``film``: J from the first frame's mask."""
+    """``click``: IoU from a click in the middle; ``box``: from the box; ``video``: J from the first frame's mask."""
     objects: int
 
     @property
@@ -51,17 +51,17 @@ class Scores:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture, what is in it, and what the model found."""
+    """An image, what is in it, and what the model found."""
 
     name: str
-    picture: Pixels
+    image: Pixels
     truth: Mask  # (objects, height, width)
     found: Mask  # (objects, height, width)
 
     def paint(self) -> Image.Image:
         """The truth at the left, what was found at the right."""
         numbers = np.arange(len(self.truth))
-        sides = [paint_masks(self.picture, masks, numbers, alpha=0.45) for masks in (self.truth, self.found)]
+        sides = [paint_masks(self.image, masks, numbers, alpha=0.45) for masks in (self.truth, self.found)]
         both = Image.new("RGB", (2 * sides[0].width, sides[0].height))
         for place, side in enumerate(sides):
             both.paste(side, (place * side.width, 0))
@@ -74,10 +74,10 @@ class Validation:
     def __init__(self, scenes: Sequence[Scene], config: TrainingConfig) -> None:
         # As the model is used afterwards: a model trained at one size is best used at it.
         self.side_px = config.stages[-1].side_px
-        picture_stages = [stage for stage in config.stages if stage.frames == 1]
-        self.has_pictures = bool(picture_stages)
-        self.has_films = len(picture_stages) < len(config.stages)
-        rates = [stage.prompt_rates for stage in picture_stages]
+        image_stages = [stage for stage in config.stages if stage.frames == 1]
+        self.has_images = bool(image_stages)
+        self.has_videos = len(image_stages) < len(config.stages)
+        rates = [stage.prompt_rates for stage in image_stages]
         # What is never taught is not asked for.
         self.clicks = any(rate.click for rate in rates) or not any(rate.box for rate in rates)
         self.boxes = any(rate.box for rate in rates)
@@ -109,49 +109,49 @@ class Validation:
         every = gathered(accelerator, [("objects", float(objects)), *mine])
         means = {
             name: float(np.mean([value for key, value in every if key == name]))
-            for name in ("click", "box", "film")
+            for name in ("click", "box", "video")
             if any(key == name for key, _ in every)
         }
         total = int(sum(value for key, value in every if key == "objects"))
         return (Scores(step, means, total) if means else None), shown
 
     def _measure_scene(self, segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
-        if self.has_pictures:
-            yield from self._measure_picture(segmenter, scene)
-        if self.has_films:
-            yield from _measure_film(segmenter, scene)
+        if self.has_images:
+            yield from self._measure_image(segmenter, scene)
+        if self.has_videos:
+            yield from _measure_video(segmenter, scene)
 
-    def _measure_picture(self, segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
+    def _measure_image(self, segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
         first = _first_shown(scene, scene.count())
         if first is None:
             return
         frame = scene.frame(first)
-        truth = [mask for _, mask in _some_objects(frame, OBJECTS_OF_A_PICTURE)]
-        photo = segmenter.image(frame.picture)
+        truth = [mask for _, mask in _some_objects(frame, OBJECTS_OF_A_IMAGE)]
+        image = segmenter.image(frame.image)
         values, found = [], []
         for mask in truth:
             if self.boxes:
-                predicted = photo.predict(box=box_of(mask)).masks[0]
+                predicted = image.predict(box=box_of(mask)).masks[0]
                 values.append(("box", region_j(predicted, mask)))
             if self.clicks:
                 middle = inner_pixel(mask)
-                predicted = photo.predict(points=[(middle.x, middle.y)]).best.masks[0]
+                predicted = image.predict(points=[(middle.x, middle.y)]).best.masks[0]
                 values.append(("click", region_j(predicted, mask)))
             found.append(predicted)
-        yield values, Shown(scene.name, frame.picture, np.stack(truth), np.stack(found))
+        yield values, Shown(scene.name, frame.image, np.stack(truth), np.stack(found))
 
 
-def _measure_film(segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
+def _measure_video(segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tuple[str, float]], Shown]]:
     first = _first_shown(scene, scene.count() - 1)
     if first is None:
         return
-    frames = [scene.frame(i) for i in range(first, min(scene.count(), first + FRAMES_OF_A_FILM))]
-    shown = dict(_some_objects(frames[0], OBJECTS_OF_A_FILM))
-    session = segmenter.video([frame.picture for frame in frames])
+    frames = [scene.frame(i) for i in range(first, min(scene.count(), first + FRAMES_OF_A_VIDEO))]
+    shown = dict(_some_objects(frames[0], OBJECTS_OF_A_VIDEO))
+    session = segmenter.video([frame.image for frame in frames])
     for number, mask in shown.items():
         session.prompt(0, number, mask=mask)
     js: list[list[float]] = []
-    size_hw = frames[0].picture.shape[:2]
+    size_hw = frames[0].image.shape[:2]
     for result in session.track():
         frame = frames[result.index]
         truth = [frame.mask(n) if n in frame.masks else np.zeros(size_hw, bool) for n in shown]
@@ -159,8 +159,8 @@ def _measure_film(segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tup
         found = [labels == place for place in range(1, len(shown) + 1)]
         if result.index > 0:
             js.append([region_j(one, real) for one, real in zip(found, truth, strict=True)])
-    values = [("film", float(j)) for j in np.mean(js, axis=0)]
-    yield values, Shown(scene.name, frame.picture, np.stack(truth), np.stack(found))
+    values = [("video", float(j)) for j in np.mean(js, axis=0)]
+    yield values, Shown(scene.name, frame.image, np.stack(truth), np.stack(found))
 
 
 def _first_shown(scene: Scene, frames: int) -> int | None:

@@ -1,7 +1,7 @@
-"""What a synthetic picture or clip shows, as numbers and source pixels: nothing of it is drawn yet.
+"""What a synthetic image or clip shows, as numbers and source pixels: nothing of it is drawn yet.
 
-A plane is looked at from its front. Its coordinates are those of the picture at time 0, whose side is 1, from its
-centre: x right, y down. Lengths are in sides of the picture, so that a world looks the same at every input size. Time
+A plane is looked at from its front. Its coordinates are those of the image at time 0, whose side is 1, from its
+centre: x right, y down. Lengths are in sides of the image, so that a world looks the same at every input size. Time
 is counted in frames.
 """
 
@@ -29,8 +29,8 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A piece of a photo, stretched over a square."""
+class EncodedImage:
+    """A piece of an image, stretched over a square."""
 
     pixels: Pixels  # (height, width, 3)
     look: Look | None
@@ -59,7 +59,7 @@ class Texture:
     stripes: Stripes | None
 
 
-Surface = Photo | Texture
+Surface = EncodedImage | Texture
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Thing:
     look: Look | None = None
     light: Vector | None = None  # (2,) towards which side it is lit
     softness: float = 0.0  # standard deviation of a blur
-    shadow: Vector | None = None  # (2,) how far it falls, in the picture wherever the camera is
+    shadow: Vector | None = None  # (2,) how far it falls, in the image wherever the camera is
     bend: Bend | None = None
 
     def place(self, time: float) -> Matrix:
@@ -117,7 +117,7 @@ class Thing:
 class Camera:
     """Where it looks, and what it does to what it sees."""
 
-    path: Path = field(default_factory=Path)  # from the picture to the plane
+    path: Path = field(default_factory=Path)  # from the image to the plane
     look: Look | None = None
     softness: float = 0.0
     is_grey: bool = False
@@ -140,8 +140,8 @@ class World:
 
     @property
     def ground_labels(self) -> Pixels | None:
-        """(height, width): instances of the ground, if it is an annotated photo."""
-        return self.ground.labels if isinstance(self.ground, Photo) else None
+        """(height, width): instances of the ground, if it is an annotated image."""
+        return self.ground.labels if isinstance(self.ground, EncodedImage) else None
 
     @cached_property
     def first_label(self) -> int:

@@ -1,1 +1,1 @@
-"""Films: frames in, and the memory that carries masks from frame to frame."""
+"""Videos: frames in, and the memory that carries masks from frame to frame."""

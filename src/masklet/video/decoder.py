@@ -21,24 +21,24 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from masklet.errors import FilmError
+from masklet.errors import VideoError
 
 FRAMES_AHEAD = 8
 BACKWARD_BYTES = 128 * 2**20
 """Of frames kept while reading backward, since every codec runs forward; at least FRAMES_AHEAD of them."""
-PICTURES_FPS = Fraction(25)
-"""For pictures, which do not say how fast they follow each other."""
+IMAGES_FPS = Fraction(25)
+"""For images, which do not say how fast they follow each other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture of a film."""
+    """One image of a video."""
 
     index: int
     """From 0, in the order of showing."""
     time: float
     """Seconds since frame 0 was shown."""
-    picture: np.ndarray
+    image: np.ndarray
     """(height, width, 3) uint8, red first, upright."""
 
 
@@ -50,7 +50,7 @@ class VideoFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with opened(path) as (container, stream):
-            self.fps = Fraction(stream.average_rate or stream.guessed_rate or PICTURES_FPS)
+            self.fps = Fraction(stream.average_rate or stream.guessed_rate or IMAGES_FPS)
             self._tick = stream.time_base or 1 / self.fps
             self._batch = max(FRAMES_AHEAD, BACKWARD_BYTES // max(3 * stream.width * stream.height, 1))
             packets_suffice = stream.codec_context.name != "vp8"  # it has packets that show nothing
@@ -103,7 +103,7 @@ class VideoFile:
                     whole_packets(container, stream),
                 )
                 frames = dropwhile(lambda frame: frame.pts is None or frame.pts < pts, decoded(stream, packets))
-                # Seeking may have gone too far, and from some keyframes the picture builds up only slowly.
+                # Seeking may have gone too far, and from some keyframes the image builds up only slowly.
                 if (first := next(frames, None)) is not None and first.pts == pts:
                     yield from ((frame.pts, frame) for frame in chain([first], frames))
                     return
@@ -114,24 +114,24 @@ class VideoFile:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A video file and the stream of its pictures."""
+    """A video file and the stream of its images."""
     try:
-        # An absolute path is never taken for a URL. Titles in forgotten encodings are no reason to refuse a film.
+        # An absolute path is never taken for a URL. Titles in forgotten encodings are no reason to refuse a video.
         container = av.open(str(path.absolute()), metadata_errors="replace")
     except av.FFmpegError as error:
-        raise FilmError(
-            f"{path} is not a film that PyAV can read ({error.strerror}): expected MP4, MOV, MKV, WebM, AVI …, whole. "
+        raise VideoError(
+            f"{path} is not a video that PyAV can read ({error.strerror}): expected MP4, MOV, MKV, WebM, AVI …, whole. "
             "If its recording or download broke off, repeat that"
         ) from error
     with container:
         if container.format.name == "tty":
-            raise FilmError(f"{path} is not a film but text: expected MP4, MOV, MKV, WebM, AVI …")
+            raise VideoError(f"{path} is not a video but text: expected MP4, MOV, MKV, WebM, AVI …")
         streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not streams:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-            raise FilmError(f"{path} has no video in it, only {kinds}: expected a file with moving pictures")
+            raise VideoError(f"{path} has no video in it, only {kinds}: expected a file with moving images")
         if streams[0].codec_context is None:
-            raise FilmError(f"{path} needs a decoder that this PyAV lacks: convert it to H.264 or VP9")
+            raise VideoError(f"{path} needs a decoder that this PyAV lacks: convert it to H.264 or VP9")
         streams[0].thread_type = "AUTO"
         yield container, streams[0]
 
@@ -175,8 +175,8 @@ def rising(times: Sequence[int]) -> bool:
 
 
 def whole_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """Of a film that is cut off, those before the cut."""
-    with suppress(av.FFmpegError):  # where a film is cut off
+    """Of a video that is cut off, those before the cut."""
+    with suppress(av.FFmpegError):  # where a video is cut off
         yield from (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
 
 
@@ -191,7 +191,7 @@ def decoded(stream: VideoStream, packets: Iterable[Packet]) -> Iterator[VideoFra
 
 
 def upright_pixels(frame: VideoFrame) -> np.ndarray:
-    """(height, width, 3) uint8, turned and mirrored as the film says."""
+    """(height, width, 3) uint8, turned and mirrored as the video says."""
     pixels = frame.to_ndarray(format="rgb24")
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

@@ -1,4 +1,4 @@
-"""Objects of a film that nobody showed: when to look for them, and which masks are of new ones."""
+"""Objects of a video that nobody showed: when to look for them, and which masks are of new ones."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masklet.everything import Options, check_number, check_whole
+from masklet.everything.generator import Options, check_number, check_whole
 from masklet.masks import encode_rle, rle_ious
 from masklet.results import Masks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discovery:
-    """See ``Session.everything``."""
+    """See ``VideoSession.everything``."""
 
     every: int
     same_iou: float

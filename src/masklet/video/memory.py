@@ -42,7 +42,7 @@ class MemoryShape:
 
 
 @dataclass(frozen=True)
-class Reading:
+class MemorySelection:
     """The frames whose memory a frame reads. Slots and distances follow from the frames; order does not matter."""
 
     maps: tuple[tuple[int, int], ...]  # (frame, temporal slot): the last slot is that of prompted frames
@@ -63,7 +63,7 @@ class Reading:
 class MemoryPolicy(Protocol):
     """Which frames' memories a frame reads: what to write to try out another kind of memory."""
 
-    def __call__(self, frame: int, prompted: Iterable[int], seen: Container[int], *, step: int) -> Reading:
+    def __call__(self, frame: int, prompted: Iterable[int], seen: Container[int], *, step: int) -> MemorySelection:
         """What ``frame`` reads of an object, going on by ``step`` frames, back if < 0.
 
         Args:
@@ -86,7 +86,7 @@ class PaperPolicy:
 
     num_maskmem: int = 7
     max_prompted: int | None = None
-    length: int | None = None  # frames of the film, where known: in a short one, distances count for more
+    length: int | None = None  # frames of the video, where known: in a short one, distances count for more
 
     def __post_init__(self) -> None:
         if self.max_prompted is not None and self.max_prompted < 1:
@@ -97,7 +97,7 @@ class PaperPolicy:
         """Frames, this one included, whose pointers are read."""
         return MAX_POINTERS if self.length is None else min(MAX_POINTERS, self.length)
 
-    def __call__(self, frame: int, prompted: Iterable[int], seen: Container[int], *, step: int) -> Reading:
+    def __call__(self, frame: int, prompted: Iterable[int], seen: Container[int], *, step: int) -> MemorySelection:
         """See ``MemoryPolicy``. Frames between two steps were not tracked and count for nothing."""
         selected = self.nearest(frame, set(prompted))
         back = {b: frame - b * step for b in range(1, max(self.num_maskmem, self.max_pointers))}
@@ -105,7 +105,7 @@ class PaperPolicy:
         passed = {b: f for b, f in back.items() if f in seen and f not in selected}
         pointers = [(f, (frame - f) / step) for f in sorted(selected) if (frame - f) / step >= 0]
         pointers += [(f, b) for b, f in passed.items() if b < self.max_pointers]
-        return Reading(
+        return MemorySelection(
             maps=tuple((f, self.num_maskmem - 1) for f in sorted(selected))
             + tuple((f, b - 1) for b, f in passed.items() if b < self.num_maskmem),
             pointers=tuple(pointers),
@@ -200,7 +200,7 @@ class ObjectMemory:
         self.maps = {frame: memory for frame, memory in self.maps.items() if frame in keep}
 
     def forget(self, keep: set[int], latest: int) -> None:
-        """For films that never come back: let go of all other frames, and of all masks but the latest."""
+        """For videos that never come back: let go of all other frames, and of all masks but the latest."""
         self.drop_maps(keep)
         self.prompted &= keep
         for frame, seen in list(self._frames.items()):
@@ -233,7 +233,7 @@ class ObjectMemory:
 
 @dataclass(frozen=True)
 class PackedAs:
-    """What packed results do not say of themselves: the same for all of a film."""
+    """What packed results do not say of themselves: the same for all of a video."""
 
     size_hw: tuple[int, int]  # of logits
     dim: int  # of pointers
@@ -293,7 +293,7 @@ class MemoryTokens:
 def memory_tokens(
     model: Sam2Model,
     banks: Sequence[ObjectMemory],
-    readings: Sequence[Reading],
+    readings: Sequence[MemorySelection],
     *,
     map_hw: tuple[int, int],
     fixed_shapes: bool,
@@ -334,7 +334,7 @@ def memory_tokens(
     return MemoryTokens(memory, positions, shape.pointers * pieces, empty if fixed_shapes else None)
 
 
-def _pointer_positions(model: Sam2Model, reading: Reading) -> Tensor:
+def _pointer_positions(model: Sam2Model, reading: MemorySelection) -> Tensor:
     """(pointers, memory_dim)."""
     if not model.config.is_v2_1 or not reading.pointers:
         width = model.config.memory_encoder.output_channels

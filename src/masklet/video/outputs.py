@@ -1,4 +1,4 @@
-"""What tracking leaves behind: a film with the masks painted in, a folder of masks, or lines of JSON."""
+"""What tracking leaves behind: a video with the masks painted in, a folder of masks, or lines of JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import av
 from PIL import Image
 
-from masklet import files
-from masklet.errors import FilmError
-from masklet.files import check_writable, replacing
-from masklet.prompts import SizeHW
+from masklet import atomic
+from masklet.atomic import check_writable, replacing
+from masklet.config import SizeHW
+from masklet.errors import VideoError
 from masklet.results import Masks
-from masklet.video.frames import WRITABLE_SUFFIXES, Film, FilmWriter, width_by_height
+from masklet.video.frames import WRITABLE_SUFFIXES, Video, VideoWriter, width_by_height
 from masklet.video.tracks import FrameResult
 
 
@@ -34,11 +34,11 @@ class Writers:
         """Add a frame to every file.
 
         Raises:
-            FilmError: It has another size than the film; a file cannot be written.
+            VideoError: It has another size than the video; a file cannot be written.
         """
         if (size_hw := result.masks.masks.shape[1:]) != self.size_hw:
-            raise FilmError(
-                f"frame {result.index} is {width_by_height(size_hw)}, but the film to write is "
+            raise VideoError(
+                f"frame {result.index} is {width_by_height(size_hw)}, but the video to write is "
                 f"{width_by_height(self.size_hw)}: expected one size throughout"
             )
         for path, add in self.outputs:
@@ -57,30 +57,30 @@ def open_writers(
 ) -> Iterator[Writers]:
     """Open what results will be written to; none of it holds more than a frame.
 
-    The film and the lines appear when the block ends well, and not at all when it fails; masks as they are written.
+    The video and the lines appear when the block ends well, and not at all when it fails; masks as they are written.
 
     Args:
-        overlay: A film of the pictures with their masks painted over them, see ``FilmWriter``.
+        overlay: A video of the images with their masks painted over them, see ``VideoWriter``.
         masks: A folder of PNGs, as DAVIS has them: ``00000.png`` for frame 0, where 0 is background and the first
             object 1. It is made if need be; other files in it are left alone.
         jsonl: A line of JSON for each frame, see ``json_line``.
-        fps: Of the film, frames per second.
-        size_hw: Of the film and so of every result.
+        fps: Of the video, frames per second.
+        size_hw: Of the video and so of every result.
 
     Raises:
-        FilmError: One of them cannot be written.
+        VideoError: One of them cannot be written.
     """
     with ExitStack() as stack:
         outputs: list[tuple[Path, Callable[[FrameResult], None]]] = []
         if overlay is not None:
             with naming(overlay):
-                film = stack.enter_context(FilmWriter(overlay, fps))
-            outputs.append((overlay, lambda result: film.write(result.masks.overlay())))
+                video = stack.enter_context(VideoWriter(overlay, fps))
+            outputs.append((overlay, lambda result: video.write(result.masks.overlay())))
         if masks is not None:
             with naming(masks):
                 masks.mkdir(parents=True, exist_ok=True)
                 check_writable(masks / "00000.png")
-            outputs.append((masks, lambda result: save_index_picture(masks, result)))
+            outputs.append((masks, lambda result: save_index_image(masks, result)))
         if jsonl is not None:
             with naming(jsonl):
                 unfinished = stack.enter_context(replacing(jsonl))
@@ -101,33 +101,33 @@ def output_kind(path: str | os.PathLike[str]) -> dict[str, Path]:
         return {"overlay": path}
     if not suffix or path.is_dir():
         return {"masks": path}
-    raise FilmError(
-        f"cannot write masks to {path}: expected a film ({', '.join(WRITABLE_SUFFIXES)}), lines of JSON (.jsonl), or a "
+    raise VideoError(
+        f"cannot write masks to {path}: expected a video ({', '.join(WRITABLE_SUFFIXES)}), JSON lines (.jsonl), or a "
         "folder, which has no suffix"
     )
 
 
-def refuse_to_overwrite(film: Film, *paths: str | os.PathLike[str] | None) -> None:
-    """Raise a FilmError if one of the paths is the film, a file or a folder of pictures."""
+def refuse_to_overwrite(video: Video, *paths: str | os.PathLike[str] | None) -> None:
+    """Raise a VideoError if one of the paths is the video, a file or a folder of images."""
     for path in paths:
-        if path is not None and film.path is not None and Path(path).resolve() == film.path.resolve():
-            raise FilmError(f"{path} is the film itself: write what was tracked elsewhere, or it would be lost")
+        if path is not None and video.path is not None and Path(path).resolve() == video.path.resolve():
+            raise VideoError(f"{path} is the video itself: write what was tracked elsewhere, or it would be lost")
 
 
-def index_picture(masks: Masks) -> Image.Image:
+def index_image(masks: Masks) -> Image.Image:
     """(height, width) of object numbers, from 1: 8 bits with the colours of ``overlay``, 16 bits beyond 255 objects.
 
     Where masks overlap, the object of the higher logit is seen.
     """
-    if (last := masks.objects.max(initial=-1) + 1) > 65535:
-        raise FilmError(f"object {last} does not fit the 65535 values of a 16-bit PNG: write lines of JSON (.jsonl)")
+    if (last := masks.object_ids.max(initial=-1) + 1) > 65535:
+        raise VideoError(f"object {last} does not fit the 65535 values of a 16-bit PNG: write lines of JSON (.jsonl)")
     return masks.without_overlap().index_map(by_object=True)
 
 
-def save_index_picture(folder: Path, result: FrameResult) -> None:
-    """Add one frame's ``index_picture`` to a folder."""
+def save_index_image(folder: Path, result: FrameResult) -> None:
+    """Add one frame's ``index_image`` to a folder."""
     with replacing(folder / f"{result.index:05}.png") as unfinished:
-        index_picture(result.masks).save(unfinished)
+        index_image(result.masks).save(unfinished)
 
 
 def json_line(result: FrameResult) -> str:
@@ -138,8 +138,8 @@ def json_line(result: FrameResult) -> str:
     height] and ``area`` in pixels. Names that are no JSON become text.
     """
     masks, objects = result.masks, []
-    columns = (masks.to_rle(), masks.scores, result.object_scores, masks.boxes, masks.areas)
-    for name, rle, score, object_score, (x0, y0, x1, y1), area in zip(result.objects, *columns, strict=True):
+    columns = (masks.to_rle(), masks.iou_scores, result.object_scores, masks.boxes, masks.areas)
+    for name, rle, score, object_score, (x0, y0, x1, y1), area in zip(result.object_ids, *columns, strict=True):
         entry: dict[str, Any] = {
             "object": name,
             "segmentation": rle,
@@ -154,4 +154,4 @@ def json_line(result: FrameResult) -> str:
 
 def naming(path: Path | str) -> AbstractContextManager[None]:
     """Errors of the file system, told as errors of this path."""
-    return files.naming(path, FilmError, av.FFmpegError)
+    return atomic.naming(path, VideoError, av.FFmpegError)

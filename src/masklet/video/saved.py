@@ -2,11 +2,11 @@
 
 A zip archive, not compressed again, that is written and read one mask at a time:
 
-- ``session.json``: format, model, film, policy, resolution, names of the objects;
+- ``session.json``: format, model, video, policy, resolution, names of the objects;
 - ``tensors.safetensors``: prompts, scores, pointers, and which frames were passed which way;
 - ``masks/0``, ``masks/1`` …: the packed logits of each object, one frame after the other.
 
-Memory maps are not in it: they follow from the film and the rest.
+Memory maps are not in it: they follow from the video and the rest.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from masklet.config import STRIDES
+from masklet.atomic import replacing
+from masklet.config import STRIDES, SizeHW
 from masklet.errors import MaskletError, SessionError
-from masklet.files import replacing
 from masklet.model.fingerprint import fingerprint
 from masklet.model.sam2 import Sam2Model
-from masklet.prompts import SizeHW
 from masklet.version import __version__
-from masklet.video.frames import Film, FilmSource, open_film, width_by_height
+from masklet.video.frames import Video, VideoSource, open_video, width_by_height
 from masklet.video.memory import ObjectMemory, PackedAs, PaperPolicy
 from masklet.video.tracker import FramePrompt
 from masklet.video.tracks import FrameResult, Track, Tracks
@@ -45,15 +44,15 @@ PROMPT_PARTS = ("points", "labels", "mask")
 
 
 def save_session(
-    path: str | os.PathLike[str], tracks: Tracks, film: Film, times: dict[int, float], ahead: list[range]
+    path: str | os.PathLike[str], tracks: Tracks, video: Video, times: dict[int, float], ahead: list[range]
 ) -> None:
     """Write the file, whole or not at all.
 
     Args:
         path: Where to.
-        tracks: The objects, of a film that can be gone back to.
-        film: What they are followed through; it stays where it is.
-        times: Seconds from the film's beginning, of every frame that was tracked.
+        tracks: The objects, of a video that can be gone back to.
+        video: What they are followed through; it stays where it is.
+        times: Seconds from the video's beginning, of every frame that was tracked.
         ahead: Frames that tracking has yet to go through.
 
     Raises:
@@ -73,7 +72,7 @@ def save_session(
             "format": FORMAT + VERSION,
             "masklet": __version__,
             "model": model_identity(tracks.model),
-            "film": film_identity(film),
+            "video": video_identity(video),
             "input_hw": tracks.input_hw,
             "policy": asdict(policy),
             "max_objects": tracks.max_objects,
@@ -127,14 +126,14 @@ def model_identity(model: Sam2Model) -> str:
     return f"{model.dtype} {fingerprint(model.config, model.state_dict().values())}"
 
 
-def film_identity(film: Film) -> dict[str, Any]:
-    """Where the film is, and what it is recognised by."""
+def video_identity(video: Video) -> dict[str, Any]:
+    """Where the video is, and what it is recognised by."""
     return {
-        "name": film.name,
-        "path": None if film.path is None else str(film.path.absolute()),
-        "checksum": film.checksum(),
-        "size_hw": list(film.size_hw),
-        "count": film.count,
+        "name": video.name,
+        "path": None if video.path is None else str(video.path.absolute()),
+        "checksum": video.checksum(),
+        "size_hw": list(video.size_hw),
+        "count": video.count,
     }
 
 
@@ -178,7 +177,7 @@ def read_saved(path: str | os.PathLike[str]) -> SavedSession:
 
 def not_a_session(path: str | os.PathLike[str]) -> str:
     """What to say of another kind of file."""
-    return f"{path} is not a saved session: expected a file that Session.save or track(autosave=…) wrote"
+    return f"{path} is not a saved session: expected a file that VideoSession.save or track(autosave=…) wrote"
 
 
 def starts_as_archive(path: str | os.PathLike[str]) -> bool:
@@ -223,30 +222,30 @@ class SavedSession:
                 f"saved with, in {self.header['model'].split()[0]}; its masks would not fit together with this one's"
             )
 
-    def open_film(self, source: FilmSource | None) -> Film:
-        """The film, from ``source`` or from where it was."""
-        saved = self.header["film"]
+    def open_video(self, source: VideoSource | None) -> Video:
+        """The video, from ``source`` or from where it was."""
+        saved = self.header["video"]
         if source is None:
-            call = f"sam.resume({str(self.path)!r}, film=…)"
+            call = f"sam.resume({str(self.path)!r}, video=…)"
             if saved["path"] is None:
                 raise SessionError(f"{self.path} was saved from {saved['name']}, not from a file: pass them, {call}")
             if not Path(saved["path"]).exists():
                 raise SessionError(
-                    f"the film of {self.path} was at {saved['path']} and is gone: say where it is, {call}"
+                    f"the video of {self.path} was at {saved['path']} and is gone: say where it is, {call}"
                 )
             source = saved["path"]
-        film = open_film(source)
-        found = film_identity(film)
+        video = open_video(source)
+        found = video_identity(video)
         if found["checksum"] not in (None, saved["checksum"]) and saved["checksum"] is not None:
             raise SessionError(
-                f"{film.name} is not the film that {self.path} was saved from, or has changed since: its checksum is "
+                f"{video.name} is not the video that {self.path} was saved from, or has changed since: its checksum is "
                 f"{found['checksum'][:12]}, expected {saved['checksum'][:12]}, of {saved['name']}"
             )
-        # Pictures have no checksum: that they are the same is for whoever passes them to know.
+        # Images have no checksum: that they are the same is for whoever passes them to know.
         counts = {found["count"], saved["count"]} - {None}
         if found["size_hw"] != saved["size_hw"] or len(counts) > 1:
-            raise SessionError(f"{film.name} has {extent(found)}, but {self.path} was saved from {extent(saved)}")
-        return film
+            raise SessionError(f"{video.name} has {extent(found)}, but {self.path} was saved from {extent(saved)}")
+        return video
 
     def restore(self, tracks: Tracks) -> dict[int, float]:
         """Put the objects into ``tracks``, which has none yet; returns ``times``, see ``save_session``.
@@ -281,10 +280,10 @@ def read_track(tracks: Tracks, tensors: dict[str, Tensor], results: IO[bytes]) -
     return Track(int(tensors["number"]), bank, prompts, dict(tensors["passed"].tolist()))
 
 
-def extent(film: dict[str, Any]) -> str:
-    """A film's size, as people say it."""
-    count = "frames" if film["count"] is None else f"{film['count']} frames"
-    return f"{count} of {width_by_height(tuple(film['size_hw']))}"
+def extent(video: dict[str, Any]) -> str:
+    """A video's size, as people say it."""
+    count = "frames" if video["count"] is None else f"{video['count']} frames"
+    return f"{count} of {width_by_height(tuple(video['size_hw']))}"
 
 
 def autosaving(results: Generator[FrameResult], save: Callable[[], None], seconds: float) -> Generator[FrameResult]:
@@ -295,7 +294,7 @@ def autosaving(results: Generator[FrameResult], save: Callable[[], None], second
             for result in results:
                 if (started := monotonic()) >= due:
                     save()
-                    # A long film takes long to write: nine tenths of the time are for tracking.
+                    # A long video takes long to write: nine tenths of the time are for tracking.
                     due = monotonic() + max(seconds, 9 * (monotonic() - started))
                 yield result
     except BaseException:

@@ -1,4 +1,4 @@
-"""A film: prompt, track, correct, go back."""
+"""A video: prompt, track, correct, go back."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
-from masklet.errors import FilmError, PromptError, SessionError
-from masklet.everything import everything_packed, read_options
+from masklet.errors import PromptError, SessionError, VideoError
+from masklet.everything.generator import everything_packed, read_options
 from masklet.model.sam2 import Sam2Model
-from masklet.painting import notebook_html, notebook_png
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
+from masklet.results.visualisation import notebook_html, notebook_png
 from masklet.video.decoder import Frame
 from masklet.video.discovery import Discovery
-from masklet.video.frames import Film, FilmSource, width_by_height
+from masklet.video.frames import Video, VideoSource, width_by_height
 from masklet.video.memory import MemoryPolicy
 from masklet.video.outputs import open_writers, output_kind, refuse_to_overwrite
 from masklet.video.saved import autosaving, check_names, read_saved, save_session
@@ -41,20 +41,20 @@ FEATURES_KEPT = 2
 """Encoded frames at hand: the one that is tracked, and one that is looked at or prompted beside it."""
 
 
-class Session:
-    """A film and the objects that are followed through it. Made by ``Segmenter.video``."""
+class VideoSession:
+    """A video and the objects that are followed through it. Made by ``Segmenter.video``."""
 
     def __init__(
-        self, model: Sam2Model, processor: Sam2ImageProcessor, film: Film, policy: MemoryPolicy, *, max_objects: int
+        self, model: Sam2Model, processor: Sam2ImageProcessor, video: Video, policy: MemoryPolicy, *, max_objects: int
     ) -> None:
         self.model = model
         self.processor = processor
-        self.film = film
+        self.video = video
         self._tracks = Tracks(
             model,
             policy,
             max_objects=max_objects,
-            size_hw=film.size_hw,
+            size_hw=video.size_hw,
             input_hw=processor.input_hw,
             spool=Spool(),
         )
@@ -63,29 +63,29 @@ class Session:
         self._ahead: list[range] = []  # frames that tracking has yet to go through
 
     @classmethod
-    def resume(cls, model: Sam2Model, path: str | os.PathLike[str], film: FilmSource | None = None) -> Self:
+    def resume(cls, model: Sam2Model, path: str | os.PathLike[str], video: VideoSource | None = None) -> Self:
         """See ``Segmenter.resume``."""
         saved = read_saved(path)
         saved.check_model(model)
-        processor, opened = Sam2ImageProcessor(saved.input_hw), saved.open_film(film)
+        processor, opened = Sam2ImageProcessor(saved.input_hw), saved.open_video(video)
         session = cls(model, processor, opened, saved.policy, max_objects=saved.max_objects)
         session._times, session._ahead = saved.restore(session._tracks), saved.ahead
         return session
 
     def __repr__(self) -> str:
-        frames = "frames" if self.film.count is None else f"{self.film.count} frame{'s' * (self.film.count != 1)}"
-        objects = f"{len(self.objects) or 'no'} object{'s' * (len(self.objects) != 1)}"
-        return f"Session({self.film.name}, {frames} of {width_by_height(self.film.size_hw)}, {objects})"
+        frames = "frames" if self.video.count is None else f"{self.video.count} frame{'s' * (self.video.count != 1)}"
+        objects = f"{len(self.object_ids) or 'no'} object{'s' * (len(self.object_ids) != 1)}"
+        return f"VideoSession({self.video.name}, {frames} of {width_by_height(self.video.size_hw)}, {objects})"
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: a few frames side by side with the masks they have; of a film that passes nothing."""
-        if self.film.count is None:
+        """What a notebook shows: a few frames side by side with the masks they have; of a video that passes nothing."""
+        if self.video.count is None:
             return None
         banks = [track.bank for track in self._tracks.objects.values()]
-        frames = sorted({frame for bank in banks for frame in bank.prompted | bank.tracked}) or range(self.film.count)
+        frames = sorted({frame for bank in banks for frame in bank.prompted | bank.tracked}) or range(self.video.count)
         few = np.unique(np.linspace(0, len(frames) - 1, FRAMES_SHOWN).round().astype(int))
         results = [
-            self._tracks.result(index, 0.0, self._tracks.seen(index), self.film[index].picture)
+            self._tracks.result(index, 0.0, self._tracks.seen(index), self.video[index].image)
             for index in (frames[place] for place in few)
         ]
         return notebook_png(Image.fromarray(np.concatenate([result.masks.overlay() for result in results], axis=1)))
@@ -100,7 +100,7 @@ class Session:
         return notebook_html(self._repr_png_(), repr(self), [headings, *rows] if rows else [])
 
     @property
-    def objects(self) -> tuple[Hashable, ...]:
+    def object_ids(self) -> tuple[Hashable, ...]:
         """Names of the objects."""
         return tuple(self._tracks.objects)
 
@@ -122,12 +122,12 @@ class Session:
         """Show an object in a frame; on a frame that was tracked, correct it there.
 
         All clicks of a frame add up; a new box or mask takes the place of an earlier one. The frame keeps this result
-        when the film is tracked again, and steers the frames around it. Other objects are not touched.
+        when the video is tracked again, and steers the frames around it. Other objects are not touched.
 
         Args:
             frame: Its number, from 0.
             object: The object's name, anything hashable.
-            points: [(x, y), …] on the object; (x, y, 0) is beside it. Pixels of the film, x right and y down.
+            points: [(x, y), …] on the object; (x, y, 0) is beside it. Pixels of the video, x right and y down.
             labels: 1 on the object, 0 beside it; all 1 if None.
             box: (x0, y0, x1, y1) around it.
             mask: Its mask, (height, width), taken as it is.
@@ -137,11 +137,11 @@ class Session:
 
         Raises:
             PromptError: The prompt makes no sense.
-            FilmError: The film has no such frame.
+            VideoError: The video has no such frame.
         """
         prompts = {"points": points, "labels": labels, "box": box, "mask": mask}
         if frame < 0:
-            raise FilmError(f"there is no frame {frame} in {self.film.name}: frames count from 0")
+            raise VideoError(f"there is no frame {frame} in {self.video.name}: frames count from 0")
         seen = self._tracks.prompt(object, frame, self._features_of, self._tracks.read(**prompts))
         return self._tracks.result(frame, 0.0, {object: seen}, None).masks
 
@@ -160,7 +160,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget all objects."""
-        for name in self.objects:
+        for name in self.object_ids:
             self._tracks.remove(name)
 
     def track(
@@ -173,11 +173,11 @@ class Session:
         autosave: float | None = None,
         autosave_to: str | os.PathLike[str] | None = None,
     ) -> Generator[FrameResult]:
-        """Follow all objects through the film, yielding each frame as it is done.
+        """Follow all objects through the video, yielding each frame as it is done.
 
         Args:
             start: First frame; the first that was prompted if None, or the last one when going backward.
-            end: Last frame, included; the film's end if None, or its beginning when going backward.
+            end: Last frame, included; the video's end if None, or its beginning when going backward.
             direction: ``"forward"``, ``"backward"``, or ``"both"``: first forward from ``start``, then backward.
             every: Step from each frame to the one so many frames further; those between are left out.
             autosave: ``save`` to ``autosave_to`` once in so many seconds, and when tracking ends or is broken off.
@@ -185,7 +185,7 @@ class Session:
 
         Raises:
             PromptError: Nothing was prompted.
-            FilmError: There is no such frame.
+            VideoError: There is no such frame.
             SessionError: It cannot be saved.
         """
         self._ahead = self.plan(start, end, direction, every=every)
@@ -242,7 +242,7 @@ class Session:
 
         Raises:
             PromptError: Nothing was prompted; ``every`` or ``direction`` makes no sense.
-            FilmError: There is no such frame.
+            VideoError: There is no such frame.
         """
         if direction not in ("forward", "backward", "both"):
             raise PromptError(f"direction is {direction!r}: expected forward, backward or both")
@@ -250,11 +250,11 @@ class Session:
             raise PromptError(f"every is {every}: expected 1 for all frames, 2 for every other one, and so on")
         prompted = {frame for track in self._tracks.objects.values() for frame in track.bank.prompted}
         if not prompted:
-            raise PromptError("nothing to track: show an object first, film.prompt(frame=0, points=[(x, y)])")
-        count = sys.maxsize if self.film.count is None else self.film.count
+            raise PromptError("nothing to track: show an object first, video.prompt(frame=0, points=[(x, y)])")
+        count = sys.maxsize if self.video.count is None else self.video.count
         for name, frame in (("start", start), ("end", end)):
             if frame is not None and (frame < 0 or (name == "start" and frame >= count)):
-                raise FilmError(f"{name} is {frame}: {self.film.name} has no such frame, they count from 0")
+                raise VideoError(f"{name} is {frame}: {self.video.name} has no such frame, they count from 0")
         first = (max(prompted) if direction == "backward" else min(prompted)) if start is None else start
         last = count - 1 if end is None else min(end, count - 1)
         forward = range(first, last + 1, every)
@@ -265,47 +265,47 @@ class Session:
         return [forward, range(first - every, -1, -every)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Keep the session in a file, for ``Segmenter.resume`` to go on with. The film is not in it.
+        """Keep the session in a file, for ``Segmenter.resume`` to go on with. The video is not in it.
 
         Raises:
             SessionError: It cannot be written, or names of objects are neither text nor whole numbers; an older file
                 there is as it was.
         """
-        save_session(path, self._tracks, self.film, self._times, self._ahead)
+        save_session(path, self._tracks, self.video, self._times, self._ahead)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write what was tracked, in the film's order; nothing is tracked again.
+        """Write what was tracked, in the video's order; nothing is tracked again.
 
-        A film of every n-th frame shows so many fewer a second, and is as long.
+        A video of every n-th frame shows so many fewer a second, and is as long.
 
         Args:
-            path: By its suffix a film with the masks painted over it (``.mp4``, ``.mkv`` …), a line of JSON for each
+            path: By its suffix a video with the masks painted over it (``.mp4``, ``.mkv`` …), a line of JSON for each
                 frame (``.jsonl``), or, without suffix, a folder of PNGs as DAVIS has them. See ``video.outputs``.
 
         Raises:
-            FilmError: Another suffix; it cannot be written; it is the film itself; a film that came frame by frame
+            VideoError: Another suffix; it cannot be written; it is the video itself; a video that came frame by frame
                 cannot be read again.
             PromptError: Nothing was tracked yet.
         """
         kind = output_kind(path)
-        refuse_to_overwrite(self.film, path)
+        refuse_to_overwrite(self.video, path)
         if not self.tracked:
-            raise PromptError("nothing to write: track first, for result in film.track(): ...")
+            raise PromptError("nothing to write: track first, for result in video.track(): ...")
         stride = math.gcd(*(after - before for before, after in itertools.pairwise(self.tracked))) or 1
-        with open_writers(**kind, fps=self.film.fps / stride, size_hw=self.film.size_hw) as writers:
-            for result in self._stored_results(with_pictures="overlay" in kind, stride=stride):
+        with open_writers(**kind, fps=self.video.fps / stride, size_hw=self.video.size_hw) as writers:
+            for result in self._stored_results(with_images="overlay" in kind, stride=stride):
                 writers.write(result)
 
-    def _stored_results(self, *, with_pictures: bool, stride: int = 1) -> Generator[FrameResult]:
+    def _stored_results(self, *, with_images: bool, stride: int = 1) -> Generator[FrameResult]:
         tracked = self.tracked
-        if not with_pictures:
+        if not with_images:
             for index in tracked:
                 yield self._tracks.result(index, self._times[index], self._tracks.seen(index), None)
             return
         wanted = set(tracked)
-        for frame in self.film.frames(tracked[0], tracked[-1] + 1, stride):
+        for frame in self.video.frames(tracked[0], tracked[-1] + 1, stride):
             if frame.index in wanted:
-                yield self._tracks.result(frame.index, frame.time, self._tracks.seen(frame.index), frame.picture)
+                yield self._tracks.result(frame.index, frame.time, self._tracks.seen(frame.index), frame.image)
 
     def _go(self) -> Generator[FrameResult]:
         while self._ahead:
@@ -313,28 +313,28 @@ class Session:
             if not stretch:
                 self._ahead = others
                 continue
-            for frame in self.film.frames(stretch.start, stretch.stop, stretch.step):
+            for frame in self.video.frames(stretch.start, stretch.stop, stretch.step):
                 seen = self._tracks.advance(frame.index, partial(self._features_of, at_hand=frame), stretch.step)
                 self._times[frame.index] = frame.time
                 self._ahead = [range(frame.index + stretch.step, stretch.stop, stretch.step), *others]
-                yield self._tracks.result(frame.index, frame.time, seen, frame.picture)
+                yield self._tracks.result(frame.index, frame.time, seen, frame.image)
             self._ahead = others
 
     def _discover(self, discovery: Discovery) -> Generator[FrameResult]:
         tracks = self._tracks
         last_seen: dict[Hashable, int] = {}  # objects that are yet to come have none
-        count = sys.maxsize if self.film.count is None else self.film.count
+        count = sys.maxsize if self.video.count is None else self.video.count
         new_names = itertools.count(1)
-        for frame in self.film.frames():
+        for frame in self.video.frames():
             index, features_of = frame.index, partial(self._features_of, at_hand=frame)
-            lost = {name for name in self.objects if index - last_seen.get(name, index) > discovery.patience}
+            lost = {name for name in self.object_ids if index - last_seen.get(name, index) > discovery.patience}
             for name in lost:
                 tracks.objects[name].bank.drop_maps(set())
-            seen = tracks.advance(index, features_of, 1, [name for name in self.objects if name not in lost])
+            seen = tracks.advance(index, features_of, 1, [name for name in self.object_ids if name not in lost])
             if index % discovery.every == 0:
                 known = tracks.result(index, frame.time, seen, None).masks
                 embeddings = self.model.without_memory(features_of(index))
-                found = everything_packed(self.model, self.processor, frame.picture, discovery.options, embeddings)
+                found = everything_packed(self.model, self.processor, frame.image, discovery.options, embeddings)
                 for mask in discovery.new_masks(found, known):
                     name = next(name for name in new_names if name not in tracks.objects)
                     with suppress(PromptError):  # too small for the network to see
@@ -342,16 +342,16 @@ class Session:
                         tracks.objects[name].passed[index] = 1  # tracking is here, and ``advance`` has been
             self._times[index] = frame.time
             self._ahead = [range(index + 1, count)]
-            result = tracks.result(index, frame.time, seen, frame.picture)
-            last_seen |= dict.fromkeys(itertools.compress(result.objects, result.visible), index)
+            result = tracks.result(index, frame.time, seen, frame.image)
+            last_seen |= dict.fromkeys(itertools.compress(result.object_ids, result.visible), index)
             yield result
         self._ahead = []
 
     def _features_of(self, index: int, at_hand: Frame | None = None) -> list[Tensor]:
         if index not in self._features:
-            frame = at_hand if at_hand is not None and at_hand.index == index else self.film[index]
+            frame = at_hand if at_hand is not None and at_hand.index == index else self.video[index]
             with torch.inference_mode():
-                pixels = self.processor.frame_values(frame.picture).to(self.model.device)
+                pixels = self.processor.frame_values(frame.image).to(self.model.device)
                 self._features[index] = self.model.get_image_features(pixels)
         self._features.move_to_end(index)
         while len(self._features) > FEATURES_KEPT:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from masklet.errors import PromptError
+from masklet.images.reading import read_image
 from masklet.model.sam2 import Sam2Model
-from masklet.pictures import read_picture
 from masklet.processing import Sam2ImageProcessor
 from masklet.video.memory import MemoryPolicy, ObjectFrame
 from masklet.video.tracks import FrameResult, Tracks
 
 
-class Stream:
+class VideoStream:
     """Follows objects through frames as they arrive. Made by ``Segmenter.stream``."""
 
     def __init__(
@@ -31,11 +31,11 @@ class Stream:
         """Frames pushed so far."""
         self._tracks: Tracks | None = None
         self._features: list[Tensor] = []
-        self._picture: Any = None
+        self._image: Any = None
 
     def __repr__(self) -> str:
-        objects = f"{len(self.objects) or 'no'} object{'s' * (len(self.objects) != 1)}"
-        return f"Stream({self.count} frame{'s' * (self.count != 1)}, {objects})"
+        objects = f"{len(self.object_ids) or 'no'} object{'s' * (len(self.object_ids) != 1)}"
+        return f"VideoStream({self.count} frame{'s' * (self.count != 1)}, {objects})"
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the frame that came last, with its masks."""
@@ -48,7 +48,7 @@ class Stream:
         return None if self._tracks is None else self._result(self._tracks.seen(self.count - 1))
 
     @property
-    def objects(self) -> tuple[Hashable, ...]:
+    def object_ids(self) -> tuple[Hashable, ...]:
         """Names of the objects that are followed."""
         return () if self._tracks is None else tuple(self._tracks.objects)
 
@@ -56,20 +56,20 @@ class Stream:
         """Take the next frame.
 
         Args:
-            frame: A picture, of the same size each time: see ``masklet.pictures.read_picture``.
+            frame: An image, of the same size each time: see ``masklet.images.reading.read_image``.
             prompts: Objects to add or to show again on this frame, by name, each with ``points``, ``labels``, ``box``
-                or ``mask`` as ``Session.prompt`` takes them: ``{"cup": {"box": (300, 0, 500, 400)}}``.
+                or ``mask`` as ``VideoSession.prompt`` takes them: ``{"cup": {"box": (300, 0, 500, 400)}}``.
 
         Returns:
             All objects in this frame.
 
         Raises:
             PromptError: A prompt makes no sense.
-            PictureError: The frame is no picture, or its size is another than before.
+            ImageError: The frame is no image, or its size is another than before.
                 After either the frame has not been taken: push it again.
         """
-        picture = read_picture(frame)
-        size_hw = (picture.shape[0], picture.shape[1])
+        image = read_image(frame)
+        size_hw = (image.shape[0], image.shape[1])
         tracks = self._tracks
         if tracks is None:
             input_hw = self.processor.input_hw
@@ -79,8 +79,8 @@ class Stream:
         tracks.check_size(size_hw, self.count)
         told = {name: tracks.read(**prompt) for name, prompt in (prompts or {}).items()}
         with torch.inference_mode():
-            self._features = self.model.get_image_features(self.processor.frame_values(picture).to(self.model.device))
-        self._tracks, self._picture = tracks, picture
+            self._features = self.model.get_image_features(self.processor.frame_values(image).to(self.model.device))
+        self._tracks, self._image = tracks, image
         self.count += 1
         for name, prompt in told.items():
             tracks.prompt(name, self.count - 1, self._features_of, prompt)
@@ -104,7 +104,7 @@ class Stream:
     def _result(self, seen: dict[Hashable, ObjectFrame]) -> FrameResult:
         assert self._tracks is not None
         index = self.count - 1
-        return self._tracks.result(index, index / self.fps, seen, self._picture)
+        return self._tracks.result(index, index / self.fps, seen, self._image)
 
     def _features_of(self, frame: int) -> list[Tensor]:
         # Maps of the frames that may still be read are never let go, so no other frame is asked for.

@@ -16,7 +16,7 @@ from masklet.config import STRIDE, STRIDES
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.prompt_encoder import BOX_TOP_LEFT
 from masklet.model.sam2 import Sam2Model
-from masklet.video.memory import ObjectFrame, ObjectMemory, Reading, memory_tokens
+from masklet.video.memory import MemorySelection, ObjectFrame, ObjectMemory, memory_tokens
 
 ABSENT_LOGIT = -1024.0
 """Mask logits of an object that is not in the frame."""
@@ -52,7 +52,7 @@ def track_objects(
     model: Sam2Model,
     features: list[Tensor],
     banks: Sequence[ObjectMemory],
-    readings: Sequence[Reading],
+    readings: Sequence[MemorySelection],
     *,
     fixed_shapes: bool = False,
 ) -> list[tuple[ObjectFrame, Tensor]]:
@@ -62,7 +62,7 @@ def track_objects(
         model: With its memory.
         features: Of the frame, see ``Sam2Model.get_image_features``; shared by all of its objects.
         banks: What is remembered of each object; they are read, not changed.
-        readings: What to read of each; all of one shape, see ``Reading.shape``.
+        readings: What to read of each; all of one shape, see ``MemorySelection.shape``.
         fixed_shapes: Fill memories up to a constant shape, as accelerators like it.
 
     Returns:
@@ -123,7 +123,7 @@ def decode_with_memory(
     model: Sam2Model,
     features: list[Tensor],
     banks: Sequence[ObjectMemory],
-    readings: Sequence[Reading],
+    readings: Sequence[MemorySelection],
     *,
     fixed_shapes: bool = False,
 ) -> DecodedMasks:
@@ -134,14 +134,14 @@ def decode_with_memory(
 
 def choose(model: Sam2Model, decoded: DecodedMasks) -> list[ObjectFrame]:
     """Of each object's candidates, (objects, 1, candidates, ...), the one of the best predicted IoU."""
-    best = decoded.ious[:, 0].argmax(-1)  # (objects,)
+    best = decoded.iou_scores[:, 0].argmax(-1)  # (objects,)
     each = torch.arange(len(best), device=best.device)
     scores = decoded.object_scores[:, 0]  # (objects, 1)
     logits = torch.where(scores[..., None] > 0, decoded.logits[each, 0, best], ABSENT_LOGIT)
     tokens = decoded.mask_tokens[each, 0, best.clamp(max=decoded.mask_tokens.shape[2] - 1)]
     # One by one as everything on a CPU, so that no object's last bit depends on how many others there are.
     pointers = torch.cat([model.point_to_objects(tokens[n : n + 1], scores[n : n + 1]) for n in range(len(best))])
-    columns = (logits, decoded.ious[each, 0, best], scores[:, 0], pointers)
+    columns = (logits, decoded.iou_scores[each, 0, best], scores[:, 0], pointers)
     # Clones, or what is kept of one object would keep what all of them were made in.
     return [ObjectFrame(*(tensor.clone() for tensor in row)) for row in zip(*columns, strict=True)]
 
@@ -160,7 +160,7 @@ def read_memory(
     model: Sam2Model,
     features: Tensor,
     banks: Sequence[ObjectMemory],
-    readings: Sequence[Reading],
+    readings: Sequence[MemorySelection],
     *,
     fixed_shapes: bool = False,
 ) -> Tensor:

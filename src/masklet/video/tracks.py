@@ -1,4 +1,4 @@
-"""The objects of a film and how they are followed from frame to frame: what a file and a live stream have in common."""
+"""The objects of a video and their tracks: what a video file and a live stream have in common."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masklet.config import STRIDES
-from masklet.errors import CheckpointError, PictureError, PromptError
+from masklet.config import STRIDES, SizeHW
+from masklet.errors import CheckpointError, ImageError, PromptError
 from masklet.masks import upscale_logits
 from masklet.model.sam2 import Sam2Model
-from masklet.prompts import SizeHW, read_prompts
+from masklet.prompts import read_prompts
 from masklet.results import Masks
 from masklet.video.frames import width_by_height
-from masklet.video.memory import MAX_POINTERS, MemoryPolicy, MemoryShape, ObjectFrame, ObjectMemory, Reading
+from masklet.video.memory import MAX_POINTERS, MemoryPolicy, MemorySelection, MemoryShape, ObjectFrame, ObjectMemory
 from masklet.video.spool import Spool
 from masklet.video.tracker import FramePrompt, memory_maps, read_memory, track_object, track_objects
 
@@ -33,18 +33,18 @@ class FrameResult:
     index: int
     """The frame's number, from 0."""
     time: float
-    """Seconds from the film's beginning."""
-    objects: tuple[Hashable, ...]
+    """Seconds from the video's beginning."""
+    object_ids: tuple[Hashable, ...]
     """Their names, in the order of ``masks``."""
     masks: Masks
-    """One mask an object, at the film's size, with predicted IoU, box and area."""
+    """One mask an object, at the video's size, with predicted IoU, box and area."""
     object_scores: np.ndarray
     """(objects,) logits: above 0 the object is in the frame."""
 
     @property
-    def scores(self) -> np.ndarray:
+    def iou_scores(self) -> np.ndarray:
         """(objects,) predicted IoU, 0 to 1."""
-        return self.masks.scores
+        return self.masks.iou_scores
 
     @property
     def visible(self) -> np.ndarray:
@@ -64,14 +64,14 @@ class FrameResult:
         Raises:
             PromptError: There is no such object.
         """
-        if name not in self.objects:
-            raise no_such_object(name, self.objects)
-        return self.masks[self.objects.index(name)]
+        if name not in self.object_ids:
+            raise no_such_object(name, self.object_ids)
+        return self.masks[self.object_ids.index(name)]
 
 
 def no_such_object(name: Hashable, objects: Iterable[Hashable]) -> PromptError:
     """What to say of a name that nobody has."""
-    return PromptError(f"no object {name!r}: the film's objects are {', '.join(map(repr, objects)) or 'none yet'}")
+    return PromptError(f"no object {name!r}: the video's objects are {', '.join(map(repr, objects)) or 'none yet'}")
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Track:
     """One object: what it was shown by, and what is remembered of it."""
 
     number: int
-    """From 0, in the order in which objects came; its colour and its number in pictures of labels, minus 1."""
+    """From 0, in the order in which objects came; its colour and its number in images of labels, minus 1."""
     bank: ObjectMemory
     prompts: dict[int, FramePrompt] = field(default_factory=dict)
     passed: dict[int, int] = field(default_factory=dict)
@@ -95,9 +95,9 @@ class Tracks:
         model: With its memory.
         policy: Which frames' memories a frame reads.
         max_objects: Objects in one batch at most.
-        size_hw: Of the film.
+        size_hw: Of the video.
         input_hw: Of the network's input.
-        spool: Where past results are kept; None for films that never come back to them.
+        spool: Where past results are kept; None for videos that never come back to them.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class Tracks:
             raise PromptError(f"max_objects is {max_objects}: expected at least 1, the objects tracked in one batch")
         if not model.config.has_memory:
             raise CheckpointError(
-                "this model was saved without its memory (model_type sam2): it segments pictures, and cannot follow "
-                "objects through films. Load the whole checkpoint (sam2_video)"
+                "this model was saved without its memory (model_type sam2): it segments images, and cannot follow "
+                "objects through videos. Load the whole checkpoint (sam2_video)"
             )
         self.model = model
         self.policy = policy
@@ -129,7 +129,7 @@ class Tracks:
 
     @torch.inference_mode()
     def prompt(self, name: Hashable, frame: int, features_of: FeaturesOf, told: FramePrompt) -> ObjectFrame:
-        """Show an object, or correct it: see ``Session.prompt``. What makes no sense changes nothing."""
+        """Show an object, or correct it: see ``VideoSession.prompt``. What makes no sense changes nothing."""
         track = self.objects.get(name)
         if track is None:
             taken = (other.number for other in self.objects.values())  # restored objects brought theirs along
@@ -148,7 +148,7 @@ class Tracks:
         if told.mask is not None and not (seen.logits > 0).any():
             raise PromptError(
                 f"mask of {int(told.mask.sum())} pixels at the network's input of {width_by_height(self.input_hw)} is "
-                "too small for it to see: show a larger part, or give the film a larger resolution="
+                "too small for it to see: show a larger part, or give the video a larger resolution="
             )
         bank.put(frame, seen, memory, is_prompted=True)
         bank.drop_maps(self.policy.keeps(frame, bank.prompted, step=track.passed.get(frame, 1)))
@@ -170,7 +170,7 @@ class Tracks:
             if name not in results
         }
         self._restore_maps(coming.values(), features_of)
-        batches: dict[MemoryShape, list[tuple[Hashable, ObjectMemory, Reading]]] = {}
+        batches: dict[MemoryShape, list[tuple[Hashable, ObjectMemory, MemorySelection]]] = {}
         for name, (bank, reading) in coming.items():
             batches.setdefault(reading.shape(fixed=self.fixed_shapes), []).append((name, bank, reading))
         for batch in batches.values():
@@ -210,15 +210,15 @@ class Tracks:
         track.corrected.clear()  # they may have read it
 
     def check_size(self, size_hw: SizeHW, frame: int) -> None:
-        """Raise a PictureError if a frame is of another size than the film."""
+        """Raise a ImageError if a frame is of another size than the video."""
         if size_hw != self.size_hw:
             (height, width), (first_height, first_width) = size_hw, self.size_hw
-            raise PictureError(
+            raise ImageError(
                 f"frame {frame} is {width}×{height}, the frames before it {first_width}×{first_height}: expected one "
-                "size throughout. Resize the frames, or start a new film where the size changes"
+                "size throughout. Resize the frames, or start a new video where the size changes"
             )
 
-    def _restore_maps(self, readings: Iterable[tuple[ObjectMemory, Reading]], features_of: FeaturesOf) -> None:
+    def _restore_maps(self, readings: Iterable[tuple[ObjectMemory, MemorySelection]], features_of: FeaturesOf) -> None:
         """Make those maps again that are read and were let go; a frame is encoded once for all objects."""
         missing: dict[int, list[ObjectMemory]] = {}
         for bank, reading in readings:
@@ -241,20 +241,20 @@ class Tracks:
 
     @torch.inference_mode()
     def result(
-        self, frame: int, seconds: float, seen: dict[Hashable, ObjectFrame], picture: np.ndarray | None
+        self, frame: int, seconds: float, seen: dict[Hashable, ObjectFrame], image: np.ndarray | None
     ) -> FrameResult:
-        """What people get of a frame: masks of the film's size."""
+        """What people get of a frame: masks of the video's size."""
         if not seen:
             h, w = (side // STRIDES[0] for side in self.input_hw)
             nothing = np.zeros((0, *self.size_hw), bool), np.zeros((0, h, w), np.float32), np.zeros(0, np.float32)
-            return FrameResult(frame, seconds, (), Masks(*nothing, np.zeros(0, int), picture), np.zeros(0, np.float32))
+            return FrameResult(frame, seconds, (), Masks(*nothing, np.zeros(0, int), image), np.zeros(0, np.float32))
         logits = torch.stack([one.logits for one in seen.values()]).float()
         masks = Masks(
             masks=(upscale_logits(logits, self.size_hw) > 0).cpu().numpy(),
             logits=logits.cpu().numpy(),
-            scores=torch.stack([one.iou for one in seen.values()]).float().cpu().numpy(),
-            objects=np.array([self.objects[name].number for name in seen]),
-            picture=picture,
+            iou_scores=torch.stack([one.iou for one in seen.values()]).float().cpu().numpy(),
+            object_ids=np.array([self.objects[name].number for name in seen]),
+            image=image,
         )
         scores = torch.stack([one.score for one in seen.values()]).float().cpu().numpy()
         return FrameResult(frame, seconds, tuple(seen), masks, scores)
@@ -277,7 +277,7 @@ class Tracks:
         values = torch.as_tensor(np.array(mask))
         if tuple(values.shape) != self.size_hw:
             raise PromptError(
-                f"mask has shape {tuple(values.shape)}: expected {self.size_hw}, the film's (height, width)"
+                f"mask has shape {tuple(values.shape)}: expected {self.size_hw}, the video's (height, width)"
             )
         inside = values > 0
         if not inside.any():

@@ -1,4 +1,4 @@
-"""Examples drawn from annotated pictures and films."""
+"""Examples drawn from annotated images and videos."""
 
 import warnings
 from collections import Counter
@@ -9,10 +9,10 @@ import pytest
 
 from masklet.errors import DataError
 from masklet.training.config import DataConfig, Stage, TrainingConfig
-from masklet.training.data.drawing import DataWarning, Drawn, draw_clip, draw_picture, look_at, mirrored
+from masklet.training.data.drawing import DataWarning, Drawn, draw_clip, draw_image, look_at, mirrored
 from masklet.training.data.scenes import Frame, Scene
 
-STAGE = Stage(image_size=64, steps=10, pictures=2, objects=3)
+STAGE = Stage(image_size=64, steps=10, images=2, objects=3)
 CONFIG = TrainingConfig(data=DataConfig(layout="folder", path="a"), stages=(STAGE,), seed=3)
 
 
@@ -23,7 +23,7 @@ def box(x, y, side=20, size=80):
 
 
 def scene(name, *frames):
-    """A scene whose frames are lists of masks by object; the picture shows the frame's number."""
+    """A scene whose frames are lists of masks by object; the image shows the frame's number."""
 
     def read(index):
         masks = {number: (lambda mask=mask: mask) for number, mask in frames[index].items()}
@@ -36,7 +36,7 @@ def still(name, *masks):
     return scene(name, dict(enumerate(masks, start=1)))
 
 
-def test_every_picture_is_drawn_once_before_any_returns():
+def test_every_image_is_drawn_once_before_any_returns():
     scenes = [still(f"p{index}", box(0, 0)) for index in range(7)]
     source = Drawn(scenes, CONFIG, flip=False)
     names = [source.example(STAGE, step, place).name for step in range(7) for place in range(2)]
@@ -63,21 +63,21 @@ def test_of_fifty_objects_some_are_drawn_and_no_more_are_decoded():
     crowd = Scene(
         "crowd", lambda _: Frame("crowd", np.zeros((80, 80, 3), np.uint8), {n: mask_of(n) for n in range(50)})
     )
-    example = draw_picture(crowd, STAGE, np.random.default_rng(0))
+    example = draw_image(crowd, STAGE, np.random.default_rng(0))
     assert example.masks.shape == (3, 64, 64)
     assert len(decoded) == 3
-    draw_picture(crowd, STAGE, np.random.default_rng(1))
+    draw_image(crowd, STAGE, np.random.default_rng(1))
     assert len(set(decoded)) > 3
 
 
 def test_of_few_objects_some_are_drawn_twice_and_empty_ones_never():
-    example = draw_picture(still("p", box(0, 0), box(0, 0, side=0)), STAGE, np.random.default_rng(0))
+    example = draw_image(still("p", box(0, 0), box(0, 0, side=0)), STAGE, np.random.default_rng(0))
     assert example.masks.shape == (3, 64, 64)
     assert (example.masks == example.masks[0]).all()
     assert example.masks[0].sum() == 16**2  # 20 of 80 pixels are 16 of 64
 
 
-def test_pictures_without_objects_are_passed_over():
+def test_images_without_objects_are_passed_over():
     scenes = [still(f"empty {index}", box(0, 0, side=0)) for index in range(5)] + [
         still("full", box(0, 0)),
         still("none"),
@@ -103,7 +103,7 @@ MOVING = [{1: box(4 * t, 0), 2: box(0, 60)} for t in range(8)]
 def test_clips_follow_each_other_and_half_of_them_run_backward():
     ways = Counter()
     for seed in range(60):
-        example = draw_clip(scene("film", *MOVING), CLIP, np.random.default_rng(seed))
+        example = draw_clip(scene("video", *MOVING), CLIP, np.random.default_rng(seed))
         assert example.pixels.shape == (3, 64, 64, 3)
         assert example.masks.shape == (3, 2, 64, 64)
         numbers = example.pixels[:, 0, 0, 0].tolist()
@@ -116,21 +116,21 @@ def test_an_object_that_is_absent_from_the_first_frame_is_not_asked_for_and_may_
     frames = [{1: box(0, 0), 2: box(60, 60)}, {1: box(0, 0)}, {2: box(60, 60), 3: box(30, 30)}]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        examples = [draw_clip(scene("film", *frames), CLIP, np.random.default_rng(seed)) for seed in range(20)]
+        examples = [draw_clip(scene("video", *frames), CLIP, np.random.default_rng(seed)) for seed in range(20)]
     for example in examples:
         assert example.masks[0].any((1, 2)).all()
         assert not example.masks.any((2, 3)).all()
 
 
-def test_a_short_film_goes_to_and_fro_and_one_without_objects_is_passed_over():
-    example = draw_clip(scene("film", *MOVING[:2]), replace(CLIP, frames=5), np.random.default_rng(0))
+def test_a_short_video_goes_to_and_fro_and_one_without_objects_is_passed_over():
+    example = draw_clip(scene("video", *MOVING[:2]), replace(CLIP, frames=5), np.random.default_rng(0))
     numbers = example.pixels[:, 0, 0, 0].tolist()
     assert numbers in ([0, 1, 0, 1, 0], [1, 0, 1, 0, 1])
-    assert draw_clip(scene("film", {}, {}, {}), CLIP, np.random.default_rng(0)) is None
+    assert draw_clip(scene("video", {}, {}, {}), CLIP, np.random.default_rng(0)) is None
 
 
-def test_left_becomes_right_in_picture_and_masks():
-    example = draw_picture(still("p", box(0, 0)), STAGE, np.random.default_rng(0))
+def test_left_becomes_right_in_image_and_masks():
+    example = draw_image(still("p", box(0, 0)), STAGE, np.random.default_rng(0))
     assert mirrored(example).masks[0, 0, -1]
     assert not mirrored(example).masks[0, 0, 0]
 
@@ -148,12 +148,12 @@ def test_objects_with_small_loose_parts_are_no_classes():
 
 
 def test_data_of_empty_masks_are_an_error():
-    with pytest.raises(DataError, match="no object in any of the pictures that were looked at, a for one"):
+    with pytest.raises(DataError, match="no object in any of the images that were looked at, a for one"):
         look_at([still("a", box(0, 0, side=0)), still("b"), scene("c", {}, {})])
 
 
-def test_objects_that_come_later_or_in_few_pictures_are_found():
-    look_at([scene("film", {}, {1: box(0, 0, side=0)}, {}, {1: box(0, 0)}, {})])
+def test_objects_that_come_later_or_in_few_images_are_found():
+    look_at([scene("video", {}, {1: box(0, 0, side=0)}, {}, {1: box(0, 0)}, {})])
     sparse = [still(f"p{index}", *[box(0, 0)] * (index % 20 == 7)) for index in range(200)]
     look_at(sparse)
     source = Drawn(sparse, CONFIG, flip=False)

@@ -9,21 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
-from masklet.errors import DataError, FilmError, PictureError
+from masklet.errors import DataError, ImageError, VideoError
 from masklet.masks import encode_rle
 from masklet.training.config import DataConfig, Stage, TrainingConfig
 from masklet.training.data import read_scenes
 from masklet.training.data.coco import read_coco, read_sa1b
-from masklet.training.data.films import read_films, read_sav, sav_stride
 from masklet.training.data.folder import read_folder
 from masklet.training.data.scenes import Scene, split_by_name
+from masklet.training.data.videos import read_sav, read_videos, sav_stride
 from masklet.training.run import open_data
-from masklet.video.frames import FilmWriter
+from masklet.video.frames import VideoWriter
 
 HEIGHT, WIDTH = 40, 60
 
 
-def picture(seed=0):
+def image(seed=0):
     return np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
@@ -48,7 +48,7 @@ def save(array, path):
 @pytest.fixture
 def folder(tmp_path):
     for index in range(3):
-        save(picture(index), tmp_path / "images" / f"p{index}.png")
+        save(image(index), tmp_path / "images" / f"p{index}.png")
         save(labels_of(square(2, 3), square(30, 20)), tmp_path / "masks" / f"p{index}.png")
     return tmp_path
 
@@ -58,16 +58,16 @@ def masks_of(scene, frame=0):
     return {number: read.mask(number) for number in read.masks}
 
 
-def test_a_folder_of_pictures_and_maps_of_numbers(folder):
+def test_a_folder_of_images_and_maps_of_numbers(folder):
     scenes = read_folder(folder)
     assert [scene.name for scene in scenes] == ["p0", "p1", "p2"]
-    assert np.array_equal(scenes[1].frame(0).picture, picture(1))
+    assert np.array_equal(scenes[1].frame(0).image, image(1))
     masks = masks_of(scenes[1])
     assert np.array_equal(masks[1], square(2, 3))
     assert np.array_equal(masks[2], square(30, 20))
 
 
-def test_a_picture_may_have_a_folder_of_masks_that_overlap(folder):
+def test_an_image_may_have_a_folder_of_masks_that_overlap(folder):
     (folder / "masks/p0.png").unlink()
     for number, mask in enumerate([square(0, 0), square(5, 5)]):
         save(mask.astype(np.uint8) * 255, folder / "masks/p0" / f"{number}.png")
@@ -87,11 +87,11 @@ def test_a_mask_may_be_black_and_white_and_beside_numbers_white_is_not_known(fol
     assert list(masks_of(second)) == [1]
 
 
-def test_films_may_be_black_and_white_as_those_of_davis_2016(tmp_path):
+def test_videos_may_be_black_and_white_as_those_of_davis_2016(tmp_path):
     for frame in range(3):
-        save(picture(frame), tmp_path / f"JPEGImages/dog/{frame}.png")
+        save(image(frame), tmp_path / f"JPEGImages/dog/{frame}.png")
         save(square(2 * frame, 3) * np.uint8(255), tmp_path / f"Annotations/dog/{frame}.png")
-    (scene,) = read_films(tmp_path)
+    (scene,) = read_videos(tmp_path)
     assert np.array_equal(masks_of(scene, 2)[1], square(4, 3))
 
 
@@ -114,30 +114,30 @@ def test_sixteen_bit_and_grey_in_colour_masks_are_read(folder):
 
 
 def test_folders_that_are_not_laid_out_so_are_explained(folder, tmp_path_factory):
-    with pytest.raises(DataError, match=r"no pictures in .*images: expected images/NAME.jpg and masks/NAME.png"):
+    with pytest.raises(DataError, match=r"no images in .*images: expected images/NAME.jpg and masks/NAME.png"):
         read_folder(tmp_path_factory.mktemp("empty"))
     (folder / "masks/p1.png").unlink()
-    with pytest.raises(DataError, match="1 of 3 pictures in .* have no masks, p1.png for one"):
+    with pytest.raises(DataError, match="1 of 3 images in .* have no masks, p1.png for one"):
         read_folder(folder)
 
 
 def test_masks_of_another_size_in_colours_or_damaged_are_named(folder):
     save(labels_of(square(2, 3))[:30], folder / "masks/p0.png")
-    save(picture(), folder / "masks/p1.png")
-    (folder / "masks/p2.png").write_bytes(b"no picture")
+    save(image(), folder / "masks/p1.png")
+    (folder / "masks/p2.png").write_bytes(b"no image")
     first, second, third = read_folder(folder)
-    with pytest.raises(DataError, match="p0.png: the mask of object 1 is 60×30 pixels, but the picture is 60×40"):
+    with pytest.raises(DataError, match="p0.png: the mask of object 1 is 60×30 pixels, but the image is 60×40"):
         masks_of(first)
-    with pytest.raises(PictureError, match="p1.png is a picture in colours"):
+    with pytest.raises(ImageError, match="p1.png is an image in colours"):
         second.frame(0)
-    with pytest.raises(PictureError, match="p2.png is not a picture"):
+    with pytest.raises(ImageError, match="p2.png is not an image"):
         third.frame(0)
 
 
-def test_a_picture_that_cannot_be_read_is_named(folder):
+def test_an_image_that_cannot_be_read_is_named(folder):
     whole = (folder / "images/p0.png").read_bytes()
     (folder / "images/p0.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PictureError, match="p0.png is truncated"):
+    with pytest.raises(ImageError, match="p0.png is truncated"):
         read_folder(folder)[0].frame(0)
 
 
@@ -158,7 +158,7 @@ def coco_content(**changes):
 
 
 def test_coco_may_mix_polygons_and_both_kinds_of_run_lengths_and_crowds_are_left_out(tmp_path):
-    save(picture(), tmp_path / "p1.png")
+    save(image(), tmp_path / "p1.png")
     (tmp_path / "all.json").write_text(json.dumps(coco_content()))
     (scene,) = read_coco(tmp_path, tmp_path / "all.json")
     masks = masks_of(scene)
@@ -196,7 +196,7 @@ def test_json_that_is_none_is_explained(tmp_path):
 
 
 def test_a_segmentation_that_makes_no_sense_is_named(tmp_path):
-    save(picture(), tmp_path / "p1.png")
+    save(image(), tmp_path / "p1.png")
     bad = [{"id": 7, "image_id": 1, "segmentation": [[1, 2, 3]]}]
     (tmp_path / "all.json").write_text(json.dumps(coco_content(annotations=bad)))
     with pytest.raises(DataError, match="all.json: annotation 7 has the segmentation"):
@@ -207,12 +207,12 @@ def test_a_segmentation_that_makes_no_sense_is_named(tmp_path):
         masks_of(read_coco(tmp_path, tmp_path / "all.json")[0])
 
 
-def test_sa1b_has_a_json_beside_each_picture(tmp_path):
+def test_sa1b_has_a_json_beside_each_image(tmp_path):
     content = {
         "image": {"image_id": 1, "height": HEIGHT, "width": WIDTH, "file_name": "sa_1.jpg"},
         "annotations": [{"segmentation": run} for run in encode_rle(np.stack([square(2, 3), square(5, 5)]))],
     }
-    save(picture(), tmp_path / "part/sa_1.jpg")
+    save(image(), tmp_path / "part/sa_1.jpg")
     (tmp_path / "part/sa_1.json").write_text(json.dumps(content))
     (tmp_path / "part/other.json").write_text("{}")
     (scene,) = read_sa1b(tmp_path)
@@ -223,38 +223,38 @@ def test_sa1b_has_a_json_beside_each_picture(tmp_path):
     (tmp_path / "part/sa_1.json").write_text("{}")
     with pytest.raises(DataError, match="sa_1.json is not SA-1B's"):
         scene.frame(0)
-    with pytest.raises(DataError, match="no pictures of SA-1B"):
+    with pytest.raises(DataError, match="no images of SA-1B"):
         read_sa1b(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("above", ["", "480p"])
-def test_films_of_davis_and_youtube_vos(tmp_path, above):
+def test_videos_of_davis_and_youtube_vos(tmp_path, above):
     for frame in range(6):
-        save(picture(frame), tmp_path / "JPEGImages" / above / "dog" / f"{frame:05}.png")
+        save(image(frame), tmp_path / "JPEGImages" / above / "dog" / f"{frame:05}.png")
         if frame % 2 == 0:
             labels = labels_of(square(frame, 3), square(30, 20) if frame else square(0, 0, 0))
             labels[-1] = 255
             save(labels, tmp_path / "Annotations" / above / "dog" / f"{frame:05}.png")
-    (scene,) = read_films(tmp_path)
+    (scene,) = read_videos(tmp_path)
     assert (scene.name, scene.count()) == ("dog", 3)
     assert list(masks_of(scene, 0)) == [1]
-    assert np.array_equal(scene.frame(1).picture, picture(2))
+    assert np.array_equal(scene.frame(1).image, image(2))
     assert np.array_equal(masks_of(scene, 2)[1], square(4, 3))
     assert list(masks_of(scene, 2)) == [1, 2]
 
 
-def test_films_without_annotations_are_named(tmp_path):
-    with pytest.raises(FilmError, match="no films in .*JPEGImages: expected JPEGImages/FILM"):
-        read_films(tmp_path)
-    save(picture(), tmp_path / "JPEGImages/dog/1.png")
-    with pytest.raises(FilmError, match="film dog has no annotations in .*: expected JPEGImages/FILM"):
-        read_films(tmp_path)
+def test_videos_without_annotations_are_named(tmp_path):
+    with pytest.raises(VideoError, match="no videos in .*JPEGImages: expected JPEGImages/VIDEO"):
+        read_videos(tmp_path)
+    save(image(), tmp_path / "JPEGImages/dog/1.png")
+    with pytest.raises(VideoError, match="video dog has no annotations in .*: expected JPEGImages/VIDEO"):
+        read_videos(tmp_path)
 
 
 def test_videos_of_sa_v_show_every_fourth_frame(tmp_path):
-    with FilmWriter(tmp_path / "sav_1.mp4", fps=24) as film:
+    with VideoWriter(tmp_path / "sav_1.mp4", fps=24) as video:
         for frame in range(12):
-            film.write(np.full((HEIGHT, WIDTH, 3), 20 * frame, np.uint8))
+            video.write(np.full((HEIGHT, WIDTH, 3), 20 * frame, np.uint8))
     first, second = (encode_rle(np.stack([square(x, 3), square(30, 20)])) for x in (2, 6))
     manual = {"masklet": [first, second, [None, second[1]]], "masklet_id": [0, 1]}
     auto = {"masklet": [first[1:], second[1:], second[1:]], "masklet_id": [0]}
@@ -262,7 +262,7 @@ def test_videos_of_sa_v_show_every_fourth_frame(tmp_path):
     (tmp_path / "sav_1_auto.json").write_text(json.dumps(auto))
     (scene,) = read_sav(tmp_path)
     assert (scene.name, scene.count()) == ("sav_1", 3)
-    assert abs(int(scene.frame(1).picture.mean()) - 80) < 5
+    assert abs(int(scene.frame(1).image.mean()) - 80) < 5
     assert np.array_equal(masks_of(scene, 1)[1], square(6, 3))
     assert list(masks_of(scene, 2)) == [2, 3]  # the first is absent, and the others keep their numbers
     with pytest.raises(DataError, match="no videos of SA-V"):
@@ -282,8 +282,8 @@ def test_other_videos_tell_their_stride_by_their_counts(frames, annotated, strid
 
 
 def test_json_that_is_not_sa_v_is_named(tmp_path):
-    with FilmWriter(tmp_path / "a.mp4") as film:
-        film.write(picture())
+    with VideoWriter(tmp_path / "a.mp4") as video:
+        video.write(image())
     (tmp_path / "a_auto.json").write_text("{}")
     (scene,) = read_sav(tmp_path)
     with pytest.raises(DataError, match="a_auto.json is not SA-V's"):
@@ -295,7 +295,7 @@ def scenes(*names):
 
 
 def test_a_split_is_by_name_and_does_not_depend_on_company():
-    names = [f"photo {index}" for index in range(400)]
+    names = [f"image {index}" for index in range(400)]
     learned, measured = split_by_name(scenes(*names), 0.25)
     assert len(learned) + len(measured) == 400
     assert 70 < len(measured) < 130
@@ -312,7 +312,7 @@ def test_both_sides_of_a_small_split_have_something(count, share, measured):
     assert (len(one), len(other)) == (count - measured, measured)
 
 
-def test_pictures_of_one_name_in_two_folders_are_two(tmp_path):
+def test_images_of_one_name_in_two_folders_are_two(tmp_path):
     images = [{"id": n, "file_name": f"{part}/p.png", "height": HEIGHT, "width": WIDTH} for n, part in enumerate("ab")]
     outline = [[2, 3, 14, 3, 14, 15, 2, 15]]
     annotations = [{"id": n, "image_id": n, "segmentation": outline} for n in range(2)]
@@ -349,7 +349,7 @@ def test_files_that_are_missing_are_counted_before_the_run(tmp_path):
 
 
 def test_crowds_of_run_lengths_do_not_have_to_be_decodable(tmp_path):
-    save(picture(), tmp_path / "p1.png")
+    save(image(), tmp_path / "p1.png")
     crowd = {"id": 1, "image_id": 1, "iscrowd": 1, "segmentation": {"size": [1, 1], "counts": "broken"}}
     content = coco_content()
     content["annotations"].append(crowd)

@@ -7,13 +7,13 @@ from pathlib import Path
 from masklet.errors import DataError
 from masklet.training.config import DataConfig
 from masklet.training.data.coco import read_coco, read_sa1b
-from masklet.training.data.films import read_films, read_sav
 from masklet.training.data.folder import read_folder
 from masklet.training.data.scenes import Scene
+from masklet.training.data.videos import read_sav, read_videos
 
 
 def read_scenes(data: DataConfig) -> list[Scene]:
-    """All pictures or films of a data set.
+    """All images or videos of a data set.
 
     Raises:
         DataError: It is not laid out as it should be, or files of it are missing.
@@ -27,8 +27,8 @@ def read_scenes(data: DataConfig) -> list[Scene]:
             scenes = read_coco(path, Path(data.annotations))
         case "sa1b":
             scenes = read_sa1b(path)
-        case "films":
-            scenes = read_films(path)
+        case "videos":
+            scenes = read_videos(path)
         case _:
             assert data.layout == "sav"
             scenes = read_sav(path)

@@ -1,4 +1,4 @@
-"""COCO instances, and SA-1B, which keeps one such JSON beside each picture."""
+"""COCO instances, and SA-1B, which keeps one such JSON beside each image."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from masklet.errors import DataError
-from masklet.pictures import read_picture
+from masklet.images.reading import read_image
 from masklet.training.data.scenes import Frame, Scene, mask_of_coco, read_json
-from masklet.video.frames import pictures_in
+from masklet.video.frames import images_in
 
 
 def read_coco(folder: Path, annotations: Path) -> list[Scene]:
-    """All pictures that have objects.
+    """All images that have objects.
 
     Args:
-        folder: Of the pictures.
+        folder: Of the images.
         annotations: COCO's JSON; polygons and run lengths of either kind may stand side by side. Crowds, regions of
             objects that are not told apart, are left out, and so are annotations without outline.
 
@@ -51,39 +51,37 @@ def read_coco(folder: Path, annotations: Path) -> list[Scene]:
 
 
 def read_sa1b(folder: Path) -> list[Scene]:
-    """All pictures of a folder of SA-1B: ``sa_1.jpg`` beside ``sa_1.json``, at any depth.
+    """All images of a folder of SA-1B: ``sa_1.jpg`` beside ``sa_1.json``, at any depth.
 
     Raises:
         DataError: There are none.
     """
     files = sorted(folder.rglob("*.json"))
-    folders = {place: {picture.stem: picture for picture in pictures_in(place)} for place in {f.parent for f in files}}
+    folders = {place: {image.stem: image for image in images_in(place)} for place in {f.parent for f in files}}
     pairs = [(file, folders[file.parent][file.stem]) for file in files if file.stem in folders[file.parent]]
     if not pairs:
-        raise DataError(f"no pictures of SA-1B in {folder}: expected NAME.jpg beside NAME.json")
-    return [Scene(picture.stem, partial(_read_sa1b, file, picture), files=(picture, file)) for file, picture in pairs]
+        raise DataError(f"no images of SA-1B in {folder}: expected NAME.jpg beside NAME.json")
+    return [Scene(image.stem, partial(_read_sa1b, file, image), files=(image, file)) for file, image in pairs]
 
 
-def _scene(picture: Path, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], source: Path) -> Scene:
+def _scene(path: Path, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], source: Path) -> Scene:
     size_hw = (int(image["height"]), int(image["width"]))
-    return Scene(picture.stem, partial(_read, picture, size_hw, annotations, str(source)), files=(picture,))
+    return Scene(path.stem, partial(_read, path, size_hw, annotations, str(source)), files=(path,))
 
 
-def _read(
-    picture: Path, size_hw: tuple[int, int], annotations: Sequence[Mapping[str, Any]], where: str, _: int
-) -> Frame:
+def _read(image: Path, size_hw: tuple[int, int], annotations: Sequence[Mapping[str, Any]], where: str, _: int) -> Frame:
     masks = {
         number: mask_of_coco(annotation["segmentation"], size_hw, where, annotation.get("id", number))
         for number, annotation in enumerate(annotations, start=1)
     }
-    return Frame(str(picture), read_picture(picture), masks)
+    return Frame(str(image), read_image(image), masks)
 
 
-def _read_sa1b(file: Path, picture: Path, _: int) -> Frame:
+def _read_sa1b(file: Path, image: Path, _: int) -> Frame:
     content = read_json(file)
     try:
         size_hw = (int(content["image"]["height"]), int(content["image"]["width"]))
         annotations = [annotation for annotation in content["annotations"] if annotation["segmentation"]]
     except (KeyError, TypeError) as error:
         raise DataError(f"{file} is not SA-1B's ({error!r}): expected image and annotations with masks") from error
-    return _read(picture, size_hw, annotations, str(file), 0)
+    return _read(image, size_hw, annotations, str(file), 0)

@@ -1,4 +1,4 @@
-"""Examples drawn from annotated pictures and films."""
+"""Examples drawn from annotated images and videos."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from masklet.training.prompts import MASK_STRIDE
 from masklet.training.worlds import Pixels
 
 ATTEMPTS = 1000
-"""Pictures without objects that are passed over for one example, before the data are called empty."""
+"""Images without objects that are passed over for one example, before the data are called empty."""
 LOOKED_AT = 40
-"""Pictures whose masks are looked at before a run."""
+"""Images whose masks are looked at before a run."""
 LOOKED_FURTHER = 1000
-"""Pictures that are searched for a first object, before the data are called empty."""
+"""Images that are searched for a first object, before the data are called empty."""
 SEVERAL_PARTS = 0.3
 """Share of masks in several large parts above which they are taken for classes."""
 LARGE_PART = 0.3
@@ -41,7 +41,7 @@ class Drawn:
 
     def __init__(self, scenes: Sequence[Scene], config: TrainingConfig, *, flip: bool) -> None:
         if not scenes:
-            raise DataError("there is nothing to learn from: all pictures or films are kept for validation")
+            raise DataError("there is nothing to learn from: all images or videos are kept for validation")
         self.scenes = scenes
         self.config = config
         self.flip = flip
@@ -51,17 +51,17 @@ class Drawn:
         return np.random.default_rng((self.config.seed, epoch)).permutation(len(self.scenes))
 
     def example(self, stage: Stage, step: int, place: int) -> Example:
-        """See ``Examples``. A picture, or a clip's first frame, that shows nothing is replaced by another."""
+        """See ``Examples``. An image, or a clip's first frame, that shows nothing is replaced by another."""
         epoch, turn = divmod(self.config.drawn_before(step) + place, len(self.scenes))
         rng = np.random.default_rng((self.config.seed, step, place))
         scene = self.scenes[int(self._order(epoch)[turn])]
         for _ in range(ATTEMPTS):
-            example = draw_clip(scene, stage, rng) if stage.frames > 1 else draw_picture(scene, stage, rng)
+            example = draw_clip(scene, stage, rng) if stage.frames > 1 else draw_image(scene, stage, rng)
             if example is not None:
                 return mirrored(example) if self.flip and rng.random() < 0.5 else example
             scene = self.scenes[int(rng.integers(len(self.scenes)))]
         raise DataError(
-            f"{ATTEMPTS} of the {len(self.scenes)} pictures or films were drawn, and none shows an object that fills "
+            f"{ATTEMPTS} of the {len(self.scenes)} images or videos were drawn, and none shows an object that fills "
             f"a cell of {MASK_STRIDE} pixels at {stage.side_px}×{stage.side_px}: are masks empty, or objects tiny?"
         )
 
@@ -70,7 +70,7 @@ class Drawn:
         return Batch.of(examples)
 
 
-def draw_picture(scene: Scene, stage: Stage, rng: np.random.Generator) -> Example | None:
+def draw_image(scene: Scene, stage: Stage, rng: np.random.Generator) -> Example | None:
     """One frame of a scene and some of its objects; None if there are none."""
     frame = scene.frame(int(rng.integers(scene.count())))
     masks: list[Mask] = []
@@ -82,13 +82,13 @@ def draw_picture(scene: Scene, stage: Stage, rng: np.random.Generator) -> Exampl
     if not masks:
         return None
     chosen = np.stack(masks)[drawn(len(masks), stage.objects, rng)]
-    return Example(frame.name, resized(frame.picture, stage.side_px), chosen)
+    return Example(frame.name, resized(frame.image, stage.side_px), chosen)
 
 
 def draw_clip(scene: Scene, stage: Stage, rng: np.random.Generator) -> Example | None:
-    """Some frames of a film that follow each other, half of the time backward, and objects of the first of them.
+    """Some frames of a video that follow each other, half of the time backward, and objects of the first of them.
 
-    A film shorter than that is gone through to and fro.
+    A video shorter than that is gone through to and fro.
     """
     length = scene.count()
     start = int(rng.integers(max(1, length - stage.frames + 1)))
@@ -107,10 +107,10 @@ def draw_clip(scene: Scene, stage: Stage, rng: np.random.Generator) -> Example |
     if not numbers:
         return None
     chosen = [numbers[index] for index in drawn(len(numbers), stage.objects, rng)]
-    pictures = {index: resized(frame.picture, stage.side_px) for index, frame in frames.items()}
+    images = {index: resized(frame.image, stage.side_px) for index, frame in frames.items()}
     masks = {index: _masks(frame, chosen, stage.side_px) for index, frame in frames.items()}
     name = f"{scene.name}, frames {indices[0]} to {indices[-1]}"
-    return Example(name, np.stack([pictures[i] for i in indices]), np.stack([masks[i] for i in indices]))
+    return Example(name, np.stack([images[i] for i in indices]), np.stack([masks[i] for i in indices]))
 
 
 def _masks(frame: Frame, numbers: Sequence[int], side_px: int) -> Mask:
@@ -125,23 +125,23 @@ def mirrored(example: Example) -> Example:
     return Example(example.name, np.ascontiguousarray(pixels), np.ascontiguousarray(masks))
 
 
-def resized(picture: Pixels, side_px: int) -> Pixels:
+def resized(image: Pixels, side_px: int) -> Pixels:
     """Stretched to a square, as the network sees it."""
-    return np.asarray(Image.fromarray(picture).resize((side_px, side_px), Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize((side_px, side_px), Image.Resampling.BILINEAR))
 
 
 def resized_mask(mask: Mask, side_px: int) -> Mask:
-    """A mask of such a picture: the pixels that it fills by half or more."""
+    """A mask of such an image: the pixels that it fills by half or more."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255).resize((side_px, side_px), Image.Resampling.BOX)
     return np.asarray(grey) > 127
 
 
 def look_at(scenes: Sequence[Scene]) -> None:
-    """Read a few pictures whole, so that what is wrong with all of them is said before the run.
+    """Read a few images whole, so that what is wrong with all of them is said before the run.
 
     Raises:
-        DataError: Masks do not fit their pictures, or none shows anything.
-        PictureError: A picture cannot be read.
+        DataError: Masks do not fit their images, or none shows anything.
+        ImageError: An image cannot be read.
 
     Warns:
         DataWarning: Masks look like classes.
@@ -153,7 +153,7 @@ def look_at(scenes: Sequence[Scene]) -> None:
         parts = next((found for frame in further if (found := _parts_in(frame))), [])
     if not parts:
         raise DataError(
-            f"no object in any of the pictures that were looked at, {some[0].name} for one: are all masks empty?"
+            f"no object in any of the images that were looked at, {some[0].name} for one: are all masks empty?"
         )
     several = np.mean([count > 1 for count in parts])
     if len(parts) > 1 and several > SEVERAL_PARTS:

@@ -1,4 +1,4 @@
-"""Annotated pictures and films, whatever they are kept in: the one type that all readers give."""
+"""Annotated images and videos, whatever they are kept in: the one type that all readers give."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklet.errors import DataError
-from masklet.exports import read_segmentation
 from masklet.masks import decode_rle
+from masklet.results.exporters import read_segmentation
 from masklet.training.batches import Mask
 from masklet.training.worlds import Pixels
 
@@ -25,34 +25,34 @@ HASHES = 2**32
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture and the objects that are in it."""
+    """An image and the objects that are in it."""
 
     name: str
-    picture: Pixels  # (height, width, 3) RGB
+    image: Pixels  # (height, width, 3) RGB
     masks: Mapping[int, Callable[[], Mask]]  # by object, decoded when asked for: there may be hundreds
 
     def mask(self, number: int) -> Mask:
         """(height, width) of one object.
 
         Raises:
-            DataError: It is of another size than the picture.
+            DataError: It is of another size than the image.
         """
         mask = self.masks[number]()
-        if mask.shape != (size_hw := self.picture.shape[:2]):
+        if mask.shape != (size_hw := self.image.shape[:2]):
             came, expected = (f"{width}×{height}" for height, width in (mask.shape, size_hw))
-            raise DataError(f"{self.name}: the mask of object {number} is {came} pixels, but the picture is {expected}")
+            raise DataError(f"{self.name}: the mask of object {number} is {came} pixels, but the image is {expected}")
         return mask
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A film, or a picture as a film of one frame; nothing of it is read yet."""
+    """A video, or an image as a video of one frame; nothing of it is read yet."""
 
     name: str
     frame: Callable[[int], Frame]
     """Reads one frame; an object keeps its number through all of them."""
     count: Callable[[], int] = lambda: 1
-    """Frames. Asked for when needed, as some films have to be opened to tell."""
+    """Frames. Asked for when needed, as some videos have to be opened to tell."""
     files: tuple[Path, ...] = ()
     """What has to be there."""
 
@@ -96,7 +96,7 @@ def mask_of_coco(segmentation: Any, size_hw: tuple[int, int], where: str, index:
 
     Args:
         segmentation: Of one annotation.
-        size_hw: (height, width) of its picture.
+        size_hw: (height, width) of its image.
         where: The file, for errors.
         index: Of the annotation, for errors.
     """

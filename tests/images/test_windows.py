@@ -1,4 +1,4 @@
-"""Large pictures, read in parts."""
+"""Large images, read in parts."""
 
 import sys
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masklet import windows
-from masklet.errors import PictureError
-from masklet.pictures import read_picture
-from masklet.windows import open_windows
+from masklet.errors import ImageError
+from masklet.images import windows
+from masklet.images.reading import read_image
+from masklet.images.windows import open_windows
 
 PLACE = np.s_[10:20, 30:50]
 
@@ -44,7 +44,7 @@ def write(tmp_path):
     ],
     ids=["plain", "tiles", "lzw", "strips", "one piece", "big"],
 )
-def test_a_window_of_a_tiff_is_a_part_of_the_picture(write, rgb, how):
+def test_a_window_of_a_tiff_is_a_part_of_the_image(write, rgb, how):
     opened = open_windows(write(rgb, photometric="rgb", **how))
     assert opened.size_hw == (60, 80)
     np.testing.assert_array_equal(opened[PLACE], rgb[PLACE])
@@ -56,8 +56,8 @@ def test_tiles_of_jpeg_are_the_colours_that_pillow_reads(write, photometric):
     x, y = np.mgrid[0:255:80j, 0:255:60j]
     smooth = np.stack([x, y, 255 - x], -1).astype(np.uint8).transpose(1, 0, 2)
     path = write(smooth, photometric=photometric, tile=(16, 16), compression="jpeg")
-    with Image.open(path) as picture:
-        expected = np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
     window = open_windows(path)[PLACE]
     assert np.abs(window.astype(int) - expected[PLACE]).max() <= 8
 
@@ -68,8 +68,8 @@ def test_ycbcr_that_is_no_jpeg_has_the_colours_that_pillow_reads(tmp_path, compr
     pixels = np.full((20, 30, 3), (200, 30, 60), np.uint8)
     path = tmp_path / "a.tif"
     Image.fromarray(pixels).convert("YCbCr").save(path, compression=compression)
-    with Image.open(path) as picture:
-        expected = np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
     assert np.abs(expected.astype(int) - pixels).max() < 4
     np.testing.assert_array_equal(open_windows(path)[:, :], expected)
 
@@ -86,7 +86,7 @@ def test_transparent_pixels_lie_on_white_whatever_the_alpha(write, rgb, colours,
     path = write(laid, photometric="rgb" if colours == 3 else "minisblack", extrasamples=[alpha], planarconfig=planes)
     shown = open_windows(path)[:, :].astype(int)
     if planes == "contig" and (colours, alpha) != (1, "assocalpha"):  # Pillow has no way from there
-        assert np.abs(shown - read_picture(path)).max() <= 1
+        assert np.abs(shown - read_image(path)).max() <= 1
     opacity = straight[..., -1:] / 255
     assert np.abs(shown - straight[..., :-1] * opacity - 255 * (1 - opacity)).max() <= 2
 
@@ -95,27 +95,27 @@ def test_a_tiff_is_known_by_its_beginning(write, rgb):
     path = write(rgb, photometric="rgb", tile=(16, 16), compression="zlib")
     path = path.rename(path.with_suffix(".png"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "read_picture", lambda *_, **__: pytest.fail("the whole picture was read"))
+        patch.setattr(windows, "read_image", lambda *_, **__: pytest.fail("the whole image was read"))
         np.testing.assert_array_equal(open_windows(path)[PLACE], rgb[PLACE])
     Image.fromarray(rgb).save(path.with_suffix(".tif"), format="PNG")
     np.testing.assert_array_equal(open_windows(path.with_suffix(".tif"))[PLACE], rgb[PLACE])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
-def test_who_asks_for_windows_may_open_pictures_beyond_the_limit_of_pillow(rgb, tmp_path, monkeypatch, suffix):
+def test_who_asks_for_windows_may_open_images_beyond_the_limit_of_pillow(rgb, tmp_path, monkeypatch, suffix):
     path = tmp_path / f"large{suffix}"
     Image.fromarray(rgb).save(path)
-    expected = read_picture(path)
+    expected = read_image(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     np.testing.assert_array_equal(open_windows(path)[:, :], expected)
     with path.open("rb") as file:
         np.testing.assert_array_equal(open_windows(file)[:, :], expected)
         assert not file.closed
     assert Image.MAX_IMAGE_PIXELS == 100
-    with pytest.raises(PictureError, match="more pixels than Pillow's limit"):
-        read_picture(path)
-    path.write_bytes(b"no picture at all")
-    with pytest.raises(PictureError, match="is not a picture that Pillow can read"):
+    with pytest.raises(ImageError, match="more pixels than Pillow's limit"):
+        read_image(path)
+    path.write_bytes(b"no image at all")
+    with pytest.raises(ImageError, match="is not an image that Pillow can read"):
         open_windows(path)
 
 
@@ -123,7 +123,7 @@ def test_a_large_tiff_names_what_reads_it_in_parts(write, rgb, monkeypatch):
     path = write(rgb, photometric="rgb")
     monkeypatch.setitem(sys.modules, "tifffile", None)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(PictureError, match=r"tifffile is not installed, .* in parts: pip install masklet\[tiff\]"):
+    with pytest.raises(ImageError, match=r"tifffile is not installed, .* in parts: pip install masklet\[tiff\]"):
         open_windows(path)
 
 
@@ -135,7 +135,7 @@ def test_channels_may_come_first_and_infrared_last(write, rgb):
 
 
 @pytest.mark.parametrize("kind", ["grey", "16 bits", "big endian", "transparent", "float"])
-def test_pixels_are_those_of_read_picture(write, rgb, kind):
+def test_pixels_are_those_of_read_image(write, rgb, kind):
     pixels = {
         "grey": rgb[..., 0],
         "16 bits": rgb[..., 0].astype(np.uint16) * 250,
@@ -147,12 +147,12 @@ def test_pixels_are_those_of_read_picture(write, rgb, kind):
         "transparent": {"photometric": "rgb", "extrasamples": ["unassalpha"]},
         "big endian": {"byteorder": ">"},
     }.get(kind, {})
-    np.testing.assert_array_equal(open_windows(write(pixels, **how))[PLACE], read_picture(pixels)[PLACE])
+    np.testing.assert_array_equal(open_windows(write(pixels, **how))[PLACE], read_image(pixels)[PLACE])
 
 
 def test_nothing_else_is_read(write, rgb, monkeypatch):
     path = write(rgb, photometric="rgb", tile=(16, 16))
-    monkeypatch.setattr(windows, "read_picture", lambda *_: pytest.fail("the whole picture was read"))
+    monkeypatch.setattr(windows, "read_image", lambda *_: pytest.fail("the whole image was read"))
     shapes = []
     monkeypatch.setattr(windows, "to_rgb8", lambda pixels: shapes.append(pixels.shape))
     open_windows(path)[PLACE]
@@ -173,7 +173,7 @@ def test_a_tiff_that_pillow_has_to_turn_or_colour_is_read_by_it(write, rgb, tmp_
     turned = write(rgb, photometric="rgb", extratags=[(274, "H", 1, 6, True)])
     np.testing.assert_array_equal(open_windows(turned)[:, :], np.rot90(rgb, -1))
     Image.fromarray(rgb).quantize(8).save(tmp_path / "palette.tif")
-    np.testing.assert_array_equal(open_windows(tmp_path / "palette.tif")[:, :], read_picture(tmp_path / "palette.tif"))
+    np.testing.assert_array_equal(open_windows(tmp_path / "palette.tif")[:, :], read_image(tmp_path / "palette.tif"))
 
 
 def test_without_tifffile_pillow_reads_it(write, rgb, monkeypatch):
@@ -189,21 +189,19 @@ def test_arrays_and_other_files_have_windows_too(rgb, tmp_path):
         np.testing.assert_array_equal(open_windows(source)[PLACE], rgb[PLACE])
 
 
-def test_what_is_no_picture_is_refused_at_once(write, rgb, tmp_path):
+def test_what_is_no_image_is_refused_at_once(write, rgb, tmp_path):
     stack = write(rgb.transpose(2, 0, 1), photometric="minisblack")
-    with pytest.raises(
-        PictureError, match=r"has the axes QYX of \(3, 60, 80\): expected one picture, rows and columns"
-    ):
+    with pytest.raises(ImageError, match=r"has the axes QYX of \(3, 60, 80\): expected one image, rows and columns"):
         open_windows(stack)
-    with pytest.raises(PictureError, match="there is no picture at .*none.tif"):
+    with pytest.raises(ImageError, match="there is no image at .*none.tif"):
         open_windows(tmp_path / "none.tif")
-    stack.write_bytes(b"no picture")
-    with pytest.raises(PictureError, match="is not a picture that Pillow can read"):
+    stack.write_bytes(b"no image")
+    with pytest.raises(ImageError, match="is not an image that Pillow can read"):
         open_windows(stack)
     stack.write_bytes(b"II*\0 and no more")
-    with pytest.raises(PictureError, match="is damaged, or of a kind"):
+    with pytest.raises(ImageError, match="is damaged, or of a kind"):
         open_windows(stack)
-    with pytest.raises(PictureError, match="is not a picture"):
+    with pytest.raises(ImageError, match="is not an image"):
         open_windows(rgb[..., 0, 0])
-    with pytest.raises(PictureError, match="is not a picture"):
+    with pytest.raises(ImageError, match="is not an image"):
         open_windows(np.zeros((4, 4, 7), np.uint8))

@@ -1,4 +1,4 @@
-"""Something a person calls a picture -> RGB uint8 array."""
+"""Something a person calls an image -> RGB uint8 array."""
 
 import os
 import struct
@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from masklet.errors import PictureError
+from masklet.errors import ImageError
 
-PictureSource: TypeAlias = str | os.PathLike[str] | BinaryIO | Image.Image | np.ndarray | Tensor
+ImageSource: TypeAlias = str | os.PathLike[str] | BinaryIO | Image.Image | np.ndarray | Tensor
 
 # All that Pillow has been seen to raise on damaged files of fifteen formats, and what its readers are known to.
 _DAMAGE = (
@@ -31,11 +31,11 @@ _DAMAGE = (
 )
 
 
-def read_picture(source: PictureSource, *, any_size: bool = False) -> np.ndarray:
-    """The pixels of a picture, as a person would see them.
+def read_image(source: ImageSource, *, any_size: bool = False) -> np.ndarray:
+    """The pixels of an image, as a person would see them.
 
     EXIF orientation is applied, transparent pixels lie on white, greyscale becomes three equal channels. 16-bit
-    values are read as 0 to 65535; a film or an animation gives its first frame.
+    values are read as 0 to 65535; a video or an animation gives its first frame.
 
     Args:
         source: One of
@@ -53,12 +53,12 @@ def read_picture(source: PictureSource, *, any_size: bool = False) -> np.ndarray
         (height, width, 3) uint8, red first, C-contiguous and writable; never shares memory with ``source``.
 
     Raises:
-        PictureError: ``source`` is missing, damaged, too large, or not a picture.
+        ImageError: ``source`` is missing, damaged, too large, or not an image.
     """
     return to_rgb8(pixels_of(source, any_size=any_size))
 
 
-def pixels_of(source: PictureSource, *, any_size: bool = False) -> np.ndarray:
+def pixels_of(source: ImageSource, *, any_size: bool = False) -> np.ndarray:
     """(height, width[, channels]) of whatever type the source has; may share its memory."""
     if isinstance(source, np.ndarray):
         return source
@@ -73,11 +73,11 @@ def pixels_of(source: PictureSource, *, any_size: bool = False) -> np.ndarray:
         name = str(getattr(source, "name", None) or "the file object")
         with explained(name):  # it may be closed
             if isinstance(source.read(0), str):
-                raise PictureError(f"{name} is opened as text, but a picture is bytes: use open(path, 'rb')")
+                raise ImageError(f"{name} is opened as text, but an image is bytes: use open(path, 'rb')")
         return pixels_of_file(source, name, any_size=any_size)
     way_out = ". Wrap the bytes of a file in io.BytesIO" if isinstance(source, (bytes, bytearray, memoryview)) else ""
-    raise PictureError(
-        "expected a picture: a path, a binary file, a PIL image, a numpy array or a torch tensor, "
+    raise ImageError(
+        "expected an image: a path, a binary file, a PIL image, a numpy array or a torch tensor, "
         f"not {type(source).__name__}{way_out}"
     )
 
@@ -88,7 +88,7 @@ def pixels_of_file(file: str | os.PathLike[str] | BinaryIO, name: str, *, any_si
         with explained(name), open_unlimited(file) as image:
             return pixels_of_image(image)
     with explained(name), Image.open(file) as image:
-        # Pillow only warns up to twice its limit; a server that reads strangers' pictures needs a plain no. An image
+        # Pillow only warns up to twice its limit; a server that reads strangers' images needs a plain no. An image
         # that somebody else has opened is not asked: they had Pillow's warning, and it may come from no file at all.
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{image.width}×{image.height} pixels")
@@ -119,32 +119,32 @@ def open_unlimited(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Image.
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Pillow's and the system's complaints about the picture ``name``, as PictureErrors that say the way out."""
+    """Pillow's and the system's complaints about the image ``name``, as ImageErrors that say the way out."""
     try:
         yield
-    except PictureError:
+    except ImageError:
         raise
     except FileNotFoundError as error:
         way_out = "URLs are not fetched: download it first." if "://" in name else f"Looked in {os.getcwd()}."
-        raise PictureError(f"there is no picture at {name}. {way_out}") from error
+        raise ImageError(f"there is no image at {name}. {way_out}") from error
     except IsADirectoryError as error:
-        raise PictureError(f"{name} is a folder, not a picture: name one file in it") from error
+        raise ImageError(f"{name} is a folder, not an image: name one file in it") from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"{name} is not a picture that Pillow can read: expected JPEG, PNG, TIFF, WebP …") from error
+        raise ImageError(f"{name} is not an image that Pillow can read: expected JPEG, PNG, TIFF, WebP …") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(
+        raise ImageError(
             f"{name} would unpack to more pixels than Pillow's limit of {Image.MAX_IMAGE_PIXELS} ({error}). "
             "If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS first (None: no limit)."
         ) from error
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise PictureError(f"cannot open {name}: {error.strerror}") from error
+            raise ImageError(f"cannot open {name}: {error.strerror}") from error
         if "truncated" in str(error).lower():
-            raise PictureError(
-                f"{name} is truncated: the file ends before the picture does ({error}). Fetch it again; "
+            raise ImageError(
+                f"{name} is truncated: the file ends before the image does ({error}). Fetch it again; "
                 "to take what there is, set PIL.ImageFile.LOAD_TRUNCATED_IMAGES = True."
             ) from error
-        raise PictureError(f"{name} is damaged, or of a kind that Pillow cannot decode ({error})") from error
+        raise ImageError(f"{name} is damaged, or of a kind that Pillow cannot decode ({error})") from error
 
 
 def pixels_of_image(image: Image.Image) -> np.ndarray:
@@ -155,8 +155,8 @@ def pixels_of_image(image: Image.Image) -> np.ndarray:
     if image.mode == "I":  # what some readers make of 16 bits
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 65535):
-            raise PictureError(
-                f"a 32-bit picture whose values run from {values.min()} to {values.max()}: expected 0 to 65535. "
+            raise ImageError(
+                f"a 32-bit image whose values run from {values.min()} to {values.max()}: expected 0 to 65535. "
                 "Scale it to uint8, or to floats in [0, 1], first."
             )
         return values.astype(np.uint16)
@@ -170,16 +170,16 @@ def upright(image: Image.Image) -> Image.Image:
     image.load()  # apart from the EXIF, since damage to the pixels is not forgiven
     try:
         return ImageOps.exif_transpose(image)
-    except _DAMAGE:  # as photo viewers do: EXIF that cannot be read says nothing
+    except _DAMAGE:  # as image viewers do: EXIF that cannot be read says nothing
         return image
 
 
 def pixels_of_tensor(tensor: Tensor) -> np.ndarray:
     """(channels, height, width) on any device -> (height, width, channels)."""
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3, 4):
-        way_out = "one picture at a time" if tensor.ndim == 4 else "for channels last use permute(2, 0, 1)"
-        raise PictureError(
-            f"a tensor of shape {tuple(tensor.shape)} is not a picture: "
+        way_out = "one image at a time" if tensor.ndim == 4 else "for channels last use permute(2, 0, 1)"
+        raise ImageError(
+            f"a tensor of shape {tuple(tensor.shape)} is not an image: "
             f"expected (1, height, width), (3, height, width) or (4, height, width); {way_out}"
         )
     tensor = tensor.detach().cpu().movedim(0, -1)
@@ -187,15 +187,15 @@ def pixels_of_tensor(tensor: Tensor) -> np.ndarray:
 
 
 def to_rgb8(pixels: np.ndarray) -> np.ndarray:
-    """Any picture array -> a new (height, width, 3) uint8."""
+    """Any image array -> a new (height, width, 3) uint8."""
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
-        way_out = "one picture at a time" if pixels.ndim == 4 else "for channels first use transpose(1, 2, 0)"
-        raise PictureError(
-            f"an array of shape {pixels.shape} is not a picture: "
+        way_out = "one image at a time" if pixels.ndim == 4 else "for channels first use transpose(1, 2, 0)"
+        raise ImageError(
+            f"an array of shape {pixels.shape} is not an image: "
             f"expected (height, width), (height, width, 3) or (height, width, 4); {way_out}"
         )
     if pixels.size == 0:
-        raise PictureError(f"the picture has no pixels: its shape is {pixels.shape}")
+        raise ImageError(f"the image has no pixels: its shape is {pixels.shape}")
     pixels = to_8_bits(pixels if pixels.ndim == 3 else pixels[..., None])
     if pixels.shape[2] == 4:
         pixels = over_white(pixels)
@@ -212,16 +212,16 @@ def to_8_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
         return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # to the nearest: 65535 = 255 * 257
     if pixels.dtype.kind != "f":
-        raise PictureError(
-            f"a picture of {pixels.dtype} is not understood: expected uint8, uint16, bool or float. "
+        raise ImageError(
+            f"an image of {pixels.dtype} is not understood: expected uint8, uint16, bool or float. "
             "If its values run from 0 to 255, pass .astype('uint8') of it."
         )
     if np.isnan(pixels).any():
-        raise PictureError("the picture contains NaN: every value must be in [0, 1]")
+        raise ImageError("the image contains NaN: every value must be in [0, 1]")
     low, high = pixels.min(), pixels.max()
     if low < 0 or high > 1:
         way_out = "divide by 255" if low >= 0 and high <= 255 else "bring them there first"
-        raise PictureError(f"a picture of floats must be in [0, 1], these run from {low:g} to {high:g}: {way_out}")
+        raise ImageError(f"an image of floats must be in [0, 1], these run from {low:g} to {high:g}: {way_out}")
     return np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from masklet.files import replacing, replacing_all
+from masklet.atomic import replacing, replacing_all
 
 
 def test_what_was_written_takes_the_place_of_the_old_file(tmp_path):
@@ -103,7 +103,7 @@ def test_files_that_belong_together_are_all_replaced_or_none(tmp_path, monkeypat
             raise OSError("the disk is gone")
         real(source, target)
 
-    monkeypatch.setattr("masklet.files.os.replace", failing)
+    monkeypatch.setattr("masklet.atomic.os.replace", failing)
 
     def write():
         with replacing_all(*paths) as unfinished:

@@ -1,4 +1,4 @@
-"""Everything in a picture, against a straightforward version that decides on masks of the picture's size."""
+"""Everything in an image, against a straightforward version that decides on masks of the image's size."""
 
 import itertools
 import math
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import masklet
-from masklet.errors import ConfigError, PictureError
-from masklet.everything import Candidates, Options, decode, draw, is_cut, make_crops, make_grid
+from masklet.errors import ConfigError, ImageError
+from masklet.everything.generator import Candidates, Options, decode, draw, is_cut, make_crops, make_grid
 from masklet.masks import box_nms, decode_rle, mask_ious, upscale_logits
-from masklet.video.frames import open_film
+from masklet.video.frames import open_video
 
 ANY = {"iou_threshold": 0.0, "stability_threshold": 0.0}
 
@@ -35,8 +35,8 @@ def matched(ours, theirs, least=0.99):
 # The straightforward version: one click at a time, full-size masks, loops
 
 
-def straightforward(sam, picture, *, side, iou, stability, nms=0.7, crops=0, min_area=0, refine=False):
-    height, width = picture.shape[:2]
+def straightforward(sam, image, *, side, iou, stability, nms=0.7, crops=0, min_area=0, refine=False):
+    height, width = image.shape[:2]
     boxes = [(0, 0, width, height)]
     for layer in range(1, crops + 1):
         n = 2**layer
@@ -48,25 +48,25 @@ def straightforward(sam, picture, *, side, iou, stability, nms=0.7, crops=0, min
     everywhere = []
     for crop in boxes:
         x0, y0, x1, y1 = crop
-        photo = sam.image(np.ascontiguousarray(picture[y0:y1, x0:x1]))
+        encoded = sam.image(np.ascontiguousarray(image[y0:y1, x0:x1]))
         found = []
         for row, column in itertools.product(range(side), range(side)):
             point = ((column + 0.5) / side * (x1 - x0), (row + 0.5) / side * (y1 - y0))
-            guess = photo.predict([point], multimask=True)
+            guess = encoded.predict([point], multimask=True)
             candidates = list(guess)
             if refine:
-                candidates = [photo.predict([point], mask=one.logits.clip(-32, 32), multimask=False) for one in guess]
+                candidates = [encoded.predict([point], mask=one.logits.clip(-32, 32), multimask=False) for one in guess]
             for one in candidates:
                 logits = F.interpolate(torch.tensor(one.logits)[None], (y1 - y0, x1 - x0), mode="bilinear")[0, 0]
                 strict, loose = (logits > 1).sum().item(), (logits > -1).sum().item()
-                if not one.scores[0] > iou or not loose or strict / loose < stability or not (logits > 0).any():
+                if not one.iou_scores[0] > iou or not loose or strict / loose < stability or not (logits > 0).any():
                     continue
                 mask = np.zeros((height, width), bool)
                 mask[y0:y1, x0:x1] = (logits > 0).numpy()
                 box = box_of(mask)
                 cut = (abs(a - b) <= 20 and abs(a - c) > 20 for a, b, c in zip(box, crop, boxes[0], strict=True))
                 if not any(cut):
-                    found.append((one.scores[0], -(x1 - x0) * (y1 - y0), mask, box))
+                    found.append((one.iou_scores[0], -(x1 - x0) * (y1 - y0), mask, box))
         everywhere += distinct(sorted(found, key=lambda f: -f[0]), nms)
     everywhere = distinct(sorted(everywhere, key=lambda f: f[1], reverse=True), 0.7) if crops else everywhere
     everywhere.sort(key=lambda f: -f[0])
@@ -119,10 +119,10 @@ def nano():
 
 
 @pytest.fixture(scope="module")
-def photos():
-    examples = Path(__file__).parents[1] / "examples"
-    with Image.open(examples / "photos/truck.jpg") as image:
-        return {"truck": np.array(image.convert("RGB")), "dog": open_film(examples / "films/dog.mp4")[10].picture}
+def images():
+    examples = Path(__file__).parents[2] / "examples"
+    with Image.open(examples / "images/truck.jpg") as image:
+        return {"truck": np.array(image.convert("RGB")), "dog": open_video(examples / "videos/dog.mp4")[10].image}
 
 
 # A model that is barely trained is sure and stable of little.
@@ -137,75 +137,74 @@ def photos():
         ("truck", (450, 300), {"crops": 1, "points_per_side": 6}, {"crops": 1, "side": 6}),
         ("truck", (300, 200), {"refine": True}, {"refine": True}),
     ],
-    ids=["plain", "another photo", "no nms", "large", "min area, portrait", "crops", "refine"],
+    ids=["plain", "another image", "no nms", "large", "min area, portrait", "crops", "refine"],
 )
-def test_the_masks_are_those_of_a_straightforward_version(nano, photos, name, size_wh, options, theirs):
-    picture = np.array(Image.fromarray(photos[name]).resize(size_wh))
+def test_the_masks_are_those_of_a_straightforward_version(nano, images, name, size_wh, options, theirs):
+    image = np.array(Image.fromarray(images[name]).resize(size_wh))
     ours = nano.everything(
-        picture, **({"points_per_side": 8, "iou_threshold": 0.3, "stability_threshold": 0.25} | options)
+        image, **({"points_per_side": 8, "iou_threshold": 0.3, "stability_threshold": 0.25} | options)
     )
-    expected = straightforward(nano, picture, **({"side": 8, "iou": 0.3, "stability": 0.25} | theirs))
+    expected = straightforward(nano, image, **({"side": 8, "iou": 0.3, "stability": 0.25} | theirs))
     assert len(expected) > 3
     assert matched(ours.masks, expected) >= 0.98
-    assert (np.diff(ours.scores) <= 0).all()
-    assert ours.objects.tolist() == list(range(len(ours)))
+    assert (np.diff(ours.iou_scores) <= 0).all()
+    assert ours.object_ids.tolist() == list(range(len(ours)))
 
 
-def test_run_lengths_are_the_same_masks(sam, picture):
+def test_run_lengths_are_the_same_masks(sam, image):
     for options in ({}, {"min_area": 40}, {"crops": 1, "points_per_side": 4}):
-        masks = sam.everything(picture, **(ANY | {"points_per_side": 6} | options))
-        instances = sam.everything(picture, output="rle", **(ANY | {"points_per_side": 6} | options))
+        masks = sam.everything(image, **(ANY | {"points_per_side": 6} | options))
+        instances = sam.everything(image, output="rle", **(ANY | {"points_per_side": 6} | options))
         assert len(masks)
         assert instances == masks.to_coco()
         np.testing.assert_array_equal(decode_rle([i["segmentation"] for i in instances]), masks.masks)
 
 
-def test_logits_of_a_crop_lie_over_the_whole_picture(sam, picture):
-    masks = sam.everything(picture, points_per_side=6, crops=1, crop_nms=1.1, box_nms=1.1, **ANY)
-    drawn = (upscale_logits(torch.tensor(masks.logits), picture.shape[:2]) > 0).numpy()
+def test_logits_of_a_crop_lie_over_the_whole_image(sam, image):
+    masks = sam.everything(image, points_per_side=6, crops=1, crop_nms=1.1, box_nms=1.1, **ANY)
+    drawn = (upscale_logits(torch.tensor(masks.logits), image.shape[:2]) > 0).numpy()
     agree = (drawn & masks.masks).sum((1, 2)) / (drawn | masks.masks).sum((1, 2))
     assert np.median(agree) > 0.9
 
 
 @pytest.mark.parametrize("output", ["masks", "rle"])
 @pytest.mark.parametrize("crops", [0, 1])
-def test_nothing_may_be_found(sam, picture, output, crops):
-    found = sam.everything(picture, iou_threshold=1, points_per_side=3, crops=crops, output=output)
+def test_nothing_may_be_found(sam, image, output, crops):
+    found = sam.everything(image, iou_threshold=1, points_per_side=3, crops=crops, output=output)
     assert len(found) == 0
     if output == "masks":
         assert found.masks.shape == (0, 48, 80)
         assert found.logits.shape == (0, 16, 16)
 
 
-def test_more_than_one_size_of_batch_finds_the_same(sam, picture, monkeypatch):
-    expected = sam.everything(picture, points_per_side=9, **ANY)
-    monkeypatch.setattr("masklet.everything.POINTS_AT_ONCE", 7)
-    monkeypatch.setattr("masklet.everything.CPU_PIXELS", 1)
-    found = sam.everything(picture, points_per_side=9, **ANY)
+def test_more_than_one_size_of_batch_finds_the_same(sam, image, monkeypatch):
+    expected = sam.everything(image, points_per_side=9, **ANY)
+    monkeypatch.setattr("masklet.everything.generator.POINTS_AT_ONCE", 7)
+    monkeypatch.setattr("masklet.everything.generator.CPU_PIXELS", 1)
+    found = sam.everything(image, points_per_side=9, **ANY)
     np.testing.assert_array_equal(found.masks, expected.masks)
 
 
-def test_a_picture_may_be_one_pixel_but_not_cut_into_crops(sam):
+def test_an_image_may_be_one_pixel_but_not_cut_into_crops(sam):
     pixel = np.full((1, 1, 3), 200, np.uint8)
     assert sam.everything(pixel, points_per_side=2, **ANY).masks.shape[1:] == (1, 1)
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         sam.everything(pixel, crops=1)
     assert str(caught.value) == (
-        "a picture of 1×1 pixels cannot be cut into 2 by 2 crops: expected fewer layers than crops=1, or a larger "
-        "picture"
+        "an image of 1×1 pixels cannot be cut into 2 by 2 crops: expected fewer layers than crops=1, or a larger image"
     )
 
 
-def test_the_picture_is_kept_for_the_overlay(sam, picture):
-    masks = sam.everything(picture, points_per_side=3, **ANY)
-    np.testing.assert_array_equal(masks.picture, picture)
+def test_the_image_is_kept_for_the_overlay(sam, image):
+    masks = sam.everything(image, points_per_side=3, **ANY)
+    np.testing.assert_array_equal(masks.image, image)
     assert masks.overlay().size == (80, 48)
 
 
 # Parts
 
 
-def test_logits_are_fed_back_as_they_were_trained_on_within_their_limits(sam, photo, monkeypatch):
+def test_logits_are_fed_back_as_they_were_trained_on_within_their_limits(sam, encoded, monkeypatch):
     """With logits far beyond the limit, the network is given the limit, and decides so."""
     given, real = [], sam.model.decode
 
@@ -216,7 +215,7 @@ def test_logits_are_fed_back_as_they_were_trained_on_within_their_limits(sam, ph
 
     monkeypatch.setattr(type(sam.model), "decode", lambda self, *a, **kw: loud(*a, **kw))
     with torch.inference_mode():
-        decode(sam.model, photo.embeddings, make_grid(2) * 64, Options(refine=True, **ANY))
+        decode(sam.model, encoded.embeddings, make_grid(2) * 64, Options(refine=True, **ANY))
     assert given[0] is None
     assert [(masks.min().item(), masks.max().item()) for masks in given[1:]] == 3 * [(-32, 32)]
 
@@ -237,7 +236,7 @@ def test_a_click_is_in_the_middle_of_its_cell():
 
 
 @pytest.mark.parametrize("size_hw", [(48, 80), (333, 97), (16, 16), (1000, 1501)])
-def test_crops_cover_the_picture_and_overlap(size_hw):
+def test_crops_cover_the_image_and_overlap(size_hw):
     crops = make_crops(size_hw, Options(crops=2))
     assert [c.layer for c in crops] == [0] + 4 * [1] + 16 * [2]
     for layer in range(3):
@@ -250,7 +249,7 @@ def test_crops_cover_the_picture_and_overlap(size_hw):
         assert covered.max() == (1, 4, 4)[layer]
 
 
-def test_a_box_is_cut_where_its_crop_ends_inside_the_picture():
+def test_a_box_is_cut_where_its_crop_ends_inside_the_image():
     (crop,) = (c for c in make_crops((600, 900), Options(crops=1)) if c.layer and not c.x0 and not c.y0)
     boxes = np.array(
         [[0, 0, 100, 100], [100, 100, crop.x1, 200], [100, 100, 200, crop.y1 - 19], [100, 100, 200, crop.y1 - 30]]
@@ -268,19 +267,19 @@ def test_of_boxes_that_overlap_the_best_stays():
     assert box_nms(boxes[:0], scores[:0], 0.7).tolist() == []
 
 
-def test_only_likely_candidates_are_drawn_and_drawn_alike(sam, photo):
+def test_only_likely_candidates_are_drawn_and_drawn_alike(sam, encoded):
     points = make_grid(5)[None, :, None] * 64
     labels = torch.ones(1, 25, 1, dtype=torch.long)
     with torch.inference_mode():
-        full = sam.model.decode(photo.embeddings, points=points, labels=labels, multimask=True)
+        full = sam.model.decode(encoded.embeddings, points=points, labels=labels, multimask=True)
         # In the middle of a gap, since the last bit of a score may be another.
-        ranked = full.ious.flatten().sort().values
+        ranked = full.iou_scores.flatten().sort().values
         gap = 30 + int(ranked[30:46].diff().argmax())
         assert ranked[gap + 1] - ranked[gap] > 1e-5
         for threshold in (-1.0, float(ranked[gap : gap + 2].mean()), float(ranked[-1]) + 1e-3):
-            likely = sam.model.decode_likely(photo.embeddings, points=points, labels=labels, iou_threshold=threshold)
-            chosen = full.ious[0] > threshold
-            torch.testing.assert_close(likely.ious, full.ious[0][chosen])
+            likely = sam.model.decode_likely(encoded.embeddings, points=points, labels=labels, iou_threshold=threshold)
+            chosen = full.iou_scores[0] > threshold
+            torch.testing.assert_close(likely.iou_scores, full.iou_scores[0][chosen])
             torch.testing.assert_close(likely.logits, full.logits[0][chosen], rtol=1e-4, atol=1e-4)
             assert likely.objects.tolist() == chosen.nonzero()[:, 0].tolist()
 
@@ -308,15 +307,15 @@ def test_only_likely_candidates_are_drawn_and_drawn_alike(sam, photo):
         ),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused(sam, picture, options, message):
+def test_an_option_that_makes_no_sense_is_refused(sam, image, options, message):
     with pytest.raises(ConfigError) as caught:
-        sam.everything(picture, **options)
+        sam.everything(image, **options)
     assert str(caught.value) == message
 
 
-def test_an_unknown_option_is_refused_with_the_known_ones(sam, picture):
+def test_an_unknown_option_is_refused_with_the_known_ones(sam, image):
     with pytest.raises(ConfigError) as caught:
-        sam.everything(picture, points=3)
+        sam.everything(image, points=3)
     assert str(caught.value) == (
         "there is no option points: expected resolution, output, tile, overlap, points_per_side, crops, crop_overlap, "
         "crop_points_divisor, iou_threshold, stability_threshold, stability_offset, box_nms, crop_nms, min_area, refine"

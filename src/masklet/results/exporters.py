@@ -1,6 +1,6 @@
 """Masks in the formats of others, and back: arrays on our side, plain dicts, text and images on theirs.
 
-Coordinates are pixels of the picture, x right and y down, along the edges of pixels: the first one spans 0 to 1.
+Coordinates are pixels of the image, x right and y down, along the edges of pixels: the first one spans 0 to 1.
 """
 
 import base64
@@ -15,7 +15,9 @@ import numpy as np
 import pycocotools.mask as coco
 from PIL import Image
 
-from masklet.errors import PictureError
+from masklet.config import SizeHW
+from masklet.errors import ImageError
+from masklet.images.reading import explained
 from masklet.masks import (
     MaskStack,
     Patch,
@@ -29,16 +31,14 @@ from masklet.masks import (
     text_rle,
     without_empty_runs,
 )
-from masklet.painting import colour_of
-from masklet.pictures import explained
-from masklet.prompts import SizeHW
+from masklet.results.visualisation import colour_of
 
 Affine: TypeAlias = Sequence[float]
 """a, b, c, d, e, f, as rasterio orders them: x' = a x + b y + c, y' = d x + e y + f."""
 
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
 """Formats that do not keep numbers."""
-ONE_PICTURE = "expected one. Choose its annotations: [a for a in annotations if a['image_id'] == …]"
+ONE_IMAGE = "expected one. Choose its annotations: [a for a in annotations if a['image_id'] == …]"
 
 
 # PNG
@@ -85,7 +85,7 @@ def read_index_image(path: str | os.PathLike[str], threshold: float | None = Non
         (masks, height, width) bool in ascending order of value, and (masks,) int, the values; 1 for black and white.
 
     Raises:
-        PictureError: Not a picture, or one in colours; without a threshold one whose values number no masks.
+        ImageError: Not an image, or one in colours; without a threshold one whose values number no masks.
     """
     pixels = read_index_map(path)
     if threshold is not None:
@@ -97,8 +97,8 @@ def read_index_image(path: str | os.PathLike[str], threshold: float | None = Non
     with explained(str(path)), Image.open(path) as image:
         is_soft_or_lossy = image.mode != "P" and (image.format in LOSSY or is_soft(values, counts))
     if is_soft_or_lossy:
-        raise PictureError(
-            f"{path} has {len(values)} shades of grey, as a mask has whose edges are soft, or a photo: expected values "
+        raise ImageError(
+            f"{path} has {len(values)} shades of grey, as a soft mask or an image has: expected values "
             "that number masks. If it is one mask, pass threshold=128; if they are numbers, save it with a palette"
         )
     return pixels == values[:, None, None], values.astype(int)
@@ -118,7 +118,7 @@ def read_index_map(path: str | os.PathLike[str]) -> np.ndarray:
     """The values of a PNG that numbers masks, (height, width) of whole numbers; 1 for white in black and white.
 
     Raises:
-        PictureError: Not a picture, or one in colours.
+        ImageError: Not an image, or one in colours.
     """
     with explained(str(path)), Image.open(path) as image:
         pixels = np.asarray(image)
@@ -127,8 +127,8 @@ def read_index_map(path: str | os.PathLike[str]) -> np.ndarray:
         elif pixels.ndim == 3:
             pixels, white = np.asarray(image.convert("RGBA")), 255
             if (pixels[..., :3] != pixels[..., :1]).any() or (pixels[..., 3] < 255).any():
-                raise PictureError(
-                    f"{path} is a picture in colours or with transparency ({image.mode}), not masks: expected black "
+                raise ImageError(
+                    f"{path} is an image in colours or with transparency ({image.mode}), not masks: expected black "
                     "and white, or a palette or grey image whose values number the masks"
                 )
             pixels = pixels[..., 0]
@@ -170,7 +170,7 @@ def coco_instance(
 def coco_data(
     instances: Sequence[Mapping[str, Any]], file_name: str, size_hw: SizeHW, *, image_id: int = 1
 ) -> dict[str, Any]:
-    """One picture and its ``coco_instance``s as a whole COCO data set, which ``pycocotools.coco.COCO`` opens."""
+    """One image and its ``coco_instance``s as a whole COCO data set, which ``pycocotools.coco.COCO`` opens."""
     height, width = size_hw
     return {
         "images": [{"id": image_id, "file_name": file_name, "width": width, "height": height}],
@@ -182,10 +182,10 @@ def coco_data(
 def annotations_of(
     data: Mapping[str, Any] | Sequence[Mapping[str, Any]], size_hw: SizeHW | None
 ) -> tuple[Sequence[Mapping[str, Any]], SizeHW | None]:
-    """The annotations of one picture, of a COCO data set or as they are, and (height, width) if it is known.
+    """The annotations of one image, of a COCO data set or as they are, and (height, width) if it is known.
 
     Raises:
-        ValueError: They are of several pictures, or this is no data set.
+        ValueError: They are of several images, or this is no data set.
     """
     annotations: Any = data
     if isinstance(data, Mapping):
@@ -193,11 +193,11 @@ def annotations_of(
         if not isinstance(annotations, Sequence):
             raise ValueError(f'a dict of {list(data)[:5]} is no COCO data set: expected "annotations" in it')
         if len(images) > 1:
-            raise ValueError(f"the COCO data set has {len(images)} pictures: {ONE_PICTURE}")
+            raise ValueError(f"the COCO data set has {len(images)} images: {ONE_IMAGE}")
         if size_hw is None and images and {"height", "width"} <= images[0].keys():
             size_hw = (images[0]["height"], images[0]["width"])
     if len(ids := {one.get("image_id") for one in annotations}) > 1:
-        raise ValueError(f"the annotations are of {len(ids)} pictures: {ONE_PICTURE}")
+        raise ValueError(f"the annotations are of {len(ids)} images: {ONE_IMAGE}")
     return annotations, size_hw
 
 
@@ -215,7 +215,7 @@ def read_annotations(
     runs = [read_segmentation(a.get("segmentation"), size_hw, index) for index, a in enumerate(annotations)]
     if not runs:
         if size_hw is None:
-            raise ValueError("no annotations do not tell the size of the picture: pass size_hw=(height, width)")
+            raise ValueError("no annotations do not tell the size of the image: pass size_hw=(height, width)")
         return [], size_hw
     if size_hw is not None and (other := [run["size"] for run in runs if tuple(run["size"]) != tuple(size_hw)]):
         raise ValueError(f"run lengths of size {other[0]} do not fit size_hw={size_hw}: both are (height, width)")
@@ -235,7 +235,7 @@ def read_segmentation(segmentation: Any, size_hw: SizeHW | None, index: int) -> 
             return text_rle(coco.frPyObjects(segmentation, height, width))
         case [*polygons] if all(map(is_polygon, polygons)):
             if size_hw is None:
-                raise ValueError("polygons do not tell the size of the picture: pass size_hw=(height, width)")
+                raise ValueError("polygons do not tell the size of the image: pass size_hw=(height, width)")
             nothing = {"size": list(size_hw), "counts": [size_hw[0] * size_hw[1]]}  # polygons may be none
             parts = [coco.frPyObjects(nothing, *size_hw), *(coco.frPyObjects([p], *size_hw)[0] for p in polygons)]
             return text_rle(coco.merge(parts))
@@ -334,7 +334,7 @@ def yolo_line(patch: Patch, size_hw: SizeHW, class_id: int) -> str:
 
 
 def svg_text(masks: MaskStack, objects: np.ndarray, scores: np.ndarray) -> str:
-    """A picture of the masks' size with a path for each that is not empty, the smallest on top."""
+    """An image of the masks' size with a path for each that is not empty, the smallest on top."""
     height, width = masks.shape[1:]
     areas = mask_areas(masks)
     small_last = [i for i in np.argsort(-areas, kind="stable") if areas[i]]

@@ -1,4 +1,4 @@
-"""All masks of a picture: a grid of clicks, and of what they give the sure, the stable and the distinct.
+"""All masks of an image: a grid of clicks, and of what they give the sure, the stable and the distinct.
 
 Source: SAM (arXiv 2304.02643), section 5 and appendix B, "automatic mask generation details".
 """
@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Self
 
-from masklet.errors import ConfigError, PictureError
+from masklet.config import SizeHW
+from masklet.errors import ConfigError, ImageError
 from masklet.masks import box_nms, clean_masks, encode_rle, profile_boxes, stability_scores, upscale_logits
 from masklet.model.prompt_encoder import FOREGROUND
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
-from masklet.prompts import MASK_PROMPT_LOGIT, SizeHW, to_model_pixels
+from masklet.prompts import MASK_PROMPT_LOGIT, to_model_pixels
 from masklet.results import Masks
 
 POINTS_AT_ONCE = 64
@@ -30,8 +31,8 @@ POINTS_AT_ONCE = 64
 CPU_PIXELS, PIXELS = 2**21, 2**26
 """Logits upscaled together: on a CPU about as many as its caches hold, elsewhere as many as keep it busy."""
 ROUGH_MARGIN, ROUGH_CELLS = 0.1, 200
-"""By how much stability may differ between low-resolution logits and the picture's size, for masks of so many cells.
-On photos it was 0.05 at most."""
+"""By how much stability may differ between low-resolution logits and the image's size, for masks of so many cells.
+On images it was 0.05 at most."""
 EDGE_PX = 20
 """A box is cut by its crop if it comes this near to the crop's edge."""
 REFINE_LOGIT = 32.0
@@ -43,11 +44,11 @@ class Options:
     """What to look for. The knobs of the reference's generator, with its meanings and defaults."""
 
     points_per_side: int = 32
-    """Clicks along each side of the picture; every click gives three candidates."""
+    """Clicks along each side of the image; every click gives three candidates."""
     crops: int = 0
-    """Layers of crops that are looked at beside the whole picture: layer n has 2**n by 2**n of them."""
+    """Layers of crops that are looked at beside the whole image: layer n has 2**n by 2**n of them."""
     crop_overlap: float = 512 / 1500
-    """Share of the picture's shorter side by which the crops of the first layer overlap; half of it in the next …"""
+    """Share of the image's shorter side by which the crops of the first layer overlap; half of it in the next …"""
     crop_points_divisor: int = 1
     """Layer n has ``points_per_side / divisor**n`` clicks along each side of a crop."""
     iou_threshold: float = 0.8
@@ -116,7 +117,7 @@ def check_number(name: str, value: Any, most: float) -> None:
 
 @dataclass(frozen=True)
 class Crop:
-    """A window of the picture that is looked at by itself."""
+    """A window of the image that is looked at by itself."""
 
     layer: int
     x0: int
@@ -126,101 +127,101 @@ class Crop:
 
     @property
     def size_hw(self) -> SizeHW:
-        """In pixels of the picture."""
+        """In pixels of the image."""
         return self.y1 - self.y0, self.x1 - self.x0
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Masks that may stay, before they are drawn at the picture's size."""
+    """Masks that may stay, before they are drawn at the image's size."""
 
     logits: Tensor  # (masks, h, w) float32, of the crop
-    scores: np.ndarray  # (masks,) float32
-    boxes: np.ndarray  # (masks, 4) float32: x0 y0 x1 y1, edges in pixels of the picture
+    iou_scores: np.ndarray  # (masks,) float32
+    boxes: np.ndarray  # (masks, 4) float32: x0 y0 x1 y1, edges in pixels of the image
     crops: np.ndarray  # (masks,) int: which crop
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self.iou_scores)
 
     def __getitem__(self, chosen: np.ndarray) -> Candidates:
         """Those with these numbers."""
         logits = self.logits[torch.from_numpy(chosen).to(self.logits.device)]
-        return Candidates(logits, self.scores[chosen], self.boxes[chosen], self.crops[chosen])
+        return Candidates(logits, self.iou_scores[chosen], self.boxes[chosen], self.crops[chosen])
 
     @classmethod
     def joined(cls, parts: list[Self]) -> Self:
         """All of several."""
         return cls(
             torch.cat([part.logits for part in parts]),
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "boxes", "crops")),
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("iou_scores", "boxes", "crops")),
         )
 
 
-def everything(model: Sam2Model, image_processor: Sam2ImageProcessor, picture: np.ndarray, options: Options) -> Masks:
-    """All masks of a picture, from high to low scores; an object of its own each.
+def everything(model: Sam2Model, image_processor: Sam2ImageProcessor, image: np.ndarray, options: Options) -> Masks:
+    """All masks of an image, from high to low scores; an object of its own each.
 
     Args:
         model: In any precision, on any device.
         image_processor: Makes the network's input of each crop.
-        picture: (height, width, 3) uint8 RGB.
+        image: (height, width, 3) uint8 RGB.
         options: What to look for.
 
     Returns:
         Masks, maybe none.
 
     Raises:
-        PictureError: The picture is too small for so many crops.
+        ImageError: The image is too small for so many crops.
 
     Source: SAM, appendix B.
     """
-    crops = make_crops((picture.shape[0], picture.shape[1]), options)
-    found = find(model, image_processor, picture, crops, options)
-    masks, is_as_found = np.empty((len(found), *picture.shape[:2]), bool), np.empty(len(found), bool)
-    for i, (mask, untouched) in enumerate(draw(found, crops, picture.shape[:2], options)):
+    crops = make_crops((image.shape[0], image.shape[1]), options)
+    found = find(model, image_processor, image, crops, options)
+    masks, is_as_found = np.empty((len(found), *image.shape[:2]), bool), np.empty(len(found), bool)
+    for i, (mask, untouched) in enumerate(draw(found, crops, image.shape[:2], options)):
         masks[i], is_as_found[i] = mask, untouched
-    logits = in_picture(found, crops, picture.shape[:2])
-    drawn = Masks(masks, logits, found.scores, np.arange(len(found)), picture)
+    logits = in_image(found, crops, image.shape[:2])
+    drawn = Masks(masks, logits, found.iou_scores, np.arange(len(found)), image)
     if is_as_found.all():
         return drawn
     distinct = drawn[still_distinct(drawn.boxes, is_as_found, options)]
-    return replace(distinct, objects=np.arange(len(distinct)))
+    return replace(distinct, object_ids=np.arange(len(distinct)))
 
 
 def everything_packed(
     model: Sam2Model,
     image_processor: Sam2ImageProcessor,
-    picture: np.ndarray,
+    image: np.ndarray,
     options: Options,
     embeddings: list[Tensor] | None = None,
 ) -> Masks:
-    """As ``everything``, but packed, with one mask at a time in memory, and without the picture.
+    """As ``everything``, but packed, with one mask at a time in memory, and without the image.
 
     Args:
         model: In any precision, on any device.
         image_processor: Makes the network's input of each crop.
-        picture: (height, width, 3) uint8 RGB.
+        image: (height, width, 3) uint8 RGB.
         options: What to look for.
-        embeddings: Of the whole picture, if it is encoded; see ``Sam2Model.get_image_embeddings``.
+        embeddings: Of the whole image, if it is encoded; see ``Sam2Model.get_image_embeddings``.
     """
-    size_hw = (picture.shape[0], picture.shape[1])
+    size_hw = (image.shape[0], image.shape[1])
     crops = make_crops(size_hw, options)
-    found = find(model, image_processor, picture, crops, options, embeddings)
+    found = find(model, image_processor, image, crops, options, embeddings)
     runs, is_as_found = [], np.empty(len(found), bool)
     for i, (mask, untouched) in enumerate(draw(found, crops, size_hw, options)):
         runs += encode_rle(mask[None])
         is_as_found[i] = untouched
-    drawn = Masks.of_runs(runs, size_hw, found.scores, np.arange(len(runs)))
+    drawn = Masks.of_runs(runs, size_hw, found.iou_scores, np.arange(len(runs)))
     if is_as_found.all():
         return drawn
     distinct = drawn[still_distinct(drawn.boxes, is_as_found, options)]
-    return replace(distinct, objects=np.arange(len(distinct)))
+    return replace(distinct, object_ids=np.arange(len(distinct)))
 
 
 def make_crops(size_hw: SizeHW, options: Options) -> list[Crop]:
-    """The picture itself, then layer by layer the crops, which overlap.
+    """The image itself, then layer by layer the crops, which overlap.
 
     Raises:
-        PictureError: The picture has too few pixels for them.
+        ImageError: The image has too few pixels for them.
     """
     height, width = size_hw
     crops = [Crop(0, 0, 0, width, height)]
@@ -232,9 +233,9 @@ def make_crops(size_hw: SizeHW, options: Options) -> list[Crop]:
             x0, y0 = (crop_w - overlap) * column, (crop_h - overlap) * row
             crops.append(Crop(layer, x0, y0, min(x0 + crop_w, width), min(y0 + crop_h, height)))
     if any(min(crop.size_hw) < 1 for crop in crops):
-        raise PictureError(
-            f"a picture of {width}×{height} pixels cannot be cut into {2**options.crops} by {2**options.crops} crops: "
-            f"expected fewer layers than crops={options.crops}, or a larger picture"
+        raise ImageError(
+            f"an image of {width}×{height} pixels cannot be cut into {2**options.crops} by {2**options.crops} crops: "
+            f"expected fewer layers than crops={options.crops}, or a larger image"
         )
     return crops
 
@@ -243,28 +244,28 @@ def make_crops(size_hw: SizeHW, options: Options) -> list[Crop]:
 def find(
     model: Sam2Model,
     image_processor: Sam2ImageProcessor,
-    picture: np.ndarray,
+    image: np.ndarray,
     crops: list[Crop],
     options: Options,
     embeddings: list[Tensor] | None = None,
 ) -> Candidates:
-    """What stays of all crops, from high to low scores; ``embeddings`` are the whole picture's, if it is encoded."""
+    """What stays of all crops, from high to low scores; ``embeddings`` are the whole image's, if it is encoded."""
     found = Candidates.joined(
         [
-            find_in_crop(model, image_processor, picture, crops, index, options, None if index else embeddings)
+            find_in_crop(model, image_processor, image, crops, index, options, None if index else embeddings)
             for index in range(len(crops))
         ]
     )
     if len(crops) > 1:
         areas = np.array([math.prod(crop.size_hw) for crop in crops])
         found = found[box_nms(_pixel_boxes(found.boxes), -areas[found.crops], options.crop_nms)]
-    return found[np.argsort(-found.scores, kind="stable")]
+    return found[np.argsort(-found.iou_scores, kind="stable")]
 
 
 def find_in_crop(
     model: Sam2Model,
     image_processor: Sam2ImageProcessor,
-    picture: np.ndarray,
+    image: np.ndarray,
     crops: list[Crop],
     index: int,
     options: Options,
@@ -273,7 +274,7 @@ def find_in_crop(
     """The sure, stable, uncut and distinct masks of one crop."""
     crop = crops[index]
     if embeddings is None:
-        pixels = np.ascontiguousarray(picture[crop.y0 : crop.y1, crop.x0 : crop.x1])
+        pixels = np.ascontiguousarray(image[crop.y0 : crop.y1, crop.x0 : crop.x1])
         embeddings = model.get_image_embeddings(image_processor.pixel_values(pixels).to(model.device))
     grid_xy = make_grid(options.points_in(crop.layer)) * torch.tensor(crop.size_hw[::-1])
     points = to_model_pixels(grid_xy, size_hw=crop.size_hw, input_hw=image_processor.input_hw).to(model.device)
@@ -282,13 +283,13 @@ def find_in_crop(
         logits, scores = decode(model, embeddings, some, options)
         stable, boxes = judge(logits, crop.size_hw, options)
         boxes = boxes + np.array([crop.x0, crop.y0, crop.x0, crop.y0], np.float32)
-        is_whole = ~is_cut(boxes, crop, (picture.shape[0], picture.shape[1]))
+        is_whole = ~is_cut(boxes, crop, (image.shape[0], image.shape[1]))
         kept = stable[torch.from_numpy(is_whole)]
         scores_here = scores.cpu()[kept].numpy()
         crops_here = np.full(len(kept), index)
         parts.append(Candidates(logits[kept.to(logits.device)], scores_here, boxes[is_whole], crops_here))
     found = Candidates.joined(parts)
-    return found[box_nms(_pixel_boxes(found.boxes), found.scores, options.box_nms)]
+    return found[box_nms(_pixel_boxes(found.boxes), found.iou_scores, options.box_nms)]
 
 
 def make_grid(per_side: int) -> Tensor:
@@ -304,14 +305,14 @@ def decode(model: Sam2Model, embeddings: list[Tensor], points: Tensor, options: 
     threshold = options.iou_threshold
     if not options.refine:
         likely = model.decode_likely(embeddings, points=prompts, labels=labels, iou_threshold=threshold)
-        return likely.logits.float(), likely.ious.float()
+        return likely.logits.float(), likely.iou_scores.float()
     rough = model.decode(embeddings, points=prompts, labels=labels, multimask=True)
     logits, ious = [], []
     for candidate in rough.logits.clamp(-REFINE_LOGIT, REFINE_LOGIT).unbind(2):  # (1, objects, h, w)
         refined = model.decode(embeddings, points=prompts, labels=labels, masks=candidate, multimask=False)
-        is_likely = refined.ious > threshold  # (1, objects, 1)
+        is_likely = refined.iou_scores > threshold  # (1, objects, 1)
         logits.append(refined.logits[is_likely].float())
-        ious.append(refined.ious[is_likely].float())
+        ious.append(refined.iou_scores[is_likely].float())
     return torch.cat(logits), torch.cat(ious)
 
 
@@ -350,11 +351,11 @@ def judge(logits: Tensor, size_hw: SizeHW, options: Options) -> tuple[Tensor, np
 
 
 def is_cut(boxes: np.ndarray, crop: Crop, size_hw: SizeHW) -> np.ndarray:
-    """(masks,) bool: boxes (masks, 4) that come near to an edge of the crop which is none of the picture's."""
+    """(masks,) bool: boxes (masks, 4) that come near to an edge of the crop which is none of the image's."""
     boxes = _pixel_boxes(boxes)
     near_crop = np.abs(boxes - np.array([crop.x0, crop.y0, crop.x1, crop.y1])) <= EDGE_PX
-    near_picture = np.abs(boxes - np.array([0, 0, size_hw[1], size_hw[0]])) <= EDGE_PX
-    return (near_crop & ~near_picture).any(1)
+    near_image = np.abs(boxes - np.array([0, 0, size_hw[1], size_hw[0]])) <= EDGE_PX
+    return (near_crop & ~near_image).any(1)
 
 
 def _pixel_boxes(boxes: np.ndarray) -> np.ndarray:
@@ -365,7 +366,7 @@ def _pixel_boxes(boxes: np.ndarray) -> np.ndarray:
 def draw(
     found: Candidates, crops: list[Crop], size_hw: tuple[int, ...], options: Options
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """Each mask as (height, width) bool of the picture, cleaned, and whether it is as it was before that."""
+    """Each mask as (height, width) bool of the image, cleaned, and whether it is as it was before that."""
     for logits, index in zip(found.logits, found.crops, strict=True):
         crop = crops[index]
         mask = np.zeros(size_hw, bool)
@@ -384,14 +385,14 @@ def still_distinct(boxes: np.ndarray, is_as_found: np.ndarray, options: Options)
     return np.sort(kept)
 
 
-def in_picture(found: Candidates, crops: list[Crop], size_hw: tuple[int, ...]) -> np.ndarray:
-    """(masks, h, w) float32: logits on a grid over the whole picture, surely outside beyond the crop they are of."""
+def in_image(found: Candidates, crops: list[Crop], size_hw: tuple[int, ...]) -> np.ndarray:
+    """(masks, h, w) float32: logits on a grid over the whole image, surely outside beyond the crop they are of."""
     placed = []
     height, width = size_hw
     for logits, index in zip(found.logits, found.crops, strict=True):
         crop = crops[index]
         if crop.layer > 0:
-            # Where the cells of the picture lie in the crop, in -1 to 1 from edge to edge.
+            # Where the cells of the image lie in the crop, in -1 to 1 from edge to edge.
             crop_h, crop_w = crop.size_hw
             to_crop = [
                 [width / crop_w, 0, (width - 2 * crop.x0) / crop_w - 1],

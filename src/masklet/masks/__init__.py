@@ -1,6 +1,6 @@
 """Logits to masks, and what one computes of masks.
 
-Masks are numpy, (masks, height, width) bool, or, very many of a large picture, ``PackedMasks``; logits are tensors and
+Masks are numpy, (masks, height, width) bool, or, very many of a large image, ``PackedMasks``; logits are tensors and
 stay on their device.
 """
 
@@ -29,16 +29,16 @@ class Rle(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class PackedMasks:
-    """Masks as run lengths: ten thousand of a large picture in a few megabytes.
+    """Masks as run lengths: ten thousand of a large image in a few megabytes.
 
     It is read as the array (masks, height, width) bool it stands for: with ``shape`` and ``len``; the index of one mask
     gives (height, width) bool, any other index the chosen ones, packed; ``numpy.asarray`` unpacks all.
     """
 
     runs: Sequence[Rle]
-    """One a mask, each of the picture's size."""
+    """One a mask, each of the image's size."""
     size_hw: tuple[int, int]
-    """Of the picture."""
+    """Of the image."""
 
     ndim = 3
     dtype = np.dtype(bool)
@@ -79,7 +79,7 @@ class Patch(NamedTuple):
     """A mask as far as its box goes."""
 
     place: tuple[slice, slice]
-    """Rows and columns of the box in the picture."""
+    """Rows and columns of the box in the image."""
     inside: np.ndarray
     """(rows, columns) bool; (0, 0) of an empty mask."""
 
@@ -104,7 +104,7 @@ class Polygon:
 
 
 def upscale_logits(logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Low-resolution logits at the size of the picture, where ``> 0`` makes them masks.
+    """Low-resolution logits at the size of the image, where ``> 0`` makes them masks.
 
     Args:
         logits: (..., h, w), any float type.
@@ -157,7 +157,7 @@ def clean_masks(
 ) -> Stack:
     """Smooth outlines, fill small holes, then remove small islands or all but the largest. No mask becomes empty.
 
-    A hole is a piece of background, also where the border of the picture closes it; an island is a piece of the mask,
+    A hole is a piece of background, also where the border of the image closes it; an island is a piece of the mask,
     connected through edges and corners (8 neighbours).
 
     Args:
@@ -209,9 +209,9 @@ def clean_masks(
 
 
 def widened(patch: Patch, by_px: int, size_hw: tuple[int, int], *, least_beyond: int = 0) -> Patch:
-    """A patch of a picture of this size with so many pixels more on each side.
+    """A patch of an image of this size with so many pixels more on each side.
 
-    A side ends at the picture's border if less than ``least_beyond`` pixels would be left beyond it.
+    A side ends at the image's border if less than ``least_beyond`` pixels would be left beyond it.
     """
 
     def reach(side: slice, length: int, across: int) -> slice:
@@ -252,12 +252,12 @@ def small_islands(mask: np.ndarray, min_area: int) -> np.ndarray:
 
 
 def small_holes(patch: Patch, min_area: int, size_hw: tuple[int, int], connectivity: Literal[4, 8]) -> np.ndarray:
-    """(rows, columns) bool: pieces around a mask of fewer pixels than ``min_area``, in all of the picture.
+    """(rows, columns) bool: pieces around a mask of fewer pixels than ``min_area``, in all of the image.
 
     Args:
-        patch: With a pixel around the mask, unless the picture ends there.
+        patch: With a pixel around the mask, unless the image ends there.
         min_area: Also of what lies beyond the patch on any side, if that is not empty.
-        size_hw: Of the picture.
+        size_hw: Of the image.
         connectivity: Of the pieces.
     """
     rows, columns = patch.place
@@ -300,7 +300,7 @@ def without_overlap(masks: np.ndarray, logits: Tensor) -> np.ndarray:
     check_masks(masks)
     size_hw = (masks.shape[1], masks.shape[2])
     highest, owner = np.full(size_hw, -np.inf, np.float32), np.full(size_hw, -1)
-    # One at a time: the logits of hundreds of masks at the picture's size would not fit in memory.
+    # One at a time: the logits of hundreds of masks at the image's size would not fit in memory.
     for i, (mask, low_res) in enumerate(zip(masks, logits, strict=True)):
         values = upscale_logits(low_res, size_hw).cpu().numpy()
         wins = mask & (values > highest)
@@ -426,7 +426,7 @@ def text_rle(run: dict[str, Any]) -> Rle:
 
 
 def encode_patch(patch: Patch, size_hw: tuple[int, int]) -> Rle:
-    """A mask of a picture of this size as run lengths of the picture, of which no more than the patch is made."""
+    """A mask of an image of this size as run lengths of the image, of which no more than the patch is made."""
     (x0, y0), height = patch.corner_xy, size_hw[0]
     by_column = np.pad(patch.inside.T, ((0, 0), (1, 1)))
     columns, rows = np.nonzero(by_column[:, 1:] != by_column[:, :-1])
@@ -452,7 +452,7 @@ def without_empty_runs(run: Rle) -> Rle:
 
 
 def join_rle(runs: Sequence[Rle]) -> Rle:
-    """What lies in any of these masks of one picture."""
+    """What lies in any of these masks of one image."""
     return text_rle(coco.merge(list(runs)))
 
 
@@ -486,7 +486,7 @@ def check_rle(runs: Sequence[Rle]) -> None:
 def rle_counts(run: Rle) -> np.ndarray:
     """(counts,) int64: how many pixels lie outside and inside in turn, column after column.
 
-    pycocotools keeps them to itself, and unpacks nothing less than the picture.
+    pycocotools keeps them to itself, and unpacks nothing less than the image.
     """
     digits = np.frombuffer(run["counts"].encode(), np.uint8) - 48  # 5 bits of a number, low ones first, and a sign
     ends = np.flatnonzero(digits & 32 == 0)  # that no more follow
@@ -550,7 +550,7 @@ def mask_polygons(mask: np.ndarray, connectivity: Literal[4, 8] = 8) -> list[Pol
 
 
 def patch_polygons(patch: Patch, connectivity: Literal[4, 8] = 8) -> list[Polygon]:
-    """As ``mask_polygons``, in pixels of the picture."""
+    """As ``mask_polygons``, in pixels of the image."""
     corner = np.array(patch.corner_xy, np.float32)
     return [
         Polygon(polygon.exterior + corner, tuple(hole + corner for hole in polygon.holes))

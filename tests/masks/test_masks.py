@@ -203,7 +203,7 @@ def test_cleaning_again_changes_nothing_and_never_empties_a_mask(masks, fill_hol
 
 
 def cleaned_whole(mask, smooth_px, fill_holes, remove_islands, keep_largest):
-    """By the rules as they are told, on all of the picture."""
+    """By the rules as they are told, on all of the image."""
     if smooth_px:
         blurred = np.asarray(Image.fromarray(mask.astype("u1") * 255).filter(ImageFilter.GaussianBlur(smooth_px)))
         mask = blurred > 127 if (blurred > 127).any() else mask
@@ -227,10 +227,10 @@ def cleaned_whole(mask, smooth_px, fill_holes, remove_islands, keep_largest):
     st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=300, deadline=None)
-def test_cleaning_in_a_masks_box_is_that_of_the_whole_picture(
+def test_cleaning_in_a_masks_box_is_that_of_the_whole_image(
     sides, place, smooth_px, fill_holes, remove_islands, keep_largest, seed
 ):
-    """Masks small and large, of every border: what is around counts as far as the picture goes."""
+    """Masks small and large, of every border: what is around counts as far as the image goes."""
     height, width, tall, wide = sides
     rng = np.random.default_rng(seed)
     mask = np.zeros((height, width), bool)
@@ -249,7 +249,7 @@ def test_cleaning_in_a_masks_box_is_that_of_the_whole_picture(
     assert packed.runs == encode_rle(expected[None])
 
 
-def test_small_masks_of_a_large_picture_are_cleaned_in_their_boxes(monkeypatch):
+def test_small_masks_of_a_large_image_are_cleaned_in_their_boxes(monkeypatch):
     mask = np.zeros((1, 2000, 3000), bool)
     mask[0, 900:920, 100:140] = True
     mask[0, 910, 120] = False
@@ -448,7 +448,7 @@ def test_packed_masks_are_read_as_the_array_they_stand_for(masks):
 
 @given(bool_masks(min_masks=1, max_side=20), st.booleans())
 @some
-def test_patches_become_the_run_lengths_of_the_picture_that_coco_makes(masks, packed):
+def test_patches_become_the_run_lengths_of_the_image_that_coco_makes(masks, packed):
     size_hw = masks.shape[1:]
     stack = PackedMasks(encode_rle(masks), size_hw) if packed else masks
     for patch, mask, rle in zip(patches(stack), masks, encode_rle(masks), strict=True):
@@ -487,7 +487,7 @@ def test_masks_join_as_run_lengths(masks):
 
 @given(bool_masks(min_masks=1, max_masks=2))
 @some
-def test_polygons_of_a_patch_are_those_of_its_picture(masks):
+def test_polygons_of_a_patch_are_those_of_its_image(masks):
     for patch, mask in zip(patches(masks), masks, strict=True):
         for connectivity in (4, 8):
             ours, theirs = patch_polygons(patch, connectivity), mask_polygons(mask, connectivity)

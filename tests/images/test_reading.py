@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from masklet.errors import MaskletError, PictureError
-from masklet.pictures import read_picture
+from masklet.errors import ImageError, MaskletError
+from masklet.images.reading import read_image
 
 
 def refusal_of(source):
     """The one line that a user reads."""
-    with pytest.raises(PictureError) as caught:
-        read_picture(source)
+    with pytest.raises(ImageError) as caught:
+        read_image(source)
     assert isinstance(caught.value, (MaskletError, ValueError))
     return str(caught.value)
 
@@ -68,24 +68,24 @@ IMAGES = {  # kind: (the image, what a person sees, a format that can hold it)
 @pytest.mark.parametrize("kind", IMAGES)
 def test_a_pil_image_of_any_mode_is_read_as_it_looks(kind):
     image, seen, _ = IMAGES[kind]
-    np.testing.assert_array_equal(read_picture(image), [seen])
+    np.testing.assert_array_equal(read_image(image), [seen])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in IMAGES if IMAGES[kind][2]])
 def test_a_file_of_any_mode_is_read_as_it_looks(kind, tmp_path):
     image, seen, format = IMAGES[kind]
-    path = tmp_path / f"picture.{format.lower()}"
+    path = tmp_path / f"image.{format.lower()}"
     image.save(path)
     for source in (path, str(path), path.read_bytes):
         source = io.BytesIO(source()) if callable(source) else source
-        np.testing.assert_array_equal(read_picture(source), [seen])
+        np.testing.assert_array_equal(read_image(source), [seen])
 
 
 def test_a_16_bit_pgm_and_a_cmyk_jpeg_are_read():
     pgm = io.BytesIO(b"P5 2 1 65535\n" + np.array([0x8080, 0xFFFF], ">u2").tobytes())
-    np.testing.assert_array_equal(read_picture(pgm), [[[128] * 3, [255] * 3]])
+    np.testing.assert_array_equal(read_image(pgm), [[[128] * 3, [255] * 3]])
     jpeg = file_of(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)
-    np.testing.assert_allclose(read_picture(jpeg)[4, 4], (255, 0, 0), atol=6)
+    np.testing.assert_allclose(read_image(jpeg)[4, 4], (255, 0, 0), atol=6)
 
 
 LEVELS = {  # dtype: black, one fifth of white (51 of 255), white
@@ -106,33 +106,33 @@ def test_arrays_of_any_kind_are_read_by_what_white_is_in_their_type(dtype, chann
     if channels == 4:
         source[..., 3] = LEVELS[dtype][2]
     seen = np.repeat(np.array([[0, 51, 255], [255, 51, 0]], np.uint8)[..., None], 3, axis=2)
-    np.testing.assert_array_equal(read_picture(source), seen)
+    np.testing.assert_array_equal(read_image(source), seen)
     if channels and dtype != ">u2":
         tensor = torch.from_numpy(np.moveaxis(source, 2, 0).copy())
-        np.testing.assert_array_equal(read_picture(tensor), seen)
+        np.testing.assert_array_equal(read_image(tensor), seen)
 
 
 @pytest.mark.parametrize("source", [np.array([[True, False]]), torch.tensor([[[True, False]]])], ids=type)
 def test_true_is_white(source):
-    np.testing.assert_array_equal(read_picture(source), [[[255] * 3, [0] * 3]])
+    np.testing.assert_array_equal(read_image(source), [[[255] * 3, [0] * 3]])
 
 
 def test_bfloat16_and_tensors_with_gradients_are_read():
-    assert read_picture(torch.ones(3, 2, 2, dtype=torch.bfloat16)).min() == 255
-    assert read_picture(torch.ones(3, 2, 2, requires_grad=True)).min() == 255
+    assert read_image(torch.ones(3, 2, 2, dtype=torch.bfloat16)).min() == 255
+    assert read_image(torch.ones(3, 2, 2, requires_grad=True)).min() == 255
 
 
 @pytest.mark.parametrize("white", [np.uint16(65535), np.float32(1), np.float64(1)], ids=type)
 def test_8_bits_come_back_from_16_and_from_floats(white):
     values = np.arange(256)[None]
-    read = read_picture((values * float(white) / 255).astype(white.dtype))
+    read = read_image((values * float(white) / 255).astype(white.dtype))
     np.testing.assert_array_equal(read[..., 0], values)
 
 
 @given(arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=9)))
 @settings(max_examples=30, deadline=None)
 def test_16_bits_go_to_the_nearest_of_8(values):
-    np.testing.assert_array_equal(read_picture(values)[..., 1], np.rint(values / 257))
+    np.testing.assert_array_equal(read_image(values)[..., 1], np.rint(values / 257))
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.just(4))))
@@ -141,11 +141,11 @@ def test_transparency_is_white_paper_behind(rgba):
     alpha = rgba[..., 3:] / 255
     exact = rgba[..., :3] * alpha + 255 * (1 - alpha)
     # Half an 8-bit step is the rounding itself; the rest is that of this comparison.
-    np.testing.assert_allclose(read_picture(rgba), exact, rtol=0, atol=0.5 + 1e-9)
-    np.testing.assert_array_equal(read_picture(Image.fromarray(rgba)), read_picture(rgba))
+    np.testing.assert_allclose(read_image(rgba), exact, rtol=0, atol=0.5 + 1e-9)
+    np.testing.assert_array_equal(read_image(Image.fromarray(rgba)), read_image(rgba))
 
 
-UPRIGHT = {  # EXIF orientation: what a viewer does to the stored picture
+UPRIGHT = {  # EXIF orientation: what a viewer does to the stored image
     1: lambda stored: stored,
     2: np.fliplr,
     3: lambda stored: np.rot90(stored, 2),
@@ -163,32 +163,32 @@ def test_exif_orientation_is_applied_to_files_and_images(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = file_of(Image.fromarray(stored), "PNG", exif=exif)
-    np.testing.assert_array_equal(read_picture(file), UPRIGHT[orientation](stored))
+    np.testing.assert_array_equal(read_image(file), UPRIGHT[orientation](stored))
     with Image.open(file) as image:
-        np.testing.assert_array_equal(read_picture(image), UPRIGHT[orientation](stored))
+        np.testing.assert_array_equal(read_image(image), UPRIGHT[orientation](stored))
         assert image.size == (3, 2), "the caller's image is left as it was"
 
 
 def test_exif_that_cannot_be_read_says_nothing():
     file = file_of(Image.fromarray(RGB_ROW), "PNG", exif=b"Exif\0\0not really exif")
-    np.testing.assert_array_equal(read_picture(file), RGB_ROW)
+    np.testing.assert_array_equal(read_image(file), RGB_ROW)
 
 
 def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     file = file_of(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(read_picture(file)[0, 0], (255, 0, 0))
+    np.testing.assert_array_equal(read_image(file)[0, 0], (255, 0, 0))
 
 
 def test_a_file_is_read_from_its_start_and_left_open():
     file = file_of(Image.fromarray(RGB_ROW), "PNG")
     file.seek(20)
-    np.testing.assert_array_equal(read_picture(file), RGB_ROW)
+    np.testing.assert_array_equal(read_image(file), RGB_ROW)
     assert not file.closed
 
 
 def test_a_stream_that_cannot_seek_is_read():
-    class Stream(io.RawIOBase):
+    class VideoStream(io.RawIOBase):
         def __init__(self, data):
             self.data = io.BytesIO(data)
 
@@ -198,7 +198,7 @@ def test_a_stream_that_cannot_seek_is_read():
         def read(self, size=-1):
             return self.data.read(size)
 
-    np.testing.assert_array_equal(read_picture(Stream(file_of(Image.fromarray(RGB_ROW), "PNG").read())), RGB_ROW)
+    np.testing.assert_array_equal(read_image(VideoStream(file_of(Image.fromarray(RGB_ROW), "PNG").read())), RGB_ROW)
 
 
 SOURCES = {
@@ -212,29 +212,29 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_one_pixel_is_a_picture_and_the_result_is_the_callers_own(source):
-    picture = read_picture(source)
-    assert picture.shape == (1, 1, 3)
-    assert picture.dtype == np.uint8
-    assert picture.flags.c_contiguous
-    assert picture.flags.owndata
-    picture += 1
-    assert read_picture(source).max() == 9
+def test_one_pixel_is_an_image_and_the_result_is_the_callers_own(source):
+    image = read_image(source)
+    assert image.shape == (1, 1, 3)
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    assert image.flags.owndata
+    image += 1
+    assert read_image(source).max() == 9
 
 
 # What goes wrong
 
 
 def test_a_missing_file_is_named_with_where_it_was_looked_for():
-    assert refusal_of("no/such.jpg") == f"there is no picture at no/such.jpg. Looked in {os.getcwd()}."
+    assert refusal_of("no/such.jpg") == f"there is no image at no/such.jpg. Looked in {os.getcwd()}."
 
 
 def test_a_url_is_not_fetched():
     assert "URLs are not fetched: download it first" in refusal_of("https://example.org/truck.jpg")
 
 
-def test_a_folder_is_not_a_picture(tmp_path):
-    assert refusal_of(tmp_path) == f"{tmp_path} is a folder, not a picture: name one file in it"
+def test_a_folder_is_not_an_image(tmp_path):
+    assert refusal_of(tmp_path) == f"{tmp_path} is a folder, not an image: name one file in it"
 
 
 def test_what_the_system_will_not_open_is_told_in_its_words():
@@ -243,11 +243,11 @@ def test_what_the_system_will_not_open_is_told_in_its_words():
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, I am text"], ids=["empty", "text"])
-def test_a_file_of_another_kind_is_not_a_picture(content, tmp_path):
+def test_a_file_of_another_kind_is_not_an_image(content, tmp_path):
     path = tmp_path / "note.jpg"
     path.write_bytes(content)
-    assert refusal_of(path).startswith(f"{path} is not a picture that Pillow can read: expected JPEG, PNG")
-    assert refusal_of(io.BytesIO(content)).startswith("the file object is not a picture that Pillow can read")
+    assert refusal_of(path).startswith(f"{path} is not an image that Pillow can read: expected JPEG, PNG")
+    assert refusal_of(io.BytesIO(content)).startswith("the file object is not an image that Pillow can read")
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
@@ -256,7 +256,7 @@ def test_a_truncated_file_says_so(format):
     half = file_of(Image.fromarray(noise), format).read()
     half = io.BytesIO(half[: len(half) // 2])
     message = refusal_of(half)
-    assert "is truncated: the file ends before the picture does" in message
+    assert "is truncated: the file ends before the image does" in message
     assert "set PIL.ImageFile.LOAD_TRUNCATED_IMAGES = True" in message
 
 
@@ -278,48 +278,48 @@ def test_a_decompression_bomb_is_refused(side, warned, monkeypatch):
     assert "If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS first (None: no limit)." in message
     for limit in (side * side, None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert read_picture(file).shape == (side, side, 3)
+        assert read_image(file).shape == (side, side, 3)
 
 
 def test_a_file_opened_as_text_or_closed_says_so(tmp_path):
     path = tmp_path / "truck.png"
     Image.fromarray(RGB_ROW).save(path)
     with open(path, encoding="latin-1") as file:
-        assert refusal_of(file) == f"{path} is opened as text, but a picture is bytes: use open(path, 'rb')"
+        assert refusal_of(file) == f"{path} is opened as text, but an image is bytes: use open(path, 'rb')"
     with open(path, "rb") as file:
         pass
     assert "closed file" in refusal_of(file)
 
 
 REFUSED = {
-    "none": (None, "expected a picture: a path, a binary file, a PIL image, .*, not NoneType"),
+    "none": (None, "expected an image: a path, a binary file, a PIL image, .*, not NoneType"),
     "bytes": (b"\x89PNG", "not bytes. Wrap the bytes of a file in io.BytesIO"),
-    "list": ([[0, 1]], "expected a picture: a path, .*, not list"),
-    "one row": (np.zeros(5, np.uint8), r"an array of shape \(5,\) is not a picture: expected \(height, width\)"),
-    "two channels": (np.zeros((5, 6, 2), np.uint8), r"an array of shape \(5, 6, 2\) is not a picture"),
+    "list": ([[0, 1]], "expected an image: a path, .*, not list"),
+    "one row": (np.zeros(5, np.uint8), r"an array of shape \(5,\) is not an image: expected \(height, width\)"),
+    "two channels": (np.zeros((5, 6, 2), np.uint8), r"an array of shape \(5, 6, 2\) is not an image"),
     "channels first": (np.zeros((3, 5, 6), np.uint8), r"for channels first use transpose\(1, 2, 0\)"),
-    "batch": (np.zeros((1, 5, 6, 3), np.uint8), "one picture at a time"),
+    "batch": (np.zeros((1, 5, 6, 3), np.uint8), "one image at a time"),
     "tensor of channels last": (torch.zeros(5, 6, 3), r"for channels last use permute\(2, 0, 1\)"),
-    "tensor without channels": (torch.zeros(5, 6), r"a tensor of shape \(5, 6\) is not a picture"),
-    "batch of tensors": (torch.zeros(1, 3, 5, 6), r"expected \(1, height, width\), .*; one picture at a time"),
-    "no rows": (np.zeros((0, 6, 3), np.uint8), r"the picture has no pixels: its shape is \(0, 6, 3\)"),
-    "no columns": (torch.zeros(3, 6, 0), "the picture has no pixels"),
-    "image without pixels": (Image.new("RGB", (0, 3)), "the picture has no pixels"),
+    "tensor without channels": (torch.zeros(5, 6), r"a tensor of shape \(5, 6\) is not an image"),
+    "batch of tensors": (torch.zeros(1, 3, 5, 6), r"expected \(1, height, width\), .*; one image at a time"),
+    "no rows": (np.zeros((0, 6, 3), np.uint8), r"the image has no pixels: its shape is \(0, 6, 3\)"),
+    "no columns": (torch.zeros(3, 6, 0), "the image has no pixels"),
+    "image without pixels": (Image.new("RGB", (0, 3)), "the image has no pixels"),
     "int64": (
         np.zeros((5, 6), np.int64),
-        r"a picture of int64 .* expected uint8, uint16, bool or float.*astype\('uint8'\)",
+        r"an image of int64 .* expected uint8, uint16, bool or float.*astype\('uint8'\)",
     ),
-    "tensor of int64": (torch.zeros(3, 5, 6, dtype=torch.long), "a picture of int64 is not understood"),
-    "complex": (np.zeros((5, 6), complex), "a picture of complex128 is not understood"),
-    "NaN": (np.array([[0.5, np.nan]]), r"the picture contains NaN: every value must be in \[0, 1\]"),
+    "tensor of int64": (torch.zeros(3, 5, 6, dtype=torch.long), "an image of int64 is not understood"),
+    "complex": (np.zeros((5, 6), complex), "an image of complex128 is not understood"),
+    "NaN": (np.array([[0.5, np.nan]]), r"the image contains NaN: every value must be in \[0, 1\]"),
     "floats to 255": (np.array([[0.0, 255.0]]), r"must be in \[0, 1\], these run from 0 to 255: divide by 255"),
     "floats below 0": (torch.full((3, 2, 2), -1.5), "these run from -1.5 to -1.5: bring them there first"),
     "infinity": (np.array([[0, np.inf]]), "these run from 0 to inf"),
-    "32 bits": (image_of("I", -1, 70000), "a 32-bit picture whose values run from -1 to 70000: expected 0 to 65535"),
+    "32 bits": (image_of("I", -1, 70000), "a 32-bit image whose values run from -1 to 70000: expected 0 to 65535"),
     "image of floats": (image_of("F", 0.0, 12.5), "these run from 0 to 12.5: divide by 255"),
 }
 
 
 @pytest.mark.parametrize(("source", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_picture_is_told_what_one_is(source, message):
+def test_what_is_no_image_is_told_what_one_is(source, message):
     assert re.search(message, refusal_of(source))

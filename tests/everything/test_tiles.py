@@ -1,4 +1,4 @@
-"""Large pictures, tile by tile: what is cut by a seam becomes one again, and little is held."""
+"""Large images, tile by tile: what is cut by a seam becomes one again, and little is held."""
 
 import weakref
 
@@ -6,18 +6,18 @@ import numpy as np
 import pycocotools.mask as coco
 import pytest
 
-from masklet import tiles
-from masklet.errors import ConfigError, PictureError
+from masklet.errors import ConfigError, ImageError
+from masklet.everything import tiles
+from masklet.everything.tiles import make_tiles
 from masklet.masks import PackedMasks, clean_masks, decode_rle, encode_rle, mask_boxes
 from masklet.results import Masks
-from masklet.tiles import make_tiles
 
 ANY = {"iou_threshold": 0.0, "stability_threshold": 0.0}
 
 
 @pytest.fixture
 def every_value_is_an_object(monkeypatch):
-    """In the place of a network: of a grey picture each value above 0 is a mask in each tile that shows it."""
+    """In the place of a network: of a grey image each value above 0 is a mask in each tile that shows it."""
 
     def find(model, processor, pixels, options):
         values = np.unique(pixels[pixels > 0])
@@ -30,10 +30,10 @@ def every_value_is_an_object(monkeypatch):
 
 
 def shapes(size_hw, *boxes):
-    picture = np.zeros(size_hw, np.uint8)
+    image = np.zeros(size_hw, np.uint8)
     for value, (x0, y0, x1, y1) in enumerate(boxes, start=1):
-        picture[y0:y1, x0:x1] = value
-    return picture
+        image[y0:y1, x0:x1] = value
+    return image
 
 
 def masks_by_value(instances, size_hw):
@@ -44,7 +44,7 @@ def masks_by_value(instances, size_hw):
 @pytest.mark.parametrize("size_hw", [(100, 140), (40, 300), (300, 40), (33, 20)])
 def test_what_seams_cut_becomes_one(sam, every_value_is_an_object, size_hw):
     height, width = size_hw
-    picture = shapes(
+    image = shapes(
         size_hw,
         (0, 0, width, height),  # all the rest: it touches every border, and every tile
         (2, 2, 3, 3),  # one pixel
@@ -53,11 +53,11 @@ def test_what_seams_cut_becomes_one(sam, every_value_is_an_object, size_hw):
         (width - 4, 3, width, height - 2),
         (3, height - 5, width - 6, height - 1),
     )
-    instances = list(sam.everything(picture, tile=32, overlap=8))
+    instances = list(sam.everything(image, tile=32, overlap=8))
     found = masks_by_value(instances, size_hw)
-    assert len(instances) == len(np.unique(picture))
+    assert len(instances) == len(np.unique(image))
     for value, mask in found.items():
-        np.testing.assert_array_equal(mask, picture == value)
+        np.testing.assert_array_equal(mask, image == value)
     for number, instance in enumerate(instances):
         assert (instance["id"], instance["object_id"]) == (number + 1, number)
         mask = found[round(instance["score"] * 255)]
@@ -68,15 +68,15 @@ def test_what_seams_cut_becomes_one(sam, every_value_is_an_object, size_hw):
 
 
 def test_objects_beside_a_seam_stay_apart(sam, every_value_is_an_object):
-    picture = shapes((32, 60), (4, 4, 29, 14), (30, 4, 50, 14), (4, 20, 27, 30), (33, 20, 50, 30))
-    assert len(list(sam.everything(picture, tile=32, overlap=4))) == 4
+    image = shapes((32, 60), (4, 4, 29, 14), (30, 4, 50, 14), (4, 20, 27, 30), (33, 20, 50, 30))
+    assert len(list(sam.everything(image, tile=32, overlap=4))) == 4
 
 
 def test_what_a_turn_of_the_way_joins_is_one(sam, every_value_is_an_object):
-    picture = shapes((96, 96), (8, 8, 12, 88), (8, 84, 88, 88), (84, 8, 88, 88))  # a U; one value
-    picture[picture > 0] = 7
-    (one,) = sam.everything(picture, tile=32, overlap=8)
-    np.testing.assert_array_equal(decode_rle([one["segmentation"]])[0], picture > 0)
+    image = shapes((96, 96), (8, 8, 12, 88), (8, 84, 88, 88), (84, 8, 88, 88))  # a U; one value
+    image[image > 0] = 7
+    (one,) = sam.everything(image, tile=32, overlap=8)
+    np.testing.assert_array_equal(decode_rle([one["segmentation"]])[0], image > 0)
 
 
 def test_one_mask_of_a_tile_joins_one_of_the_next(sam, monkeypatch):
@@ -89,8 +89,8 @@ def test_one_mask_of_a_tile_joins_one_of_the_next(sam, monkeypatch):
         return Masks.of_runs(encode_rle(masks), masks.shape[1:], np.full(len(masks), 0.5, "f4"), np.arange(len(masks)))
 
     monkeypatch.setattr(tiles, "everything_packed", find)
-    picture = shapes((30, 56), (10, 5, 50, 25), (20, 5, 40, 25), (10, 5, 15, 25))
-    whole, part = sorted(sam.everything(picture, tile=32, overlap=8), key=lambda i: -i["area"])
+    image = shapes((30, 56), (10, 5, 50, 25), (20, 5, 40, 25), (10, 5, 15, 25))
+    whole, part = sorted(sam.everything(image, tile=32, overlap=8), key=lambda i: -i["area"])
     assert (whole["area"], part["area"]) == (40 * 20, 35 * 20)
 
 
@@ -104,13 +104,13 @@ def test_the_score_of_what_was_joined_is_the_mean_over_its_pixels(sam, monkeypat
         )
 
     monkeypatch.setattr(tiles, "everything_packed", find)
-    picture = shapes((20, 56), (10, 5, 42, 15))
-    (one,) = sam.everything(picture, tile=32, overlap=8)
+    image = shapes((20, 56), (10, 5, 42, 15))
+    (one,) = sam.everything(image, tile=32, overlap=8)
     assert one["area"] == 320
     assert one["score"] == pytest.approx((22 * 0.5 + 18 * 0.9) / 40)
 
 
-def test_what_is_held_does_not_grow_with_the_picture(sam, every_value_is_an_object, monkeypatch):
+def test_what_is_held_does_not_grow_with_the_image(sam, every_value_is_an_object, monkeypatch):
     objects, keep, window = weakref.WeakSet(), tiles.Object.__init__, tiles.Windows.__getitem__
 
     def counting(self, *args):
@@ -126,29 +126,29 @@ def test_what_is_held_does_not_grow_with_the_picture(sam, every_value_is_an_obje
     monkeypatch.setattr(tiles.Windows, "__getitem__", small)
     most = {}
     for height in (200, 800):
-        picture = np.zeros((height, 160), np.uint8)
+        image = np.zeros((height, 160), np.uint8)
         corners = [(x, y) for y in range(4, height - 8, 25) for x in range(4, 150, 25)]
         for number, (x, y) in enumerate(corners):
-            picture[y : y + 5, x : x + 5] = 1 + number % 250
-        held = [len(objects) for _ in sam.everything(picture, tile=40, overlap=10)]
+            image[y : y + 5, x : x + 5] = 1 + number % 250
+        held = [len(objects) for _ in sam.everything(image, tile=40, overlap=10)]
         assert len(held) == len(corners)
         most[height] = max(held)
     assert most[800] == most[200] < 40
 
 
-def test_every_tile_is_looked_at_as_a_picture_of_its_own(sam, picture):
+def test_every_tile_is_looked_at_as_an_image_of_its_own(sam, image):
     """With the network itself: where tiles do not overlap by much, what they find is what is found in each."""
-    whole = list(sam.everything(picture, tile=48, overlap=16, points_per_side=4, **ANY))
+    whole = list(sam.everything(image, tile=48, overlap=16, points_per_side=4, **ANY))
     assert whole
-    assert sum(len(sam.everything(picture[:, x : x + 48], points_per_side=4, **ANY)) for x in (0, 32)) >= len(whole)
+    assert sum(len(sam.everything(image[:, x : x + 48], points_per_side=4, **ANY)) for x in (0, 32)) >= len(whole)
     assert coco.area([one["segmentation"] for one in whole]).tolist() == [one["area"] for one in whole]
-    alone = list(sam.everything(picture, tile=100, points_per_side=4, **ANY))
-    assert alone == sam.everything(picture, output="rle", points_per_side=4, **ANY)
+    alone = list(sam.everything(image, tile=100, points_per_side=4, **ANY))
+    assert alone == sam.everything(image, output="rle", points_per_side=4, **ANY)
 
 
-def test_masks_of_a_tile_are_cleaned(sam, picture):
+def test_masks_of_a_tile_are_cleaned(sam, image):
     options = {"points_per_side": 6, "min_area": 30, **ANY}
-    masks = decode_rle([one["segmentation"] for one in sam.everything(picture, tile=80, **options)])
+    masks = decode_rle([one["segmentation"] for one in sam.everything(image, tile=80, **options)])
     np.testing.assert_array_equal(clean_masks(masks, fill_holes=30, remove_islands=30, hole_connectivity=8), masks)
 
 
@@ -157,7 +157,7 @@ def test_nothing_may_be_found(sam, every_value_is_an_object):
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (32, 33), (100, 57), (31, 200)])
-def test_tiles_cover_the_picture_evenly(size_hw):
+def test_tiles_cover_the_image_evenly(size_hw):
     rows = make_tiles(size_hw, 32, 8)
     seen = np.zeros(size_hw, int)
     for row in rows:
@@ -172,9 +172,9 @@ def test_tiles_cover_the_picture_evenly(size_hw):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tile": 8}, "tile is 8: expected 16 pixels or more, or None to look at the whole picture at once"),
-        ({"tile": "64"}, "tile is '64': expected 16 pixels or more, or None to look at the whole picture at once"),
-        ({"tile": 64.5}, "tile is 64.5: expected 16 pixels or more, or None to look at the whole picture at once"),
+        ({"tile": 8}, "tile is 8: expected 16 pixels or more, or None to look at the whole image at once"),
+        ({"tile": "64"}, "tile is '64': expected 16 pixels or more, or None to look at the whole image at once"),
+        ({"tile": 64.5}, "tile is 64.5: expected 16 pixels or more, or None to look at the whole image at once"),
         ({"tile": 32, "overlap": 8.5}, "overlap is 8.5: expected 1 to 16 pixels, half of tile=32"),
         ({"tile": 32, "overlap": 17}, "overlap is 17: expected 1 to 16 pixels, half of tile=32"),
         ({"tile": 32, "overlap": 0}, "overlap is 0: expected 1 to 16 pixels, half of tile=32"),
@@ -182,20 +182,20 @@ def test_tiles_cover_the_picture_evenly(size_hw):
         ({"tile": 32, "points_per_side": 0}, "points_per_side is 0: expected a whole number, 1 or more"),
     ],
 )
-def test_tiles_that_make_no_sense_are_refused_at_once(sam, picture, options, message):
+def test_tiles_that_make_no_sense_are_refused_at_once(sam, image, options, message):
     with pytest.raises(ConfigError) as caught:
-        sam.everything(picture, **options)
+        sam.everything(image, **options)
     assert str(caught.value) == message
 
 
-def test_a_picture_that_coco_cannot_count_is_refused(sam):
+def test_an_image_that_coco_cannot_count_is_refused(sam):
     endless = np.broadcast_to(np.zeros(1, np.uint8), (50_000, 50_000))
-    with pytest.raises(PictureError, match="the picture has 50000×50000 pixels: expected 2147483647 at most"):
+    with pytest.raises(ImageError, match="the image has 50000×50000 pixels: expected 2147483647 at most"):
         sam.everything(endless, tile=1024)
 
 
-def test_a_large_picture_is_read_window_by_window(sam, every_value_is_an_object, tmp_path):
-    """A memory map of which the picture that masks are of is never made."""
+def test_a_large_image_is_read_window_by_window(sam, every_value_is_an_object, tmp_path):
+    """A memory map of which the image that masks are of is never made."""
     pixels = np.memmap(tmp_path / "large.raw", np.uint8, "w+", shape=(64, 60_000))
     pixels[20:40, 30_000:30_700] = 9
     (one,) = sam.everything(pixels, tile=64, overlap=16, points_per_side=1)

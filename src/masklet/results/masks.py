@@ -11,20 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from masklet.exports import (
-    Affine,
-    annotations_of,
-    coco_instance,
-    geojson_feature,
-    index_image,
-    labelme_shapes,
-    optional_package,
-    read_annotations,
-    read_index_image,
-    svg_text,
-    yolo_line,
-)
-from masklet.files import replacing
+from masklet.atomic import replacing
+from masklet.config import SizeHW
+from masklet.images.reading import ImageSource, read_image
 from masklet.masks import (
     PackedMasks,
     Polygon,
@@ -39,9 +28,21 @@ from masklet.masks import (
     union,
     without_overlap,
 )
-from masklet.painting import colour_of, cut_out, notebook_html, notebook_png, paint_masks
-from masklet.pictures import PictureSource, read_picture
-from masklet.prompts import SizeHW, plain_mask_logits
+from masklet.prompts import plain_mask_logits
+from masklet.results.exporters import (
+    Affine,
+    annotations_of,
+    coco_instance,
+    geojson_feature,
+    index_image,
+    labelme_shapes,
+    optional_package,
+    read_annotations,
+    read_index_image,
+    svg_text,
+    yolo_line,
+)
+from masklet.results.visualisation import colour_of, cut_out, notebook_html, notebook_png, paint_masks
 
 ROWS_SHOWN = 20
 """Of the table in a notebook."""
@@ -50,33 +51,38 @@ SUFFIXES = (".png", ".npz", ".json", ".svg")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Masks:
-    """Masks of one picture, each with its score. Immutable; iterating gives ``Masks`` of one mask each.
+    """Masks of one image, each with its score. Immutable; iterating gives ``Masks`` of one mask each.
 
     An index (a number, a slice, a list, an array of bool or of numbers) gives a ``Masks`` of the chosen ones.
-    ``masks``, ``logits``, ``scores`` and ``objects`` are all as long as ``len(self)``, which may be 0.
+    ``masks``, ``logits``, ``iou_scores`` and ``object_ids`` are all as long as ``len(self)``, which may be 0.
     """
 
     masks: np.ndarray
-    """(masks, height, width) bool, in pixels of the picture; or, for very many, ``masklet.masks.PackedMasks``."""
+    """(masks, height, width) bool, in pixels of the image; or, for very many, ``masklet.masks.PackedMasks``."""
     logits: np.ndarray
     """(masks, h, w) float32, low resolution, before the sigmoid: what ``mask=`` of a next prediction takes. Packed
     masks have none: (masks, 0, 0)."""
-    scores: np.ndarray
+    iou_scores: np.ndarray
     """(masks,) float32: the IoU with the true object, as the model estimates it."""
-    objects: np.ndarray
+    object_ids: np.ndarray
     """(masks,) int: the object each mask is of. Several candidates for one object share its number."""
-    picture: np.ndarray | None = None
+    image: np.ndarray | None = None
     """(height, width, 3) uint8 RGB, what ``overlay`` paints on."""
 
     def __post_init__(self) -> None:
-        for name, ndim, kind in (("masks", 3, "b"), ("logits", 3, "f"), ("scores", 1, "f"), ("objects", 1, "iu")):
+        for name, ndim, kind in (
+            ("masks", 3, "b"),
+            ("logits", 3, "f"),
+            ("iou_scores", 1, "f"),
+            ("object_ids", 1, "iu"),
+        ):
             values = getattr(self, name)
             if values.ndim != ndim or values.dtype.kind not in kind or len(values) != len(self.masks):
                 raise ValueError(
                     f"{name} of shape {values.shape}, {values.dtype}, do not fit masks of shape {self.masks.shape}"
                 )
-        if self.picture is not None:
-            self.check_size(self.picture)
+        if self.image is not None:
+            self.check_size(self.image)
         for field in fields(self):
             if isinstance(values := getattr(self, field.name), np.ndarray):
                 frozen = values.view()  # the caller's own array stays as writable as it was
@@ -95,69 +101,69 @@ class Masks:
             self,
             masks=self.masks[chosen],
             logits=self.logits[chosen],
-            scores=self.scores[chosen],
-            objects=self.objects[chosen],
+            iou_scores=self.iou_scores[chosen],
+            object_ids=self.object_ids[chosen],
         )
 
     def __repr__(self) -> str:
         count, height, width = self.masks.shape
         if not count:
             return f"Masks(no masks, {width}×{height})"
-        objects = len(np.unique(self.objects))
+        objects = len(np.unique(self.object_ids))
         return (
             f"Masks({count} mask{'s' * (count > 1)} of {objects} object{'s' * (objects > 1)}, "
-            f"{width}×{height}, best score {self.scores.max():.2f})"
+            f"{width}×{height}, best score {self.iou_scores.max():.2f})"
         )
 
     @property
     def size_hw(self) -> SizeHW:
-        """(height, width) of the picture."""
+        """(height, width) of the image."""
         return self.masks.shape[1], self.masks.shape[2]
 
     @property
     def boxes(self) -> np.ndarray:
-        """(masks, 4) float32: x0, y0, x1, y1, edges in pixels of the picture; zeros for an empty mask."""
+        """(masks, 4) float32: x0, y0, x1, y1, edges in pixels of the image; zeros for an empty mask."""
         return mask_boxes(self.masks)
 
     @property
     def areas(self) -> np.ndarray:
-        """(masks,) int64, in pixels of the picture."""
+        """(masks,) int64, in pixels of the image."""
         return mask_areas(self.masks)
 
     @property
     def best(self) -> "Masks":
         """For each object its mask of the highest score, in the order in which the objects first appear."""
-        by_score = np.lexsort((-self.scores, self.objects))
-        _, starts = np.unique(self.objects[by_score], return_index=True)
-        _, appearances = np.unique(self.objects, return_index=True)
+        by_score = np.lexsort((-self.iou_scores, self.object_ids))
+        _, starts = np.unique(self.object_ids[by_score], return_index=True)
+        _, appearances = np.unique(self.object_ids, return_index=True)
         return self[by_score[starts][np.argsort(appearances)]]
 
-    def overlay(self, picture: PictureSource | None = None, *, alpha: float = 0.45, ids: bool = False) -> Image.Image:
-        """The picture with its masks painted over it, each object in a colour of its own.
+    def overlay(self, image: ImageSource | None = None, *, alpha: float = 0.45, ids: bool = False) -> Image.Image:
+        """The image with its masks painted over it, each object in a colour of its own.
 
-        Contours have a light line inside the mask and a dark one outside, so that one of them shows on any picture.
+        Contours have a light line inside the mask and a dark one outside, so that one of them shows on any image.
         Fills do not mix: where masks overlap, the smallest is seen, under the contours of all.
 
         Args:
-            picture: What to paint on, of the masks' size; by default the picture that was segmented.
-            alpha: How much of the picture the fill hides, from 0 (contours alone) to 1.
+            image: What to paint on, of the masks' size; by default the image that was segmented.
+            alpha: How much of the image the fill hides, from 0 (contours alone) to 1.
             ids: Whether each mask carries the number of its object.
 
         Raises:
-            ValueError: There is no picture to paint on, it has another size, or ``alpha`` is out of range.
+            ValueError: There is no image to paint on, it has another size, or ``alpha`` is out of range.
         """
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be from 0 (contours alone) to 1 (the fill hides the picture), got {alpha:g}")
-        canvas = self._picture_or(picture, "overlay('truck.jpg')")
-        return paint_masks(canvas, self.masks, self.objects, alpha=alpha, ids=ids)
+            raise ValueError(f"alpha must be from 0 (contours alone) to 1 (the fill hides the image), got {alpha:g}")
+        canvas = self._image_or(image, "overlay('truck.jpg')")
+        return paint_masks(canvas, self.masks, self.object_ids, alpha=alpha, ids=ids)
 
-    def cutout(self, picture: PictureSource | None = None) -> Image.Image:
+    def cutout(self, image: ImageSource | None = None) -> Image.Image:
         """What lies under the masks, all of them, cropped to their box: RGBA, transparent outside.
 
         Raises:
-            ValueError: There is no picture to cut from, it has another size, or no mask has a pixel.
+            ValueError: There is no image to cut from, it has another size, or no mask has a pixel.
         """
-        canvas = self._picture_or(picture, "cutout('truck.jpg')")
+        canvas = self._image_or(image, "cutout('truck.jpg')")
         together = union(self.masks)
         if not together.any():
             raise ValueError("there is nothing to cut out: no mask has a pixel")
@@ -196,7 +202,7 @@ class Masks:
     def save(self, path: str | os.PathLike[str], *, by_object: bool = False) -> None:
         """Write the masks as their file's suffix says. Folders are made, an existing file is replaced whole.
 
-        .png: one image of the picture's size, see ``index_map``. .npz: everything but the picture, which
+        .png: one image of the image's size, see ``index_map``. .npz: everything but the image, which
         ``Masks(**numpy.load(path))`` brings back. .json: the list of ``to_coco``. .svg: a filled path for each mask.
 
         Args:
@@ -224,12 +230,16 @@ class Masks:
             elif suffix == ".npz":
                 with unfinished.open("wb") as file:  # a name that ends in .NPZ would get another .npz
                     np.savez_compressed(
-                        file, masks=self.masks, logits=self.logits, scores=self.scores, objects=self.objects
+                        file,
+                        masks=self.masks,
+                        logits=self.logits,
+                        iou_scores=self.iou_scores,
+                        object_ids=self.object_ids,
                     )
             elif suffix == ".json":
                 unfinished.write_text(json.dumps(self.to_coco()), encoding="utf-8")
             else:
-                unfinished.write_text(svg_text(self.masks, self.objects, self.scores), encoding="utf-8")
+                unfinished.write_text(svg_text(self.masks, self.object_ids, self.iou_scores), encoding="utf-8")
 
     def index_map(self, *, by_object: bool = False) -> Image.Image:
         """All masks in one image, the one of the higher score where they overlap.
@@ -239,16 +249,16 @@ class Masks:
 
         Args:
             by_object: Masks have the number of their object + 1 instead, and one alone has it, too: as DAVIS keeps
-                films, and what keeps objects' numbers through ``from_png``.
+                videos, and what keeps objects' numbers through ``from_png``.
 
         Raises:
             ValueError: A value does not fit 16 bits.
         """
         if by_object:
-            return index_image(self.masks, self.objects + 1, self.scores, colour_of(np.arange(255)))
+            return index_image(self.masks, self.object_ids + 1, self.iou_scores, colour_of(np.arange(255)))
         if len(self) < 2:
             return Image.fromarray(union(self.masks).astype(np.uint8) * np.uint8(255))
-        return index_image(self.masks, np.arange(1, len(self) + 1), self.scores, colour_of(self.objects))
+        return index_image(self.masks, np.arange(1, len(self) + 1), self.iou_scores, colour_of(self.object_ids))
 
     @classmethod
     def from_png(cls, path: str | os.PathLike[str], *, threshold: float | None = None) -> "Masks":
@@ -263,7 +273,7 @@ class Masks:
                 128 of 255.
 
         Raises:
-            PictureError: The file is missing, damaged, or a picture in colours; or its values do not look like numbers
+            ImageError: The file is missing, damaged, or an image in colours; or its values do not look like numbers
                 of masks, and there is no threshold.
         """
         masks, values = read_index_image(path, threshold)
@@ -277,21 +287,21 @@ class Masks:
         size_hw: SizeHW | None = None,
         packed: bool = False,
     ) -> "Masks":
-        """The masks of one picture's COCO annotations.
+        """The masks of one image's COCO annotations.
 
         Args:
-            annotations: A list of them, or a whole data set of one picture; with run lengths, compressed or not, or
+            annotations: A list of them, or a whole data set of one image; with run lengths, compressed or not, or
                 polygons (which are filled as pycocotools does it) in ``segmentation``. ``object_id`` and ``score`` are
                 taken where they are given; otherwise objects are numbered from 0 in order, and scores are 1. Logits
                 stand in.
-            size_hw: (height, width) of the picture; run lengths and data sets know it, polygons and an empty list do
+            size_hw: (height, width) of the image; run lengths and data sets know it, polygons and an empty list do
                 not.
-            packed: Leave the masks as run lengths, so that thousands of a large picture fit in memory. All ways out
+            packed: Leave the masks as run lengths, so that thousands of a large image fit in memory. All ways out
                 work as ever and unpack one mask at a time, as far as its box goes, but for those that have each pixel
                 of each mask (.npz, ``to_supervision``) or need logits (``without_overlap``): there are none.
 
         Raises:
-            ValueError: The size is not known, or not one; there are several pictures; a segmentation makes no sense.
+            ValueError: The size is not known, or not one; there are several images; a segmentation makes no sense.
         """
         listed, size_hw = annotations_of(annotations, size_hw)
         runs, size_hw = read_annotations(listed, size_hw)
@@ -307,7 +317,7 @@ class Masks:
 
     @classmethod
     def of_runs(cls, runs: Sequence[Rle], size_hw: SizeHW, scores: np.ndarray, objects: np.ndarray) -> "Masks":
-        """Packed masks, from run lengths of the size of the picture; see ``from_coco``."""
+        """Packed masks, from run lengths of the size of the image; see ``from_coco``."""
         stack: Any = PackedMasks(runs, size_hw)
         return cls(stack, np.zeros((len(runs), 0, 0), np.float32), scores, objects)
 
@@ -325,7 +335,7 @@ class Masks:
         Each has ``segmentation`` (compressed run lengths), ``bbox`` [x, y, width, height], ``area``, ``score``,
         ``id``, ``image_id``, ``category_id``, ``iscrowd`` 0 and, beyond the format, ``object_id``.
         """
-        columns = (self.boxes.tolist(), self.areas.tolist(), self.scores.tolist(), self.objects.tolist())
+        columns = (self.boxes.tolist(), self.areas.tolist(), self.iou_scores.tolist(), self.object_ids.tolist())
         return [
             coco_instance(
                 number,
@@ -364,7 +374,11 @@ class Masks:
         features = [
             geojson_feature(patch, transform, {"object_id": object_id, "score": score, "area": area})
             for patch, object_id, score, area in zip(
-                patches(self.masks), self.objects.tolist(), self.scores.tolist(), self.areas.tolist(), strict=True
+                patches(self.masks),
+                self.object_ids.tolist(),
+                self.iou_scores.tolist(),
+                self.areas.tolist(),
+                strict=True,
             )
         ]
         return {"type": "FeatureCollection", "features": features}
@@ -376,13 +390,13 @@ class Masks:
         its number as ``group_id``.
 
         Args:
-            image_path: The picture, as seen from the folder of the JSON file.
+            image_path: The image, as seen from the folder of the JSON file.
             label: What the objects are.
         """
         height, width = self.masks.shape[1:]
         shapes = [
             shape
-            for patch, object_id in zip(patches(self.masks), self.objects.tolist(), strict=True)
+            for patch, object_id in zip(patches(self.masks), self.object_ids.tolist(), strict=True)
             for shape in labelme_shapes(patch, label, object_id)
         ]
         return {
@@ -415,9 +429,9 @@ class Masks:
         return optional_package("supervision", "to_supervision()").Detections(
             xyxy=self.boxes,
             mask=np.asarray(self.masks),
-            confidence=self.scores,
+            confidence=self.iou_scores,
             class_id=np.full(len(self), class_id),
-            tracker_id=self.objects,
+            tracker_id=self.object_ids,
         )
 
     def to_pandas(self) -> Any:
@@ -429,20 +443,22 @@ class Masks:
         Raises:
             ModuleNotFoundError: The package pandas is not installed.
         """
-        columns = {"object_id": self.objects, "score": self.scores, "area": self.areas}
+        columns = {"object_id": self.object_ids, "score": self.iou_scores, "area": self.areas}
         columns |= dict(zip(("x0", "y0", "x1", "y1"), self.boxes.T, strict=True))
         return optional_package("pandas", "to_pandas()").DataFrame({**columns, "segmentation": self.to_rle()})
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows: the overlay, or the masks on black where there is no picture."""
+        """What a notebook shows: the overlay, or the masks on black where there is no image."""
         return notebook_png(
-            self.overlay(np.zeros((*self.masks.shape[1:], 3), np.uint8) if self.picture is None else None)
+            self.overlay(np.zeros((*self.masks.shape[1:], 3), np.uint8) if self.image is None else None)
         )
 
     def _repr_html_(self) -> str:
         """The same with a table of what they are; of many masks, of the first."""
         few = self[:ROWS_SHOWN]
-        columns = zip(few.objects.tolist(), few.scores.tolist(), few.areas.tolist(), few.boxes.tolist(), strict=True)
+        columns = zip(
+            few.object_ids.tolist(), few.iou_scores.tolist(), few.areas.tolist(), few.boxes.tolist(), strict=True
+        )
         rows = [
             (name, f"{score:.2f}", f"{area:,}", ", ".join(f"{edge:g}" for edge in box))
             for name, score, area, box in columns
@@ -451,16 +467,16 @@ class Masks:
         headings = ("object", "score", "area (px)", "box (x0, y0, x1, y1)")
         return notebook_html(self._repr_png_(), f"{self}{more}", [headings, *rows] if rows else [])
 
-    def _picture_or(self, picture: PictureSource | None, call: str) -> np.ndarray:
-        """The picture that was given, or else the one that was kept."""
-        canvas = self.picture if picture is None else read_picture(picture)
+    def _image_or(self, image: ImageSource | None, call: str) -> np.ndarray:
+        """The image that was given, or else the one that was kept."""
+        canvas = self.image if image is None else read_image(image)
         if canvas is None:
-            raise ValueError(f"these masks were kept without their picture: pass it, {call}")
+            raise ValueError(f"these masks were kept without their image: pass it, {call}")
         self.check_size(canvas)
         return canvas
 
-    def check_size(self, picture: np.ndarray) -> None:
-        """Refuse a picture that these masks cannot lie on."""
-        if picture.shape != (*self.masks.shape[1:], 3):
+    def check_size(self, image: np.ndarray) -> None:
+        """Refuse an image that these masks cannot lie on."""
+        if image.shape != (*self.masks.shape[1:], 3):
             height, width = self.masks.shape[1:]
-            raise ValueError(f"a picture of shape {picture.shape} does not fit masks of {width}×{height} pixels")
+            raise ValueError(f"an image of shape {image.shape} does not fit masks of {width}×{height} pixels")

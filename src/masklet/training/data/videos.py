@@ -1,4 +1,4 @@
-"""Films: folders as of DAVIS and YouTube-VOS, and SA-V's videos with a JSON of masklets."""
+"""Videos: folders as of DAVIS and YouTube-VOS, and SA-V's videos with a JSON of masklets."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from masklet.errors import DataError, FilmError
+from masklet.errors import DataError, VideoError
 from masklet.evaluation.folder import read_labels
-from masklet.evaluation.video import EXPECTED, find_films
-from masklet.pictures import read_picture
+from masklet.evaluation.video import EXPECTED, find_videos
+from masklet.images.reading import read_image
 from masklet.training.batches import Mask
 from masklet.training.data.scenes import Frame, Scene, mask_of_coco, masks_of_labels, read_json
-from masklet.video.frames import Film, open_film
+from masklet.video.frames import Video, open_video
 
 SAV_STRIDE = 4
 """SA-V annotates 6 of its 24 frames a second."""
 
 
-def read_films(folder: Path) -> list[Scene]:
-    """All films of a folder: ``JPEGImages/FILM/*.jpg`` and ``Annotations/FILM/*.png``.
+def read_videos(folder: Path) -> list[Scene]:
+    """All videos of a folder: ``JPEGImages/VIDEO/*.jpg`` and ``Annotations/VIDEO/*.png``.
 
-    They are found and read as for evaluation, but for pictures without an annotation, which are passed over, as
+    They are found and read as for evaluation, but for images without an annotation, which are passed over, as
     YouTube-VOS annotates every fifth.
 
     Raises:
-        FilmError: There are no films, or one has no annotations.
+        VideoError: There are no videos, or one has no annotations.
     """
     scenes = []
-    for film in find_films(folder):
-        pairs = [pair for pair in zip(film.pictures, film.annotations, strict=True) if pair[1].exists()]
+    for video in find_videos(folder):
+        pairs = [pair for pair in zip(video.images, video.annotations, strict=True) if pair[1].exists()]
         if not pairs:
-            raise FilmError(f"film {film.name} has no annotations in {folder}: {EXPECTED}, of the same names")
+            raise VideoError(f"video {video.name} has no annotations in {folder}: {EXPECTED}, of the same names")
         files = tuple(file for pair in pairs for file in pair)
-        scenes.append(Scene(film.name, partial(_read_frame, pairs), partial(len, pairs), files))
+        scenes.append(Scene(video.name, partial(_read_frame, pairs), partial(len, pairs), files))
     return scenes
 
 
 def _read_frame(pairs: list[tuple[Path, Path]], index: int) -> Frame:
-    picture, labels = pairs[index]
-    return Frame(str(picture), read_picture(picture), masks_of_labels(read_labels(labels)))
+    image, labels = pairs[index]
+    return Frame(str(image), read_image(image), masks_of_labels(read_labels(labels)))
 
 
 def read_sav(folder: Path) -> list[Scene]:
@@ -64,7 +64,7 @@ def read_sav(folder: Path) -> list[Scene]:
 
 @lru_cache(maxsize=8)
 def _masklets(files: tuple[Path, ...]) -> list[tuple[Path, Mapping[str, Any]]]:
-    """Kept for a few films, as a clip asks for them frame by frame."""
+    """Kept for a few videos, as a clip asks for them frame by frame."""
     found = [(file, read_json(file)) for file in files]
     for file, content in found:
         if not isinstance(content, dict) or not isinstance(content.get("masklet"), list) or not content["masklet"]:
@@ -73,24 +73,24 @@ def _masklets(files: tuple[Path, ...]) -> list[tuple[Path, Mapping[str, Any]]]:
 
 
 @lru_cache(maxsize=8)
-def _film(video: Path) -> Film:
-    return open_film(video)
+def _video(path: Path) -> Video:
+    return open_video(path)
 
 
 def _annotated_frames(files: tuple[Path, ...]) -> int:
     return min(len(content["masklet"]) for _, content in _masklets(files))
 
 
-def _read_sav(video: Path, files: tuple[Path, ...], index: int) -> Frame:
-    film, count = _film(video), _annotated_frames(files)
-    stride = sav_stride(len(film), count)
+def _read_sav(path: Path, files: tuple[Path, ...], index: int) -> Frame:
+    video, count = _video(path), _annotated_frames(files)
+    stride = sav_stride(len(video), count)
     found = [(file, one) for file, content in _masklets(files) for one in content["masklet"][index]]
     masks: dict[int, Callable[[], Mask]] = {
-        number: mask_of_coco(segmentation, film.size_hw, str(file), number)
+        number: mask_of_coco(segmentation, video.size_hw, str(file), number)
         for number, (file, segmentation) in enumerate(found, start=1)
         if segmentation  # an object may be absent
     }
-    return Frame(f"{video}, frame {index * stride}", film[index * stride].picture, masks)
+    return Frame(f"{path}, frame {index * stride}", video[index * stride].image, masks)
 
 
 def sav_stride(frames: int, annotated: int) -> int:

@@ -18,14 +18,14 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageFilter
 from pycocotools.coco import COCO
 
-from masklet.errors import PictureError
-from masklet.exports import coco_data
+from masklet.errors import ImageError
 from masklet.masks import decode_rle
-from masklet.painting import PALETTE, colour_of, grow
 from masklet.results import Masks
+from masklet.results.exporters import coco_data
+from masklet.results.visualisation import PALETTE, colour_of, grow
 
 
-def masks_of(*pieces, size_hw=(6, 8), scores=None, objects=None, picture=None):
+def masks_of(*pieces, size_hw=(6, 8), iou_scores=None, object_ids=None, image=None):
     """Masks of rectangles (x0, y0, x1, y1)."""
     masks = np.zeros((len(pieces), *size_hw), bool)
     for mask, (x0, y0, x1, y1) in zip(masks, pieces, strict=True):
@@ -33,21 +33,23 @@ def masks_of(*pieces, size_hw=(6, 8), scores=None, objects=None, picture=None):
     return Masks(
         masks,
         np.arange(len(pieces) * 4, dtype=np.float32).reshape(-1, 2, 2),
-        np.linspace(0.5, 0.9, len(pieces), dtype=np.float32) if scores is None else np.array(scores, np.float32),
-        np.arange(len(pieces)) if objects is None else np.array(objects),
-        picture,
+        np.linspace(0.5, 0.9, len(pieces), dtype=np.float32)
+        if iou_scores is None
+        else np.array(iou_scores, np.float32),
+        np.arange(len(pieces)) if object_ids is None else np.array(object_ids),
+        image,
     )
 
 
 @pytest.fixture
 def three():
     """Two candidates for object 7, then one mask of object 2."""
-    return masks_of((0, 0, 3, 2), (1, 1, 4, 5), (5, 0, 8, 6), scores=[0.6, 0.8, 0.7], objects=[7, 7, 2])
+    return masks_of((0, 0, 3, 2), (1, 1, 4, 5), (5, 0, 8, 6), iou_scores=[0.6, 0.8, 0.7], object_ids=[7, 7, 2])
 
 
 @pytest.fixture
 def nothing():
-    return masks_of(picture=np.full((6, 8, 3), 9, np.uint8))
+    return masks_of(image=np.full((6, 8, 3), 9, np.uint8))
 
 
 def test_an_index_gives_masks_again(three):
@@ -64,13 +66,13 @@ def test_an_index_gives_masks_again(three):
     ]:
         chosen = three[index]
         assert isinstance(chosen, Masks)
-        for name in ("masks", "logits", "scores", "objects"):
+        for name in ("masks", "logits", "iou_scores", "object_ids"):
             np.testing.assert_array_equal(getattr(chosen, name), getattr(three, name)[expected])
 
 
-def test_an_index_keeps_the_picture():
-    picture = np.zeros((6, 8, 3), np.uint8)
-    assert masks_of((0, 0, 1, 1), picture=picture)[0].picture.base is picture
+def test_an_index_keeps_the_image():
+    image = np.zeros((6, 8, 3), np.uint8)
+    assert masks_of((0, 0, 1, 1), image=image)[0].image.base is image
 
 
 @pytest.mark.parametrize("index", [3, -4, np.ones(5, bool)])
@@ -82,7 +84,7 @@ def test_an_index_beyond_the_masks_is_refused(three, index):
 def test_iterating_gives_masks_of_one_each(three):
     ones = list(three)
     assert [len(one) for one in ones] == [1, 1, 1]
-    assert [one.scores[0] for one in ones] == three.scores.tolist()
+    assert [one.iou_scores[0] for one in ones] == three.iou_scores.tolist()
 
 
 def test_boxes_and_areas_are_those_of_the_rectangles(three):
@@ -91,19 +93,19 @@ def test_boxes_and_areas_are_those_of_the_rectangles(three):
 
 
 def test_best_is_the_highest_score_of_each_object_in_order_of_appearance(three):
-    assert three.best.objects.tolist() == [7, 2]
-    np.testing.assert_array_equal(three.best.scores, three.scores[[1, 2]])
+    assert three.best.object_ids.tolist() == [7, 2]
+    np.testing.assert_array_equal(three.best.iou_scores, three.iou_scores[[1, 2]])
     np.testing.assert_array_equal(three.best.masks, three.masks[[1, 2]])
 
 
 def test_best_of_equal_scores_is_the_first():
-    masks = masks_of((0, 0, 1, 1), (0, 0, 2, 2), (0, 0, 3, 3), scores=[0.5, 0.5, 0.5], objects=[1, 1, 0])
+    masks = masks_of((0, 0, 1, 1), (0, 0, 2, 2), (0, 0, 3, 3), iou_scores=[0.5, 0.5, 0.5], object_ids=[1, 1, 0])
     assert masks.best.areas.tolist() == [1, 9]
 
 
 def test_masks_cannot_be_changed(three):
     with pytest.raises(FrozenInstanceError):
-        three.scores = np.zeros(3, np.float32)
+        three.iou_scores = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match="read-only"):
         three.masks[0] = True
 
@@ -120,17 +122,20 @@ def test_the_callers_arrays_stay_writable():
         ({"masks": np.zeros((2, 4, 4))}, "masks of shape (2, 4, 4), float64"),
         ({"masks": np.zeros((4, 4), bool)}, "masks of shape (4, 4), bool"),
         ({"logits": np.zeros((1, 2, 2), np.float32)}, "logits of shape (1, 2, 2), float32, do not fit"),
-        ({"scores": np.zeros(3, np.float32)}, "scores of shape (3,), float32, do not fit masks of shape (2, 4, 4)"),
-        ({"objects": np.zeros(2)}, "objects of shape (2,), float64"),
-        ({"picture": np.zeros((4, 5, 3), np.uint8)}, "a picture of shape (4, 5, 3) does not fit masks of 4×4 pixels"),
+        (
+            {"iou_scores": np.zeros(3, np.float32)},
+            "iou_scores of shape (3,), float32, do not fit masks of shape (2, 4, 4)",
+        ),
+        ({"object_ids": np.zeros(2)}, "object_ids of shape (2,), float64"),
+        ({"image": np.zeros((4, 5, 3), np.uint8)}, "an image of shape (4, 5, 3) does not fit masks of 4×4 pixels"),
     ],
 )
 def test_arrays_that_do_not_fit_each_other_are_refused(changed, message):
     arrays = {
         "masks": np.zeros((2, 4, 4), bool),
         "logits": np.zeros((2, 2, 2), np.float32),
-        "scores": np.zeros(2, np.float32),
-        "objects": np.zeros(2, int),
+        "iou_scores": np.zeros(2, np.float32),
+        "object_ids": np.zeros(2, int),
     }
     with pytest.raises(ValueError, match=re.escape(message)):
         Masks(**(arrays | changed))
@@ -147,22 +152,22 @@ def test_no_masks_work_everywhere(nothing, tmp_path):
     assert nothing.boxes.shape == (0, 4)
     assert nothing.areas.shape == (0,)
     assert nothing.to_rle() == nothing.to_coco() == nothing.to_polygons() == []
-    np.testing.assert_array_equal(nothing.overlay(), nothing.picture)
+    np.testing.assert_array_equal(nothing.overlay(), nothing.image)
     nothing.save(tmp_path / "nothing.png")
     np.testing.assert_array_equal(Image.open(tmp_path / "nothing.png"), np.zeros((6, 8)))
 
 
 def test_an_empty_mask_works_everywhere(tmp_path):
-    empty = masks_of((0, 0, 0, 0), picture=np.full((6, 8, 3), 9, np.uint8))
+    empty = masks_of((0, 0, 0, 0), image=np.full((6, 8, 3), 9, np.uint8))
     assert empty.to_polygons() == [[]]
     assert empty.to_coco()[0]["bbox"] == [0, 0, 0, 0]
-    np.testing.assert_array_equal(empty.overlay(), empty.picture)
+    np.testing.assert_array_equal(empty.overlay(), empty.image)
     empty.save(tmp_path / "empty.png")
     assert not np.array(Image.open(tmp_path / "empty.png")).any()
 
 
 def test_a_mask_of_one_pixel_works_everywhere(tmp_path):
-    dot = masks_of((0, 0, 1, 1), size_hw=(1, 1), picture=np.full((1, 1, 3), 100, np.uint8))
+    dot = masks_of((0, 0, 1, 1), size_hw=(1, 1), image=np.full((1, 1, 3), 100, np.uint8))
     assert dot.to_polygons()[0][0].exterior.tolist() == [[0, 0], [1, 0], [1, 1], [0, 1]]
     assert dot.overlay(alpha=1).getpixel((0, 0)) == tuple(PALETTE[0])
     dot.save(tmp_path / "dot.png")
@@ -174,41 +179,41 @@ def test_a_mask_of_one_pixel_works_everywhere(tmp_path):
 
 @pytest.fixture
 def square():
-    return masks_of((20, 20, 60, 60), size_hw=(80, 100), objects=[3], picture=np.full((80, 100, 3), 200, np.uint8))
+    return masks_of((20, 20, 60, 60), size_hw=(80, 100), object_ids=[3], image=np.full((80, 100, 3), 200, np.uint8))
 
 
 def test_an_overlay_fills_inside_outlines_light_and_dark_and_leaves_the_rest(square):
-    picture = np.array(square.overlay(alpha=0.5))
+    image = np.array(square.overlay(alpha=0.5))
     colour = PALETTE[3].astype(int)
-    np.testing.assert_allclose(picture[40, 40], (200 + colour) / 2, atol=1)
-    assert picture[20, 40].min() >= 191
-    np.testing.assert_array_equal(picture[19, 40], [66, 66, 66])
-    np.testing.assert_array_equal(picture[18, 40], [200, 200, 200])
-    assert np.array_equal(square.picture, np.full((80, 100, 3), 200))
+    np.testing.assert_allclose(image[40, 40], (200 + colour) / 2, atol=1)
+    assert image[20, 40].min() >= 191
+    np.testing.assert_array_equal(image[19, 40], [66, 66, 66])
+    np.testing.assert_array_equal(image[18, 40], [200, 200, 200])
+    assert np.array_equal(square.image, np.full((80, 100, 3), 200))
 
 
 def test_without_alpha_an_overlay_is_contours_alone(square):
-    picture = np.array(square.overlay(alpha=0))
-    np.testing.assert_array_equal(picture[22:58, 22:58], square.picture[22:58, 22:58])
-    assert (picture[20, 40] != 200).any()
+    image = np.array(square.overlay(alpha=0))
+    np.testing.assert_array_equal(image[22:58, 22:58], square.image[22:58, 22:58])
+    assert (image[20, 40] != 200).any()
 
 
-def test_contours_grow_with_the_picture():
-    picture = np.full((100, 1800, 3), 200, np.uint8)
-    painted = np.array(masks_of((50, 20, 90, 80), size_hw=(100, 1800)).overlay(picture, alpha=0))
+def test_contours_grow_with_the_image():
+    image = np.full((100, 1800, 3), 200, np.uint8)
+    painted = np.array(masks_of((50, 20, 90, 80), size_hw=(100, 1800)).overlay(image, alpha=0))
     assert [bool((painted[50, x] != 200).any()) for x in range(45, 55)] == [False] * 2 + [True] * 6 + [False] * 2
 
 
 def test_the_smallest_mask_is_painted_last_and_fills_do_not_mix():
-    picture = np.zeros((40, 40, 3), np.uint8)
+    image = np.zeros((40, 40, 3), np.uint8)
     small, large = (15, 15, 25, 25), (0, 0, 40, 40)
     for pieces, objects in [((small, large), [0, 1]), ((large, small), [1, 0])]:
-        painted = masks_of(*pieces, size_hw=(40, 40), objects=objects).overlay(picture, alpha=1)
+        painted = masks_of(*pieces, size_hw=(40, 40), object_ids=objects).overlay(image, alpha=1)
         assert painted.getpixel((20, 20)) == tuple(PALETTE[0])
         assert painted.getpixel((5, 5)) == tuple(PALETTE[1])
 
 
-def test_an_overlay_can_be_painted_on_another_picture(square):
+def test_an_overlay_can_be_painted_on_another_image(square):
     black = Image.new("L", (100, 80))
     assert square.overlay(black, alpha=0.5).getpixel((90, 5)) == (0, 0, 0)
 
@@ -224,12 +229,12 @@ def test_an_alpha_out_of_range_is_refused(square, alpha):
         square.overlay(alpha=alpha)
 
 
-def test_an_overlay_without_a_picture_says_to_pass_one(three):
-    with pytest.raises(ValueError, match=re.escape("without their picture: pass it, overlay('truck.jpg')")):
+def test_an_overlay_without_an_image_says_to_pass_one(three):
+    with pytest.raises(ValueError, match=re.escape("without their image: pass it, overlay('truck.jpg')")):
         three.overlay()
 
 
-def test_an_overlay_on_a_picture_of_another_size_is_refused(three):
+def test_an_overlay_on_an_image_of_another_size_is_refused(three):
     with pytest.raises(ValueError, match=re.escape("shape (8, 6, 3) does not fit masks of 8×6 pixels")):
         three.overlay(np.zeros((8, 6, 3), np.uint8))
 
@@ -264,7 +269,7 @@ def test_several_masks_are_saved_by_number_with_the_higher_score_on_top(three, t
     expected[1:5, 1:4] = 2
     expected[0:6, 5:8] = 3
     np.testing.assert_array_equal(image, expected)
-    first, second = masks_of((0, 0, 4, 4), (0, 0, 2, 2), scores=[0.9, 0.1]), tmp_path / "first.png"
+    first, second = masks_of((0, 0, 4, 4), (0, 0, 2, 2), iou_scores=[0.9, 0.1]), tmp_path / "first.png"
     first.save(second)
     assert np.unique(Image.open(second)).tolist() == [0, 1]
 
@@ -358,7 +363,7 @@ def test_polygons_are_listed_mask_by_mask(three):
     assert polygons[0][0].exterior.tolist() == [[0, 0], [3, 0], [3, 2], [0, 2]]
 
 
-def test_an_overlay_can_be_written_as_any_picture(square):
+def test_an_overlay_can_be_written_as_any_image(square):
     file = io.BytesIO()
     square.overlay().save(file, "JPEG")
     assert file.tell()
@@ -366,7 +371,7 @@ def test_an_overlay_can_be_written_as_any_picture(square):
 
 def test_ids_are_written_on_a_plate_inside_the_part_that_is_seen():
     large, small = (0, 0, 300, 60), (100, 0, 300, 60)
-    masks = masks_of(large, small, size_hw=(60, 300), picture=np.full((60, 300, 3), 240, np.uint8))
+    masks = masks_of(large, small, size_hw=(60, 300), image=np.full((60, 300, 3), 240, np.uint8))
     changed = (np.array(masks.overlay(ids=True)) != np.array(masks.overlay())).any(2)
     pieces = np.flatnonzero(np.diff(np.pad(changed.any(0), 1).astype(int)))
     assert len(pieces) == 4, "two plates"
@@ -375,31 +380,31 @@ def test_ids_are_written_on_a_plate_inside_the_part_that_is_seen():
     assert abs(pieces[2:].mean() - 200) <= 1
 
 
-def test_ids_stay_within_the_picture_even_if_it_is_small():
-    corner = masks_of((0, 0, 1, 1), size_hw=(40, 60), objects=[70000], picture=np.zeros((40, 60, 3), np.uint8))
+def test_ids_stay_within_the_image_even_if_it_is_small():
+    corner = masks_of((0, 0, 1, 1), size_hw=(40, 60), object_ids=[70000], image=np.zeros((40, 60, 3), np.uint8))
     plate = np.array(corner.overlay(ids=True)).any(2)
     assert plate[:, -5:].sum() == 0
     assert plate[0].any()
-    dot = masks_of((0, 0, 1, 1), size_hw=(1, 1), picture=np.zeros((1, 1, 3), np.uint8))
+    dot = masks_of((0, 0, 1, 1), size_hw=(1, 1), image=np.zeros((1, 1, 3), np.uint8))
     assert dot.overlay(ids=True).size == (1, 1)
 
 
 # Cut-outs and notebooks
 
 
-def test_a_cutout_is_the_picture_under_all_masks_cropped_to_their_box(picture):
-    masks = masks_of((10, 5, 20, 15), (30, 8, 32, 40), size_hw=(48, 80), picture=picture)
+def test_a_cutout_is_the_image_under_all_masks_cropped_to_their_box(image):
+    masks = masks_of((10, 5, 20, 15), (30, 8, 32, 40), size_hw=(48, 80), image=image)
     cutout = np.array(masks.cutout())
     together = masks.masks.any(0)[5:40, 10:32]
     assert cutout.shape == (35, 22, 4)
     np.testing.assert_array_equal(cutout[..., 3], together * 255)
-    np.testing.assert_array_equal(cutout[together][:, :3], picture[5:40, 10:32][together])
+    np.testing.assert_array_equal(cutout[together][:, :3], image[5:40, 10:32][together])
     assert not cutout[~together].any()
-    np.testing.assert_array_equal(masks_of((10, 5, 20, 15), size_hw=(48, 80)).cutout(picture), masks[0].cutout())
+    np.testing.assert_array_equal(masks_of((10, 5, 20, 15), size_hw=(48, 80)).cutout(image), masks[0].cutout())
 
 
-def test_a_cutout_needs_a_picture_and_something_to_cut_out(three, nothing):
-    with pytest.raises(ValueError, match=re.escape("without their picture: pass it, cutout('truck.jpg')")):
+def test_a_cutout_needs_an_image_and_something_to_cut_out(three, nothing):
+    with pytest.raises(ValueError, match=re.escape("without their image: pass it, cutout('truck.jpg')")):
         three.cutout()
     with pytest.raises(ValueError, match="nothing to cut out: no mask has a pixel"):
         nothing.cutout()
@@ -418,7 +423,7 @@ def test_a_notebook_shows_a_table_of_the_objects_below(square, three, nothing):
     assert b64encode(three._repr_png_()).decode() in page
     assert page.count("<tr>") == 1 + len(three)
     x0, y0, x1, y1 = three.boxes[0]
-    cells = (three.objects[0], f"{three.scores[0]:.2f}", three.areas[0], f"{x0:g}, {y0:g}, {x1:g}, {y1:g}")
+    cells = (three.object_ids[0], f"{three.iou_scores[0]:.2f}", three.areas[0], f"{x0:g}, {y0:g}, {x1:g}, {y1:g}")
     assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" in page
     assert repr(three) in page
     assert "<table>" not in nothing._repr_html_()
@@ -427,7 +432,7 @@ def test_a_notebook_shows_a_table_of_the_objects_below(square, three, nothing):
     assert "the first 20" in many
 
 
-def test_a_notebook_is_spared_large_pictures():
+def test_a_notebook_is_spared_large_images():
     wide = masks_of((0, 0, 9, 9), size_hw=(20, 3000))
     assert Image.open(io.BytesIO(wide._repr_png_())).size == (1024, 7)
 
@@ -441,7 +446,7 @@ def test_cleaning_and_parting_keep_all_but_the_masks(three):
     apart = three.without_overlap()
     np.testing.assert_array_equal(apart.masks.sum(0), three.masks.any(0))
     for masks in (cleaned, apart):
-        assert masks.objects.tolist() == three.objects.tolist()
+        assert masks.object_ids.tolist() == three.object_ids.tolist()
         np.testing.assert_array_equal(masks.logits, three.logits)
     np.testing.assert_array_equal(apart.masks[1], three.masks[1])  # its logits are higher than those of the first
     assert len(three[:0].without_overlap()) == 0
@@ -481,7 +486,7 @@ def test_masks_return_from_coco(masks):
     size_hw = masks.masks.shape[1:]
     instances = json.loads(json.dumps(masks.to_coco()))
     returned = Masks.from_coco(instances, size_hw=size_hw)
-    same(masks, returned, "masks", "scores", "objects")
+    same(masks, returned, "masks", "iou_scores", "object_ids")
     assert Masks.from_coco([], size_hw=size_hw).masks.shape == (0, *size_hw)
     if len(masks):
         same(masks, Masks.from_coco(instances), "masks")
@@ -491,12 +496,12 @@ def test_masks_return_from_coco(masks):
 @some
 def test_packed_masks_leave_by_every_way_as_the_others_do(tmp_path, masks):
     height, width = masks.masks.shape[1:]
-    masks = replace(masks, picture=np.full((height, width, 3), 90, np.uint8))
-    packed = replace(Masks.from_coco(masks.to_coco(), size_hw=(height, width), packed=True), picture=masks.picture)
+    masks = replace(masks, image=np.full((height, width, 3), 90, np.uint8))
+    packed = replace(Masks.from_coco(masks.to_coco(), size_hw=(height, width), packed=True), image=masks.image)
     assert repr(packed) == repr(masks)
-    same(masks, packed, "masks", "scores", "objects", "boxes", "areas")
-    same(masks[::-1], packed[::-1], "masks", "scores", "objects")
-    same(masks.best, packed.best, "masks", "objects")
+    same(masks, packed, "masks", "iou_scores", "object_ids", "boxes", "areas")
+    same(masks[::-1], packed[::-1], "masks", "iou_scores", "object_ids")
+    same(masks.best, packed.best, "masks", "object_ids")
     same(masks.clean(remove_islands=3), packed.clean(remove_islands=3), "masks")
     for ids in (False, True):
         np.testing.assert_array_equal(packed.overlay(ids=ids), masks.overlay(ids=ids))
@@ -529,19 +534,19 @@ def test_packed_masks_say_what_they_cannot(three, tmp_path):
 @some
 def test_masks_return_from_a_png_with_their_objects(tmp_path, masks):
     masks.save(tmp_path / "objects.png", by_object=True)
-    same(masks, Masks.from_png(tmp_path / "objects.png"), "masks", "objects")
+    same(masks, Masks.from_png(tmp_path / "objects.png"), "masks", "object_ids")
     masks.save(tmp_path / "masks.png")
     returned = Masks.from_png(tmp_path / "masks.png")
     same(masks, returned, "masks")
-    assert returned.objects.tolist() == list(range(len(masks)))
-    assert returned.scores.tolist() == [1] * len(masks)
+    assert returned.object_ids.tolist() == list(range(len(masks)))
+    assert returned.iou_scores.tolist() == [1] * len(masks)
 
 
 @given(any_masks())
 @some
 def test_masks_return_from_npz(tmp_path, masks):
     masks.save(tmp_path / "masks.npz")
-    same(masks, Masks(**np.load(tmp_path / "masks.npz")), "masks", "logits", "scores", "objects")
+    same(masks, Masks(**np.load(tmp_path / "masks.npz")), "masks", "logits", "iou_scores", "object_ids")
 
 
 def even_odd(rings, size_hw):
@@ -613,7 +618,7 @@ def test_labelme_shapes_fill_to_the_masks(masks):
     page = json.loads(json.dumps(masks.to_labelme("truck.jpg", label="cat")))
     height, width = masks.masks.shape[1:]
     assert (page["imagePath"], page["imageHeight"], page["imageWidth"]) == ("truck.jpg", height, width)
-    painted = {object_id: np.zeros((height, width), bool) for object_id in masks.objects.tolist()}
+    painted = {object_id: np.zeros((height, width), bool) for object_id in masks.object_ids.tolist()}
     for shape in page["shapes"]:
         assert shape["label"] == "cat"
         into = painted[shape["group_id"]]
@@ -622,7 +627,7 @@ def test_labelme_shapes_fill_to_the_masks(masks):
         else:
             (x0, y0), (x1, y1) = np.array(shape["points"]).astype(int)
             into[y0 : y1 + 1, x0 : x1 + 1] |= np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
-    for object_id, mask in zip(masks.objects.tolist(), masks.masks, strict=True):
+    for object_id, mask in zip(masks.object_ids.tolist(), masks.masks, strict=True):
         np.testing.assert_array_equal(painted[object_id], mask)
 
 
@@ -640,8 +645,8 @@ def test_an_svg_has_a_path_for_each_mask_that_fills_to_it(tmp_path, masks):
     for name, path in paths.items():
         i = int(name.removeprefix("mask-"))
         assert path.get("fill-rule") == "evenodd"
-        assert path.get("data-object") == str(masks.objects[i])
-        assert bytes.fromhex(path.get("fill")[1:]) == colour_of(masks.objects[i]).tobytes()
+        assert path.get("data-object") == str(masks.object_ids[i])
+        assert bytes.fromhex(path.get("fill")[1:]) == colour_of(masks.object_ids[i]).tobytes()
         rings = []
         for step, x, y in re.findall(r"([MHV])(\d+)(?: (\d+))?", path.get("d")):
             if step == "M":
@@ -660,14 +665,14 @@ def test_the_json_file_is_the_list_of_coco(three, tmp_path):
 @pytest.mark.parametrize("suffix", [".png", ".npz", ".json", ".svg"])
 def test_every_kind_of_file_takes_any_name_no_masks_and_one_pixel(nothing, tmp_path, suffix):
     nothing.save(tmp_path / f"nada ñ 掩码{suffix}")
-    dot = masks_of((0, 0, 1, 1), size_hw=(1, 1), objects=[300])
+    dot = masks_of((0, 0, 1, 1), size_hw=(1, 1), object_ids=[300])
     dot.save(tmp_path / f"🐕{suffix.upper()}")
     assert len(os.listdir(tmp_path)) == 2
 
 
 def test_masks_at_every_border_leave_as_they_are():
-    whole = masks_of((0, 0, 8, 6), picture=np.full((6, 8, 3), 9, np.uint8))
-    assert (np.array(whole.overlay(alpha=1)) == PALETTE[0]).all(), "the border of the picture is no outline"
+    whole = masks_of((0, 0, 8, 6), image=np.full((6, 8, 3), 9, np.uint8))
+    assert (np.array(whole.overlay(alpha=1)) == PALETTE[0]).all(), "the border of the image is no outline"
     assert whole.to_geojson()["features"][0]["geometry"]["coordinates"] == [[[0, 0], [8, 0], [8, 6], [0, 6], [0, 0]]]
     assert whole.to_yolo() == "0 0 0 1 0 1 1 0 1\n"
 
@@ -676,7 +681,7 @@ def test_masks_at_every_border_leave_as_they_are():
     ("objects", "mode", "values"), [([0, 254], "P", [1, 255]), ([0, 255], "I;16", [1, 256]), ([3], "P", [4])]
 )
 def test_a_png_by_object_has_their_numbers_from_1(tmp_path, objects, mode, values):
-    masks = masks_of(*[(x, 0, x + 1, 6) for x in range(len(objects))], objects=objects)
+    masks = masks_of(*[(x, 0, x + 1, 6) for x in range(len(objects))], object_ids=objects)
     masks.save(tmp_path / "objects.png", by_object=True)
     image = Image.open(tmp_path / "objects.png")
     assert image.mode == mode
@@ -688,7 +693,7 @@ def test_a_png_by_object_has_their_numbers_from_1(tmp_path, objects, mode, value
 @pytest.mark.parametrize(("object_id", "shown"), [(65535, "values from 65536 to 65536"), (-1, "values from 0 to 0")])
 def test_objects_that_16_bits_cannot_number_are_refused(tmp_path, object_id, shown):
     with pytest.raises(ValueError, match=shown + " do not fit the 65535 values of a 16-bit PNG"):
-        masks_of((0, 0, 1, 1), objects=[object_id]).save(tmp_path / "objects.png", by_object=True)
+        masks_of((0, 0, 1, 1), object_ids=[object_id]).save(tmp_path / "objects.png", by_object=True)
     assert os.listdir(tmp_path) == []
 
 
@@ -702,7 +707,7 @@ def test_a_black_and_white_image_is_one_mask(three, tmp_path, mode):
     Image.fromarray(three.masks[1] * np.uint8(255)).convert(mode).save(tmp_path / "mask.png")
     masks = Masks.from_png(tmp_path / "mask.png")
     np.testing.assert_array_equal(masks.masks, three.masks[1:2])
-    assert masks.objects.tolist() == [0]
+    assert masks.object_ids.tolist() == [0]
 
 
 @pytest.mark.parametrize("name", ["soft.png", "soft.jpg", "hard.jpg"])
@@ -713,10 +718,10 @@ def test_a_mask_of_soft_edges_needs_a_threshold(tmp_path, name):
     if "soft" in name:
         image = image.filter(ImageFilter.GaussianBlur(2))
     image.save(tmp_path / name)
-    with pytest.raises(PictureError, match="shades of grey, .* If it is one mask, pass threshold=128; if they are num"):
+    with pytest.raises(ImageError, match="shades of grey, .* If it is one mask, pass threshold=128; if they are num"):
         Masks.from_png(tmp_path / name)
     masks = Masks.from_png(tmp_path / name, threshold=128)
-    assert masks.objects.tolist() == [0]
+    assert masks.object_ids.tolist() == [0]
     assert (masks.masks[0] != mask).sum() <= 12  # corners
 
 
@@ -739,17 +744,15 @@ def test_grey_values_that_number_masks_are_numbers(tmp_path):
 
 
 def test_what_are_no_masks_is_refused(tmp_path):
-    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "photo.png")
-    with pytest.raises(
-        PictureError, match=r"photo.png is a picture in colours or with transparency \(RGB\), not masks"
-    ):
-        Masks.from_png(tmp_path / "photo.png")
-    with pytest.raises(PictureError, match="there is no picture at"):
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "image.png")
+    with pytest.raises(ImageError, match=r"image.png is an image in colours or with transparency \(RGB\), not masks"):
+        Masks.from_png(tmp_path / "image.png")
+    with pytest.raises(ImageError, match="there is no image at"):
         Masks.from_png(tmp_path / "none.png")
 
 
-def test_logits_of_masks_from_elsewhere_say_what_the_masks_say(photo):
-    given_masks = Masks.from_coco(photo.predict(box=(20, 10, 50, 30)).to_coco())
+def test_logits_of_masks_from_elsewhere_say_what_the_masks_say(encoded):
+    given_masks = Masks.from_coco(encoded.predict(box=(20, 10, 50, 30)).to_coco())
     assert given_masks.logits.shape == (1, 256, 256)
     np.testing.assert_array_equal(given_masks.without_overlap().masks, given_masks.masks)
     inside = np.array(Image.fromarray(given_masks.masks[0]).resize((256, 256), Image.Resampling.NEAREST))
@@ -774,25 +777,25 @@ def test_every_form_of_segmentation_in_coco_is_read():
     for mask in masks.masks[:-1]:
         np.testing.assert_array_equal(mask, drawn)
     assert not masks.masks[-1].any()
-    assert masks.objects.tolist() == list(range(6))
-    assert masks.scores.tolist() == [1] * 6
+    assert masks.object_ids.tolist() == list(range(6))
+    assert masks.iou_scores.tolist() == [1] * 6
 
 
-def test_a_data_set_of_one_picture_is_read_and_scores_that_are_null(three):
+def test_a_data_set_of_one_image_is_read_and_scores_that_are_null(three):
     data = coco_data(three.to_coco(image_id=7), "a.png", three.size_hw, image_id=7)
-    same(three, Masks.from_coco(json.loads(json.dumps(data))), "masks", "scores", "objects")
+    same(three, Masks.from_coco(json.loads(json.dumps(data))), "masks", "iou_scores", "object_ids")
     data["annotations"][0] |= {"score": None, "object_id": None}
     returned = Masks.from_coco(data)
-    assert (returned.scores[0], returned.objects[0]) == (1, 0)
+    assert (returned.iou_scores[0], returned.object_ids[0]) == (1, 0)
     assert Masks.from_coco(data | {"annotations": []}).size_hw == three.size_hw == (6, 8)
 
 
-def test_annotations_of_several_pictures_are_refused(three):
+def test_annotations_of_several_images_are_refused(three):
     choose = r"expected one. Choose its annotations: \[a for a in annotations if a\['image_id'\] == …\]"
-    with pytest.raises(ValueError, match=f"the annotations are of 2 pictures: {choose}"):
+    with pytest.raises(ValueError, match=f"the annotations are of 2 images: {choose}"):
         Masks.from_coco(three.to_coco() + three.to_coco(image_id=2))
     data = coco_data(three.to_coco(), "a.png", three.size_hw)
-    with pytest.raises(ValueError, match=f"the COCO data set has 2 pictures: {choose}"):
+    with pytest.raises(ValueError, match=f"the COCO data set has 2 images: {choose}"):
         Masks.from_coco(data | {"images": 2 * data["images"]})
     with pytest.raises(ValueError, match=r"a dict of \['images'\] is no COCO data set"):
         Masks.from_coco({"images": []})
@@ -809,8 +812,8 @@ def test_runs_of_no_pixels_are_left_out(packed):
 @pytest.mark.parametrize(
     ("annotations", "size_hw", "message"),
     [
-        ([], None, "no annotations do not tell the size of the picture: pass size_hw=(height, width)"),
-        ([{"segmentation": [[0, 0, 1, 0, 1, 1]]}], None, "polygons do not tell the size of the picture"),
+        ([], None, "no annotations do not tell the size of the image: pass size_hw=(height, width)"),
+        ([{"segmentation": [[0, 0, 1, 0, 1, 1]]}], None, "polygons do not tell the size of the image"),
         ([{"segmentation": {"size": [6, 8], "counts": "`1"}}], (8, 6), "size [6, 8] do not fit size_hw=(8, 6)"),
         ([{"segmentation": [[0, 0, 5, 5]]}], (8, 6), "annotation 0 has the segmentation [[0, 0, 5, 5]]: expected run"),
         ([{"segmentation": [0, 0, 5, 5, 6, 6]}], (8, 6), "annotation 0 has the segmentation [0, 0, 5, 5, 6, 6]"),
@@ -855,8 +858,8 @@ def test_supervision_gets_boxes_masks_scores_and_objects(three, monkeypatch):
     detections = three.to_supervision(class_id=4)
     np.testing.assert_array_equal(detections.xyxy, three.boxes)
     assert detections.mask is three.masks
-    assert detections.confidence is three.scores
-    assert detections.tracker_id is three.objects
+    assert detections.confidence is three.iou_scores
+    assert detections.tracker_id is three.object_ids
     assert detections.class_id.tolist() == [4, 4, 4]
 
 

@@ -1,7 +1,7 @@
-"""All masks of a picture that is too large to be held: tile by tile, joined where tiles overlap.
+"""All masks of an image that is too large to be held: tile by tile, joined where tiles overlap.
 
-What comes out are COCO instances, one after the other. Their run lengths are those of the whole picture, made from
-each mask's box, so no bitmap of the picture's size is ever there: a mask takes about a byte for each column it crosses.
+What comes out are COCO instances, one after the other. Their run lengths are those of the whole image, made from
+each mask's box, so no bitmap of the image's size is ever there: a mask takes about a byte for each column it crosses.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from masklet.errors import ConfigError, PictureError
-from masklet.everything import Crop, Options, everything_packed
-from masklet.exports import coco_instance
+from masklet.config import SizeHW
+from masklet.errors import ConfigError, ImageError
+from masklet.everything.generator import Crop, Options, everything_packed
+from masklet.images.reading import ImageSource
+from masklet.images.windows import Windows, open_windows
 from masklet.masks import (
     MaskStack,
     PackedMasks,
@@ -29,10 +31,8 @@ from masklet.masks import (
     rle_ious,
 )
 from masklet.model.sam2 import Sam2Model
-from masklet.pictures import PictureSource
 from masklet.processing import Sam2ImageProcessor
-from masklet.prompts import SizeHW
-from masklet.windows import Windows, open_windows
+from masklet.results.exporters import coco_instance
 
 SAME_IOU = 0.5
 """Masks of neighbouring tiles are of one object if, where both tiles see it, their IoU is at least this."""
@@ -45,7 +45,7 @@ class Object:
     """An object, as far as it has been seen; further tiles may add to it."""
 
     runs: list[Rle]
-    """Its masks of several tiles, all of the picture's size."""
+    """Its masks of several tiles, all of the image's size."""
     pixels: int
     """In these masks."""
     score: float
@@ -76,7 +76,7 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """What was found in a part of the picture."""
+    """What was found in a part of the image."""
 
     crop: Crop
     masks: MaskStack
@@ -101,13 +101,13 @@ class Tile:
 def everything_tiled(
     model: Sam2Model,
     image_processor: Sam2ImageProcessor,
-    source: PictureSource,
+    source: ImageSource,
     options: Options,
     *,
     tile: int,
     overlap: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """All masks of a large picture, see ``Segmenter.everything``.
+    """All masks of a large image, see ``Segmenter.everything``.
 
     Args:
         model: In any precision, on any device.
@@ -121,26 +121,26 @@ def everything_tiled(
         COCO instances, each as soon as no further tile can add to it.
 
     Raises:
-        PictureError: It is no picture, or has more pixels than COCO's tools can count.
+        ImageError: It is no image, or has more pixels than COCO's tools can count.
         ConfigError: Tiles that make no sense.
     """
     if not isinstance(tile, int | np.integer) or tile < 16:
-        raise ConfigError(f"tile is {tile!r}: expected 16 pixels or more, or None to look at the whole picture at once")
+        raise ConfigError(f"tile is {tile!r}: expected 16 pixels or more, or None to look at the whole image at once")
     overlap = tile // 8 if overlap is None else overlap
     if not isinstance(overlap, int | np.integer) or not 0 < overlap <= tile // 2:
         raise ConfigError(f"overlap is {overlap!r}: expected 1 to {tile // 2} pixels, half of tile={tile}")
-    picture = open_windows(source)
-    height, width = picture.size_hw
+    image = open_windows(source)
+    height, width = image.size_hw
     if height * width > MAX_PIXELS:
-        raise PictureError(
-            f"the picture has {width}×{height} pixels: expected {MAX_PIXELS} at most, as COCO's run lengths end there. "
+        raise ImageError(
+            f"the image has {width}×{height} pixels: expected {MAX_PIXELS} at most, as COCO's run lengths end there. "
             "Cut it into parts"
         )
-    return look_and_join(model, image_processor, picture, options, make_tiles(picture.size_hw, tile, overlap))
+    return look_and_join(model, image_processor, image, options, make_tiles(image.size_hw, tile, overlap))
 
 
 def make_tiles(size_hw: SizeHW, tile: int, overlap: int) -> list[list[Crop]]:
-    """Rows of tiles, all of one size, that cover the picture and overlap evenly; one where the picture is smaller."""
+    """Rows of tiles, all of one size, that cover the image and overlap evenly; one where the image is smaller."""
 
     def starts(side: int) -> list[int]:
         count = max(1, math.ceil((side - overlap) / (tile - overlap)))
@@ -154,7 +154,7 @@ def make_tiles(size_hw: SizeHW, tile: int, overlap: int) -> list[list[Crop]]:
 
 
 def look_and_join(
-    model: Sam2Model, image_processor: Sam2ImageProcessor, picture: Windows, options: Options, rows: list[list[Crop]]
+    model: Sam2Model, image_processor: Sam2ImageProcessor, image: Windows, options: Options, rows: list[list[Crop]]
 ) -> Iterator[dict[str, Any]]:
     """Tile after tile, row by row. What is held are the tiles of two rows, and the objects that reach into the last."""
     growing: list[Object] = []
@@ -163,7 +163,7 @@ def look_and_join(
     for number, row in enumerate(rows):
         tiles: list[Tile] = []
         for column, crop in enumerate(row):
-            tile = look(model, image_processor, picture, crop, options, number)
+            tile = look(model, image_processor, image, crop, options, number)
             for neighbour in (*tiles[-1:], *above[column : column + 1]):
                 join(neighbour, tile)
             growing += tile.objects
@@ -172,20 +172,20 @@ def look_and_join(
         seen = [one for one in growing if one.other is None]
         growing = [one for one in seen if one.last_row == number and number + 1 < len(rows)]
         for one in (one for one in seen if one.last_row < number or number + 1 == len(rows)):
-            yield instance(one, count, picture.size_hw)
+            yield instance(one, count, image.size_hw)
             count += 1
 
 
 def look(
-    model: Sam2Model, image_processor: Sam2ImageProcessor, picture: Windows, crop: Crop, options: Options, row: int
+    model: Sam2Model, image_processor: Sam2ImageProcessor, image: Windows, crop: Crop, options: Options, row: int
 ) -> Tile:
     """Find everything in one tile, of this row."""
-    pixels = picture[crop.y0 : crop.y1, crop.x0 : crop.x1]
+    pixels = image[crop.y0 : crop.y1, crop.x0 : crop.x1]
     found = everything_packed(model, image_processor, pixels, options)
     objects = []
-    for ((rows, columns), inside), score in zip(patches(found.masks), found.scores.tolist(), strict=True):
+    for ((rows, columns), inside), score in zip(patches(found.masks), found.iou_scores.tolist(), strict=True):
         place = slice(rows.start + crop.y0, rows.stop + crop.y0), slice(columns.start + crop.x0, columns.stop + crop.x0)
-        objects.append(Object([encode_patch(Patch(place, inside), picture.size_hw)], int(inside.sum()), score, row))
+        objects.append(Object([encode_patch(Patch(place, inside), image.size_hw)], int(inside.sum()), score, row))
     return Tile(crop, found.masks, objects)
 
 

@@ -1,4 +1,4 @@
-"""Objects are shown in a picture, then corrected click by click.
+"""Objects are shown in an image, then corrected click by click.
 
 Source: SAM (arXiv 2304.02643), appendix A, "training algorithm".
 """
@@ -33,7 +33,7 @@ def interactive_losses(
         rounds: The first prompt, then a correction each.
         weights: Of the losses.
         prompts: How objects are shown first. The decoder takes masks for all objects or none, so a batch is one or the
-            other; as in ``Photo.predict`` a mask comes with its box.
+            other; as in ``EncodedImage.predict`` a mask comes with its box.
         generator: Draws the prompts.
     """
     cover = coverage(targets)
@@ -46,7 +46,7 @@ def interactive_losses(
     losses, ious = [], []
     for index in range(rounds):
         out = model.decode(embeddings, points=clicks.points, labels=clicks.labels, masks=previous, multimask=None)
-        logits, predicted, scores = out.logits.float(), out.ious.float(), out.object_scores.float()
+        logits, predicted, scores = out.logits.float(), out.iou_scores.float(), out.object_scores.float()
         # The single mask answers every prompt, the candidates only a lone click: what people get is what is taught.
         is_one_click = clicks.is_one_click
         single, candidates = slice(0, 1), slice(1, None)

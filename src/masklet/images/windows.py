@@ -1,4 +1,4 @@
-"""Large pictures, read in parts: TIFF by tifffile and zarr (``pip install masklet[tiff]``), arrays as they lie."""
+"""Large images, read in parts: TIFF by tifffile and zarr (``pip install masklet[tiff]``), arrays as they lie."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from masklet.errors import PictureError
-from masklet.pictures import PictureSource, explained, read_picture, to_rgb8
-from masklet.prompts import SizeHW
+from masklet.config import SizeHW
+from masklet.errors import ImageError
+from masklet.images.reading import ImageSource, explained, read_image, to_rgb8
 
 TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PREMULTIPLIED, STRAIGHT = 1, 2
@@ -25,27 +25,27 @@ PREMULTIPLIED, STRAIGHT = 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """A picture of which parts are read, and nothing else. Made by ``open_windows``."""
+    """An image of which parts are read, and nothing else. Made by ``open_windows``."""
 
     size_hw: SizeHW
     part: Callable[[slice, slice], np.ndarray]
     """Rows and columns -> (rows, columns[, channels])."""
 
     def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
-        """(rows, columns, 3) uint8 RGB, as ``read_picture`` makes them."""
+        """(rows, columns, 3) uint8 RGB, as ``read_image`` makes them."""
         return to_rgb8(self.part(*place))
 
 
-def open_windows(source: PictureSource) -> Windows:
-    """A picture to read parts of.
+def open_windows(source: ImageSource) -> Windows:
+    """An image to read parts of.
 
     Args:
         source: The path of a TIFF, read in parts where tifffile and zarr are installed, unless it is compressed in one
-            piece; an array (height, width[, channels]), also a memory map; or anything else that ``read_picture``
+            piece; an array (height, width[, channels]), also a memory map; or anything else that ``read_image``
             takes, which is decoded whole, however large.
 
     Raises:
-        PictureError: It is no picture, or one of several planes.
+        ImageError: It is no image, or one of several planes.
     """
     windows = None
     if isinstance(source, np.ndarray):
@@ -53,10 +53,10 @@ def open_windows(source: PictureSource) -> Windows:
     elif isinstance(source, (str, os.PathLike)) and is_tiff(Path(source)):
         windows = open_tiff(Path(source))
     if windows is None:
-        # Who asks for windows knows that the picture is large.
-        picture = read_picture(source, any_size=True)
-        return Windows((picture.shape[0], picture.shape[1]), lambda *place: picture[place])
-    windows[:1, :1]  # a picture of no known kind is refused now
+        # Who asks for windows knows that the image is large.
+        image = read_image(source, any_size=True)
+        return Windows((image.shape[0], image.shape[1]), lambda *place: image[place])
+    windows[:1, :1]  # an image of no known kind is refused now
     return windows
 
 
@@ -67,9 +67,9 @@ def is_tiff(path: Path) -> bool:
 
 
 def open_tiff(path: Path) -> Windows | None:
-    """A TIFF by tifffile; None if the picture is one that Pillow has to turn or colour.
+    """A TIFF by tifffile; None if the image is one that Pillow has to turn or colour.
 
-    Without tifffile Pillow reads it as any picture, and what is too large for that is refused.
+    Without tifffile Pillow reads it as any image, and what is too large for that is refused.
     """
     try:
         import tifffile
@@ -77,15 +77,15 @@ def open_tiff(path: Path) -> Windows | None:
         import_module("zarr")
     except ModuleNotFoundError as error:
         try:
-            picture = read_picture(path)
-        except PictureError as refusal:
+            image = read_image(path)
+        except ImageError as refusal:
             if not isinstance(refusal.__cause__, Image.DecompressionBombError):
                 raise
-            raise PictureError(
+            raise ImageError(
                 f"{path} is too large to be decoded whole, and {error.name} is not installed, which reads TIFFs in "
                 "parts: pip install masklet[tiff]"
             ) from error
-        return Windows((picture.shape[0], picture.shape[1]), lambda *place: picture[place])
+        return Windows((image.shape[0], image.shape[1]), lambda *place: image[place])
     with explained(str(path)), ExitStack() as unless_read:
         tiff = unless_read.enter_context(tifffile.TiffFile(path))
         windows = windows_of(tiff, path)
@@ -96,7 +96,7 @@ def open_tiff(path: Path) -> Windows | None:
 
 
 def windows_of(tiff: Any, path: Path) -> Windows | None:
-    """The first picture of a ``TiffFile``; None for palettes, white as 0, and what does not stand upright."""
+    """The first image of a ``TiffFile``; None for palettes, white as 0, and what does not stand upright."""
     import tifffile
 
     series = tiff.series[0]
@@ -108,8 +108,8 @@ def windows_of(tiff: Any, path: Path) -> Windows | None:
     if page.photometric not in plain or (orientation is not None and orientation.value != 1):
         return None
     if axes not in ("YX", "YXS", "YXC", "SYX", "CYX"):
-        raise PictureError(
-            f"{path} has the axes {axes} of {series.shape}: expected one picture, rows and columns with channels "
+        raise ImageError(
+            f"{path} has the axes {axes} of {series.shape}: expected one image, rows and columns with channels "
             "before or after. Save the plane that is meant as a TIFF of its own"
         )
     channels_first = axes in ("SYX", "CYX")
@@ -149,7 +149,7 @@ def rgba(pixels: np.ndarray, *, is_premultiplied: bool) -> np.ndarray:
 
 
 def pixels_of(tiff: Any, path: Path) -> Callable[[], Any]:
-    """Opens the pixels of a ``TiffFile``'s first picture, as an array of which parts are read."""
+    """Opens the pixels of a ``TiffFile``'s first image, as an array of which parts are read."""
     import zarr
 
     series = tiff.series[0]

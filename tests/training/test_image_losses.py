@@ -1,12 +1,12 @@
-"""Objects shown in a picture and corrected."""
+"""Objects shown in an image and corrected."""
 
 import copy
 
 import pytest
 import torch
 
+from masklet.training.image_losses import interactive_losses
 from masklet.training.losses import LossWeights
-from masklet.training.picture_losses import interactive_losses
 from masklet.training.prompts import PromptRates, cells_of
 
 
@@ -85,6 +85,6 @@ def test_the_heads_agree_with_finite_differences(tiny_model):
 
     def decoded(coarse):
         out = model.decode([*fine, coarse], points=points, labels=labels, multimask=None)
-        return out.logits, out.ious, out.object_scores
+        return out.logits, out.iou_scores, out.object_scores
 
     assert torch.autograd.gradcheck(decoded, (image,), fast_mode=True, atol=1e-4)

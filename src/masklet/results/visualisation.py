@@ -1,4 +1,4 @@
-"""Masks on pictures: colours, contours, numbers, cut-outs. Arrays in, images out."""
+"""Masks on images: colours, contours, numbers, cut-outs. Arrays in, images out."""
 
 import html
 import io
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from masklet.masks import MaskStack, mask_areas, patches, widened
 
-# Told apart on each other's side and on any picture; an object keeps its colour through predictions and frames.
+# Told apart on each other's side and on any image; an object keeps its colour through predictions and frames.
 PALETTE = np.array(
     [
         (0, 132, 255),  # blue
@@ -36,30 +36,30 @@ def colour_of(objects: np.ndarray | int) -> np.ndarray:
 
 
 def paint_masks(
-    picture: np.ndarray, masks: MaskStack, objects: np.ndarray, *, alpha: float, ids: bool = False
+    image: np.ndarray, masks: MaskStack, objects: np.ndarray, *, alpha: float, ids: bool = False
 ) -> Image.Image:
-    """The picture with masks painted over it: see ``Masks.overlay``.
+    """The image with masks painted over it: see ``Masks.overlay``.
 
     Args:
-        picture: (height, width, 3) uint8.
+        image: (height, width, 3) uint8.
         masks: (masks, height, width) bool.
         objects: (masks,) int, which choose the colours and are what ``ids`` writes.
-        alpha: How much of the picture the fill hides, 0 to 1.
+        alpha: How much of the image the fill hides, 0 to 1.
         ids: Whether each mask carries its object's number.
     """
     areas, colours = mask_areas(masks), colour_of(objects)
     small_last = [i for i in np.argsort(-areas, kind="stable") if areas[i]]
-    filled = picture.copy()
+    filled = image.copy()
     for i, patch in zip(small_last, patches(masks, small_last), strict=True):
         filled[patch.place][patch.inside] = colours[i]
-    canvas = np.array(Image.blend(Image.fromarray(picture), Image.fromarray(filled), alpha))
+    canvas = np.array(Image.blend(Image.fromarray(image), Image.fromarray(filled), alpha))
     line_px = max(1, round(max(canvas.shape[:2]) / 600))
     for i, patch in zip(small_last, patches(masks, small_last), strict=True):
-        wide = widened(patch, line_px, (picture.shape[0], picture.shape[1]))
+        wide = widened(patch, line_px, (image.shape[0], image.shape[1]))
         draw_contour(canvas[wide.place], wide.inside, colours[i], line_px)
-    image = Image.fromarray(canvas)
+    painted = Image.fromarray(canvas)
     if ids:
-        pen, font = ImageDraw.Draw(image), ImageFont.load_default(max(10, max(image.size) / 45))
+        pen, font = ImageDraw.Draw(painted), ImageFont.load_default(max(10, max(painted.size) / 45))
         topmost = np.full(masks.shape[1:], -1)
         for i, patch in zip(small_last, patches(masks, small_last), strict=True):
             topmost[patch.place][patch.inside] = i
@@ -68,11 +68,11 @@ def paint_masks(
             x, y = inner_point(seen if seen.any() else patch.inside)
             x0, y0 = patch.corner_xy
             write_number(pen, font, (x0 + x, y0 + y), int(objects[i]), colours[i])
-    return image
+    return painted
 
 
 def draw_contour(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, line_px: int) -> None:
-    """Outline ``mask`` on ``canvas``, (height, width, 3) uint8, in place; the picture's border is no outline."""
+    """Outline ``mask`` on ``canvas``, (height, width, 3) uint8, in place; the image's border is no outline."""
     light_line = mask & grow(~mask, line_px)
     dark_line = ~mask & grow(mask, line_px)
     canvas[light_line] = 191 + colour // 4
@@ -109,7 +109,7 @@ def write_number(
     number: int,
     colour: np.ndarray,
 ) -> None:
-    """White on a plate of the object's colour, darkened until white can be read on it; kept within the picture."""
+    """White on a plate of the object's colour, darkened until white can be read on it; kept within the image."""
     text = str(number)
     x0, y0, x1, y1 = pen.textbbox((0, 0), text, font)
     margin = (y1 - y0) / 3
@@ -124,11 +124,11 @@ def write_number(
     pen.text((x - (x0 + x1) / 2, y - (y0 + y1) / 2), text, (255, 255, 255), font)
 
 
-def cut_out(picture: np.ndarray, mask: np.ndarray) -> Image.Image:
+def cut_out(image: np.ndarray, mask: np.ndarray) -> Image.Image:
     """RGBA of what lies under a mask that is not empty, cropped to its box; all else is transparent black."""
     (patch,) = patches(mask[None])
     inside = patch.inside[..., None]
-    return Image.fromarray(np.concatenate([picture[patch.place] * inside, inside * np.uint8(255)], axis=2))
+    return Image.fromarray(np.concatenate([image[patch.place] * inside, inside * np.uint8(255)], axis=2))
 
 
 def notebook_png(image: Image.Image, max_side: int = 1024) -> bytes:
