@@ -30,6 +30,7 @@ from rich.table import Table
 
 import masklet
 from masklet.checkpoints.transformers import config_to_json
+from masklet.engine import make_engine
 from masklet.images.reading import read_image
 from masklet.masks import box_nms, decode_rle, mask_ious, text_rle
 from masklet.processing import Sam2ImageProcessor
@@ -64,7 +65,10 @@ class Masklet:
         model = masklet.Sam2Model(masklet.Sam2Config(image_size=args.side))
         model.load_state_dict(seeded_weights(model))
         processor = Sam2ImageProcessor(args.side)
-        self.sam, self.args = Segmenter(model.eval().requires_grad_(False).to(args.device), processor), args
+        self.sam, self.args = (
+            Segmenter(make_engine(model.eval().requires_grad_(False).to(args.device)), processor),
+            args,
+        )
         self.image = read_image(args.image)
 
     def encode(self) -> object:

@@ -15,6 +15,7 @@ from masklet.config import (
     Sam2MemoryEncoderConfig,
     Sam2PromptEncoderConfig,
 )
+from masklet.engine import make_engine
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.segmenter import Segmenter
@@ -79,7 +80,7 @@ def tiny_model(tiny_config):
 
 @pytest.fixture(scope="session")
 def sam(tiny_model, tiny_config):
-    return Segmenter(tiny_model, Sam2ImageProcessor(tiny_config.image_size))
+    return Segmenter(make_engine(tiny_model), Sam2ImageProcessor(tiny_config.image_size))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from masklet import image as image_module
+from masklet.engine import make_engine
 from masklet.errors import CheckpointError, PromptError
 from masklet.image import OBJECTS_AT_ONCE
 from masklet.masks import clean_masks
@@ -317,7 +318,7 @@ def test_threads_may_share_one_image(encoded):
 def test_an_image_returns_from_its_file(sam, image, tmp_path, resolution, monkeypatch):
     encoded = sam.image(image, resolution=resolution)
     encoded.save(tmp_path / "made" / "truck.safetensors")
-    monkeypatch.setattr(Sam2Model, "get_image_features", None)  # nothing is encoded again
+    monkeypatch.setattr(Sam2Model, "encode", None)  # nothing is encoded again
     opened = sam.open(str(tmp_path / "made" / "truck.safetensors"))
     assert repr(opened) == repr(encoded)
     assert opened.image is None
@@ -347,7 +348,7 @@ def with_another(part, model):
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         other.get_parameter(part).view(-1)[-1] += 1e-3
-    return Segmenter(other, Sam2ImageProcessor(64))
+    return Segmenter(make_engine(other), Sam2ImageProcessor(64))
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,18 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from masklet.atomic import replacing
 from masklet.config import STRIDES, SizeHW
+from masklet.engine import Engine
 from masklet.errors import CheckpointError, PromptError
 from masklet.masks import clean_masks, upscale_logits
 from masklet.model.fingerprint import fingerprint
+from masklet.model.neck import Features
+from masklet.model.prompt_encoder import Prompts
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
-from masklet.prompts import Prompts, read_prompts
+from masklet.prompts import read_prompts
 from masklet.results import Masks
 from masklet.results.visualisation import notebook_html, notebook_png
 
@@ -34,8 +36,8 @@ FORMAT = "masklet-encoded-image-1"
 class EncodedImage:
     """An encoded image. It is a value: prompting it changes nothing, and threads may share it."""
 
-    model: Sam2Model
-    embeddings: list[Tensor]  # as Sam2Model.get_image_embeddings returns them, batch 1
+    engine: Engine
+    features: Features  # batch 1
     size_hw: SizeHW  # of the original image
     image: np.ndarray | None  # (height, width, 3) uint8; None for an image that was opened from a file
 
@@ -48,7 +50,7 @@ class EncodedImage:
     @property
     def input_hw(self) -> SizeHW:
         """(height, width) of the network's input."""
-        finest = self.embeddings[0]
+        finest = self.features.stride4
         return finest.shape[-2] * STRIDES[0], finest.shape[-1] * STRIDES[0]
 
     def __repr__(self) -> str:
@@ -63,11 +65,11 @@ class EncodedImage:
         return notebook_html(self._repr_png_(), repr(self))
 
     @classmethod
-    def encode(cls, model: Sam2Model, image: np.ndarray, processor: Sam2ImageProcessor) -> EncodedImage:
+    def encode(cls, engine: Engine, image: np.ndarray, processor: Sam2ImageProcessor) -> EncodedImage:
         """Run the image encoder on (height, width, 3) uint8 RGB."""
         with torch.inference_mode():
-            embeddings = model.get_image_embeddings(processor.pixel_values(image).to(model.device))
-        return cls(model, embeddings, (image.shape[0], image.shape[1]), image)
+            features = engine.encode(processor.pixel_values(image))
+        return cls(engine, features, (image.shape[0], image.shape[1]), image)
 
     def predict(
         self,
@@ -114,17 +116,15 @@ class EncodedImage:
             input_hw=self.input_hw,
         )
         return self._decode(
-            prompts, prompts.is_one_click if multimask is None else multimask, fill_holes, remove_islands
+            prompts, prompts.is_single_click if multimask is None else multimask, fill_holes, remove_islands
         )
 
     @torch.inference_mode()
     def _decode(self, prompts: Prompts, multimask: bool, fill_holes: int, remove_islands: int) -> Masks:
         masks, logits, scores = [], [], []
         for start in range(0, len(prompts), OBJECTS_AT_ONCE):
-            part = prompts[start : start + OBJECTS_AT_ONCE].to(self.model.device)
-            decoded = self.model.decode(
-                self.embeddings, points=part.points, labels=part.labels, masks=part.masks, multimask=multimask
-            )
+            part = prompts[start : start + OBJECTS_AT_ONCE].to(self.engine.device)
+            decoded = self.engine.decode(self.features, part, multimask=multimask)
             low_res = decoded.logits[0].float()  # (objects, masks, h, w)
             masks.append((upscale_logits(low_res, self.size_hw) > 0).flatten(0, 1).cpu().numpy())
             logits.append(low_res.flatten(0, 1).cpu().numpy())
@@ -139,12 +139,12 @@ class EncodedImage:
         Raises:
             CheckpointError: It cannot be written; an older file there is as it was.
         """
-        tensors = {f"embeddings.{index}": t.cpu().contiguous() for index, t in enumerate(self.embeddings)}
+        tensors = {name: t.cpu().contiguous() for name, t in self.features._asdict().items()}
         metadata = {
             "format": FORMAT,
             "height": str(self.size_hw[0]),
             "width": str(self.size_hw[1]),
-            "encoder": encoder_fingerprint(self.model),
+            "encoder": encoder_fingerprint(self.engine.model),
         }
         try:
             with replacing(path) as unfinished:
@@ -153,33 +153,33 @@ class EncodedImage:
             raise CheckpointError(f"cannot save the image to {path}: {error}") from error
 
     @classmethod
-    def open(cls, model: Sam2Model, path: str | os.PathLike[str]) -> EncodedImage:
+    def open(cls, engine: Engine, path: str | os.PathLike[str]) -> EncodedImage:
         """Open what ``save`` wrote; nothing is encoded again.
 
         Raises:
             CheckpointError: Not such a file, or written with another encoder.
         """
         try:
-            with safe_open(path, framework="pt", device=str(model.device)) as file:
+            with safe_open(path, framework="pt", device=str(engine.device)) as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise CheckpointError(f"{path} is a safetensors file, but not an encoded image (EncodedImage.save)")
-                tensors = [file.get_tensor(f"embeddings.{index}") for index in range(len(STRIDES))]
+                tensors = [file.get_tensor(name) for name in Features._fields]
         except (OSError, SafetensorError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"cannot open {path} as an encoded image: {error}") from error
-        if metadata["encoder"] != encoder_fingerprint(model):
+        if metadata["encoder"] != encoder_fingerprint(engine.model):
             raise CheckpointError(
                 f"{path} was encoded by another model: expected the one that is loaded. Load that model, or encode the "
                 "image again"
             )
-        embeddings = [t.to(model.dtype) for t in tensors]
-        return cls(model, embeddings, (int(metadata["height"]), int(metadata["width"])), None)
+        features = Features(*(t.to(engine.dtype) for t in tensors))
+        return cls(engine, features, (int(metadata["height"]), int(metadata["width"])), None)
 
 
 def encoder_fingerprint(model: Sam2Model) -> str:
     """A few hex digits that differ between models whose embeddings differ."""
     encoders = (model.vision_encoder, model.mask_decoder.conv_s0, model.mask_decoder.conv_s1)
-    weights = [model.no_memory_embedding, *(t for encoder in encoders for t in encoder.state_dict().values())]
+    weights = [*(t for encoder in encoders for t in encoder.state_dict().values())]
     return fingerprint(model.config, weights)

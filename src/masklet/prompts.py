@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,15 @@ from torch import Tensor
 
 from masklet.config import STRIDES, SizeHW
 from masklet.errors import PromptError
-from masklet.model.prompt_encoder import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PADDING
+from masklet.model.prompt_encoder import (
+    BACKGROUND,
+    BOX_BOTTOM_RIGHT,
+    BOX_TOP_LEFT,
+    FOREGROUND,
+    NOT_A_POINT,
+    PADDING,
+    Prompts,
+)
 
 MASK_PROMPT_LOGIT = 10.0
 """How sure a plain binary mask is of its pixels. Between the certainty of fed-back logits and saturation."""
@@ -37,37 +44,6 @@ def from_model_pixels(points_xy: Tensor, *, size_hw: SizeHW, input_hw: SizeHW) -
 def _scale_xy(size_hw: SizeHW, input_hw: SizeHW, like: Tensor) -> Tensor:
     scale = [input_hw[1] / size_hw[1], input_hw[0] / size_hw[0]]
     return torch.tensor(scale, dtype=like.dtype, device=like.device)
-
-
-# One image's prompts, as ``EncodedImage.predict`` takes them
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts of one image, as the network takes them."""
-
-    points: Tensor | None  # (1, objects, points, 2), x then y, pixels of the network's input
-    labels: Tensor | None  # (1, objects, points): 0, 1, box corners 2 and 3, -10 padding
-    masks: Tensor | None  # (1, objects, height / 4, width / 4) logits
-
-    @property
-    def is_one_click(self) -> bool:
-        """Whether every object has a single click and nothing else: the ambiguous prompt."""
-        return self.labels is not None and self.labels.shape[2] == 1 and self.masks is None
-
-    def __len__(self) -> int:
-        """How many objects are prompted."""
-        given = self.points if self.points is not None else self.masks
-        assert given is not None
-        return given.shape[1]
-
-    def __getitem__(self, objects: slice) -> Prompts:
-        """The prompts of some of the objects."""
-        return Prompts(*(None if t is None else t[:, objects] for t in (self.points, self.labels, self.masks)))
-
-    def to(self, device: torch.device) -> Prompts:
-        """The same on another device."""
-        return Prompts(*(None if t is None else t.to(device) for t in (self.points, self.labels, self.masks)))
 
 
 def read_prompts(
@@ -126,12 +102,17 @@ def read_prompts(
             row.append((x, y, label))
         rows.append(row)
     if not any(rows):
-        return Prompts(None, None, masks if masks is None else masks[None])
+        return Prompts(masks=masks if masks is None else masks[None])
     longest = max(map(len, rows))
     filled = torch.tensor([row + [(PADDING, PADDING, PADDING)] * (longest - len(row)) for row in rows])
     labels_out = filled[..., 2].long()
     points_out = to_model_pixels(filled[..., :2], size_hw=size_hw, input_hw=input_hw)
-    return Prompts(points_out[None], labels_out[None], None if masks is None else masks[None])
+    return Prompts(
+        points_out[None],
+        labels_out[None],
+        masks=None if masks is None else masks[None],
+        has_padding=any(len(row) < longest for row in rows),
+    )
 
 
 def check_point(point_xy: Sequence[float], size_hw: SizeHW) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from masklet import checkpoints
 from masklet.config import SizeHW
+from masklet.engine import Engine, make_engine
 from masklet.errors import ConfigError, DeviceError
 from masklet.everything.generator import everything, everything_packed, read_options
 from masklet.everything.tiles import everything_tiled
@@ -32,8 +33,13 @@ MAX_OBJECTS = 16
 class Segmenter:
     """A model and how its images are prepared. It holds no state: threads may share it."""
 
-    model: Sam2Model
+    engine: Engine
     image_processor: Sam2ImageProcessor
+
+    @property
+    def model(self) -> Sam2Model:
+        """The network, for training and export; what segments is the engine."""
+        return self.engine.model
 
     def image(self, image: Any, *, resolution: int | SizeHW | None = None) -> EncodedImage:
         """Encode an image, to be prompted as often as one likes.
@@ -48,7 +54,7 @@ class Segmenter:
             ImageError: It is no image.
             ConfigError: A resolution that does not fit.
         """
-        return EncodedImage.encode(self.model, read_image(image), self._processor(resolution))
+        return EncodedImage.encode(self.engine, read_image(image), self._processor(resolution))
 
     @overload
     def everything(
@@ -125,10 +131,10 @@ class Segmenter:
             raise ConfigError(f"overlap is {overlap}, and there are no tiles: expected tile=…, too")
         what, processor = read_options(options, "resolution", "output", "tile", "overlap"), self._processor(resolution)
         if tile is not None:
-            return everything_tiled(self.model, processor, image, what, tile=tile, overlap=overlap)
+            return everything_tiled(self.engine, processor, image, what, tile=tile, overlap=overlap)
         if output == "rle":
-            return everything_packed(self.model, processor, read_image(image), what).to_coco()
-        return everything(self.model, processor, read_image(image), what)
+            return everything_packed(self.engine, processor, read_image(image), what).to_coco()
+        return everything(self.engine, processor, read_image(image), what)
 
     def video(
         self,
@@ -153,8 +159,8 @@ class Segmenter:
             CheckpointError: The model was saved without its memory.
         """
         opened = open_video(video)
-        policy = PaperPolicy(self.model.config.num_maskmem, max_prompted, opened.count)
-        return VideoSession(self.model, self._processor(resolution), opened, policy, max_objects=max_objects)
+        policy = PaperPolicy(self.engine.config.num_maskmem, max_prompted, opened.count)
+        return VideoSession(self.engine, self._processor(resolution), opened, policy, max_objects=max_objects)
 
     def resume(self, path: str | os.PathLike[str], video: Any = None) -> VideoSession:
         """Continue a session that ``VideoSession.save`` or ``VideoSession.track(autosave=…)`` saved.
@@ -167,7 +173,7 @@ class Segmenter:
             SessionError: It is no such file, damaged, or of another version, model or video; or its video is gone.
             VideoError: ``video`` is no video.
         """
-        return VideoSession.resume(self.model, path, video)
+        return VideoSession.resume(self.engine, path, video)
 
     def stream(
         self,
@@ -188,15 +194,15 @@ class Segmenter:
         Raises:
             CheckpointError: The model was saved without its memory.
         """
-        policy = PaperPolicy(self.model.config.num_maskmem, max_prompted)
-        return VideoStream(self.model, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
+        policy = PaperPolicy(self.engine.config.num_maskmem, max_prompted)
+        return VideoStream(self.engine, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
 
     def _processor(self, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
         return self.image_processor if resolution is None else Sam2ImageProcessor(resolution)
 
     def open(self, path: str | os.PathLike[str]) -> EncodedImage:
         """Open an encoded image that ``EncodedImage.save`` wrote, without encoding anything."""
-        return EncodedImage.open(self.model, path)
+        return EncodedImage.open(self.engine, path)
 
 
 def load(
@@ -204,6 +210,7 @@ def load(
     device: str | torch.device = "auto",
     dtype: Literal["auto"] | torch.dtype = "auto",
     *,
+    engine: str = "auto",
     revision: str | None = None,
     token: str | None = None,
 ) -> Segmenter:
@@ -214,6 +221,7 @@ def load(
             Meta's ``.pt`` files.
         device: ``"auto"`` is CUDA, then MPS, then the CPU.
         dtype: Of weights and computation; ``"auto"`` is float32.
+        engine: How the network runs, see ``masklet.engine.make_engine``: ``"auto"``, ``"eager"`` or ``"cpu"``.
         revision: Branch, tag or commit of a Hub repository.
         token: For a private Hub repository.
 
@@ -227,7 +235,9 @@ def load(
         raise ConfigError(f"dtype is {dtype!r}: expected 'auto' or a floating-point torch.dtype")
     model = Sam2Model.from_pretrained(name, revision=revision, token=token)
     model = model.to(place, torch.float32 if dtype == "auto" else dtype)
-    return Segmenter(model, Sam2ImageProcessor.from_pretrained(name, revision=revision, token=token))
+    return Segmenter(
+        make_engine(model, engine), Sam2ImageProcessor.from_pretrained(name, revision=revision, token=token)
+    )
 
 
 def find_device(device: str | torch.device) -> torch.device:

@@ -21,7 +21,7 @@ def test_skip_connections_are_as_convolved_one_after_the_other(tiny_model, pixel
     )
     with torch.inference_mode():
         maps = model.vision_encoder.backbone(pixel_values.to(dtype))
-        found = model.get_image_features(pixel_values)
+        found = model.encode(pixel_values)
         convs = list(model.vision_encoder.neck.convs)[::-1]
         lateral = [conv(m.permute(0, 3, 1, 2)) for conv, m in zip(convs, maps, strict=True)]
         expected = [
@@ -45,7 +45,7 @@ def test_both_convolutions_of_a_skip_connection_learn(tiny_model, pixel_values):
     )
     neck, decoder = model.vision_encoder.neck.convs, model.mask_decoder
     pairs = [(neck[3], decoder.conv_s0), (neck[2], decoder.conv_s1)]
-    finest, fine, _ = model.get_image_features(pixel_values)
+    finest, fine, _ = model.encode(pixel_values)
     (finest.square().sum() + fine.square().sum()).backward()
     found = [(a.weight.grad.clone(), b.bias.grad.clone()) for a, b in pairs]
     model.zero_grad()

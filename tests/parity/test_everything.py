@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import masklet
+from masklet.engine import make_engine
 from masklet.everything import generator as everything
 from masklet.masks import decode_rle, mask_ious
 from masklet.processing import Sam2ImageProcessor
@@ -28,7 +29,7 @@ def test_the_masks_are_those_of_transformers(shared, monkeypatch):
     # transformers 5.23 lays the grid as for SAM's padded square: of this image's height it clicks on two thirds.
     whole = everything.make_grid
     monkeypatch.setattr(everything, "make_grid", lambda side: whole(side) * torch.tensor([1, 600 / 900]))
-    ours = Segmenter(model, Sam2ImageProcessor()).everything(
+    ours = Segmenter(make_engine(model), Sam2ImageProcessor()).everything(
         image, iou_threshold=0.64, stability_threshold=0.6, box_nms=1.1
     )
     theirs = decode_rle([{"size": golden["size"], "counts": counts} for counts in golden["rle"]])

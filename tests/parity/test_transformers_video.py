@@ -18,6 +18,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 
 from masklet import Sam2Model
 from masklet.checkpoints.transformers import config_to_json
+from masklet.engine import make_engine
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import to_model_pixels
 from masklet.segmenter import Segmenter
@@ -53,7 +54,7 @@ def pair_of(config, presence):
     ours = loud(config, presence=presence)
     theirs = TheirModel(TheirConfig(**config_to_json(config))).eval().requires_grad_(False)
     assert not any(theirs.load_state_dict(ours.state_dict(), strict=False))
-    return Segmenter(ours, Sam2ImageProcessor(config.image_size)), theirs
+    return Segmenter(make_engine(ours), Sam2ImageProcessor(config.image_size)), theirs
 
 
 @pytest.fixture(scope="module")

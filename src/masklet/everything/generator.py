@@ -18,10 +18,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from masklet.config import SizeHW
+from masklet.engine import Engine
 from masklet.errors import ConfigError, ImageError
 from masklet.masks import box_nms, clean_masks, encode_rle, profile_boxes, stability_scores, upscale_logits
-from masklet.model.prompt_encoder import FOREGROUND
-from masklet.model.sam2 import Sam2Model
+from masklet.model.neck import Features
+from masklet.model.prompt_encoder import FOREGROUND, Prompts
 from masklet.processing import Sam2ImageProcessor
 from masklet.prompts import MASK_PROMPT_LOGIT, to_model_pixels
 from masklet.results import Masks
@@ -157,11 +158,11 @@ class Candidates:
         )
 
 
-def everything(model: Sam2Model, image_processor: Sam2ImageProcessor, image: np.ndarray, options: Options) -> Masks:
+def everything(engine: Engine, image_processor: Sam2ImageProcessor, image: np.ndarray, options: Options) -> Masks:
     """All masks of an image, from high to low scores; an object of its own each.
 
     Args:
-        model: In any precision, on any device.
+        engine: Runs the network.
         image_processor: Makes the network's input of each crop.
         image: (height, width, 3) uint8 RGB.
         options: What to look for.
@@ -175,7 +176,7 @@ def everything(model: Sam2Model, image_processor: Sam2ImageProcessor, image: np.
     Source: SAM, appendix B.
     """
     crops = make_crops((image.shape[0], image.shape[1]), options)
-    found = find(model, image_processor, image, crops, options)
+    found = find(engine, image_processor, image, crops, options)
     masks, is_as_found = np.empty((len(found), *image.shape[:2]), bool), np.empty(len(found), bool)
     for i, (mask, untouched) in enumerate(draw(found, crops, image.shape[:2], options)):
         masks[i], is_as_found[i] = mask, untouched
@@ -188,24 +189,24 @@ def everything(model: Sam2Model, image_processor: Sam2ImageProcessor, image: np.
 
 
 def everything_packed(
-    model: Sam2Model,
+    engine: Engine,
     image_processor: Sam2ImageProcessor,
     image: np.ndarray,
     options: Options,
-    embeddings: list[Tensor] | None = None,
+    features: Features | None = None,
 ) -> Masks:
     """As ``everything``, but packed, with one mask at a time in memory, and without the image.
 
     Args:
-        model: In any precision, on any device.
+        engine: Runs the network.
         image_processor: Makes the network's input of each crop.
         image: (height, width, 3) uint8 RGB.
         options: What to look for.
-        embeddings: Of the whole image, if it is encoded; see ``Sam2Model.get_image_embeddings``.
+        features: Of the whole image, if it is encoded.
     """
     size_hw = (image.shape[0], image.shape[1])
     crops = make_crops(size_hw, options)
-    found = find(model, image_processor, image, crops, options, embeddings)
+    found = find(engine, image_processor, image, crops, options, features)
     runs, is_as_found = [], np.empty(len(found), bool)
     for i, (mask, untouched) in enumerate(draw(found, crops, size_hw, options)):
         runs += encode_rle(mask[None])
@@ -242,17 +243,17 @@ def make_crops(size_hw: SizeHW, options: Options) -> list[Crop]:
 
 @torch.inference_mode()
 def find(
-    model: Sam2Model,
+    engine: Engine,
     image_processor: Sam2ImageProcessor,
     image: np.ndarray,
     crops: list[Crop],
     options: Options,
-    embeddings: list[Tensor] | None = None,
+    features: Features | None = None,
 ) -> Candidates:
-    """What stays of all crops, from high to low scores; ``embeddings`` are the whole image's, if it is encoded."""
+    """What stays of all crops, from high to low scores; ``features`` are those of the whole image, if it is encoded."""
     found = Candidates.joined(
         [
-            find_in_crop(model, image_processor, image, crops, index, options, None if index else embeddings)
+            find_in_crop(engine, image_processor, image, crops, index, options, None if index else features)
             for index in range(len(crops))
         ]
     )
@@ -263,24 +264,24 @@ def find(
 
 
 def find_in_crop(
-    model: Sam2Model,
+    engine: Engine,
     image_processor: Sam2ImageProcessor,
     image: np.ndarray,
     crops: list[Crop],
     index: int,
     options: Options,
-    embeddings: list[Tensor] | None,
+    features: Features | None,
 ) -> Candidates:
     """The sure, stable, uncut and distinct masks of one crop."""
     crop = crops[index]
-    if embeddings is None:
+    if features is None:
         pixels = np.ascontiguousarray(image[crop.y0 : crop.y1, crop.x0 : crop.x1])
-        embeddings = model.get_image_embeddings(image_processor.pixel_values(pixels).to(model.device))
+        features = engine.encode(image_processor.pixel_values(pixels))
     grid_xy = make_grid(options.points_in(crop.layer)) * torch.tensor(crop.size_hw[::-1])
-    points = to_model_pixels(grid_xy, size_hw=crop.size_hw, input_hw=image_processor.input_hw).to(model.device)
+    points = to_model_pixels(grid_xy, size_hw=crop.size_hw, input_hw=image_processor.input_hw).to(engine.device)
     parts = []
     for some in points.split(POINTS_AT_ONCE):
-        logits, scores = decode(model, embeddings, some, options)
+        logits, scores = decode(engine, features, some, options)
         stable, boxes = judge(logits, crop.size_hw, options)
         boxes = boxes + np.array([crop.x0, crop.y0, crop.x0, crop.y0], np.float32)
         is_whole = ~is_cut(boxes, crop, (image.shape[0], image.shape[1]))
@@ -298,21 +299,21 @@ def make_grid(per_side: int) -> Tensor:
     return torch.stack(torch.meshgrid(middles, middles, indexing="xy"), dim=-1).flatten(0, 1)
 
 
-def decode(model: Sam2Model, embeddings: list[Tensor], points: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+def decode(engine: Engine, features: Features, points: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """Candidates for clicks (points, 2) on the network's input: (masks, h, w) logits and (masks,) predicted IoU."""
-    prompts = points[None, :, None]  # (1, objects, points, 2)
-    labels = torch.full(prompts.shape[:3], FOREGROUND, device=points.device)
+    clicks = points[None, :, None]  # (1, objects, points, 2)
+    labels = torch.full(clicks.shape[:3], FOREGROUND, device=points.device)
     threshold = options.iou_threshold
     if not options.refine:
-        likely = model.decode_likely(embeddings, points=prompts, labels=labels, iou_threshold=threshold)
-        return likely.logits.float(), likely.iou_scores.float()
-    rough = model.decode(embeddings, points=prompts, labels=labels, multimask=True)
+        found = engine.decode_confident(features, Prompts(clicks, labels), iou_threshold=threshold)
+        return found.logits.float(), found.iou_scores.float()
+    rough = engine.decode(features, Prompts(clicks, labels), multimask=True)
     logits, ious = [], []
     for candidate in rough.logits.clamp(-REFINE_LOGIT, REFINE_LOGIT).unbind(2):  # (1, objects, h, w)
-        refined = model.decode(embeddings, points=prompts, labels=labels, masks=candidate, multimask=False)
-        is_likely = refined.iou_scores > threshold  # (1, objects, 1)
-        logits.append(refined.logits[is_likely].float())
-        ious.append(refined.iou_scores[is_likely].float())
+        refined = engine.decode(features, Prompts(clicks, labels, masks=candidate), multimask=False)
+        is_confident = refined.iou_scores > threshold  # (1, objects, 1)
+        logits.append(refined.logits[is_confident].float())
+        ious.append(refined.iou_scores[is_confident].float())
     return torch.cat(logits), torch.cat(ious)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from masklet.config import SizeHW
+from masklet.engine import Engine
 from masklet.errors import ConfigError, ImageError
 from masklet.everything.generator import Crop, Options, everything_packed
 from masklet.images.reading import ImageSource
@@ -30,7 +31,6 @@ from masklet.masks import (
     patches,
     rle_ious,
 )
-from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.results.exporters import coco_instance
 
@@ -99,7 +99,7 @@ class Tile:
 
 
 def everything_tiled(
-    model: Sam2Model,
+    engine: Engine,
     image_processor: Sam2ImageProcessor,
     source: ImageSource,
     options: Options,
@@ -110,7 +110,7 @@ def everything_tiled(
     """All masks of a large image, see ``Segmenter.everything``.
 
     Args:
-        model: In any precision, on any device.
+        engine: Runs the network.
         image_processor: Makes the network's input of each tile.
         source: As ``open_windows`` takes it.
         options: What to look for in each tile.
@@ -136,7 +136,7 @@ def everything_tiled(
             f"the image has {width}×{height} pixels: expected {MAX_PIXELS} at most, as COCO's run lengths end there. "
             "Cut it into parts"
         )
-    return look_and_join(model, image_processor, image, options, make_tiles(image.size_hw, tile, overlap))
+    return look_and_join(engine, image_processor, image, options, make_tiles(image.size_hw, tile, overlap))
 
 
 def make_tiles(size_hw: SizeHW, tile: int, overlap: int) -> list[list[Crop]]:
@@ -154,7 +154,7 @@ def make_tiles(size_hw: SizeHW, tile: int, overlap: int) -> list[list[Crop]]:
 
 
 def look_and_join(
-    model: Sam2Model, image_processor: Sam2ImageProcessor, image: Windows, options: Options, rows: list[list[Crop]]
+    engine: Engine, image_processor: Sam2ImageProcessor, image: Windows, options: Options, rows: list[list[Crop]]
 ) -> Iterator[dict[str, Any]]:
     """Tile after tile, row by row. What is held are the tiles of two rows, and the objects that reach into the last."""
     growing: list[Object] = []
@@ -163,7 +163,7 @@ def look_and_join(
     for number, row in enumerate(rows):
         tiles: list[Tile] = []
         for column, crop in enumerate(row):
-            tile = look(model, image_processor, image, crop, options, number)
+            tile = look(engine, image_processor, image, crop, options, number)
             for neighbour in (*tiles[-1:], *above[column : column + 1]):
                 join(neighbour, tile)
             growing += tile.objects
@@ -177,11 +177,11 @@ def look_and_join(
 
 
 def look(
-    model: Sam2Model, image_processor: Sam2ImageProcessor, image: Windows, crop: Crop, options: Options, row: int
+    engine: Engine, image_processor: Sam2ImageProcessor, image: Windows, crop: Crop, options: Options, row: int
 ) -> Tile:
     """Find everything in one tile, of this row."""
     pixels = image[crop.y0 : crop.y1, crop.x0 : crop.x1]
-    found = everything_packed(model, image_processor, pixels, options)
+    found = everything_packed(engine, image_processor, pixels, options)
     objects = []
     for ((rows, columns), inside), score in zip(patches(found.masks), found.iou_scores.tolist(), strict=True):
         place = slice(rows.start + crop.y0, rows.stop + crop.y0), slice(columns.start + crop.x0, columns.stop + crop.x0)
