@@ -83,7 +83,7 @@ class Sam2Model(KeepsFloat32):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, but for norms and tables of positions, which are never narrower than float32."""
-        return self.mask_decoder.conv_s0.weight.dtype
+        return self.prompt_encoder.no_mask_embed.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -212,7 +212,7 @@ class Sam2Model(KeepsFloat32):
 
     def embed_prompts(self, prompts: Prompts | None, image: Tensor) -> PromptEmbeddings:
         """Prompts for the mask decoder; the decoder expects a point even where there is none."""
-        prompts = prompts or Prompts()
+        prompts = Prompts() if prompts is None else prompts
         if prompts.points is None and prompts.boxes is None:
             objects = 1 if prompts.masks is None else prompts.masks.shape[1]
             points = torch.zeros(image.shape[0], objects, 1, 2, device=image.device)
