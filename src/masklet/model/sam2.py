@@ -236,22 +236,21 @@ class Sam2Model(KeepsFloat32):
     def memory_tokens(self, memory: Memory, map_hw: SizeHW) -> MemoryTokens:
         """Lay memory out as tokens, with sines for positions in space and learned or projected ones in time."""
         memory_dim = self.config.memory_encoder.output_channels
-        maps = memory.maps.to(self.dtype).flatten(1, 2)  # (objects, maps * h*w, memory_dim)
+        maps = memory.maps.to(self.dtype)
         space = sine_positions_2d(map_hw, memory_dim, maps.device)
         time = self.memory_temporal_positional_encoding[:, 0, 0][memory.map_slots]  # (objects, maps, memory_dim)
-        map_positions = (space + time[:, :, None]).flatten(1, 2)
-        # A pointer is wider than a map: it is cut into tokens of the map's width.
+        map_keys = (maps + (space + time[:, :, None])).to(maps.dtype)
+        # A pointer is wider than a map: it is split into tokens of the map's width.
         split = memory.pointers.shape[-1] // memory_dim
-        pointers = memory.pointers.to(self.dtype).unflatten(-1, (split, memory_dim)).flatten(1, 2)
-        pointer_positions = self._pointer_positions(memory.pointer_distances).repeat_interleave(split, 1)
-        is_empty = memory.is_empty
-        if is_empty is not None:
-            of_maps, of_pointers = is_empty.split([memory.maps.shape[1], memory.pointers.shape[1]], dim=1)
-            cells = memory.maps.shape[2]
-            is_empty = torch.cat([of_maps.repeat_interleave(cells, 1), of_pointers.repeat_interleave(split, 1)], dim=1)
-        values = torch.cat([maps, pointers], dim=1)
-        keys = (values + torch.cat([map_positions, pointer_positions], dim=1)).to(values.dtype)
-        return MemoryTokens(keys, values, pointers.shape[1], is_empty)
+        pointers = memory.pointers.to(self.dtype).unflatten(-1, (split, memory_dim))
+        pointer_positions = self._pointer_positions(memory.pointer_distances)
+        pointer_keys = (pointers + pointer_positions[:, :, None]).to(pointers.dtype)
+        return MemoryTokens(
+            keys=torch.cat([map_keys.flatten(1, 2), pointer_keys.flatten(1, 2)], dim=1),
+            values=torch.cat([maps.flatten(1, 2), pointers.flatten(1, 2)], dim=1),
+            num_pointers=pointers.shape[1] * split,
+            is_empty=None if memory.is_empty is None else _spread(memory, split),
+        )
 
     def _pointer_positions(self, distances: Tensor) -> Tensor:
         """(objects, pointers) to (objects, pointers, memory_dim); zeros in SAM 2.0."""
@@ -310,6 +309,14 @@ class Sam2Model(KeepsFloat32):
         prompts = Prompts(input_points, input_labels, input_boxes, input_masks, _has_padding(input_labels, input_boxes))
         decoded = self.decode(Features(fine[0], fine[1], image), prompts, multimask=multimask_output, conditioned=image)
         return Sam2ImageSegmentationOutput(decoded.logits, decoded.iou_scores, decoded.object_scores, image_embeddings)
+
+
+def _spread(memory: Memory, split: int) -> Tensor:
+    """Which tokens are empty, (objects, tokens), where a map has a token for each cell and a pointer has ``split``."""
+    assert memory.is_empty is not None
+    of_maps, of_pointers = memory.is_empty.split([memory.maps.shape[1], memory.pointers.shape[1]], dim=1)
+    cells = memory.maps.shape[2]
+    return torch.cat([of_maps.repeat_interleave(cells, 1), of_pointers.repeat_interleave(split, 1)], dim=1)
 
 
 def _learned(*shape: int) -> nn.Parameter:
