@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from masklet.errors import ImageError
 from masklet.images.reading import read_image
-from masklet.results.exporters import read_index_map
+from masklet.results.importers import read_index_map
 from masklet.video.frames import images_in, width_by_height
 
 VOID = 255

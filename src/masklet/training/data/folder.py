@@ -9,7 +9,7 @@ from pathlib import Path
 from masklet.errors import DataError
 from masklet.evaluation.folder import read_labels
 from masklet.images.reading import read_image
-from masklet.results.exporters import read_index_map
+from masklet.results.importers import read_index_map
 from masklet.training.batches import Mask
 from masklet.training.data.scenes import Frame, Scene, masks_of_labels
 from masklet.video.frames import images_in
