@@ -58,5 +58,5 @@ def test_a_box_gives_a_mask_of_what_is_in_it(sam, resolution):
 
 def test_a_click_is_in_its_mask(sam):
     masks = sam.image(TRUCK).predict(points=[CLICK])
-    assert len(masks) == 3
-    assert masks.best.masks[0][CLICK[1], CLICK[0]]
+    assert len(masks) == 1
+    assert masks.masks[0][CLICK[1], CLICK[0]]

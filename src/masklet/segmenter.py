@@ -194,9 +194,13 @@ class Segmenter:
     def _processor(self, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
         return self.image_processor if resolution is None else Sam2ImageProcessor(resolution)
 
-    def open(self, path: str | os.PathLike[str]) -> EncodedImage:
-        """Open an encoded image that ``EncodedImage.save`` wrote, without encoding anything."""
-        return EncodedImage.open(self.model, path)
+    def load_image(self, path: str | os.PathLike[str]) -> EncodedImage:
+        """Loads an encoded image that ``EncodedImage.save`` wrote, without encoding it again.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, of another kind, or was written with another encoder.
+        """
+        return EncodedImage.load(self.model, path)
 
 
 def load(
