@@ -167,7 +167,7 @@ class Segmenter:
             SessionError: It is no such file, damaged, or of another version, model or video; or its video is gone.
             VideoError: ``video`` is no video.
         """
-        return VideoSession.resume(self.model, path, video)
+        return VideoSession.resume(self.model, self.image_processor, path, video)
 
     def stream(
         self,
@@ -192,7 +192,7 @@ class Segmenter:
         return VideoStream(self.model, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
 
     def _processor(self, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
-        return self.image_processor if resolution is None else Sam2ImageProcessor(resolution)
+        return self.image_processor if resolution is None else self.image_processor.with_size(resolution)
 
     def load_image(self, path: str | os.PathLike[str]) -> EncodedImage:
         """Loads an encoded image that ``EncodedImage.save`` wrote, without encoding it again.

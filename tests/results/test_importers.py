@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from mask_results import any_masks, assert_fields_equal, few_examples, rectangles
 from PIL import Image, ImageFilter
@@ -91,6 +92,14 @@ def test_logits_of_imported_masks_agree_with_the_masks(encoded):
     np.testing.assert_array_equal(given_masks.without_overlap().masks, given_masks.masks)
     inside = np.array(Image.fromarray(given_masks.masks[0]).resize((256, 256), Image.Resampling.NEAREST))
     assert ((given_masks.logits[0] > 0) == inside).mean() > 0.98
+
+
+def test_logits_of_imported_masks_are_computed_on_the_cpu_whatever_the_default_device():
+    """Antialiased interpolation does not exist on MPS. The meta device stands for any other device here."""
+    annotations = rectangles((1, 1, 4, 5)).to_coco()
+    with torch.device("meta"):
+        masks = Masks.from_coco(annotations)
+    np.testing.assert_array_equal(masks.logits, Masks.from_coco(annotations).logits)
 
 
 def test_every_form_of_coco_segmentation_is_read():
