@@ -312,12 +312,16 @@ def test_the_third_positional_argument_is_the_threshold(processor):
 
 
 @pytest.mark.parametrize("sizes", [torch.tensor([[64, 64]]), [[64, 64]], ((64, 64),), np.array([[64, 64]])], ids=type)
-def test_the_reshaped_sizes_of_sam_are_refused_by_position_and_ignored_by_name(processor, sizes):
+def test_the_reshaped_sizes_of_sam_are_accepted_but_never_instead_of_a_threshold(processor, sizes):
     logits = torch.randn(1, 1, 1, 8, 8)
-    with pytest.raises(PromptError, match="mask_threshold is a .*: expected a number. SAM's third .* leave it out"):
-        processor.post_process_masks(logits, [[9, 9]], sizes)
-    (masks,) = processor.post_process_masks(logits, [[9, 9]], reshaped_input_sizes=sizes)
-    assert masks.shape == (1, 1, 9, 9)
+    (expected,) = processor.post_process_masks(logits, [[9, 9]])
+    for masks in (
+        processor.post_process_masks(logits, [[9, 9]], sizes),
+        processor.post_process_masks(logits, [[9, 9]], reshaped_input_sizes=sizes),
+    ):
+        assert torch.equal(masks[0], expected)
+    with pytest.raises(PromptError, match="binarize is 2.0: expected True or False. .* leave SAM's reshaped_input_siz"):
+        processor.post_process_masks(logits, [[9, 9]], sizes, 2.0)
 
 
 def test_objects_can_be_made_disjoint_by_their_logits():

@@ -198,25 +198,28 @@ class Sam2ImageProcessor:
         Args:
             masks: (batch, objects, masks, h, w) logits, or a list of (objects, masks, h, w).
             original_sizes: (batch, 2) heights and widths.
-            mask_threshold: Logit above which a pixel is inside.
+            mask_threshold: Logit above which a pixel is inside. Sizes in its place are SAM's ``reshaped_input_sizes``:
+                they are ignored, since the image fills the whole input here, and the threshold is 0.
             binarize: False returns the upscaled logits.
             max_hole_area: Holes of fewer pixels are filled.
             max_sprinkle_area: Islands of fewer pixels are removed.
             apply_non_overlapping_constraints: Each pixel belongs to the object with the highest logit at most; the
                 logits of others become -10 or less.
-            reshaped_input_sizes: Ignored; for callers written for SAM. The image fills the whole input here.
+            reshaped_input_sizes: Ignored, too.
 
         Returns:
             For each image (objects, masks, height, width), bool.
 
         Raises:
-            PromptError: Masks and sizes are of different numbers of images, or the threshold is not a number.
+            PromptError: Masks and sizes are of different numbers of images, or the order of arguments is SAM's.
         """
         if not isinstance(mask_threshold, int | float | np.number):
-            raise PromptError(
-                f"mask_threshold is a {type(mask_threshold).__name__}: expected a number. SAM's third argument, "
-                "reshaped_input_sizes, is not needed here: leave it out"
-            )
+            if not isinstance(binarize, bool):  # SAM has its threshold there, which must not be ignored
+                raise PromptError(
+                    f"binarize is {binarize!r}: expected True or False. The arguments after original_sizes are "
+                    "mask_threshold and binarize; leave SAM's reshaped_input_sizes out"
+                )
+            mask_threshold = 0.0
         sizes = [tuple(map(int, size)) for size in original_sizes]
         if len(masks) != len(sizes):
             raise PromptError(f"masks are of {len(masks)} images, original_sizes of {len(sizes)}")

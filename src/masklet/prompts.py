@@ -151,16 +151,16 @@ def check_box(box_xyxy: Sequence[float], size_hw: SizeHW, index: int) -> None:
     """Raise a PromptError unless the box has an area and overlaps the image."""
     x0, y0, x1, y1 = box_xyxy
     height, width = size_hw
-    shown = f"box {index} is ({', '.join(f'{value:g}' for value in box_xyxy)})"
+    found = f"box {index} is ({', '.join(f'{value:g}' for value in box_xyxy)})"
     if not all(map(math.isfinite, box_xyxy)):
-        raise PromptError(f"{shown}: expected four finite numbers, x0 y0 x1 y1 in pixels")
+        raise PromptError(f"{found}: expected four finite numbers, x0 y0 x1 y1 in pixels")
     if x1 <= x0 or y1 <= y0:
         raise PromptError(
-            f"{shown}: expected x0 < x1 and y0 < y1 (pixels of the {width}×{height} image; corners, not a width and "
+            f"{found}: expected x0 < x1 and y0 < y1 (pixels of the {width}×{height} image; corners, not a width and "
             "a height)"
         )
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise PromptError(f"{shown}: it lies outside the image, which is {width} pixels wide and {height} high")
+        raise PromptError(f"{found}: it lies outside the image, which is {width} pixels wide and {height} high")
 
 
 def _read_clicks(points: Any, labels: Any) -> list[list[tuple[float, float, int]]]:

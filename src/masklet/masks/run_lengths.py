@@ -165,7 +165,7 @@ def rle_counts(run: Rle) -> np.ndarray:
 def check_rle(runs: Sequence[Rle]) -> None:
     """Raise a ValueError for several sizes, and for counts that do not add up to the size.
 
-    pycocotools refuses some of them on decoding only. Missing pixels it leaves uninitialised.
+    pycocotools refuses some of them, and only when it decodes. It leaves missing pixels uninitialised.
     """
     if len(sizes := {tuple(run["size"]) for run in runs}) > 1:
         raise ValueError(f"run lengths of one size were expected, got {sorted(sizes)}: decode each size alone")
