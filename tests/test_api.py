@@ -7,8 +7,8 @@ import masklet
 from masklet import errors
 
 PUBLIC_NAMES = """
-    CheckpointError ConfigError DataError DeviceError EncodedImage FrameResult ImageError MaskletError Masks
-    PromptError Sam2Config Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig
+    CandidateMasks CheckpointError ConfigError DataError DeviceError EncodedImage FrameResult ImageError MaskletError
+    Masks PromptError Sam2Config Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig
     Sam2MemoryAttentionConfig Sam2MemoryEncoderConfig Sam2Model Sam2Processor Sam2PromptEncoderConfig
     Segmenter SessionError SpoolError TrainingError VideoError VideoSession VideoStream __version__ load
 """

@@ -268,12 +268,12 @@ def test_a_read_only_folder_is_refused(refusal_of, images, tmp_path, monkeypatch
 def test_nothing_is_written_over_what_is_read_or_over_something_else_that_is_written(refusal_of, images, tmp_path):
     encoded, other = images / "b é.jpg", tmp_path / "other.png"
     before = encoded.read_bytes()
-    lost = "expected another name, or that would be lost"
+    lost = "which would be overwritten: expected another name"
     around = images / ".." / "images" / "b é.jpg"
-    assert refusal_of(encoded, "--out", around) == f"--out {around} is what is read: {lost}"
-    assert refusal_of(encoded, "--json", encoded) == f"--json {encoded} is what is read: {lost}"
-    assert refusal_of(encoded, "--out", other, "--json", other) == f"--json {other} is written by --out, too: {lost}"
-    assert refusal_of(tmp_path / "a.mp4", "--out", tmp_path / "a.mp4").endswith(f"is what is read: {lost}")
+    assert refusal_of(encoded, "--out", around) == f"--out {around} is an input, {lost}"
+    assert refusal_of(encoded, "--json", encoded) == f"--json {encoded} is an input, {lost}"
+    assert refusal_of(encoded, "--out", other, "--json", other) == f"--json {other} is also written by --out, {lost}"
+    assert refusal_of(tmp_path / "a.mp4", "--out", tmp_path / "a.mp4").endswith(f"is an input, {lost}")
     assert refusal_of(images, "--every", 2, "--masks", images) == (
         f"--masks {images} is the video itself: expected another folder, or it would be lost"
     )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from masklet.model.sam2 import Sam2Model as Sam2Model
     from masklet.processing import Sam2ImageProcessor as Sam2ImageProcessor
     from masklet.processing import Sam2Processor as Sam2Processor
+    from masklet.results import CandidateMasks as CandidateMasks
     from masklet.results import Masks as Masks
     from masklet.segmenter import Segmenter as Segmenter
     from masklet.segmenter import load as load
@@ -62,7 +63,7 @@ _HOMES = {
     "image": ("EncodedImage",),
     "model.sam2": ("Sam2Model",),
     "processing": ("Sam2ImageProcessor", "Sam2Processor"),
-    "results": ("Masks",),
+    "results": ("CandidateMasks", "Masks"),
     "segmenter": ("Segmenter", "load"),
     "video.session": ("VideoSession",),
     "video.stream": ("VideoStream",),

@@ -173,7 +173,7 @@ class Segmenter:
             SessionError: It is no such file, damaged, or of another version, model or video; or its video is gone.
             VideoError: ``video`` is no video.
         """
-        return VideoSession.resume(self.engine, path, video)
+        return VideoSession.resume(self.engine, self.image_processor, path, video)
 
     def stream(
         self,
@@ -198,11 +198,15 @@ class Segmenter:
         return VideoStream(self.engine, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
 
     def _processor(self, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
-        return self.image_processor if resolution is None else Sam2ImageProcessor(resolution)
+        return self.image_processor if resolution is None else self.image_processor.with_size(resolution)
 
-    def open(self, path: str | os.PathLike[str]) -> EncodedImage:
-        """Open an encoded image that ``EncodedImage.save`` wrote, without encoding anything."""
-        return EncodedImage.open(self.engine, path)
+    def load_image(self, path: str | os.PathLike[str]) -> EncodedImage:
+        """Loads an encoded image that ``EncodedImage.save`` wrote, without encoding it again.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, of another kind, or was written with another encoder.
+        """
+        return EncodedImage.load(self.engine, path)
 
 
 def load(

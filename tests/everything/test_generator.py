@@ -52,7 +52,7 @@ def straightforward(sam, image, *, side, iou, stability, nms=0.7, crops=0, min_a
         found = []
         for row, column in itertools.product(range(side), range(side)):
             point = ((column + 0.5) / side * (x1 - x0), (row + 0.5) / side * (y1 - y0))
-            guess = encoded.predict([point], multimask=True)
+            guess = encoded.predict([point], candidates=True)[0]
             candidates = list(guess)
             if refine:
                 candidates = [encoded.predict([point], mask=one.logits.clip(-32, 32), multimask=False) for one in guess]

@@ -22,7 +22,7 @@ def every_value_is_an_object(monkeypatch):
     def find(model, processor, pixels, options):
         values = np.unique(pixels[pixels > 0])
         masks = pixels[..., 0] == values[:, None, None]
-        return Masks.of_runs(
+        return Masks.from_rle(
             encode_rle(masks), masks.shape[1:], values.astype(np.float32) / 255, np.arange(len(values))
         )
 
@@ -86,7 +86,7 @@ def test_one_mask_of_a_tile_joins_one_of_the_next(sam, monkeypatch):
         inside = pixels[..., 0] > 0
         masks = np.stack([inside, inside & (pixels[..., 0] < 3)])
         masks = masks[masks.any((1, 2))]
-        return Masks.of_runs(encode_rle(masks), masks.shape[1:], np.full(len(masks), 0.5, "f4"), np.arange(len(masks)))
+        return Masks.from_rle(encode_rle(masks), masks.shape[1:], np.full(len(masks), 0.5, "f4"), np.arange(len(masks)))
 
     monkeypatch.setattr(tiles, "everything_packed", find)
     image = shapes((30, 56), (10, 5, 50, 25), (20, 5, 40, 25), (10, 5, 15, 25))
@@ -99,7 +99,7 @@ def test_the_score_of_what_was_joined_is_the_mean_over_its_pixels(sam, monkeypat
     scores = iter([0.5, 0.9])
 
     def find(model, processor, pixels, options):
-        return Masks.of_runs(
+        return Masks.from_rle(
             encode_rle(pixels[None, ..., 0] > 0), (20, 32), np.array([next(scores)], "f4"), np.zeros(1, int)
         )
 

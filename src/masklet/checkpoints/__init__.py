@@ -22,16 +22,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from masklet.atomic import replacing_all
+from masklet.atomic import replacing, replacing_all
 from masklet.checkpoints.damage import what_is
 from masklet.checkpoints.meta import read_meta_file
-from masklet.checkpoints.transformers import config_from_json, config_to_json, preprocessor_to_json
+from masklet.checkpoints.preprocessor import (
+    PreprocessorConfig,
+    check_same,
+    preprocessor_from_json,
+    preprocessor_to_json,
+)
+from masklet.checkpoints.transformers import config_from_json, config_to_json
 from masklet.config import Sam2Config
 from masklet.errors import CheckpointError
 
 StrPath = str | os.PathLike[str]
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+PROCESSOR, VIDEO_PREPROCESSOR = "processor_config.json", "video_preprocessor_config.json"
 EMBEDDED = "nano"
 _EMBEDDED_FOLDER = Path(__file__).parents[1] / "weights" / EMBEDDED
 
@@ -81,21 +88,73 @@ def read(
     return config_from_json(_read_json(config_path), has_memory=has_memory, where=config_path), tensors
 
 
-def read_input_hw(name_or_path: StrPath, *, revision: str | None = None, token: str | None = None) -> tuple[int, int]:
-    """(height, width) that a model's images are resized to, from its preprocessor file."""
+def read_preprocessor(
+    name_or_path: StrPath, *, revision: str | None = None, token: str | None = None
+) -> PreprocessorConfig:
+    """How a model's images are prepared.
+
+    transformers 5 writes it into ``processor_config.json``, older versions into ``preprocessor_config.json``. As in
+    transformers, the former has priority. Without both, the size is that of the network.
+
+    Raises:
+        CheckpointError: A file is malformed, or asks for something that this package does not support.
+    """
     if is_meta_file(name_or_path):
         side = Sam2Config().image_size
-        return side, side
-    if (folder := Path(name_or_path)).is_dir() and not (folder / PREPROCESSOR).is_file():
-        # transformers saves a model alone without one.
-        config_path = locate(folder, CONFIG)
+        return PreprocessorConfig((side, side))
+
+    folder = Path(name_or_path)
+
+    def read_if_present(filename: str) -> dict[str, Any] | None:
+        path = find(name_or_path, filename, revision=revision, token=token)
+        return None if path is None else _read_json(path)
+
+    processor = read_if_present(PROCESSOR) or {}
+
+    def settings(section: str, filename: str) -> tuple[dict[str, Any] | None, Path]:
+        """From a section of ``processor_config.json``, or else from a file of its own."""
+        if isinstance(nested := processor.get(section), dict):
+            return processor | nested, folder / PROCESSOR
+        own = read_if_present(filename)
+        return None if own is None else processor | own, folder / filename
+
+    images, where = settings("image_processor", PREPROCESSOR)
+    if images is None:
+        config_path = locate(name_or_path, CONFIG, revision=revision, token=token)
         side = config_from_json(_read_json(config_path), has_memory=False, where=config_path).image_size
-        return side, side
-    path = locate(name_or_path, PREPROCESSOR, revision=revision, token=token)
-    size = _read_json(path).get("size")
-    if not isinstance(size, dict) or not all(isinstance(size.get(side), int) for side in ("height", "width")):
-        raise CheckpointError(f'{path} has size {size!r}: expected {{"height": …, "width": …}} in pixels')
-    return size["height"], size["width"]
+        return PreprocessorConfig((side, side))
+    config = preprocessor_from_json(images, where)
+    frames, where = settings("video_processor", VIDEO_PREPROCESSOR)
+    if frames is not None:
+        check_same(preprocessor_from_json(frames, where), config, where)
+    return config
+
+
+def write_preprocessor(folder: StrPath, config: PreprocessorConfig) -> None:
+    """Writes how images are prepared into a model folder.
+
+    Raises:
+        CheckpointError: It cannot be written, or ``processor_config.json`` would override it.
+    """
+    folder = Path(folder)
+    check_override(folder, config)
+    text = json.dumps(preprocessor_to_json(config, processor_class="Sam2Processor"), indent=2) + "\n"
+    try:
+        with replacing(folder / PREPROCESSOR) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot save the processor to {folder}: {error}") from error
+
+
+def check_override(folder: Path, config: PreprocessorConfig) -> None:
+    """Raise a CheckpointError if the folder has a ``processor_config.json`` with other settings, which has priority."""
+    path = folder / PROCESSOR
+    content = _read_json(path) if path.is_file() else {}
+    if isinstance(nested := content.get("image_processor"), dict) and preprocessor_from_json(nested, path) != config:
+        raise CheckpointError(
+            f"{path} has other settings for images and priority over {PREPROCESSOR}: remove it, or save to another "
+            "folder"
+        )
 
 
 def is_meta_file(name_or_path: StrPath) -> bool:
@@ -106,7 +165,7 @@ def is_meta_file(name_or_path: StrPath) -> bool:
 def locate(name_or_path: StrPath, filename: str, *, revision: str | None = None, token: str | None = None) -> Path:
     """Path of one file of a model: in the package, in a folder, or in the Hub's cache, fetched if need be."""
     name = os.fspath(name_or_path)
-    if (folder := _EMBEDDED_FOLDER if name == EMBEDDED else Path(name)).is_dir():
+    if (folder := _folder_of(name)).is_dir():
         if not (folder / filename).is_file():
             there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
             raise CheckpointError(f"{folder} holds no {filename} (it holds {there}): expected a model folder")
@@ -123,6 +182,26 @@ def locate(name_or_path: StrPath, filename: str, *, revision: str | None = None,
             "folder or a .pt file that exists"
         )
     return _fetch(repository, filename, revision, token)
+
+
+def find(name_or_path: StrPath, filename: str, *, revision: str | None = None, token: str | None = None) -> Path | None:
+    """As ``locate``, but None for a file that the model does not have."""
+    folder = _folder_of(name_or_path)
+    if folder.is_dir() and not (folder / filename).is_file():
+        return None
+    try:
+        return locate(name_or_path, filename, revision=revision, token=token)
+    except CheckpointError as error:
+        cause = error.__cause__
+        # Offline, nobody knows whether the repository has a file that is not in the cache. Most have the preprocessor.
+        is_unknown = isinstance(cause, hub_errors.LocalEntryNotFoundError) and filename == PREPROCESSOR
+        if isinstance(cause, hub_errors.EntryNotFoundError) and not is_unknown:
+            return None
+        raise
+
+
+def _folder_of(name_or_path: StrPath) -> Path:
+    return _EMBEDDED_FOLDER if os.fspath(name_or_path) == EMBEDDED else Path(name_or_path)
 
 
 def _fetch(repository: str, filename: str, revision: str | None, token: str | None) -> Path:
@@ -189,9 +268,15 @@ def write(folder: StrPath, config: Sam2Config, tensors: Mapping[str, Tensor], *,
         name: t.detach().to("cpu", dtype if t.is_floating_point() else None).contiguous().clone()
         for name, t in tensors.items()
     }
+    preprocessor = PreprocessorConfig((config.image_size, config.image_size))
+    check_override(folder, preprocessor)
+    processor_class = "Sam2VideoProcessor" if config.has_memory else "Sam2Processor"
     texts = {
         name: json.dumps(content, indent=2) + "\n"
-        for name, content in ((CONFIG, config_to_json(config)), (PREPROCESSOR, preprocessor_to_json(config)))
+        for name, content in (
+            (CONFIG, config_to_json(config)),
+            (PREPROCESSOR, preprocessor_to_json(preprocessor, processor_class=processor_class)),
+        )
     }
     is_new = not folder.exists()
     try:

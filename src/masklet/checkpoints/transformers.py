@@ -1,4 +1,4 @@
-"""transformers' ``config.json`` and ``preprocessor_config.json``, and what of them this network can be."""
+"""transformers' ``config.json``, and which of its networks this package can build."""
 
 from __future__ import annotations
 
@@ -203,22 +203,3 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
         elif ours[key] != theirs[key]:
             found.append(f"{prefix}{key} is {theirs[key]!r}, expected {ours[key]!r}")
     return found
-
-
-def preprocessor_to_json(config: Sam2Config) -> dict[str, Any]:
-    """Content of ``preprocessor_config.json``."""
-    side = config.image_size
-    return {
-        "image_processor_type": "Sam2ImageProcessor",
-        "processor_class": "Sam2VideoProcessor" if config.has_memory else "Sam2Processor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "size": {"height": side, "width": side},
-        "mask_size": {"height": side // STRIDES[0], "width": side // STRIDES[0]},
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    }

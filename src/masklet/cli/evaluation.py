@@ -63,13 +63,12 @@ def evaluate(
     from masklet.evaluation.scores import summarise
     from masklet.evaluation.video import evaluate_videos, read_videos, summarise_videos
     from masklet.everything.generator import Options
-    from masklet.processing import Sam2ImageProcessor
 
     Options(**options)  # refused here, as is a folder that lacks something, before a model is loaded
     examples: Any = read_videos(data) if is_videos else read_folder(data)
     sam = masklet.load(model, device=device)
     if resolution is not None:
-        sam = replace(sam, image_processor=Sam2ImageProcessor(resolution))
+        sam = replace(sam, image_processor=sam.image_processor.with_size(resolution))
     extremes = Extremes()
     coming = show_progress(examples, len(examples), unit="videos" if is_videos else "images")
     scores: list[Any]

@@ -245,7 +245,7 @@ def with_way_out(error: MaskletError, image: Path) -> MaskletError:
     """What went wrong, and the option that may help."""
     from PIL.Image import DecompressionBombError
 
-    from masklet.video.frames import IMAGE_SUFFIXES
+    from masklet.images.folder import IMAGE_SUFFIXES
 
     if isinstance(error.__cause__, DecompressionBombError):
         return ImageError(f"{error} Or look at it in squares: --tile 1024 --json FILE.jsonl")
@@ -284,7 +284,7 @@ def job_of_image(asked: Job) -> Job:
 
 def jobs_of_folder(asked: Job) -> list[Job]:
     """All images right in the folder, with outputs of their names in the folders asked for."""
-    from masklet.video.frames import IMAGE_SUFFIXES, images_in
+    from masklet.images.folder import IMAGE_SUFFIXES, images_in
 
     folder, out, instances, masks = asked.source, asked.overlay, asked.instances, asked.masks
     images = images_in(folder)

@@ -211,7 +211,7 @@ def everything_packed(
     for i, (mask, untouched) in enumerate(draw(found, crops, size_hw, options)):
         runs += encode_rle(mask[None])
         is_as_found[i] = untouched
-    drawn = Masks.of_runs(runs, size_hw, found.iou_scores, np.arange(len(runs)))
+    drawn = Masks.from_rle(runs, size_hw, found.iou_scores, np.arange(len(runs)))
     if is_as_found.all():
         return drawn
     distinct = drawn[still_distinct(drawn.boxes, is_as_found, options)]

@@ -63,11 +63,17 @@ class VideoSession:
         self._ahead: list[range] = []  # frames that tracking has yet to go through
 
     @classmethod
-    def resume(cls, engine: Engine, path: str | os.PathLike[str], video: VideoSource | None = None) -> Self:
+    def resume(
+        cls,
+        engine: Engine,
+        processor: Sam2ImageProcessor,
+        path: str | os.PathLike[str],
+        video: VideoSource | None = None,
+    ) -> Self:
         """See ``Segmenter.resume``."""
         saved = read_saved(path)
         saved.check_model(engine.model)
-        processor, opened = Sam2ImageProcessor(saved.input_hw), saved.open_video(video)
+        processor, opened = processor.with_size(saved.input_hw), saved.open_video(video)
         session = cls(engine, processor, opened, saved.policy, max_objects=saved.max_objects)
         session._times, session._ahead = saved.restore(session._tracks), saved.ahead
         return session
