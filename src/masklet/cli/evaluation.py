@@ -62,10 +62,10 @@ def evaluate(
     from masklet.evaluation.recall import find_objects, summarise_found
     from masklet.evaluation.scores import summarise
     from masklet.evaluation.video import evaluate_videos, read_videos, summarise_videos
-    from masklet.everything.generator import Options
+    from masklet.everything.options import EverythingOptions
     from masklet.processing import Sam2ImageProcessor
 
-    Options(**options)  # refused here, as is a folder that lacks something, before a model is loaded
+    EverythingOptions(**options)  # refused here, as is a folder that lacks something, before a model is loaded
     examples: Any = read_videos(data) if is_videos else read_folder(data)
     sam = masklet.load(model, device=device)
     if resolution is not None:
