@@ -285,9 +285,9 @@ def test_a_config_that_asks_for_something_else_is_refused_by_name(folder, name, 
             "blocks_per_stage is (1, 2): expected four numbers, one for each stage",
         ),
         ("vision_config__backbone_config__blocks_per_stage", 4, "'int' object is not iterable"),
-        ("vision_config", None, "has vision_config None: expected a JSON object"),
-        ("vision_config__backbone_config", [], "has backbone_config []: expected a JSON object"),
-        ("mask_decoder_config", "small", "has mask_decoder_config 'small': expected a JSON object"),
+        ("vision_config", None, "vision_config is None: expected a JSON object"),
+        ("vision_config__backbone_config", [], "backbone_config is []: expected a JSON object"),
+        ("mask_decoder_config", "small", "mask_decoder_config is 'small': expected a JSON object"),
     ],
 )
 def test_a_config_with_senseless_numbers_is_refused(folder, name, value, message):

@@ -66,30 +66,34 @@ def find_everything(
     ] = None,
     overlap: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Overlap of tiles. [default: an eighth]", rich_help_panel=TILES),
+        typer.Option(metavar="PIXELS", help="Overlap of tiles.", show_default="an eighth", rich_help_panel=TILES),
     ] = None,
     every: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Search every Nth frame for objects; makes a folder of images a video. [default: 30]",
+            help="Search every Nth frame for objects; makes a folder of images a video.",
+            show_default="30",
             rich_help_panel=VIDEOS,
         ),
     ] = None,
     same_iou: Annotated[
         float | None,
-        typer.Option(help="A mask with this IoU or more is a known object. [default: 0.5]", rich_help_panel=VIDEOS),
+        typer.Option(
+            help="A mask with this IoU or more is a known object.", show_default="0.5", rich_help_panel=VIDEOS
+        ),
     ] = None,
     min_object: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Ignore smaller objects. [default: 100]", rich_help_panel=VIDEOS),
+        typer.Option(metavar="PIXELS", help="Ignore smaller objects.", show_default="100", rich_help_panel=VIDEOS),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
             metavar="FRAMES",
-            help="Drop objects that are not visible for longer. [default: 100]",
+            help="Drop objects that are not visible for longer.",
+            show_default="100",
             rich_help_panel=VIDEOS,
         ),
     ] = None,
@@ -124,8 +128,7 @@ def find_everything(
 ) -> None:
     """Find all objects of an image, of each image in a folder, or of a video.
 
-    In a folder, images whose outputs exist are skipped, even if other options were used: --overwrite processes them
-    again.
+    Images of a folder whose outputs exist are skipped, whatever the options: see --overwrite.
     """
     options = given(
         points_per_side=points_per_side,
