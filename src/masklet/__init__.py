@@ -10,6 +10,7 @@ from masklet.version import __version__
 
 if TYPE_CHECKING:
     from masklet.config import Sam2Config as Sam2Config
+    from masklet.config import Sam2EverythingConfig as Sam2EverythingConfig
     from masklet.config import Sam2ImageEncoderConfig as Sam2ImageEncoderConfig
     from masklet.config import Sam2MaskDecoderConfig as Sam2MaskDecoderConfig
     from masklet.config import Sam2MemoryAttentionConfig as Sam2MemoryAttentionConfig
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "config": (
         "Sam2Config",
+        "Sam2EverythingConfig",
         "Sam2ImageEncoderConfig",
         "Sam2MaskDecoderConfig",
         "Sam2MemoryAttentionConfig",

@@ -1,7 +1,7 @@
-"""Files of weights <-> (config, tensors): the only place that knows foreign names.
+"""Files of weights <-> (config, tensors): the only package that knows the names of other formats.
 
-A model on disk is a transformers folder: ``config.json``, ``model.safetensors``, ``preprocessor_config.json``. Tensors
-there are called as the attributes of ``masklet.model``, so only Meta's ``.pt`` files need a map of names (``meta``).
+A model on disk is a transformers folder: ``config.json``, ``model.safetensors``, ``preprocessor_config.json``. Its
+tensors have the names of the attributes in ``masklet.model``; only Meta's ``.pt`` files need a map of names (``meta``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _EMBEDDED_FOLDER = Path(__file__).parents[1] / "weights" / EMBEDDED
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that can be asked for by a short name."""
+    """A model with a short name."""
 
     name: str
     source: str  # Hub repository, or "embedded"
@@ -69,7 +69,7 @@ KNOWN_MODELS = (
 def read(
     name_or_path: StrPath, *, revision: str | None = None, token: str | None = None
 ) -> tuple[Sam2Config, dict[str, Tensor]]:
-    """Read a model, whatever holds it.
+    """Reads a model of any source.
 
     Args:
         name_or_path: A known model's name, a Hub repository, a model folder, or one of Meta's ``.pt`` files.
@@ -158,12 +158,12 @@ def check_override(folder: Path, config: PreprocessorConfig) -> None:
 
 
 def is_meta_file(name_or_path: StrPath) -> bool:
-    """Whether this names a file of weights rather than a folder or a repository."""
+    """Whether this is a file of weights, not a folder or a repository."""
     return os.fspath(name_or_path) != EMBEDDED and Path(name_or_path).is_file()
 
 
 def locate(name_or_path: StrPath, filename: str, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Path of one file of a model: in the package, in a folder, or in the Hub's cache, fetched if need be."""
+    """Path of one file of a model: in the package, in a folder, or in the cache of the Hub (fetched if missing)."""
     name = os.fspath(name_or_path)
     if (folder := _folder_of(name)).is_dir():
         if not (folder / filename).is_file():
@@ -217,7 +217,7 @@ def _fetch(repository: str, filename: str, revision: str | None, token: str | No
         ) from error
     except hub_errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{repository} has no revision {revision!r}") from error
-    except hub_errors.LocalEntryNotFoundError as error:  # also what a lost connection ends in
+    except hub_errors.LocalEntryNotFoundError as error:  # also after a lost connection
         raise CheckpointError(
             f"{filename} of {repository} is not in the local cache and the Hub cannot be reached. To work offline, "
             f"fetch it once where there is a network (hf download {repository}) and set HF_HUB_OFFLINE=1, copy the "
@@ -225,10 +225,7 @@ def _fetch(repository: str, filename: str, revision: str | None, token: str | No
         ) from error
     except hub_errors.EntryNotFoundError as error:
         raise CheckpointError(f"{repository} holds no {filename}: expected a transformers SAM 2 model") from error
-    except (
-        hub_errors.HFValidationError,
-        OSError,
-    ) as error:  # no name for a repository; the Hub's or the disk's trouble
+    except (hub_errors.HFValidationError, OSError) as error:  # an invalid name; an error of the Hub or of the disk
         reason = " ".join(str(error).split())  # the Hub answers in several lines
         raise CheckpointError(f"cannot fetch {filename} of {repository!r}: {reason}") from error
 
@@ -254,10 +251,10 @@ _EXPECTED_WEIGHTS = "Expected a whole safetensors file; fetch or copy it again"
 
 
 def write(folder: StrPath, config: Sam2Config, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None) -> None:
-    """Write a model folder. All files are complete beside the old ones before the first takes an old one's place.
+    """Writes a model folder. All files are complete before the first one replaces an older file.
 
     Raises:
-        CheckpointError: It cannot be written; an older model in the folder is as it was.
+        CheckpointError: It cannot be written; an older model in the folder is unchanged.
     """
     folder = Path(folder)
     if taken := [name for name in (WEIGHTS, CONFIG, PREPROCESSOR) if (folder / name).is_dir()]:
@@ -291,10 +288,10 @@ def write(folder: StrPath, config: Sam2Config, tensors: Mapping[str, Tensor], *,
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are not exactly those of the network, saying which differ.
+    """Checks that weights are exactly those of the network.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected, or of another shape.
+        CheckpointError: Tensors are missing, unexpected, or of another shape; the error names them.
     """
     missing = sorted(expected.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - expected.keys())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.atomic import replacing
-from masklet.cli.options import Device, Model, Resolution
+from masklet.cli.options import Device, Dtype, EngineName, Model, Resolution
 from masklet.cli.outputs import check_places, naming
 from masklet.cli.tables import show_table
 from masklet.errors import ImageError, PromptError
@@ -34,6 +34,8 @@ def segment(
     ] = None,
     model: Model = "nano",
     device: Device = "auto",
+    dtype: Dtype = "auto",
+    engine: EngineName = "auto",
     resolution: Resolution = None,
     candidates: Annotated[
         bool, typer.Option("--candidates", help="Return all three candidates of each object instead of the best.")
@@ -57,7 +59,7 @@ def segment(
     check_places([("--out", out), ("--mask-out", mask_out), ("--json", json_out)], inputs=[image])
     import masklet
 
-    sam = masklet.load(model, device=device)
+    sam = masklet.load(model, device, dtype, engine=engine)
     start = perf_counter()
     encoded = sam.image(image, resolution=resolution)
     encode_ms = 1000 * (perf_counter() - start)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,6 @@ from masklet.model.memory_encoder import MemoryEncoder
 from masklet.model.neck import Features, ImageEncoder
 from masklet.model.positions import FourierPositions, sine_positions_1d, sine_positions_2d
 from masklet.model.prompt_encoder import NOT_A_POINT, PADDING, PromptEmbeddings, PromptEncoder, Prompts
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 IGNORED_INPUTS = {"original_sizes", "reshaped_input_sizes", "labels"}
 """Inputs that processors return for later steps, so that ``model(**inputs)`` passes them too."""
@@ -92,23 +88,31 @@ class Sam2Model(KeepsFloat32):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
-    ) -> Self:
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        resolution: int | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Sam2Model:
         """Build the network of a checkpoint, float32 on the CPU, ready for inference.
 
         Args:
             name_or_path: The embedded model's name, a Hub repository, a model folder, or one of Meta's ``.pt`` files.
+            resolution: Side of the square input that the weights were trained at, where the checkpoint does not say it
+                or says something else; ``save_pretrained`` stores it. ``.pt`` files do not say it: None is 1024.
             revision: Branch, tag or commit of a Hub repository.
             token: For a private Hub repository.
 
         Raises:
             CheckpointError: It cannot be found, is damaged, or is of another kind.
+            ConfigError: ``resolution`` is not a multiple of 32.
         """
         config, tensors = checkpoints.read(name_or_path, revision=revision, token=token)
-        return cls.from_tensors(config, tensors)
+        return cls.from_tensors(config if resolution is None else replace(config, image_size=resolution), tensors)
 
     @classmethod
-    def from_tensors(cls, config: Sam2Config, tensors: dict[str, Tensor]) -> Self:
+    def from_tensors(cls, config: Sam2Config, tensors: dict[str, Tensor]) -> Sam2Model:
         """Build the network and give it these weights, every one of them and no other; float32 ones are not copied."""
         with torch.device("meta"):  # no time spent on weights that are replaced at once
             model = cls(config)

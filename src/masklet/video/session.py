@@ -19,7 +19,8 @@ from typing_extensions import Self
 
 from masklet.engine import Engine
 from masklet.errors import PromptError, SessionError, VideoError
-from masklet.everything.generator import everything_packed, read_options
+from masklet.everything.generator import everything
+from masklet.everything.options import EverythingOptions
 from masklet.model.neck import Features
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
@@ -237,7 +238,7 @@ class VideoSession:
         Raises:
             ConfigError: An option that makes no sense.
         """
-        what = read_options(options, "every", "same_iou", "min_object", "patience")
+        what = EverythingOptions.for_model(self.engine.config, options, "every", "same_iou", "min_object", "patience")
         discovery = Discovery(every=every, same_iou=same_iou, min_object=min_object, patience=patience, options=what)
         return self._discover(discovery)
 
@@ -340,7 +341,9 @@ class VideoSession:
             if index % discovery.every == 0:
                 known = tracks.result(index, frame.time, seen, None).masks
                 features = features_of(index)
-                found = everything_packed(self.engine, self.processor, frame.image, discovery.options, features)
+                found = everything(
+                    self.engine, self.processor, frame.image, discovery.options, features=features, packed=True
+                )
                 for mask in discovery.new_masks(found, known):
                     name = next(name for name in new_names if name not in tracks.objects)
                     with suppress(PromptError):  # too small for the network to see
