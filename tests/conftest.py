@@ -24,6 +24,12 @@ settings.register_profile("masklet", deadline=None, suppress_health_check=[Healt
 settings.load_profile("masklet")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the golden masks of the embedded model before comparing"
+    )
+
+
 def pytest_configure(config):
     # The repr of a failing example may contain a whole network. This warning must not hide the failure.
     config.addinivalue_line("filterwarnings", "ignore:Generating overly large repr")
@@ -79,7 +85,8 @@ def tiny_model(tiny_config):
     model.prompt_encoder.shared_embedding.load_state_dict(model.shared_image_embedding.state_dict())
     first = {name: weight.clone() for name, weight in model.state_dict().items()}
     yield model
-    assert all(weight.equal(first[name]) for name, weight in model.state_dict().items()), "a test changed the shared model"
+    unchanged = (weight.equal(first[name]) for name, weight in model.state_dict().items())
+    assert all(unchanged), "a test changed the shared model"
 
 
 @pytest.fixture(scope="session")
