@@ -35,6 +35,11 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:Generating overly large repr")
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def golden_folder():
     """What reference implementations computed, with the images they were given: see its README.md."""

@@ -112,7 +112,7 @@ def test_the_device_is_looked_at_before_the_weights_are_fetched():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_a_graphics_card_draws_the_same_masks(tiny_folder, image, encoded):
     masks = load(tiny_folder, device="cuda").image(image).predict([(30, 20)])
     expected = encoded.predict([(30, 20)])
