@@ -14,7 +14,8 @@ QUICK_ROWS = range(24, 27)
 
 @pytest.mark.xdist_group("everything")
 @pytest.mark.parametrize(
-    "rows", [pytest.param(QUICK_ROWS, id="three rows"), pytest.param(range(GRID), id="all rows", marks=pytest.mark.slow)]
+    "rows",
+    [pytest.param(QUICK_ROWS, id="three rows"), pytest.param(range(GRID), id="all rows", marks=pytest.mark.slow)],
 )
 def test_automatic_masks_are_those_of_transformers(seeded_transformers_sam, golden_folder, monkeypatch, rows):
     with np.load(golden_folder / "transformers/everything.npz") as file:

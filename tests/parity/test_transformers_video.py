@@ -99,7 +99,9 @@ def prompt_theirs(session, sam, frame, name, *, points=(), box=None, mask=None):
     """Prompt as their processor does: in model pixels, with box corners as the first points, labelled 2 and 3."""
     session.obj_with_new_inputs.append(name)
     if mask is not None:
-        fraction = F.interpolate(torch.from_numpy(mask)[None, None].float(), (256, 256), mode="bilinear", antialias=True)
+        fraction = F.interpolate(
+            torch.from_numpy(mask)[None, None].float(), (256, 256), mode="bilinear", antialias=True
+        )
         session.add_mask_inputs(session.obj_id_to_idx(name), frame, (fraction >= 0.5).float())
         return
     corners = [] if box is None else [(*box[:2], 2), (*box[2:], 3)]
@@ -140,7 +142,7 @@ def assert_same_masks(ours, theirs, order=range(FRAMES), agreement=0.999):
 
 
 def assert_masks_depend_on_memory(results):
-    """The masks have borders and move, and they differ between objects: on tracked frames only memory can cause that."""
+    """The masks have borders, move, and differ between objects, which on tracked frames only memory can cause."""
     masks = np.stack([result.masks.masks for result in results])  # (frames, objects, height, width)
     areas = masks.mean((2, 3))
     assert areas.min() > 0.04
