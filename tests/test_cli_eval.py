@@ -63,7 +63,7 @@ def refusal_of(monkeypatch, capsys):
     """Runs the command and returns its one line of error, printed before a model is loaded."""
 
     def refusal_of(*arguments):
-        monkeypatch.setattr("masklet.segmenter.load", lambda *_: pytest.fail("a model was loaded"))
+        monkeypatch.setattr("masklet.segmenter.load", lambda *_, **__: pytest.fail("a model was loaded"))
         monkeypatch.setattr(sys, "argv", ["masklet", "eval", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             cli.main()
