@@ -43,7 +43,7 @@ def named_settings():
 
 def shrunk(stages):
     """One step of each stage, on as little as shows it."""
-    few = {"steps": 1, "images": 1, "objects": 1, "rounds": 2, "image_size": 256}
+    few = {"steps": 1, "batch_size": 1, "objects": 1, "rounds": 2, "input_size": 256}
     return json.dumps([stage | few | {"frames": min(stage.get("frames", 1), 2)} for stage in yaml.safe_load(stages)])
 
 
