@@ -3,7 +3,7 @@
     python benchmarks/training.py [--models tiny large] [--ways decoder "decoder, cached"] [--json training.json]
 
 Memory is the peak allocated on a GPU, or else the peak resident memory of the process; the memory of its libraries
-alone is given beside it. Weights are random; images are noise at the model's own 1024 pixels with four objects. There are
+alone is given beside it. Weights are random; images are noise at the model's own 1024 pixels with four objects, with
 two rounds of prompts, in float32 unless stated otherwise. Times are medians of the steps after the first one, which
 encodes images that are then cached.
 """

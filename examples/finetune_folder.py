@@ -3,7 +3,7 @@
     python examples/finetune_folder.py IMAGES RUN [STEPS]
 
 IMAGES holds images/NAME.jpg and masks/NAME.png, with 0 for background and one number per object. RUN/best is the
-resulting model, and RUN/samples shows its masks of validation images. An interrupted run is resumed by the same command.
+resulting model, and RUN/samples shows its masks of validation images. The same command resumes an interrupted run.
 """
 
 import sys

@@ -3,9 +3,9 @@
     python examples/lora_greyscale.py RUN [IMAGES] [STEPS]
 
 The images are synthetic, so that the example runs anywhere: speckle noise with dim ellipses that hardly stand out.
-Training and validation use an input size of 256 pixels; use the model with ``sam.image(image, resolution=256)``. Training
-changes adapters in the attention layers of the encoder and the decoder. They are merged into plain weights, so the result
-is a model like any other.
+Training and validation use an input size of 256 pixels; use the model with ``sam.image(image, resolution=256)``.
+Only adapters in the attention layers of the encoder and the decoder are trained. They are merged into plain weights, so
+the result is a model like any other.
 """
 
 import sys
