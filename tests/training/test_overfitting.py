@@ -28,7 +28,7 @@ NETWORK = Sam2Config(
     memory_encoder=Sam2MemoryEncoderConfig(output_channels=32),
 )
 IMAGES = Stage(steps=800, batch_size=4, objects=2, rounds=2, losses=LossWeights(focal=5, all_candidates=0.25))
-CLIPS = replace(IMAGES, steps=400, batch_size=2, frames=4, rounds=2)
+CLIPS = replace(IMAGES, steps=400, batch_size=2, frames=3)
 LAST = 20
 
 
@@ -77,17 +77,17 @@ def test_four_images_can_be_overfitted(tmp_path):
         pixels, labels = image(index)
         save(pixels, tmp_path / "images" / f"p{index}.png")
         save(labels, tmp_path / "masks" / f"p{index}.png")
-    prompted, corrected = last_ious(tmp_path, "folder", (IMAGES,), wanted=(0.95, 0.95))
-    assert prompted > 0.95
-    assert corrected > 0.95
+    prompted, corrected = last_ious(tmp_path, "folder", (IMAGES,), wanted=(0.9, 0.9))
+    assert prompted > 0.9
+    assert corrected > 0.9
 
 
 @pytest.mark.slow
 def test_a_video_can_be_overfitted(tmp_path):
-    for frame in range(6):
+    for frame in range(4):
         pixels, labels = image(0, shift=frame)
         save(pixels, tmp_path / "JPEGImages/one" / f"{frame:05}.png")
         save(labels, tmp_path / "Annotations/one" / f"{frame:05}.png")
-    first, tracked = last_ious(tmp_path, "videos", (replace(IMAGES, steps=150), CLIPS), wanted=(0.95, 0.9))
-    assert first > 0.95
+    first, tracked = last_ious(tmp_path, "videos", (replace(IMAGES, steps=250, batch_size=2), CLIPS), wanted=(0.9, 0.9))
+    assert first > 0.9
     assert tracked > 0.9
