@@ -129,6 +129,6 @@ def _check_or_write_settings(recipe: Recipe, data: Path, folder: Path, *, is_res
         with replacing(path) as unfinished:
             unfinished.write_text(yaml.safe_dump(settings), encoding="utf-8")
         return
-    before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     if different := [name for name, value in settings.items() if before.get(name) != value]:
         raise ConfigError(f"{folder} holds a run with different {', '.join(different)}: choose another folder")

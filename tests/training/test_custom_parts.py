@@ -1,4 +1,4 @@
-"""What callers may replace in a run: examples, scenes, initial weights, optimizers, and an extra loss."""
+"""Parts of a run that callers may replace: examples, scenes, initial weights, optimizers, and an extra loss."""
 
 from dataclasses import replace
 
@@ -120,19 +120,19 @@ def test_an_extra_loss_is_not_used_on_clips(short, squares):
 
 def test_a_killed_run_with_all_of_them_resumes_to_the_same_result(short, squares, tmp_path, monkeypatch):
     initialised = []
-    seams = {
+    parts = {
         "device": "cpu",
         "examples": squares,
         "initialiser": lambda model: initialised.append(ones(model)),
         "make_optimizers": sgd,
         "make_extra_loss": Brightness,
     }
-    list(Run(short, tmp_path / "straight", **seams).reports())
-    killed = Run(replace(short, save_every=1), tmp_path / "killed", **seams)
+    list(Run(short, tmp_path / "straight", **parts).reports())
+    killed = Run(replace(short, save_every=1), tmp_path / "killed", **parts)
     for report in killed.reports():
         if report.step == 2:
             break
-    resumed = Run(short, tmp_path / "killed", **seams)
+    resumed = Run(short, tmp_path / "killed", **parts)
     list(resumed.reports())
     assert len(initialised) == 2  # not on resuming
     one, other = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("straight", "killed"))
