@@ -54,7 +54,7 @@ def training_files():
 
 
 def small_stages(stages):
-    small = {"steps": 1, "images": 1, "objects": 1, "rounds": 2, "image_size": 256}
+    small = {"steps": 1, "batch_size": 1, "objects": 1, "rounds": 2, "input_size": 256}
     return json.dumps([stage | small | {"frames": min(stage.get("frames", 1), 2)} for stage in yaml.safe_load(stages)])
 
 
