@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import masklet
 from masklet.cli import app
 from masklet.training.config import config_from
-from masklet.video.frames import VideoWriter
+from masklet.video.writer import VideoWriter
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

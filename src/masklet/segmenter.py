@@ -21,7 +21,7 @@ from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
 from masklet.video.frames import open_video
-from masklet.video.memory import PaperPolicy
+from masklet.video.policy import MAX_PROMPTED, MemoryPolicy, make_policy
 from masklet.video.session import VideoSession
 from masklet.video.stream import VideoStream
 
@@ -141,26 +141,32 @@ class Segmenter:
         video: Any,
         *,
         resolution: int | SizeHW | None = None,
-        max_prompted: int | None = 8,
+        policy: str | MemoryPolicy = "paper",
+        max_prompted: int | None = MAX_PROMPTED,
         max_objects: int = MAX_OBJECTS,
     ) -> VideoSession:
-        """Open a video, to show objects in it and follow them.
+        """Open a video, to prompt objects in it and track them.
 
         Args:
             video: A video file, a folder of images in natural order, or any iterable of images.
             resolution: As in ``image``.
-            max_prompted: A frame reads at most this many prompted frames, the nearest; all of them if None.
-            max_objects: So many objects are tracked in one batch at most; any number may be tracked. What is done to
-                one object leaves all others as they were: to the bit on a CPU, and elsewhere with 1; in larger batches
-                there, to the order of sums.
+            policy: Which frames' memories a frame reads: ``"paper"``, or a ``masklet.video.policy.MemoryPolicy``.
+            max_prompted: With ``policy="paper"``, a frame reads at most this many prompted frames, the nearest; all of
+                them if None.
+            max_objects: The largest batch of objects; any number may be tracked. Prompts for one object do not change
+                another: to the bit on a CPU, and elsewhere with 1; in larger batches there, up to rounding.
 
         Raises:
-            VideoError: It is no video.
+            VideoError: It is not a video.
             CheckpointError: The model was saved without its memory.
+            PromptError: ``max_prompted`` or ``max_objects`` is less than 1.
+            ConfigError: There is no such policy.
         """
         opened = open_video(video)
-        policy = PaperPolicy(self.engine.config.num_maskmem, max_prompted, opened.count)
-        return VideoSession(self.engine, self._processor(resolution), opened, policy, max_objects=max_objects)
+        chosen = make_policy(
+            policy, num_maskmem=self.engine.config.num_maskmem, max_prompted=max_prompted, length=opened.count
+        )
+        return VideoSession(self.engine, self._processor(resolution), opened, chosen, max_objects=max_objects)
 
     def resume(self, path: str | os.PathLike[str], video: Any = None) -> VideoSession:
         """Continue a session that ``VideoSession.save`` or ``VideoSession.track(autosave=…)`` saved.
@@ -179,23 +185,27 @@ class Segmenter:
         self,
         *,
         resolution: int | SizeHW | None = None,
-        max_prompted: int = 8,
+        policy: str | MemoryPolicy = "paper",
+        max_prompted: int = MAX_PROMPTED,
         max_objects: int = MAX_OBJECTS,
         fps: float = 30.0,
     ) -> VideoStream:
-        """Follow objects through frames that arrive one at a time, for ever.
+        """Track objects through frames that arrive one at a time, without an end.
 
         Args:
             resolution: As in ``image``.
-            max_prompted: A frame reads at most this many prompted frames, the nearest.
+            policy: As in ``video``.
+            max_prompted: As in ``video``.
             max_objects: As in ``video``.
             fps: Frames in a second, for the time of each result.
 
         Raises:
             CheckpointError: The model was saved without its memory.
+            PromptError: ``max_prompted`` or ``max_objects`` is less than 1; ``fps`` is not positive.
+            ConfigError: There is no such policy.
         """
-        policy = PaperPolicy(self.engine.config.num_maskmem, max_prompted)
-        return VideoStream(self.engine, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
+        chosen = make_policy(policy, num_maskmem=self.engine.config.num_maskmem, max_prompted=max_prompted)
+        return VideoStream(self.engine, self._processor(resolution), chosen, max_objects=max_objects, fps=fps)
 
     def _processor(self, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
         return self.image_processor if resolution is None else Sam2ImageProcessor(resolution)

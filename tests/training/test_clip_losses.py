@@ -183,7 +183,7 @@ def test_the_gradient_of_a_clip_agrees_with_finite_differences(model, monkeypatc
     """Through memory encoder, bank, memory attention, decoder and losses, along the gradient of what learns."""
 
     def unrounded(model, maps, seen, *, is_prompted):  # in bfloat16 a small step of the weights would be none
-        logits, scores = torch.stack([one.logits for one in seen]), torch.stack([one.score for one in seen])
+        logits, scores = torch.stack([one.logits for one in seen]), torch.stack([one.object_score for one in seen])
         return list(model.encode_memory(maps[2], logits, scores[:, None], binarize=is_prompted))
 
     for user in ("training.clip_losses", "video.tracker"):
