@@ -101,3 +101,9 @@ def image():
 @pytest.fixture(scope="session")
 def encoded(sam, image):
     return sam.image(image)
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The folder of the repository."""
+    return Path(__file__).parents[1]

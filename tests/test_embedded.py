@@ -37,7 +37,7 @@ def test_the_network_runs_at_any_size(sam, resolution):
     side = resolution or sam.model.config.image_size
     height, width = (side, side) if isinstance(side, int) else side
     assert encoded.input_hw == (height, width)
-    assert encoded.embeddings[2].shape[-2:] == (height // 16, width // 16)
+    assert encoded.features[2].shape[-2:] == (height // 16, width // 16)
     mask = encoded.predict(box=BOX)
     assert mask.logits.shape == (1, height // 4, width // 4)
     assert mask.masks.shape == (1, 600, 900)
@@ -58,5 +58,5 @@ def test_a_box_gives_a_mask_of_what_is_in_it(sam, resolution):
 
 def test_a_click_is_in_its_mask(sam):
     masks = sam.image(TRUCK).predict(points=[CLICK])
-    assert len(masks) == 3
-    assert masks.best.masks[0][CLICK[1], CLICK[0]]
+    assert len(masks) == 1
+    assert masks.masks[0][CLICK[1], CLICK[0]]

@@ -24,7 +24,7 @@ def masks_of(*boxes):
     masks = np.zeros((len(boxes), HEIGHT, WIDTH), bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         mask[y0:y1, x0:x1] = True
-    return Masks.of_runs(encode_rle(masks), (HEIGHT, WIDTH), np.full(len(masks), 0.9, "f4"), np.arange(len(masks)))
+    return Masks.from_rle(encode_rle(masks), (HEIGHT, WIDTH), np.full(len(masks), 0.9, "f4"), np.arange(len(masks)))
 
 
 @pytest.fixture
@@ -34,11 +34,12 @@ def finds(monkeypatch):
     def finds(*of_frames):
         boxes, given = iter(of_frames), []
 
-        def find(engine, processor, image, options, features):
+        def find(engine, processor, image, options, *, features, packed):
+            assert packed
             given.append((image, options, features))
             return masks_of(*next(boxes))
 
-        monkeypatch.setattr("masklet.video.session.everything_packed", find)
+        monkeypatch.setattr("masklet.video.session.everything", find)
         return given
 
     return finds

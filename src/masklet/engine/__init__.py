@@ -13,7 +13,7 @@ from masklet.engine.eager import EagerEngine
 from masklet.errors import ConfigError
 from masklet.model.sam2 import Sam2Model
 
-__all__ = ["ENGINES", "ConfidentMasks", "CpuEngine", "EagerEngine", "Engine", "make_engine"]
+__all__ = ["ENGINES", "ConfidentMasks", "CpuEngine", "EagerEngine", "Engine", "check_engine", "make_engine"]
 
 ENGINES = ("auto", "eager", "cpu")
 
@@ -29,8 +29,7 @@ def make_engine(model: Sam2Model, name: str = "auto") -> Engine:
     Raises:
         ConfigError: There is no such engine, or it cannot run this model.
     """
-    if name not in ENGINES:
-        raise ConfigError(f"engine is {name!r}: expected one of {', '.join(ENGINES)}")
+    check_engine(name)
     runs_on_cpu_engine = model.device.type == "cpu" and model.dtype == torch.float32
     if name == "cpu" and not runs_on_cpu_engine:
         raise ConfigError(
@@ -38,3 +37,9 @@ def make_engine(model: Sam2Model, name: str = "auto") -> Engine:
             "Use engine='auto', or load with device='cpu' and dtype='float32'"
         )
     return EagerEngine(model) if name == "eager" or not runs_on_cpu_engine else CpuEngine(model)
+
+
+def check_engine(name: str) -> None:
+    """Raises a ConfigError unless there is an engine of this name."""
+    if name not in ENGINES:
+        raise ConfigError(f"engine is {name!r}: expected one of {', '.join(ENGINES)}")

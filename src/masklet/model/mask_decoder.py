@@ -201,7 +201,7 @@ class MaskDecoder(nn.Module):
         is_padding = None
         if prompts.is_padding is not None:
             is_padding = F.pad(prompts.is_padding, (own_tokens.shape[2], 0), value=False)
-        image = (features.stride16[:, None] + prompts.dense).flatten(3).transpose(2, 3)
+        image = (features.stride16[:, None] + prompts.dense).flatten(3).transpose(2, 3).contiguous()
         tokens, image = self.transformer(token_pos, image, image_pos, is_padding)
 
         mask_tokens = tokens[:, :, MASK_TOKENS]

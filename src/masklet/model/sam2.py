@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,6 @@ from masklet.model.memory_encoder import MemoryEncoder
 from masklet.model.neck import Features, ImageEncoder
 from masklet.model.positions import FourierPositions, sine_positions_1d, sine_positions_2d
 from masklet.model.prompt_encoder import NOT_A_POINT, PADDING, PromptEmbeddings, PromptEncoder, Prompts
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 IGNORED_INPUTS = {"original_sizes", "reshaped_input_sizes", "labels"}
 """Inputs that processors return for later steps, so that ``model(**inputs)`` passes them too."""
@@ -83,7 +79,7 @@ class Sam2Model(KeepsFloat32):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, but for norms and tables of positions, which are never narrower than float32."""
-        return self.mask_decoder.conv_s0.weight.dtype
+        return self.prompt_encoder.no_mask_embed.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -92,23 +88,31 @@ class Sam2Model(KeepsFloat32):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
-    ) -> Self:
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        resolution: int | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Sam2Model:
         """Build the network of a checkpoint, float32 on the CPU, ready for inference.
 
         Args:
             name_or_path: The embedded model's name, a Hub repository, a model folder, or one of Meta's ``.pt`` files.
+            resolution: Side of the square input that the weights were trained at, where the checkpoint does not say it
+                or says something else; ``save_pretrained`` stores it. ``.pt`` files do not say it: None is 1024.
             revision: Branch, tag or commit of a Hub repository.
             token: For a private Hub repository.
 
         Raises:
             CheckpointError: It cannot be found, is damaged, or is of another kind.
+            ConfigError: ``resolution`` is not a multiple of 32.
         """
         config, tensors = checkpoints.read(name_or_path, revision=revision, token=token)
-        return cls.from_tensors(config, tensors)
+        return cls.from_tensors(config if resolution is None else replace(config, image_size=resolution), tensors)
 
     @classmethod
-    def from_tensors(cls, config: Sam2Config, tensors: dict[str, Tensor]) -> Self:
+    def from_tensors(cls, config: Sam2Config, tensors: dict[str, Tensor]) -> Sam2Model:
         """Build the network and give it these weights, every one of them and no other; float32 ones are not copied."""
         with torch.device("meta"):  # no time spent on weights that are replaced at once
             model = cls(config)
@@ -212,7 +216,7 @@ class Sam2Model(KeepsFloat32):
 
     def embed_prompts(self, prompts: Prompts | None, image: Tensor) -> PromptEmbeddings:
         """Prompts for the mask decoder; the decoder expects a point even where there is none."""
-        prompts = prompts or Prompts()
+        prompts = Prompts() if prompts is None else prompts
         if prompts.points is None and prompts.boxes is None:
             objects = 1 if prompts.masks is None else prompts.masks.shape[1]
             points = torch.zeros(image.shape[0], objects, 1, 2, device=image.device)
@@ -236,22 +240,21 @@ class Sam2Model(KeepsFloat32):
     def memory_tokens(self, memory: Memory, map_hw: SizeHW) -> MemoryTokens:
         """Lay memory out as tokens, with sines for positions in space and learned or projected ones in time."""
         memory_dim = self.config.memory_encoder.output_channels
-        maps = memory.maps.to(self.dtype).flatten(1, 2)  # (objects, maps * h*w, memory_dim)
+        maps = memory.maps.to(self.dtype)
         space = sine_positions_2d(map_hw, memory_dim, maps.device)
         time = self.memory_temporal_positional_encoding[:, 0, 0][memory.map_slots]  # (objects, maps, memory_dim)
-        map_positions = (space + time[:, :, None]).flatten(1, 2)
-        # A pointer is wider than a map: it is cut into tokens of the map's width.
+        map_keys = (maps + (space + time[:, :, None])).to(maps.dtype)
+        # A pointer is wider than a map: it is split into tokens of the map's width.
         split = memory.pointers.shape[-1] // memory_dim
-        pointers = memory.pointers.to(self.dtype).unflatten(-1, (split, memory_dim)).flatten(1, 2)
-        pointer_positions = self._pointer_positions(memory.pointer_distances).repeat_interleave(split, 1)
-        is_empty = memory.is_empty
-        if is_empty is not None:
-            of_maps, of_pointers = is_empty.split([memory.maps.shape[1], memory.pointers.shape[1]], dim=1)
-            cells = memory.maps.shape[2]
-            is_empty = torch.cat([of_maps.repeat_interleave(cells, 1), of_pointers.repeat_interleave(split, 1)], dim=1)
-        values = torch.cat([maps, pointers], dim=1)
-        keys = (values + torch.cat([map_positions, pointer_positions], dim=1)).to(values.dtype)
-        return MemoryTokens(keys, values, pointers.shape[1], is_empty)
+        pointers = memory.pointers.to(self.dtype).unflatten(-1, (split, memory_dim))
+        pointer_positions = self._pointer_positions(memory.pointer_distances)
+        pointer_keys = (pointers + pointer_positions[:, :, None]).to(pointers.dtype)
+        return MemoryTokens(
+            keys=torch.cat([map_keys.flatten(1, 2), pointer_keys.flatten(1, 2)], dim=1),
+            values=torch.cat([maps.flatten(1, 2), pointers.flatten(1, 2)], dim=1),
+            num_pointers=pointers.shape[1] * split,
+            is_empty=None if memory.is_empty is None else _spread(memory, split),
+        )
 
     def _pointer_positions(self, distances: Tensor) -> Tensor:
         """(objects, pointers) to (objects, pointers, memory_dim); zeros in SAM 2.0."""
@@ -310,6 +313,14 @@ class Sam2Model(KeepsFloat32):
         prompts = Prompts(input_points, input_labels, input_boxes, input_masks, _has_padding(input_labels, input_boxes))
         decoded = self.decode(Features(fine[0], fine[1], image), prompts, multimask=multimask_output, conditioned=image)
         return Sam2ImageSegmentationOutput(decoded.logits, decoded.iou_scores, decoded.object_scores, image_embeddings)
+
+
+def _spread(memory: Memory, split: int) -> Tensor:
+    """Which tokens are empty, (objects, tokens), where a map has a token for each cell and a pointer has ``split``."""
+    assert memory.is_empty is not None
+    of_maps, of_pointers = memory.is_empty.split([memory.maps.shape[1], memory.pointers.shape[1]], dim=1)
+    cells = memory.maps.shape[2]
+    return torch.cat([of_maps.repeat_interleave(cells, 1), of_pointers.repeat_interleave(split, 1)], dim=1)
 
 
 def _learned(*shape: int) -> nn.Parameter:

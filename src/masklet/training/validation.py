@@ -136,7 +136,7 @@ class Validation:
                 values.append(("box", region_j(predicted, mask)))
             if self.clicks:
                 middle = inner_pixel(mask)
-                predicted = image.predict(points=[(middle.x, middle.y)]).best.masks[0]
+                predicted = image.predict(points=[(middle.x, middle.y)]).masks[0]
                 values.append(("click", region_j(predicted, mask)))
             found.append(predicted)
         yield values, Shown(scene.name, frame.image, np.stack(truth), np.stack(found))

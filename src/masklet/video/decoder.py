@@ -26,7 +26,7 @@ from masklet.video.readers import IMAGES_FPS, Frame
 FRAMES_AHEAD = 8
 """Frames that are read before they are asked for."""
 BACKWARD_BYTES = 128 * 2**20
-"""Size of the frames that are held while reading backward, since codecs decode forward; at least FRAMES_AHEAD frames."""
+"""Size of the frames held while reading backward, since codecs decode forward; at least FRAMES_AHEAD frames."""
 
 
 class VideoFile:

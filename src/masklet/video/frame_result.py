@@ -98,7 +98,7 @@ def make_frame_result(
     object_numbers = np.array(numbers, int)
     if packed:
         runs = [run for chunk in upscaled_masks(logits, size_hw) for run in encode_rle(chunk)]
-        masks = replace(Masks.of_runs(runs, size_hw, iou_scores, object_numbers), image=image)
+        masks = replace(Masks.from_rle(runs, size_hw, iou_scores, object_numbers), image=image)
     else:
         inside = stack_chunks(upscaled_masks(logits, size_hw), len(objects), size_hw)
         masks = Masks(inside, logits.cpu().numpy(), iou_scores, object_numbers, image)

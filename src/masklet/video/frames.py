@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
 from collections import deque
@@ -15,17 +14,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from masklet.errors import VideoError
+from masklet.images.folder import IMAGE_SUFFIXES, images_in
 from masklet.images.reading import ImageSource
 from masklet.video.decoder import FRAMES_AHEAD, VideoFile
 from masklet.video.readers import Frame, ImageIterator, ImageSequence, Reader
 
 VideoSource: TypeAlias = str | os.PathLike[str] | Iterable[ImageSource]
-
-# fmt: off
-IMAGE_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
-)
-# fmt: on
 
 CHECKSUM_BYTES = 2**20
 
@@ -79,18 +73,6 @@ def _open_path(source: str | os.PathLike[str]) -> Video:
     if not (images := images_in(path)):
         raise VideoError(f"{path} has no images in it: expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return Video(ImageSequence(images, str(path)), str(path), path)
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The images directly in a folder, in natural order: runs of digits count as numbers."""
-
-    def order(file: Path) -> tuple[list[str | int], str]:
-        # Text and numbers alternate, so like is compared with like; the name itself orders img1 and img01.
-        parts = re.split("([0-9]+)", file.name.lower())
-        return [int(part) if place % 2 else part for place, part in enumerate(parts)], file.name
-
-    files = (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".")
-    return sorted((file for file in files if file.is_file()), key=order)
 
 
 class Video:

@@ -141,8 +141,8 @@ def save_index_image(folder: Path, result: FrameResult) -> None:
 def json_line(result: FrameResult) -> str:
     """A frame as JSON, without the end of the line.
 
-    ``frame``, ``time`` in seconds, and ``objects``, each with its ``object_id``, ``segmentation`` (COCO's compressed run
-    lengths), ``iou_score`` (predicted IoU), ``object_score`` (above 0: it is in the frame), ``bbox`` [x, y, width,
+    ``frame``, ``time`` in seconds, and ``objects``, each with its ``object_id``, ``segmentation`` (COCO's compressed
+    run lengths), ``iou_score`` (predicted IoU), ``object_score`` (above 0: it is in the frame), ``bbox`` [x, y, width,
     height] and ``area`` in pixels. Ids that JSON cannot hold become text.
     """
     masks, objects = result.masks, []

@@ -19,7 +19,8 @@ from PIL import Image
 
 from masklet.engine import Engine
 from masklet.errors import PromptError, SessionError, VideoError
-from masklet.everything.generator import everything_packed, read_options
+from masklet.everything.generator import everything
+from masklet.everything.options import EverythingOptions
 from masklet.model.neck import Features
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
@@ -87,11 +88,17 @@ class VideoSession:
         self._tracking = Lock()
 
     @classmethod
-    def resume(cls, engine: Engine, path: str | os.PathLike[str], video: VideoSource | None = None) -> VideoSession:
+    def resume(
+        cls,
+        engine: Engine,
+        processor: Sam2ImageProcessor,
+        path: str | os.PathLike[str],
+        video: VideoSource | None = None,
+    ) -> VideoSession:
         """See ``Segmenter.resume``."""
         saved = read_saved(path)
         saved.check_model(engine.model)
-        processor, opened = Sam2ImageProcessor(saved.input_hw), saved.open_video(video)
+        processor, opened = processor.with_size(saved.input_hw), saved.open_video(video)
         session = cls(engine, processor, opened, saved.policy, max_objects=saved.max_objects)
         session._times, session._remaining = saved.restore(session._tracks), saved.remaining
         return session
@@ -268,7 +275,9 @@ class VideoSession:
             ConfigError: An option is invalid.
             SessionError: Another generator of this session is still tracking.
         """
-        what = read_options(options, "every", "same_iou", "min_object", "patience", "packed")
+        what = EverythingOptions.for_model(
+            self.engine.config, options, "every", "same_iou", "min_object", "patience", "packed"
+        )
         discovery = Discovery(every=every, same_iou=same_iou, min_object=min_object, patience=patience, options=what)
         self._refuse_second_tracking()
         return self._discover(discovery, packed)
@@ -399,7 +408,8 @@ class VideoSession:
         """Prompt the new objects of a frame with the masks that are found there."""
         tracks, features_of = self._tracks, partial(self._features_of, at_hand=frame)
         known = tracks.frame_result(frame.index, frame.time, tracked, None, packed=True).masks
-        found = everything_packed(self.engine, self.processor, frame.image, discovery.options, features_of(frame.index))
+        features = features_of(frame.index)
+        found = everything(self.engine, self.processor, frame.image, discovery.options, features=features, packed=True)
         results: dict[Hashable, ObjectFrame] = {}
         for mask in discovery.new_masks(found, known):
             object_id = next(number for number in new_ids if number not in tracks.objects)

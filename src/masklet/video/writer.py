@@ -26,7 +26,7 @@ ENCODERS = {"libx264": {"crf": "18"}, "libopenh264": {"b": "8M"}, "mpeg4": {"qmi
 
 
 class VideoWriter:
-    """Writes images of one size as a video that every player can show: H.264 if PyAV has it, else MPEG-4; 8 bits, 4:2:0.
+    """Writes images of one size as a video for every player: H.264 if PyAV has it, else MPEG-4; 8 bits, 4:2:0.
 
     A context manager: ``with VideoWriter("out.mp4", video.fps) as out: out.write(image)``. The file appears when the
     block ends without an error, and otherwise not at all. 4:2:0 needs even sizes: with an odd one, the last row or
@@ -96,7 +96,7 @@ class VideoWriter:
         stream = container.add_stream(encoder, self.fps, options=ENCODERS[encoder])
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # BT.709 is stated so that players do not guess. It is 1 in the first three lists; in the last, 1 is limited range.
+        # BT.709, so that players do not guess: 1 in the first three enumerations; in the last, 1 is limited range.
         stream.colorspace = stream.color_primaries = stream.color_trc = stream.color_range = 1
         return stream
 

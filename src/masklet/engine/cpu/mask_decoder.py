@@ -48,11 +48,7 @@ class Images:
     pos: Tensor  # (h*w, dim)
     chunk: int  # objects of a chunk
     is_folded: bool  # how the decoder attends
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether all objects still have the same image."""
-        return len(self.chunks) == 1 and self.chunks[0].shape[1] == 1
+    is_shared: bool = False  # whether several objects still have the same image
 
     def split(self, tokens: Tensor) -> Iterable[Tensor]:
         """What belongs to the objects of each chunk, of (1, objects, ...)."""
@@ -142,8 +138,8 @@ class CpuMaskDecoder:
         # With more tokens, folding costs more than it saves.
         is_folded = token_pos.shape[2] <= 2 * self.final_attention.head_dim
         cells = (image[:, None] + prompts.dense).flatten(3).transpose(2, 3).contiguous()
-        chunks = [cells] if cells.shape[1] == 1 and token_pos.shape[1] > 1 else [*cells.split(chunk, dim=1)]
-        images = Images(chunks, image_pos, chunk, is_folded)
+        is_shared = cells.shape[1] == 1 and token_pos.shape[1] > 1
+        images = Images([*cells.split(chunk, dim=1)], image_pos, chunk, is_folded, is_shared)
         tokens = token_pos
         for block in self.blocks:
             tokens, images = block(tokens, token_pos, images, is_padding)
@@ -246,7 +242,7 @@ class ImageToTokens:
         """(1, objects, heads, tokens, h*w) of each chunk, for keys (1, objects, heads, tokens, head_dim)."""
         objects, heads, count = k.shape[1:4]
         k = k * self.head_dim**-0.5
-        if images.is_shared and objects > 1:
+        if images.is_shared:
             q = split_heads(self.attention.q_proj(images.chunks[0][:, 0] + images.pos), heads)
             scores = k.transpose(1, 2).flatten(2, 3) @ q.transpose(2, 3)  # (1, heads, objects * tokens, h*w)
             yield from scores.unflatten(2, (objects, count)).transpose(1, 2).split(images.chunk, dim=1)
