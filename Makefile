@@ -2,12 +2,19 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_ALL := $(VENV)/.ready-all
+INSTALL := $(BIN)/pip install --disable-pip-version-check --no-input -q -c constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: check test demo bench
+.PHONY: check test test-all demo bench
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e ".[test]"
+	$(INSTALL) -e ".[test]"
+	touch $@
+
+$(READY_ALL): $(READY)
+	$(INSTALL) -e ".[test-all]"
 	touch $@
 
 check: $(READY)
@@ -17,7 +24,10 @@ check: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) -m "not slow and not recipe and not gpu"
+
+test-all: $(READY_ALL)
+	$(PYTEST)
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py

@@ -1,16 +1,16 @@
-"""Masklet beside what needs no network: GrabCut from the same box, and the first mask carried on by optical flow.
+"""Compare masklet with baselines without a network: GrabCut in the same box, and the first mask warped by optical flow.
 
     python benchmarks/baselines.py [--images FOLDER] [--videos FOLDER] [--model nano] [--json baselines.json]
 
-The folders and scores are those of ``masklet eval``: GrabCut's IoU compares with ``box``, and J, F and J&F of the flow
-with those from the first mask, and with the first mask kept still. Needs OpenCV (the extra ``bench``).
+The folders and scores are those of ``masklet eval``: GrabCut's IoU compares with ``box``; J, F and J&F of the flow
+compare with those for the first mask as the prompt, and with the first mask held. Needs OpenCV (the extra ``bench``).
 
-- GrabCut (Rother et al., SIGGRAPH 2004) has ``--iterations`` rounds. Where the box leaves no background to learn from
-  there is nothing that it could do, and the box itself is taken.
-- DIS (Kroeger et al., arXiv 1603.03590), preset medium, finds from each frame the way to the one before it. The mask
-  goes along it from frame to frame with its soft border, and is cut at one half where it is scored. That scored best of
-  the three ways tried on seven DAVIS videos: cutting it in every frame lost 0.005 of J&F, and joining the ways to read
-  the first mask once lost 0.016.
+- GrabCut (Rother et al., SIGGRAPH 2004) runs ``--iterations`` times. Where the box covers the whole image there is no
+  background to learn from, and the result is the box itself.
+- DIS (Kroeger et al., arXiv 1603.03590), preset medium, computes the flow from each frame to the previous one. The mask
+  is warped from frame to frame with soft borders, and thresholded at 0.5 for scoring. This was the best of three
+  variants on seven DAVIS videos: thresholding on every frame lost 0.005 of J&F, and composing the flows to warp the
+  first mask once lost 0.016.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from masklet.evaluation.clicks import box_of
 from masklet.evaluation.folder import Example, read_folder
 from masklet.evaluation.measure import measure
 from masklet.evaluation.scores import summarise
-from masklet.evaluation.video import AnnotatedVideo, evaluate_videos, first_seen, read_videos
+from masklet.evaluation.video import AnnotatedVideo, evaluate_videos, first_appearances, read_videos
 from masklet.images.reading import read_image
 
 
 @dataclass(frozen=True)
 class GrabCutScore:
-    """IoU of what GrabCut makes of an object's box."""
+    """IoU of GrabCut's mask for an object's box."""
 
     image: str
     object: int
@@ -51,7 +51,7 @@ class GrabCutScore:
 
 @dataclass(frozen=True)
 class FlowScore:
-    """An object's first mask carried on by the flow: means over frames."""
+    """An object's first mask, warped by optical flow: means over frames."""
 
     video: str
     object: int
@@ -61,7 +61,7 @@ class FlowScore:
 
 
 def grabcut(image: NDArray[np.uint8], box: tuple[int, int, int, int], iterations: int) -> NDArray[np.bool_]:
-    """(height, width): what GrabCut takes for the object in a box."""
+    """(height, width): GrabCut's mask of the object in a box."""
     x0, y0, x1, y1 = box
     mask = np.zeros(image.shape[:2], np.uint8)
     mask[y0:y1, x0:x1] = cv2.GC_PR_FGD
@@ -82,29 +82,29 @@ def grabcut_scores(examples: Iterable[Example], iterations: int) -> Iterator[Gra
             yield GrabCutScore(example.name, number, iou)
 
 
-def ways_back(video: AnnotatedVideo) -> list[NDArray[np.float32]]:
-    """From each frame but the first, (height, width, 2): where its pixels were in the frame before, x then y."""
+def backward_maps(video: AnnotatedVideo) -> list[NDArray[np.float32]]:
+    """For each frame but the first, (height, width, 2): the positions (x, y) of its pixels in the previous frame."""
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     greys = [cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY) for path in video.images]
     y, x = np.mgrid[: greys[0].shape[0], : greys[0].shape[1]]
-    here = np.stack([x, y], -1).astype(np.float32)
-    return [here + dis.calc(after, before, None) for before, after in pairwise(greys)]
+    pixels_xy = np.stack([x, y], -1).astype(np.float32)
+    return [pixels_xy + dis.calc(after, before, None) for before, after in pairwise(greys)]
 
 
 def flow_scores(video: AnnotatedVideo) -> Iterator[FlowScore]:
-    ways = ways_back(video)
-    for number, one in first_seen(video, ways[0].shape[:2]).items():
-        mask, scores = one.first_mask.astype(np.float32), []
-        for frame in range(one.first_frame + 1, len(video.images) - 1):
-            mask = cv2.remap(mask, ways[frame - 1], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            carried, truth = mask > 0.5, video.labels(frame) == number
-            scores.append((region_j(carried, truth), boundary_f(carried, truth)))
+    maps = backward_maps(video)
+    for number, tracked in first_appearances(video, maps[0].shape[:2]).items():
+        mask, scores = tracked.first_mask.astype(np.float32), []
+        for frame in range(tracked.first_frame + 1, len(video.images) - 1):
+            mask = cv2.remap(mask, maps[frame - 1], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            warped, truth = mask > 0.5, video.labels(frame) == number
+            scores.append((region_j(warped, truth), boundary_f(warped, truth)))
         j, f = np.mean(scores, axis=0).tolist()
         yield FlowScore(video.name, number, (j + f) / 2, j, f)
 
 
 def joined(ours: Iterable[Any], theirs: Iterable[Any]) -> dict[str, Any]:
-    """Scores of the same objects side by side, and the means of both."""
+    """The scores of two methods for the same objects, and the means of both."""
     ours, theirs = list(ours), list(theirs)
     return {
         "summary": summarise(ours) | summarise(theirs),

@@ -1,4 +1,4 @@
-"""What the benchmarks share."""
+"""Timing, memory and reports, for all benchmarks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rich.table import Table
 from masklet.checkpoints.meta import META_SIZES
 
 SIZES = dict(zip(("tiny", "small", "base-plus", "large"), META_SIZES, strict=True))
-"""Released sizes by the names that benchmarks take: what ``released_config`` is given."""
+"""The released sizes by name: arguments of ``released_config``."""
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """What it takes, on a GPU until it is done there."""
+    """Time of a function, on a GPU until the device has finished."""
     start = time.perf_counter()
     work()
     if torch.cuda.is_available():
@@ -31,27 +31,27 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def peak_mb() -> float:
-    """The most memory this process has had resident, in 10**6 bytes."""
+    """Peak resident memory of this process, in 10**6 bytes."""
     status = Path("/proc/self/status")
     if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(peak[1]) * 1024 / 1e6
-    # This may count what the parent took when it started us.
+    # This may include the memory of the parent process at the time of the fork.
     peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak_rss * (1 if sys.platform == "darwin" else 1024) / 1e6  # bytes there, kilobytes elsewhere
 
 
 def device_name(device: str = "cpu") -> str:
-    """What the maker calls the GPU or the processor."""
+    """The product name of the GPU or the processor."""
     if device != "cpu":
         return torch.cuda.get_device_name()
-    told = Path("/proc/cpuinfo")
-    if told.exists() and (name := re.search(r"model name\s*: (.+)", told.read_text())):
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and (name := re.search(r"model name\s*: (.+)", cpuinfo.read_text())):
         return name[1]
     return platform.processor() or platform.machine()
 
 
 def report(table: Table, setting: Mapping[str, object], results: object, path: Path | None) -> None:
-    """Print the table under what it was measured in, and write both as JSON where that is asked for."""
+    """Print a table under its setting, and write the setting and the results as JSON if there is a path."""
     table.title = ", ".join(f"{name} {value}" for name, value in setting.items())
     Console(width=120).print(table)
     if path:

@@ -1,4 +1,4 @@
-"""What the tests share: a network that takes a moment, its folder, and the files kept outside the repository."""
+"""Fixtures for all tests: a small network and its folder, a test image, and the golden files."""
 
 from pathlib import Path
 
@@ -20,30 +20,52 @@ from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.segmenter import Segmenter
 
-# Time says nothing on a machine that does other work as well.
+# Machines that run tests may be busy with other work, so no example has a time limit.
 settings.register_profile("masklet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("masklet")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the golden masks of the embedded model before comparing"
+    )
+
+
 def pytest_configure(config):
-    # What hypothesis prints of a failure may hold a whole network; the failure matters more.
+    # The repr of a failing example may contain a whole network. This warning must not hide the failure.
     config.addinivalue_line("filterwarnings", "ignore:Generating overly large repr")
 
 
-SHARED = Path(__file__).parents[2] / "shared"
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")
-def shared():
-    """Reference results and samples, which lie beside the repository."""
-    if not SHARED.exists():
-        pytest.skip(f"the reference data are not at {SHARED}")
-    return SHARED
+def golden_folder():
+    """What reference implementations computed, with the images they were given: see its README.md."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("eager", marks=pytest.mark.slow)])
+def engine_name(request):
+    """The engines that are compared with the references."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def segmenter_of(engine_name):
+    """A function from a model to the segmenter that is compared with the references."""
+
+    def segmenter_of(model):
+        return Segmenter(make_engine(model, engine_name), Sam2ImageProcessor(model.config.image_size))
+
+    return segmenter_of
 
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """Every part of SAM 2.1, as small as they go."""
+    """SAM 2.1 with all of its modules, each as small as possible."""
     return Sam2Config(
         image_size=64,
         hidden_size=32,
@@ -63,19 +85,20 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_config):
-    """Random weights, the same in every run; loud enough that masks have borders."""
+    """Random weights, the same in every run, of a scale at which masks have borders."""
     generator = torch.Generator().manual_seed(0)
     model = Sam2Model(tiny_config).eval().requires_grad_(False)
     for name, parameter in model.state_dict().items():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 1:  # of norms and biases
+        if parameter.ndim == 1:  # norms and biases
             parameter.copy_(name.endswith("weight") + 0.1 * noise)
         else:
             parameter.copy_(noise if "embed" in name else 1.3 * noise * parameter[0].numel() ** -0.5)
     model.prompt_encoder.shared_embedding.load_state_dict(model.shared_image_embedding.state_dict())
     first = {name: weight.clone() for name, weight in model.state_dict().items()}
     yield model
-    assert all(weight.equal(first[name]) for name, weight in model.state_dict().items()), "a test changed it for others"
+    unchanged = (weight.equal(first[name]) for name, weight in model.state_dict().items())
+    assert all(unchanged), "a test changed the shared model"
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +115,7 @@ def tiny_folder(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def image():
-    """(48, 80, 3) uint8: a bright square on noise."""
+    """(48, 80, 3) uint8 array: a bright rectangle on noise."""
     pixels = np.random.default_rng(0).integers(0, 100, (48, 80, 3), dtype=np.uint8)
     pixels[10:30, 20:50] += 150
     return pixels
@@ -100,6 +123,7 @@ def image():
 
 @pytest.fixture(scope="session")
 def encoded(sam, image):
+    """The image as an EncodedImage."""
     return sam.image(image)
 
 

@@ -8,7 +8,7 @@ import pytest
 from masklet.atomic import replacing, replacing_all
 
 
-def test_what_was_written_takes_the_place_of_the_old_file(tmp_path):
+def test_the_written_file_replaces_the_old_one(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(b"old")
     with replacing(path) as unfinished:
@@ -24,14 +24,14 @@ def test_missing_folders_are_made(tmp_path):
     assert (tmp_path / "a" / "b" / "c.txt").read_text() == "new"
 
 
-def test_the_unfinished_file_lies_beside_and_keeps_the_suffix(tmp_path):
-    with replacing(str(tmp_path / "look.png")) as unfinished:
+def test_the_unfinished_file_is_in_the_same_folder_and_has_the_same_suffix(tmp_path):
+    with replacing(str(tmp_path / "mask.png")) as unfinished:
         assert unfinished.parent == tmp_path
         assert unfinished.suffix == ".png"
         unfinished.touch()
 
 
-def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+def test_a_name_may_have_the_maximum_length(tmp_path):
     path = tmp_path / ("图" * 83 + ".png")  # 253 bytes of 255
     path.write_bytes(b"old")
     with replacing_all(path, tmp_path / "other") as files:
@@ -51,7 +51,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert os.listdir(tmp_path) == ["model.bin"]
 
 
-def test_a_block_that_writes_nothing_is_an_error_and_changes_nothing(tmp_path):
+def test_a_block_that_writes_nothing_raises_and_changes_nothing(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(b"old")
     with pytest.raises(FileNotFoundError), replacing(path):
@@ -59,13 +59,13 @@ def test_a_block_that_writes_nothing_is_an_error_and_changes_nothing(tmp_path):
     assert path.read_bytes() == b"old"
 
 
-def test_a_file_only_its_owner_could_read_becomes_readable(tmp_path):
+def test_a_file_that_only_its_owner_may_read_becomes_readable(tmp_path):
     with replacing(tmp_path / "private") as unfinished:
         unfinished.touch(mode=0o600)
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o644
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_refused_before_the_block(tmp_path, monkeypatch):
     def refuse(self, *args, **kwargs):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
@@ -75,14 +75,14 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monke
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_in_the_place_of_the_file_is_told_before_the_work(tmp_path):
+def test_a_folder_with_the_name_of_the_file_is_refused_before_the_block(tmp_path):
     (tmp_path / "mask.png").mkdir()
     with pytest.raises(IsADirectoryError, match=r"Is a directory: '.*/mask\.png'"), replacing(tmp_path / "mask.png"):
         pytest.fail("the block was entered")
     assert os.listdir(tmp_path) == ["mask.png"]
 
 
-def test_two_at_once_do_not_disturb_each_other(tmp_path):
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     path = tmp_path / "both"
     with replacing(path) as first, replacing(path) as second:
         first.write_text("first")
@@ -91,7 +91,7 @@ def test_two_at_once_do_not_disturb_each_other(tmp_path):
     assert os.listdir(tmp_path) == ["both"]
 
 
-def test_files_that_belong_together_are_all_replaced_or_none(tmp_path, monkeypatch):
+def test_either_all_files_of_a_group_are_replaced_or_none(tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("a", "b", "c")]
     for path in paths[:2]:
         path.write_text("old")

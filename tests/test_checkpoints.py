@@ -404,8 +404,8 @@ RELEASES = [
 ]
 
 
-def manifest(shared, release):
-    return json.loads((shared / f"reference/manifests/meta_{release}.json").read_text())
+def manifest(golden_folder, release):
+    return json.loads((golden_folder / f"meta/manifests/{release}.json").read_text())
 
 
 def light_tensors(shapes):
@@ -414,8 +414,8 @@ def light_tensors(shapes):
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_every_release_of_meta_is_recognised_and_fits(shared, release):
-    tensors = {name: torch.empty(shape, device="meta") for name, shape in manifest(shared, release).items()}
+def test_every_release_of_meta_is_recognised_and_fits(golden_folder, release):
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in manifest(golden_folder, release).items()}
     config = config_from_meta(tensors, where=release)
     assert config.is_v2_1 == release.startswith("sam2.1")
     assert config.has_memory
@@ -429,8 +429,8 @@ def test_every_release_of_meta_is_recognised_and_fits(shared, release):
 
 
 @pytest.fixture(scope="module")
-def meta_tensors(shared):
-    return light_tensors(manifest(shared, "sam2.1_hiera_tiny"))
+def meta_tensors(golden_folder):
+    return light_tensors(manifest(golden_folder, "sam2.1_hiera_tiny"))
 
 
 @pytest.fixture(scope="module")

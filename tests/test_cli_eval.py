@@ -1,4 +1,4 @@
-"""masklet eval."""
+"""The command ``masklet eval``."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from masklet import cli
 from masklet.evaluation.folder import read_folder
 from masklet.evaluation.measure import measure
-from masklet.evaluation.recall import find_objects, summarise_found
+from masklet.evaluation.recall import measure_recall, summarise_recall
 from masklet.evaluation.scores import summarise
 from masklet.evaluation.video import evaluate_videos, read_videos, summarise_videos
 from masklet.images.reading import read_image
@@ -19,7 +19,7 @@ from masklet.images.reading import read_image
 
 @pytest.fixture
 def images(image, tmp_path):
-    """Two images with two objects and one."""
+    """A folder of two images, with two objects and with one."""
     folder = tmp_path / "images"
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
@@ -33,7 +33,7 @@ def images(image, tmp_path):
 
 @pytest.fixture
 def videos(image, tmp_path):
-    """One video of three frames, in which the square moves."""
+    """A folder with one video of three frames, in which a square moves."""
     folder = tmp_path / "videos"
     for kind in ("JPEGImages", "Annotations"):
         (folder / kind / "square").mkdir(parents=True)
@@ -47,7 +47,7 @@ def videos(image, tmp_path):
 
 @pytest.fixture
 def run(tiny_folder):
-    """What the command prints, as rows of columns."""
+    """Runs the command and returns its rows of columns."""
 
     def run(*arguments):
         command = ["eval", "--model", str(tiny_folder), *map(str, arguments)]
@@ -60,10 +60,10 @@ def run(tiny_folder):
 
 @pytest.fixture
 def refusal_of(monkeypatch, capsys):
-    """The one line with which it ends, before a model is loaded."""
+    """Runs the command and returns its one line of error, printed before a model is loaded."""
 
     def refusal_of(*arguments):
-        monkeypatch.setattr("masklet.segmenter.load", lambda *_: pytest.fail("work was begun"))
+        monkeypatch.setattr("masklet.segmenter.load", lambda *_, **__: pytest.fail("a model was loaded"))
         monkeypatch.setattr(sys, "argv", ["masklet", "eval", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             cli.main()
@@ -87,23 +87,24 @@ def test_images_give_a_row_for_each_measure(run, sam, images):
     assert rows[-1] == ["objects", "3"]
 
 
-def test_videos_give_j_and_f_from_masks_from_clicks_and_of_masks_kept_still(run, sam, videos):
+def test_videos_give_j_and_f_for_masks_for_clicks_and_of_the_baseline(run, sam, videos):
     scores = list(evaluate_videos(sam, read_videos(videos)))
     rows = run("--data", videos)
     assert rows[1:] == as_printed(summarise_videos(scores))
     assert [name for name, _ in rows[1:5]] == ["j_and_f", "j", "f", "clicks_j_and_f"]
+    assert rows[7][0] == "baseline_j_and_f"
 
 
 def test_everything_gives_recall(run, sam, images):
     options = {"points_per_side": 3, "iou_threshold": 0.1, "stability_threshold": 0.0}
-    scores = list(find_objects(sam, read_folder(images), **options))
+    scores = list(measure_recall(sam, read_folder(images), **options))
     given = ("--points-per-side", 3, "--iou-threshold", 0.1, "--stability-threshold", 0)
     rows = run("--data", images, "--everything", *given)
-    assert rows[1:] == as_printed(summarise_found(scores))
+    assert rows[1:] == as_printed(summarise_recall(scores))
     assert {"recall_50", "recall_75", "masks_per_image"} <= {name for name, _ in rows}
 
 
-def test_a_row_for_each_object_and_the_means_below(run, sam, images, videos):
+def test_objects_prints_a_row_for_each_object_and_the_means_below(run, sam, images, videos):
     rows = run("--data", images, "--objects")
     assert rows[0][:4] == ["image", "object", "one_click", "three_clicks"]
     assert [row[:2] for row in rows[1:]] == [["a", "1"], ["a", "3"], ["b", "1"], ["mean", ""]]
@@ -128,12 +129,12 @@ def test_scores_and_a_grid_are_written(run, sam, images, videos, tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_another_resolution_is_another_measurement(run, images):
+def test_the_resolution_changes_the_scores(run, images):
     assert run("--data", images) == run("--data", images, "--resolution", 64)
     assert run("--data", images) != run("--data", images, "--resolution", 96)
 
 
-def test_what_cannot_be_measured_is_refused_before_the_work(refusal_of, images, videos, tmp_path):
+def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(refusal_of, images, videos, tmp_path):
     (tmp_path / "empty").mkdir()
     assert refusal_of("--data", tmp_path / "none").startswith(f"there is no folder {tmp_path / 'none'}: expected")
     assert "holds neither: expected images/NAME.jpg and masks/NAME.png, or JPEGImages/" in refusal_of(
@@ -151,7 +152,7 @@ def test_what_cannot_be_measured_is_refused_before_the_work(refusal_of, images, 
     assert "holds both images and videos" in refusal_of("--data", images)
 
 
-def test_what_cannot_be_written_is_refused_before_the_work(refusal_of, images, tmp_path):
+def test_what_cannot_be_written_is_refused_before_a_model_is_loaded(refusal_of, images, tmp_path):
     assert "expected a name that ends in .png" in refusal_of("--data", images, "--grid", "grid.jpg")
     (tmp_path / "file").write_text("")
     for option in ("--json", "--grid"):

@@ -20,7 +20,7 @@ def test_the_default_is_sam_2_1_tiny():
     assert config.image_encoder.num_attention_heads_per_stage == (1, 2, 4, 8)
 
 
-def test_a_config_is_a_value():
+def test_configs_are_immutable_and_compare_by_value():
     config = Sam2Config()
     assert config == Sam2Config()
     assert hash(config) == hash(Sam2Config())
@@ -40,7 +40,7 @@ def test_lists_become_tuples_so_that_configs_compare():
     assert hash(encoder) == hash(Sam2ImageEncoderConfig())
 
 
-def test_no_block_need_be_global():
+def test_global_blocks_are_optional():
     assert Sam2ImageEncoderConfig(global_attention_blocks=()).global_attention_blocks == ()
 
 
@@ -102,7 +102,7 @@ def test_no_block_need_be_global():
         ),
     ],
 )
-def test_numbers_that_make_no_network_are_refused(build, message):
+def test_invalid_numbers_are_refused(build, message):
     with pytest.raises(ConfigError) as caught:
         build()
     assert str(caught.value) == message

@@ -30,14 +30,14 @@ def image_of(height, width, value=0):
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    with np.load(shared / "reference/transformers_processing.npz") as file:
+def golden(golden_folder):
+    with np.load(golden_folder / "transformers/processing.npz") as file:
         return dict(file)
 
 
 @pytest.fixture(scope="module")
-def samples(shared):
-    return shared / "data/samples/images"
+def samples(golden_folder):
+    return golden_folder / "inputs"
 
 
 def test_a_batch_against_transformers(golden, samples):
@@ -72,7 +72,7 @@ def test_segmentation_maps_against_transformers(golden):
 
 
 def test_masks_against_transformers(golden):
-    low_res = torch.from_numpy(golden["post.low_res"])
+    low_res = torch.from_numpy(golden["post.low_res"]).float()
     expected = np.unpackbits(golden["post.masks_packed"])[: 3 * 1200 * 1800].reshape(3, 1200, 1800).astype(bool)
     (masks,) = Sam2ImageProcessor(1024).post_process_masks(low_res[None], [[1200, 1800]])
     assert (masks[0].numpy() == expected).mean() >= 0.9999

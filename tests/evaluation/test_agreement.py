@@ -1,4 +1,4 @@
-"""J and F against formulas of another make."""
+"""J and F, against independent implementations."""
 
 import itertools
 
@@ -34,14 +34,14 @@ def test_j_agrees_with_sets_of_pixels(mask, truth):
 
 
 def test_a_boundary_lies_above_and_left_of_an_edge():
-    """A 2×2 square differs from the row above it and the column to its left, not from those behind it."""
+    """The boundary of a 2×2 square includes the row above it and the column to its left."""
     expected = np.zeros((8, 8), bool)
     for y, x in [(1, 1), (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2), (3, 3)]:
         expected[y, x] = True
     np.testing.assert_array_equal(boundary(square(2, 4, 2, 4)), expected)
 
 
-def test_the_image_is_no_edge():
+def test_the_border_of_the_image_is_no_boundary():
     assert not boundary(EVERYTHING).any()
     assert not boundary(NOTHING).any()
     np.testing.assert_array_equal(np.argwhere(boundary(square(0, 8, 3, 8))), [(y, 2) for y in range(8)])
@@ -49,7 +49,7 @@ def test_the_image_is_no_edge():
 
 
 def boundary_pixel_by_pixel(mask):
-    """Each pixel asked in turn, in plain Python."""
+    """The same, pixel by pixel in plain Python."""
     height, width = mask.shape
     found = np.zeros_like(mask)
     for y, x in itertools.product(range(height), range(width)):
@@ -59,7 +59,7 @@ def boundary_pixel_by_pixel(mask):
 
 
 def f_by_distances(mask, truth, tolerance_px):
-    """From all distances between the two boundaries, instead of dilated masks."""
+    """The same, from all distances between the two boundaries instead of dilated masks."""
     drawn, real = (np.argwhere(boundary_pixel_by_pixel(m)) for m in (mask, truth))
     if not len(drawn) or not len(real):
         return float(len(drawn) == len(real))
@@ -81,7 +81,7 @@ def test_dilation_agrees_with_a_search_of_all_distances(mask, radius):
 
 
 def blobs(seed, height, width):
-    """Two smooth shapes of which one has moved."""
+    """Two smooth shapes, one of them moved."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     ripple = rng.uniform(0, 6)
@@ -106,23 +106,23 @@ def test_f_agrees_with_all_distances_between_boundaries(seed, size_hw, tolerance
 
 
 def test_f_by_hand():
-    """In 60×80 (diagonal 100) the tolerance is one pixel: an upright edge may be one column off, not two."""
+    """With 60×80 pixels (diagonal 100) the tolerance is one pixel: a vertical edge may be off by one column."""
     half = [square(0, 60, 0, x, (60, 80)) for x in (40, 41, 42)]
     assert boundary_f(half[0], half[1]) == 1
     assert boundary_f(half[0], half[2]) == 0
     bent = half[0].copy()
-    bent[:30, 40:50] = True  # 30 rows of its boundary are away, and 10 pixels lie between
+    bent[:30, 40:50] = True  # moves 30 rows of the boundary, and adds 10 pixels between
     drawn = [(y, 49) for y in range(29)] + [(29, x) for x in range(39, 50)] + [(y, 39) for y in range(30, 60)]
     assert np.argwhere(boundary(bent)).tolist() == [list(place) for place in sorted(drawn)]
-    # Near column 39: its own 30 pixels, those of row 29 in columns 39 and 40. Met of column 39: rows 28 to 59.
+    # Near column 39: 30 pixels in it, and those of row 29 in columns 39 and 40. Rows 28 to 59 of it are matched.
     precision, recall = 32 / 70, 32 / 60
     assert boundary_f(bent, half[0]) == pytest.approx(2 * precision * recall / (precision + recall))
 
 
-def test_f_where_a_boundary_is_missing():
-    some = square(2, 5, 2, 5)
-    assert boundary_f(NOTHING, NOTHING) == boundary_f(EVERYTHING, NOTHING) == 1  # as DAVIS has it
-    assert boundary_f(some, NOTHING) == boundary_f(NOTHING, some) == 0
+def test_f_without_a_boundary():
+    small = square(2, 5, 2, 5)
+    assert boundary_f(NOTHING, NOTHING) == boundary_f(EVERYTHING, NOTHING) == 1  # as in DAVIS
+    assert boundary_f(small, NOTHING) == boundary_f(NOTHING, small) == 0
 
 
 def test_the_tolerance_at_480p_is_eight_pixels():

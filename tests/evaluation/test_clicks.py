@@ -1,4 +1,4 @@
-"""Where an evaluation clicks."""
+"""Simulated clicks."""
 
 import numpy as np
 import pytest
@@ -45,60 +45,60 @@ def test_a_click_on_one_pixel_hits_it():
     assert next_click(NOTHING, corner) == Click(79, 59, True)
 
 
-def test_the_next_click_corrects_what_is_wrong_by_hand():
+def test_the_next_click_corrects_the_largest_error():
     truth = rectangle(10, 10, 31, 21)
     left_half = rectangle(10, 10, 20, 21)
     # Columns 20 to 30 are missed, an 11×11 square.
     assert next_click(left_half, truth) == Click(25, 15, True)
-    # Beside it a 7×7 square is too much, which is smaller.
+    # A surplus 7×7 square is smaller.
     assert next_click(left_half | rectangle(50, 40, 57, 47), truth) == Click(25, 15, True)
-    # And now one of 13×13, which is larger.
+    # A surplus 13×13 square is larger.
     assert next_click(left_half | rectangle(50, 40, 63, 53), truth) == Click(56, 46, False)
 
 
-def test_what_was_missed_and_what_is_too_much_are_regions_of_their_own():
-    """Side by side they are 8 wide together, but 4 each: the 5×5 square elsewhere is the largest."""
+def test_missed_and_surplus_pixels_are_separate_regions():
+    """Two adjacent regions are 8 pixels wide together but 4 each, so the 5×5 square elsewhere is the largest."""
     truth = rectangle(10, 10, 14, 50) | rectangle(40, 10, 45, 15)
     assert next_click(rectangle(14, 10, 18, 50), truth) == Click(42, 12, True)
 
 
-def test_of_equal_regions_what_was_missed_comes_first_then_the_topmost_then_the_leftmost():
-    missed, too_much = rectangle(40, 30, 45, 35), rectangle(10, 5, 15, 10)
-    assert next_click(too_much, missed) == Click(42, 32, True)
+def test_of_equal_regions_a_missed_one_comes_first_then_the_topmost_then_the_leftmost():
+    missed, surplus = rectangle(40, 30, 45, 35), rectangle(10, 5, 15, 10)
+    assert next_click(surplus, missed) == Click(42, 32, True)
     assert next_click(NOTHING, missed | rectangle(60, 10, 65, 15)) == Click(62, 12, True)
     assert next_click(NOTHING, missed | rectangle(20, 30, 25, 35)) == Click(22, 32, True)
 
 
 @given(arrays(bool, (6, 9)), arrays(bool, (6, 9)))
-def test_a_click_is_where_the_mask_is_wrong_and_says_what_is_right(shown, truth):
-    click = next_click(shown, truth)
+def test_a_click_is_on_an_error_of_the_mask_and_labelled_by_the_truth(mask, truth):
+    click = next_click(mask, truth)
     if click is None:
-        assert np.array_equal(shown, truth)
+        assert np.array_equal(mask, truth)
     else:
-        assert shown[click.y, click.x] != truth[click.y, click.x]
-        assert click.is_on_object == truth[click.y, click.x]
+        assert mask[click.y, click.x] != truth[click.y, click.x]
+        assert click.is_foreground == truth[click.y, click.x]
         assert click.point == (click.x, click.y, truth[click.y, click.x])
 
 
-def test_nothing_is_deep_nowhere():
+def test_an_empty_mask_has_depth_zero_and_an_empty_box():
     assert inner_pixel(NOTHING).depth == 0
     assert box_of(NOTHING) == (0, 0, 0, 0)
 
 
-def test_a_user_sees_the_answer_to_all_clicks_and_stops_where_nothing_is_wrong():
+def test_clicks_correct_the_previous_mask_and_stop_when_it_is_right():
     truth = rectangle(10, 10, 31, 21)
-    answers = [rectangle(10, 10, 20, 21), truth, NOTHING]
+    predicted = [rectangle(10, 10, 20, 21), truth, NOTHING]
     clicks = []
 
-    def answer(click):
+    def predict(click):
         clicks.append(click)
-        return answers[len(clicks) - 1]
+        return predicted[len(clicks) - 1]
 
-    shown = list(click_until(4, truth, answer))
+    masks = list(click_until(4, truth, predict))
     assert clicks == [Click(15, 15, True), Click(25, 15, True)]
-    assert [mask is answers[0] for mask in shown] == [True, False, False, False]
-    assert all(mask is truth for mask in shown[1:])
+    assert [mask is predicted[0] for mask in masks] == [True, False, False, False]
+    assert all(mask is truth for mask in masks[1:])
 
 
-def test_the_box_of_a_mask_ends_behind_its_last_pixel():
+def test_the_box_of_a_mask_ends_after_its_last_pixel():
     assert box_of(rectangle(2, 1, 6, 3)) == (2, 1, 6, 3)

@@ -1,4 +1,4 @@
-"""Images and masks from a folder."""
+"""Folders of images and masks."""
 
 import numpy as np
 import pytest
@@ -21,11 +21,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def put_mask(folder, values):
+def write_mask(folder, values):
     Image.fromarray(values).save(folder / "masks/one.png")
 
 
-def test_a_folder_is_read_with_its_palette_masks_and_what_is_void_is_background(folder):
+def test_palette_masks_are_read_and_void_pixels_are_background(folder):
     examples = read_folder(folder)
     assert len(examples) == 1
     (example,) = examples
@@ -45,23 +45,23 @@ def test_a_black_and_white_mask_is_one_object(folder, kind):
     assert example.objects == [1]
 
 
-def test_sixteen_bits_number_more_objects(folder):
-    put_mask(folder, np.arange(24, dtype=np.uint16).reshape(4, 6) * 100)
+def test_masks_of_sixteen_bits_hold_more_objects(folder):
+    write_mask(folder, np.arange(24, dtype=np.uint16).reshape(4, 6) * 100)
     (example,) = read_folder(folder)
     assert example.objects == list(range(100, 2400, 100))
 
 
-def test_an_image_without_objects_is_allowed_where_others_have_some(folder):
+def test_an_image_without_objects_is_allowed_if_others_have_objects(folder):
     Image.new("RGB", (6, 4)).save(folder / "images/two.png")
     Image.new("L", (6, 4)).save(folder / "masks/two.png")
     assert [example.objects for example in read_folder(folder)] == [[2], []]
     (folder / "images/one.jpg").unlink()
-    with pytest.raises(ImageError, match=r"no mask in .*masks shows an object: expected 0 for the background"):
+    with pytest.raises(ImageError, match=r"no mask in .*masks contains an object: expected 0 for the background"):
         list(read_folder(folder))
 
 
-def test_what_is_wrong_with_a_folder_is_said(folder):
-    put_mask(folder, np.ones((4, 5), np.uint8))
+def test_the_error_names_the_file_that_is_wrong(folder):
+    write_mask(folder, np.ones((4, 5), np.uint8))
     with pytest.raises(ImageError, match=r"one\.png is 5×4: expected 6×4, the size of one\.jpg"):
         list(read_folder(folder))
     Image.new("RGB", (6, 4), "red").save(folder / "masks/one.png")

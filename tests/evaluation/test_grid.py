@@ -1,7 +1,6 @@
-"""The image of the best and the worst."""
+"""The image of the best and the worst objects."""
 
 import numpy as np
-from PIL import Image
 
 from masklet.evaluation.grid import CAPTION_PX, COLUMNS, MASK_COLOUR, TILE_PX, TRUTH_COLOUR, Extremes, around, draw_tile
 
@@ -14,8 +13,8 @@ def count(image, colour):
     return int((np.array(image) == colour).all(-1).sum())
 
 
-def test_a_tile_is_what_lies_around_the_object_and_its_mask():
-    assert around(TRUTH) == (91, 21, 149, 79)  # 40 wide, a fifth more on each side, and a pixel
+def test_a_tile_is_a_square_around_the_object():
+    assert around(TRUTH) == (91, 21, 149, 79)  # 40 wide, a fifth more on each side, and one pixel
     assert around(np.roll(TRUTH, -100, axis=1)) == (0, 21, 49, 79)
     assert around(np.zeros_like(TRUTH)) == (0, 0, 200, 100)
 
@@ -29,7 +28,7 @@ def test_a_tile_has_both_contours_and_a_caption():
     assert count(missed, TRUTH_COLOUR) > 0 == count(missed, MASK_COLOUR)
 
 
-def test_the_best_and_the_worst_are_kept_and_no_more():
+def test_only_the_best_and_the_worst_are_kept():
     extremes = Extremes()
     values = np.random.default_rng(0).permutation(50) / 50
     for value in values:
@@ -43,5 +42,7 @@ def test_the_best_and_the_worst_are_kept_and_no_more():
     assert tuple(grid[CAPTION_PX + 5, 20]) == (greys[-1],) * 3  # the best is the first
 
 
-def test_a_grid_of_nothing_can_be_drawn():
-    assert isinstance(Extremes().draw("nothing"), Image.Image)
+def test_a_grid_without_objects_has_a_title():
+    grid = np.array(Extremes().draw("nothing"))
+    assert (grid[:CAPTION_PX] > 200).any()
+    assert not (grid[CAPTION_PX:] > 200).any()

@@ -1,4 +1,4 @@
-"""The measurement itself, with a segmenter whose answers are known, and with one that has a network."""
+"""The measurement on images, with a segmenter of known answers and with a network."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -108,7 +108,7 @@ def test_figures_are_the_same_every_time_and_the_extremes_are_shown_what_was_sco
     assert scores[0].one_click == region_j(mask.masks[0], labels == 1)
 
 
-def test_a_rough_mask_is_blocky_and_near():
+def test_a_rough_mask_consists_of_blocks_and_is_close_to_the_mask():
     y, x = np.mgrid[:100, :120]
     disc = (x - 50) ** 2 + (y - 45) ** 2 <= 30**2
     rough = roughen(disc)
@@ -116,7 +116,7 @@ def test_a_rough_mask_is_blocky_and_near():
     assert np.array_equal(rough[:96, :120], rough[:96:6, :120:6].repeat(6, 0).repeat(6, 1))
 
 
-def test_an_object_too_thin_for_the_brush_stays_as_it_is():
+def test_an_object_too_thin_for_the_brush_is_unchanged():
     line = np.zeros((50, 50), bool)
     line[20, 5:45] = True
     assert np.array_equal(roughen(line), line)
@@ -129,5 +129,5 @@ def test_means_are_over_objects():
     assert list(means.values()) == pytest.approx([0.6, 0.7, 0.5, 0.9, 0.8, 0.7, 0.2, 0.2, 0.2])
     assert list(means)[:5] == ["one_click", "three_clicks", "five_clicks", "seven_clicks", "oracle_click"]
     assert list(means)[5:] == ["box", "rough", "rough_box", "rough_mask"]
-    with pytest.raises(ValueError, match="there is no object"):
+    with pytest.raises(ValueError, match="there are no objects"):
         summarise([])

@@ -41,7 +41,7 @@ def test_in_a_pipe_rows_are_lines_and_the_score_before_comes_first(call, config)
 
 
 def test_a_terminal_shows_a_table_and_a_bar(call, config, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys.stdout.__class__, "isatty", lambda self: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     run = Run(config, tmp_path / "run", device="cpu")
     with command._LiveTable(run.config.steps) as table:
         command._follow(run, table)

@@ -386,7 +386,6 @@ class Full:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_session_moves_between_devices(sam, clip, tmp_path):
     there = Segmenter(make_engine(copy.deepcopy(sam.model).to("cuda")), sam.image_processor)
     for saver, reader in ((sam, there), (there, sam), (there, there)):

@@ -31,7 +31,7 @@ LAYOUTS = "images/NAME.jpg and masks/NAME.png, or JPEGImages/VIDEO/*.jpg and Ann
 def evaluate(
     data: Annotated[Path, typer.Option(metavar="FOLDER", help=f"{LAYOUTS}.")],
     everything: Annotated[
-        bool, typer.Option("--everything", help="How many of the objects masklet everything finds in the images.")
+        bool, typer.Option("--everything", help="Measure the recall of automatic masks, for images.")
     ] = False,
     points_per_side: PointsPerSide = None,
     iou_threshold: IouThreshold = None,
@@ -41,15 +41,15 @@ def evaluate(
     dtype: Dtype = "auto",
     engine: EngineName = "auto",
     resolution: Resolution = None,
-    objects: Annotated[bool, typer.Option("--objects", help="A row for each object, then the means.")] = False,
+    objects: Annotated[bool, typer.Option("--objects", help="Print a row for each object, then the means.")] = False,
     json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="JSON", help="Write the scores of all objects, and the means.")
+        Path | None, typer.Option("--json", metavar="JSON", help="Write the scores of all objects and their means.")
     ] = None,
     grid: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Write an image of the best and the worst objects.")
     ] = None,
 ) -> None:
-    """Measure a model on images (IoU after clicks, from a box) or videos (J and F) whose objects are known."""
+    """Measure a model on annotated images (IoU for clicks and boxes) or videos (J and F)."""
     options = given(
         points_per_side=points_per_side, iou_threshold=iou_threshold, stability_threshold=stability_threshold
     )
@@ -65,7 +65,7 @@ def evaluate(
     from masklet.evaluation.folder import read_folder
     from masklet.evaluation.grid import Extremes
     from masklet.evaluation.measure import measure
-    from masklet.evaluation.recall import find_objects, summarise_found
+    from masklet.evaluation.recall import measure_recall, summarise_recall
     from masklet.evaluation.scores import summarise
     from masklet.evaluation.video import evaluate_videos, read_videos, summarise_videos
     from masklet.everything.options import EverythingOptions
@@ -74,16 +74,16 @@ def evaluate(
     examples: Any = read_videos(data) if is_videos else read_folder(data)
     sam = masklet.load(model, device, dtype, engine=engine, resolution=resolution)
     extremes = Extremes()
-    coming = show_progress(examples, len(examples), unit="videos" if is_videos else "images")
+    remaining = show_progress(examples, len(examples), unit="videos" if is_videos else "images")
     scores: list[Any]
     if is_videos:
-        scores = list(evaluate_videos(sam, coming, extremes=extremes))
+        scores = list(evaluate_videos(sam, remaining, extremes=extremes))
         summary = summarise_videos(scores)
     elif everything:
-        scores = list(find_objects(sam, coming, extremes=extremes, **options))
-        summary = summarise_found(scores)
+        scores = list(measure_recall(sam, remaining, extremes=extremes, **options))
+        summary = summarise_recall(scores)
     else:
-        scores = list(measure(sam, coming, extremes=extremes))
+        scores = list(measure(sam, remaining, extremes=extremes))
         summary = summarise(scores)
     if json_out is not None:
         content = {
@@ -111,7 +111,7 @@ def evaluate(
 
 
 def holds_videos(data: Path) -> bool:
-    """Whether a folder is laid out for videos, and not for images; anything else is refused."""
+    """Whether a folder holds videos or images; a folder with neither or both is refused."""
     images, videos = (data / "images").is_dir(), (data / "JPEGImages").is_dir()
     if not data.is_dir():
         raise MaskletError(f"there is no folder {data}: expected one with {LAYOUTS}")
@@ -121,5 +121,5 @@ def holds_videos(data: Path) -> bool:
 
 
 def text_of(value: object) -> str:
-    """As a table shows it."""
+    """A value as the table shows it."""
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,1 +1,1 @@
-"""How good masks are: of images, after clicks and from a box; of videos; and of everything in an image."""
+"""Measures a model: prompts on images, tracking in videos, and recall of automatic masks."""

@@ -1,4 +1,4 @@
-"""How well a mask agrees with the truth: J, of what lies inside, and F, of where it ends.
+"""Agreement of a mask with the truth: J compares regions, F compares boundaries.
 
 Source: Perazzi et al., "A benchmark dataset and evaluation methodology for video object segmentation" (CVPR 2016),
 section 5.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from masklet.masks import mask_ious
 
 TOLERANCE = 0.008
-"""Share of the image's diagonal within which boundaries match."""
+"""Boundaries match within this fraction of the image's diagonal."""
 
 
 def region_j(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
@@ -23,9 +23,9 @@ def region_j(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 def boundary_f(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """F: harmonic mean of the shares of each boundary that lie near the other; 1 where neither mask has a boundary.
+    """F: harmonic mean of the precision and the recall of a mask's boundary; 1 if neither mask has a boundary.
 
-    Where only one has, what of the other's is missed or made up counts as such: 0.
+    If only one of them has a boundary, F is 0.
     """
     tolerance_px = ceil(TOLERANCE * hypot(*mask.shape))
     drawn, real = boundary(mask), boundary(truth)
@@ -38,21 +38,21 @@ def boundary_f(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of a (height, width) mask that differ from that to the right, below, or below to the right.
+    """Pixels of a (height, width) mask that differ from the pixel to the right, below, or below to the right.
 
-    Beyond the image nothing differs; so a mask of everything has no boundary.
+    The border of the image is no boundary, so a mask of the whole image has none.
     """
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     edges = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1])
-    # Inside, the diagonal one too; in the last row or column it would only repeat another.
+    # In the last row and column the diagonal pixel would repeat the other one.
     edges[:-1, :-1] |= mask[:-1, :-1] != mask[1:, 1:]
     return edges
 
 
 def within(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """All pixels whose centre is at most ``radius`` pixels from that of one in the mask: dilation by a disk."""
+    """Dilates a mask by a disk: all pixels with a pixel of the mask at most ``radius`` pixels away."""
     height, width = mask.shape
-    # What lies left of a place, counted, tells by one comparison whether any run of its row is empty.
+    # Counts of mask pixels to the left: a run of a row is empty if the counts at its ends are equal.
     counts = np.zeros((height, width + 2 * radius + 1), np.int32)
     np.cumsum(np.pad(mask, ((0, 0), (radius, radius))), axis=1, out=counts[:, 1:])
     near = np.zeros_like(mask)

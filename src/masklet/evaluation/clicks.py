@@ -1,4 +1,4 @@
-"""Where an evaluation clicks: in the middle of the object, then in the middle of what is wrong with its mask.
+"""Simulated clicks: in the middle of the object, then in the middle of the largest error of its mask.
 
 Points are pixels of the image, x right and y down.
 
@@ -18,60 +18,61 @@ from masklet.masks import mask_boxes
 
 @dataclass(frozen=True)
 class Click:
-    """A pixel, and whether it is on the object or beside it."""
+    """A pixel, and whether it is foreground or background."""
 
     x: int
     y: int
-    is_on_object: bool
+    is_foreground: bool
 
     @property
     def point(self) -> tuple[int, int, int]:
         """(x, y, label), as ``predict`` and ``prompt`` take it."""
-        return self.x, self.y, int(self.is_on_object)
+        return self.x, self.y, int(self.is_foreground)
 
 
 def click_until(
-    count: int, truth: NDArray[np.bool_], answer: Callable[[Click], NDArray[np.bool_]]
+    count: int, truth: NDArray[np.bool_], predict: Callable[[Click], NDArray[np.bool_]]
 ) -> Iterator[NDArray[np.bool_]]:
-    """The masks that are shown after 1 to ``count`` clicks of somebody who corrects the mask before.
+    """Yields the masks after 1 to ``count`` clicks, each of which corrects the previous mask.
+
+    A mask that equals the truth is not clicked any more, and is yielded again.
 
     Args:
-        count: Of clicks.
-        truth: (height, width), not empty: the object that is meant.
-        answer: What is shown, (height, width), once this click was made as well. Where a mask is right to the pixel
-            nothing more is clicked, and it stays.
+        count: Number of clicks.
+        truth: (height, width), not empty: the object.
+        predict: Takes the next click and returns the mask, (height, width), for all clicks so far.
     """
-    shown = np.zeros_like(truth)
+    mask = np.zeros_like(truth)
     for _ in range(count):
-        if (click := next_click(shown, truth)) is not None:
-            shown = answer(click)
-        yield shown
+        if (click := next_click(mask, truth)) is not None:
+            mask = predict(click)
+        yield mask
 
 
-def next_click(shown: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Click | None:
-    """The middle of the largest region where a mask is wrong; of an object that is not shown at all, its own.
+def next_click(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> Click | None:
+    """The middle of the largest error region of a mask; for an empty mask, the middle of the object.
 
-    The largest is the one with room for the largest circle, and the middle is that circle's. What was missed is clicked
-    as the object's and comes first of equals, what is too much is clicked as beside it.
+    The largest region is the one that contains the largest circle, and its middle is the circle's centre. Missed
+    regions get a foreground click, surplus regions a background click. Of equal regions a missed one comes first.
 
     Args:
-        shown: (height, width).
+        mask: (height, width).
         truth: (height, width).
 
     Returns:
-        The click, or None where nothing is wrong.
+        The click, or None if the mask has no error.
     """
-    missed, too_much = inner_pixel(truth & ~shown), inner_pixel(shown & ~truth)
-    if missed.depth == too_much.depth == 0:
+    missed, surplus = inner_pixel(truth & ~mask), inner_pixel(mask & ~truth)
+    if missed.depth == surplus.depth == 0:
         return None
-    if missed.depth >= too_much.depth:
+    if missed.depth >= surplus.depth:
         return Click(missed.x, missed.y, True)
-    return Click(too_much.x, too_much.y, False)
+    return Click(surplus.x, surplus.y, False)
 
 
 @dataclass(frozen=True)
 class InnerPixel:
-    """A pixel of a mask and its squared distance to the nearest one outside; 0 if the mask is empty."""
+    """A pixel of a mask and its squared distance to the nearest pixel outside the mask; 0 if the mask is empty."""
 
     x: int
     y: int
@@ -79,8 +80,8 @@ class InnerPixel:
 
 
 def inner_pixel(mask: NDArray[np.bool_]) -> InnerPixel:
-    """The pixel farthest from the border of a (height, width) mask: the topmost, then leftmost of such."""
-    # The mask alone, so that a small object in a large image costs little.
+    """The pixel farthest from the border of a (height, width) mask; of several, the topmost, then the leftmost."""
+    # Crop to the mask, so that a small object in a large image costs little.
     x0, y0, x1, y1 = box_of(mask)
     if x0 == x1:
         return InnerPixel(0, 0, 0)
@@ -90,10 +91,11 @@ def inner_pixel(mask: NDArray[np.bool_]) -> InnerPixel:
 
 
 def squared_border_distances(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """(height, width) squared distances from each pixel to the nearest outside the mask; all around it is outside.
+    """(height, width) squared distances from each pixel to the nearest one outside the mask.
 
-    Exact: the distance along the row first, then the best of all rows above and below (Felzenszwalb and Huttenlocher,
-    "Distance transforms of sampled functions", section 2.1, by search).
+    Everything beyond the array is outside. The distances are exact: along each row first, then the minimum over the
+    rows above and below (Felzenszwalb and Huttenlocher, "Distance transforms of sampled functions", section 2.1, by
+    search).
     """
     along_row = _row_distances(mask) ** 2
     best = along_row.copy()
@@ -109,7 +111,7 @@ def squared_border_distances(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 def _row_distances(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Pixels to the nearest one outside, left or right in the same row."""
+    """Distance to the nearest pixel outside in the same row."""
     place = np.broadcast_to(np.arange(1, mask.shape[1] + 1, dtype=np.int32), mask.shape)
     left = np.maximum.accumulate(np.where(mask, 0, place), axis=1)
     right = np.minimum.accumulate(np.where(mask, mask.shape[1] + 1, place)[:, ::-1], axis=1)[:, ::-1]

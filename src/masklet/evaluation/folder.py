@@ -1,4 +1,4 @@
-"""Images with the masks of their objects, and how a folder holds them."""
+"""Folders of images with the masks of their objects."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from masklet.results.importers import read_index_map
 from masklet.video.frames import width_by_height
 
 VOID = 255
-"""What nobody could tell, in annotations of 8 bits. It counts as background."""
+"""Undecided pixels in annotations of 8 bits. They count as background."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image and the truth about it."""
+    """An image and its annotated objects."""
 
     name: str
     image: NDArray[np.uint8]  # (height, width, 3) RGB
@@ -29,26 +29,26 @@ class Example:
 
     @property
     def objects(self) -> list[int]:
-        """Their numbers, ascending."""
+        """The numbers of the objects, ascending."""
         return object_numbers(self.labels)
 
 
 @dataclass(frozen=True)
 class ExampleFolder:
-    """The examples of a folder; each is read when it is its turn. Made by ``read_folder``."""
+    """The examples of a folder, each read when the iteration reaches it. Made by ``read_folder``."""
 
     folder: Path
-    files: list[tuple[Path, Path]]  # of images and of their masks
+    files: list[tuple[Path, Path]]  # (image, mask)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __iter__(self) -> Iterator[Example]:
-        """In natural order of their names.
+        """Yields the examples in natural order of their names.
 
         Raises:
-            ImageError: A file cannot be read, a mask is of another size than its image or in colours; or no mask
-                had an object, which shows at the end.
+            ImageError: A file cannot be read; a mask is in colour or not of its image's size; or, after the last
+                example, no mask had an object.
         """
         has_objects = False
         for image_path, mask_path in self.files:
@@ -62,15 +62,16 @@ class ExampleFolder:
             yield Example(image_path.stem, image, labels)
         if not has_objects:
             raise ImageError(
-                f"no mask in {self.folder / 'masks'} shows an object: expected 0 for the background and a number for "
-                f"each object, 1 to 254 in 8 bits ({VOID} is void)"
+                f"no mask in {self.folder / 'masks'} contains an object: expected 0 for the background and a number "
+                f"for each object, 1 to 254 in 8 bits ({VOID} is void)"
             )
 
 
 def read_folder(folder: Path) -> ExampleFolder:
-    """Find ``images/NAME.jpg`` (or another image) and ``masks/NAME.png``, one for each.
+    """Finds ``images/NAME.jpg`` (or another image format) and ``masks/NAME.png`` for each image.
 
-    Masks are palette or grey: 0 background, then one number an object, 255 void; or black and white.
+    Masks are palette or greyscale images: 0 is background, 255 is void, any other number an object. Or they are black
+    and white.
 
     Raises:
         ImageError: There are no images, or masks are missing.
@@ -86,15 +87,15 @@ def read_folder(folder: Path) -> ExampleFolder:
 
 
 def read_labels(path: Path) -> NDArray[np.integer]:
-    """An annotation, (height, width): 0 background and void, any other number an object.
+    """Reads an annotation, (height, width): 0 is background or void, any other number an object.
 
     Raises:
-        ImageError: It cannot be read, or is an image in colours.
+        ImageError: The file cannot be read, or is an image in colour.
     """
     labels = read_index_map(path)
     return np.where(labels == VOID, np.uint8(0), labels) if labels.dtype == np.uint8 else labels
 
 
 def object_numbers(labels: NDArray[np.integer]) -> list[int]:
-    """Of (height, width), ascending."""
+    """The numbers of the objects in a (height, width) map, ascending."""
     return [int(number) for number in np.unique(labels) if number]

@@ -1,4 +1,4 @@
-"""An image of the best and the worst objects of an evaluation, since means hide what goes wrong."""
+"""An image of the best and the worst objects of an evaluation, since means hide failures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from masklet.results.visualisation import grow
 
 COLUMNS, TILE_PX, CAPTION_PX, GAP_PX = 8, 240, 34, 6
 MARGIN = 0.2
-"""Around an object and its mask, as a share of their longer side."""
+"""Margin around an object and its mask, as a fraction of their longer side."""
 TRUTH_COLOUR, MASK_COLOUR = (60, 230, 110), (255, 40, 150)
-PAPER, INK = (24, 24, 28), (235, 235, 235)
+BACKGROUND_COLOUR, TEXT_COLOUR = (24, 24, 28), (235, 235, 235)
 
 
 @dataclass
 class Extremes:
-    """The best and the worst of the objects that were added, as many of each as fit into a row."""
+    """The best and the worst of the added objects, a row of each."""
 
     scores: list[float] = field(default_factory=list)  # ascending
     tiles: list[Image.Image] = field(default_factory=list)  # in the order of their scores
@@ -34,29 +34,29 @@ class Extremes:
         truth: NDArray[np.bool_],
         mask: NDArray[np.bool_],
     ) -> None:
-        """One more object.
+        """Adds an object.
 
         Args:
-            name: Its caption; of those that score the same the earlier ones count as worse.
+            name: The caption. Of objects with equal scores the earlier one counts as worse.
             score: From 0 to 1.
             image: (height, width, 3) RGB.
             truth: (height, width).
-            mask: (height, width), what was shown.
+            mask: (height, width), the predicted mask.
         """
-        place = bisect(self.scores, score)
-        self.scores.insert(place, score)
-        self.tiles.insert(place, draw_tile(f"{name}\n{score:.3f}", image, truth, mask))
-        if len(self.scores) > 2 * COLUMNS:  # the middle one is none of either
+        index = bisect(self.scores, score)
+        self.scores.insert(index, score)
+        self.tiles.insert(index, draw_tile(f"{name}\n{score:.3f}", image, truth, mask))
+        if len(self.scores) > 2 * COLUMNS:  # the middle one is neither among the best nor among the worst
             del self.scores[COLUMNS], self.tiles[COLUMNS]
 
     def draw(self, title: str) -> Image.Image:
-        """All of them, from the best to the worst, row by row."""
+        """Draws all tiles from the best to the worst, row by row."""
         rows = max(1, -(-len(self.tiles) // COLUMNS))
         step_x, step_y = TILE_PX + GAP_PX, TILE_PX + CAPTION_PX + GAP_PX
-        grid = Image.new("RGB", (COLUMNS * step_x + GAP_PX, rows * step_y + CAPTION_PX), PAPER)
+        grid = Image.new("RGB", (COLUMNS * step_x + GAP_PX, rows * step_y + CAPTION_PX), BACKGROUND_COLOUR)
         pen, font = ImageDraw.Draw(grid), ImageFont.load_default(16)
         x: float = GAP_PX
-        for text, colour in ((f"{title}, best to worst", INK), ("truth", TRUTH_COLOUR), ("mask", MASK_COLOUR)):
+        for text, colour in ((f"{title}, best to worst", TEXT_COLOUR), ("truth", TRUTH_COLOUR), ("mask", MASK_COLOUR)):
             pen.text((x, GAP_PX), text, colour, font)
             x += pen.textlength(text, font) + 20
         for index, tile in enumerate(reversed(self.tiles)):
@@ -66,7 +66,7 @@ class Extremes:
 
 
 def draw_tile(caption: str, image: NDArray[np.uint8], truth: NDArray[np.bool_], mask: NDArray[np.bool_]) -> Image.Image:
-    """What lies around an object, with a broad contour of the truth and a thin one of the mask on it."""
+    """Crops the image around an object and draws a broad contour of the truth and a thin one of the mask."""
     x0, y0, x1, y1 = around(truth | mask)
     crop = Image.fromarray(image[y0:y1, x0:x1])
     scale = TILE_PX / max(crop.size)
@@ -75,14 +75,14 @@ def draw_tile(caption: str, image: NDArray[np.uint8], truth: NDArray[np.bool_], 
     for region, line_px, colour in ((truth, 3, TRUTH_COLOUR), (mask, 1, MASK_COLOUR)):
         inside = np.asarray(Image.fromarray(region[y0:y1, x0:x1]).resize(size, Image.Resampling.NEAREST))
         pixels[inside & grow(~inside, line_px)] = colour
-    tile = Image.new("RGB", (TILE_PX, TILE_PX + CAPTION_PX), PAPER)
+    tile = Image.new("RGB", (TILE_PX, TILE_PX + CAPTION_PX), BACKGROUND_COLOUR)
     tile.paste(Image.fromarray(pixels), ((TILE_PX - size[0]) // 2, (TILE_PX - size[1]) // 2))
-    ImageDraw.Draw(tile).text((2, TILE_PX + 2), caption, INK, ImageFont.load_default(12), spacing=2)
+    ImageDraw.Draw(tile).text((2, TILE_PX + 2), caption, TEXT_COLOUR, ImageFont.load_default(12), spacing=2)
     return tile
 
 
 def around(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """(x0, y0, x1, y1) of a square with the mask in its middle, as far as the image goes; all of it for none."""
+    """(x0, y0, x1, y1) of a square around a mask, clipped to the image; the whole image if the mask is empty."""
     height, width = mask.shape
     if not mask.any():
         return 0, 0, width, height

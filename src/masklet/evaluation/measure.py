@@ -1,6 +1,6 @@
-"""How well a model does what it is prompted for, on images whose objects are known: IoU of each object's mask.
+"""Measures prompts on images whose objects are annotated, by the IoU of each object's mask.
 
-Source: SAM (arXiv 2304.02643), section 7.1: one click in the middle of each object, and more of them.
+Source: SAM (arXiv 2304.02643), section 7.1: a click in the middle of each object, then clicks that correct its mask.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from masklet.segmenter import Segmenter
 
 CLICKS = 7
 ROUGHNESS = 0.1
-"""Width of the brush of a rough mask, as a share of the object's longer side."""
+"""Width of the brush that draws a rough mask, as a fraction of the object's longer side."""
 
 
 @dataclass(frozen=True)
 class ObjectScore:
-    """IoU with the truth of what a user gets for one object."""
+    """IoU of one object's masks for several kinds of prompts."""
 
     image: str
     object: int
     one_click: float
-    """Of the candidate with the best predicted score."""
+    """Of the candidate with the best predicted IoU."""
     three_clicks: float
     five_clicks: float
     seven_clicks: float
     oracle_click: float
-    """Of the best candidate after one click: what a better prediction of scores could reach."""
+    """Of the best candidate after one click: an upper limit for the prediction of the IoU."""
     box: float
     rough: float
-    """Of a rough mask of the object, as somebody might paint it: what is there to begin with."""
+    """Of a rough mask as a user might draw it, before the model refines it."""
     rough_box: float
-    """From the box of the rough mask alone."""
+    """From the box of the rough mask."""
     rough_mask: float
     """From the rough mask."""
 
@@ -49,12 +49,12 @@ class ObjectScore:
 def measure(
     segmenter: Segmenter, examples: Iterable[Example], *, extremes: Extremes | None = None
 ) -> Iterator[ObjectScore]:
-    """Prompt every object of every image; masks are compared at the size of the image.
+    """Prompts every object of every image, and compares masks at the size of the image.
 
     Args:
-        segmenter: What is measured.
+        segmenter: The segmenter to measure.
         examples: Images and their objects.
-        extremes: Shown every object's mask after one click.
+        extremes: Collects every object's mask after one click.
     """
     for example in examples:
         image = segmenter.image(example.image)
@@ -104,15 +104,15 @@ class User:
 
 
 def roughen(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """A mask that is not empty, painted with a square brush a tenth of the object's longer side wide.
+    """Draws a mask, which is not empty, with a square brush of a tenth of the object's longer side.
 
-    A square is painted where the object fills half of it or more; an object too thin for that stays as it is.
+    A square is filled if the object covers at least half of it. An object too thin for that is returned as it is.
     """
     x0, y0, x1, y1 = box_of(mask)
     brush_px = max(1, round(ROUGHNESS * max(x1 - x0, y1 - y0)))
     height, width = (-(-side // brush_px) for side in mask.shape)
     padded = np.zeros((height * brush_px, width * brush_px), bool)
     padded[: mask.shape[0], : mask.shape[1]] = mask
-    is_painted = padded.reshape(height, brush_px, width, brush_px).mean((1, 3)) >= 0.5
-    rough = is_painted.repeat(brush_px, 0).repeat(brush_px, 1)[: mask.shape[0], : mask.shape[1]]
+    is_filled = padded.reshape(height, brush_px, width, brush_px).mean((1, 3)) >= 0.5
+    rough = is_filled.repeat(brush_px, 0).repeat(brush_px, 1)[: mask.shape[0], : mask.shape[1]]
     return rough if rough.any() else mask

@@ -1,6 +1,6 @@
-"""How many of the objects of an image are among all masks that are found in it without being told where to look.
+"""Recall of automatic masks: how many of an image's annotated objects are among them.
 
-Objects that nobody annotated may be found as well, so what is found beside the annotated ones is counted, not judged.
+Images may contain objects that nobody annotated, so masks that match no annotation are counted but not penalised.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from masklet.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
-class FoundScore:
-    """One object, and the mask of its image that fits it best."""
+class RecallScore:
+    """One object and the automatic mask that fits it best."""
 
     image: str
     object: int
     masks: int
-    """So many were found in its image."""
+    """Number of automatic masks of the image."""
     best_iou: float
-    """0 if none was found."""
+    """0 if there are no masks."""
     recall_50: float
-    """1 if the best IoU is 0.5 or more, else 0."""
+    """1 if the best IoU is at least 0.5, else 0."""
     recall_75: float
-    """Likewise, for 0.75."""
+    """1 if the best IoU is at least 0.75, else 0."""
 
 
-def find_objects(
+def measure_recall(
     segmenter: Segmenter, examples: Iterable[Example], *, extremes: Extremes | None = None, **options: Any
-) -> Iterator[FoundScore]:
-    """Look for everything in every image; an object of several masks is found by the best of them.
+) -> Iterator[RecallScore]:
+    """Makes automatic masks of every image and finds the best one for each object.
 
     Args:
-        segmenter: What is measured.
+        segmenter: The segmenter to measure.
         examples: Images and their objects.
-        extremes: Shown every object's best mask; none where nothing that was found touches it.
+        extremes: Collects every object's best mask, or an empty one if no mask overlaps the object.
         options: For ``Segmenter.everything``.
     """
     for example in examples:
@@ -54,17 +54,17 @@ def find_objects(
         ious = mask_ious(found, truths)  # (found, objects)
         for number, truth, column in zip(numbers, truths, ious.T, strict=True):
             best = float(column.max(initial=0))
-            yield FoundScore(example.name, number, len(found), best, float(best >= 0.5), float(best >= 0.75))
+            yield RecallScore(example.name, number, len(found), best, float(best >= 0.5), float(best >= 0.75))
             if extremes is not None:
                 mask = found[column.argmax()] if best > 0 else np.zeros_like(truth)
                 extremes.add(f"{example.name} {number}", best, example.image, truth, mask)
 
 
-def summarise_found(scores: Sequence[FoundScore]) -> dict[str, float]:
-    """As ``summarise``, with masks for each image that has objects.
+def summarise_recall(scores: Sequence[RecallScore]) -> dict[str, float]:
+    """As ``summarise``, with the number of masks for each image that has objects.
 
     Raises:
-        ValueError: There are none.
+        ValueError: ``scores`` is empty.
     """
     masks = {score.image: score.masks for score in scores}
     return summarise(scores) | {"images": len(masks), "masks_per_image": float(np.mean(list(masks.values())))}

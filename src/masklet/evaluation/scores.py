@@ -1,4 +1,4 @@
-"""What all evaluations have in common: a score for each object, and means over objects."""
+"""Means over the scores of objects, for all evaluations."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def summarise(scores: Sequence[DataclassInstance]) -> dict[str, float]:
-    """Means over objects of every float that a score holds, and how many objects there were.
+    """The mean over objects of every float field, and the number of objects.
 
     Args:
-        scores: One for each object, all of one kind: ``ObjectScore``, ``TrackScore`` or ``FoundScore``.
+        scores: One for each object, all of one class: ``ObjectScore``, ``TrackScore`` or ``RecallScore``.
 
     Raises:
-        ValueError: There are none.
+        ValueError: ``scores`` is empty.
     """
     if not scores:
-        raise ValueError("nothing to summarise: there is no object")
+        raise ValueError("nothing to summarise: there are no objects")
     rows = [{name: value for name, value in asdict(score).items() if isinstance(value, float)} for score in scores]
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} | {"objects": len(rows)}

@@ -1,13 +1,13 @@
-"""How well objects are followed: J, F and J&F of videos whose every frame is annotated.
+"""Measures tracking on videos whose frames are all annotated, by J, F and J&F.
 
 Source: the semi-supervised rules of "The 2017 DAVIS challenge" (arXiv 1704.00675), and SAM 2 (arXiv 2408.00714),
-section 6.2, for clicks instead of masks. As there
+section 6.2, for clicks instead of masks. By these rules
 
-- an object is shown in the first frame that it is annotated in, by its mask or by three clicks, and scored in those
-  after it, but for the video's last;
-- a pixel belongs to one object, so where masks overlap the highest logit has it;
-- an object that is absent, and not claimed, scores 1: J where neither mask has a pixel, F where neither has a boundary;
-- what an annotation calls void, 255, is background.
+- an object is prompted on the first frame it is annotated in, by its mask or by three clicks, and scored on all later
+  frames except the video's last;
+- a pixel belongs to one object: where masks overlap, to the one with the highest logit;
+- if both the mask and the truth are empty, J is 1; if neither has a boundary, F is 1;
+- void pixels of an annotation, 255, are background.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ EXPECTED = "expected JPEGImages/VIDEO/*.jpg and Annotations/VIDEO/*.png"
 
 @dataclass(frozen=True)
 class TrackScore:
-    """One object of a video: means over the frames that it is scored in."""
+    """One object of a video: means over the frames it is scored on."""
 
     video: str
     object: int
     frames: int
     j_and_f: float
-    """The mean of both, DAVIS's main measure; this and the next two from the object's first mask."""
+    """Mean of J and F, the main measure of DAVIS; this and the next two for the object's mask as the prompt."""
     j: float
     f: float
     clicks_j_and_f: float
-    """These from three clicks on the object's first frame."""
+    """The same for three clicks on the object's first frame."""
     clicks_j: float
     clicks_f: float
-    still_j_and_f: float
-    """These of the first mask, kept all along: what an object scores without a tracker."""
-    still_j: float
-    still_f: float
+    baseline_j_and_f: float
+    """The same for the first mask held on all frames, the baseline of no tracking."""
+    baseline_j: float
+    baseline_f: float
 
 
 @dataclass(frozen=True)
 class AnnotatedVideo:
-    """A video and the truth about each of its frames. Made by ``read_videos``."""
+    """A video and the annotations of its frames. Made by ``read_videos``."""
 
     name: str
     images: list[Path]
@@ -73,8 +73,8 @@ class AnnotatedVideo:
 
 
 @dataclass(frozen=True)
-class Look:
-    """An object in one frame, as it is and as it was followed there."""
+class TrackedFrame:
+    """An object on one frame: its truth and its tracked mask."""
 
     frame: int
     j: float
@@ -84,18 +84,18 @@ class Look:
 
 
 @dataclass
-class Followed:
-    """One object while its video is gone through."""
+class TrackedObject:
+    """One object of a video and its scores so far."""
 
     first_frame: int
     first_mask: NDArray[np.bool_]
     rows: list[list[float]] = field(default_factory=list)
-    """Of each scored frame J and F from the mask, from the clicks, and of the first mask."""
-    worst: Look | None = None
-    """From the mask."""
+    """J and F on each scored frame: with a mask as the prompt, with clicks, and of the baseline."""
+    worst: TrackedFrame | None = None
+    """The frame of the lowest J with a mask as the prompt."""
 
     def score(self, video: str, number: int) -> TrackScore:
-        """Means over the frames."""
+        """The means over all scored frames."""
         means = [((j + f) / 2, j, f) for j, f in np.mean(self.rows, axis=0).reshape(-1, 2).tolist()]
         return TrackScore(video, number, len(self.rows), *chain(*means))
 
@@ -103,50 +103,51 @@ class Followed:
 def evaluate_videos(
     segmenter: Segmenter, videos: Iterable[AnnotatedVideo], *, extremes: Extremes | None = None
 ) -> Iterator[TrackScore]:
-    """Follow every object of every video, once shown by its mask and once by clicks.
+    """Tracks every object of every video twice, once prompted by its mask and once by clicks.
 
     Args:
-        segmenter: What is measured.
+        segmenter: The segmenter to measure.
         videos: From ``read_videos``.
-        extremes: Shown every object by its J&F from the mask, in the frame in which it was followed worst.
+        extremes: Collects every object's worst frame with its J&F, both with a mask as the prompt.
 
     Raises:
-        VideoError: A video has no object that could be scored; an annotation is of another size than its image.
+        VideoError: A video has no object that can be scored, or an annotation is not of its image's size.
         ImageError: An annotation cannot be read.
     """
     for video in videos:
-        for number, one in follow(segmenter, video).items():
-            score = one.score(video.name, number)
-            if extremes is not None and (worst := one.worst) is not None:
+        for number, tracked in track_objects(segmenter, video).items():
+            score = tracked.score(video.name, number)
+            if extremes is not None and (worst := tracked.worst) is not None:
                 name = f"{video.name} {number}, J {worst.j:.3f} in frame {worst.frame}; J&F"
                 extremes.add(name, score.j_and_f, worst.image, worst.truth, worst.mask)
             yield score
 
 
-def follow(segmenter: Segmenter, video: AnnotatedVideo) -> dict[int, Followed]:
-    """Every object of a video, with its scores in all frames."""
+def track_objects(segmenter: Segmenter, video: AnnotatedVideo) -> dict[int, TrackedObject]:
+    """Every object of a video, with its scores on all frames."""
     session = segmenter.video(video.images)
-    objects = first_seen(video, session.video.size_hw)
-    starts = sorted({one.first_frame for one in objects.values()})
+    objects = first_appearances(video, session.video.size_hw)
+    starts = sorted({tracked.first_frame for tracked in objects.values()})
     for start, following in pairwise([*starts, len(video.images) - 1]):
-        # Shown when it is reached: in frames before it an object would be made up, and that be remembered.
-        for number, one in objects.items():
-            if one.first_frame == start:
-                # Objects do not touch each other, so both ways of showing them share the encoding of each frame.
-                session.prompt(start, ("mask", number), mask=one.first_mask)
-                click_on(session, ("clicks", number), one)
+        # An object is prompted when tracking reaches its first frame. Prompted before, it would be tracked through the
+        # frames without it as well, and wrong masks would enter its memory.
+        for number, tracked in objects.items():
+            if tracked.first_frame == start:
+                # Objects are independent, so both kinds of prompts share the encoding of each frame.
+                session.prompt(start, ("mask", number), mask=tracked.first_mask)
+                click_on(session, ("clicks", number), tracked)
         for result in session.track(start=start, end=following - 1):
             add_frame(objects, result, video.labels(result.index))
     return objects
 
 
-def first_seen(video: AnnotatedVideo, size_hw: tuple[int, int]) -> dict[int, Followed]:
-    """Where each object of a video is first seen, of those that are so before its last two frames.
+def first_appearances(video: AnnotatedVideo, size_hw: tuple[int, int]) -> dict[int, TrackedObject]:
+    """The objects that appear before a video's last two frames, each with its first frame and mask.
 
     Raises:
-        VideoError: There are none; an annotation is of another size than the video.
+        VideoError: There are none, or an annotation is not of the video's size.
     """
-    objects: dict[int, Followed] = {}
+    objects: dict[int, TrackedObject] = {}
     for frame, path in enumerate(video.annotations):
         labels = video.labels(frame)
         if labels.shape != size_hw:
@@ -155,75 +156,79 @@ def first_seen(video: AnnotatedVideo, size_hw: tuple[int, int]) -> dict[int, Fol
             )
         if frame < len(video.annotations) - 2:
             for number in object_numbers(labels):
-                objects.setdefault(number, Followed(frame, labels == number))
+                objects.setdefault(number, TrackedObject(frame, labels == number))
     if not objects:
         raise VideoError(
-            f"{video.annotations[0].parent} shows no object before its last two frames: expected numbers from 1 to 254"
+            f"{video.annotations[0].parent} contains no object before its last two frames: expected numbers from 1 to "
+            "254"
         )
     return objects
 
 
-def click_on(session: VideoSession, name: tuple[str, int], one: Followed) -> None:
-    """Show an object by clicks on its first frame, each correcting what those before it gave."""
+def click_on(session: VideoSession, name: tuple[str, int], tracked: TrackedObject) -> None:
+    """Prompts an object by clicks on its first frame, each of which corrects the previous mask."""
 
-    def answer(click: Click) -> NDArray[np.bool_]:
-        return session.prompt(one.first_frame, name, points=[click.point]).masks[0]
+    def predict(click: Click) -> NDArray[np.bool_]:
+        return session.prompt(tracked.first_frame, name, points=[click.point]).masks[0]
 
-    for _ in click_until(CLICKS, one.first_mask, answer):
+    for _ in click_until(CLICKS, tracked.first_mask, predict):
         pass
 
 
-def add_frame(objects: dict[int, Followed], result: FrameResult, labels: NDArray[np.integer]) -> None:
-    """Compare a frame with its annotation, for the objects that were seen before it."""
-    seen = [number for number, one in objects.items() if one.first_frame <= result.index]
+def add_frame(objects: dict[int, TrackedObject], result: FrameResult, labels: NDArray[np.integer]) -> None:
+    """Scores a frame for the objects that appeared before it."""
+    present = [number for number, tracked in objects.items() if tracked.first_frame <= result.index]
     maps = []
     for kind in ("mask", "clicks"):
-        rows = [result.object_ids.index((kind, number)) for number in seen]
+        rows = [result.object_ids.index((kind, number)) for number in present]
         maps.append(label_map(result.masks.logits[rows], labels.shape))
-    for place, number in enumerate(seen, start=1):
-        one = objects[number]
-        if one.first_frame == result.index:
+    for position, number in enumerate(present, start=1):
+        tracked = objects[number]
+        if tracked.first_frame == result.index:
             continue
-        truth, masks = labels == number, [*(labelled == place for labelled in maps), one.first_mask]
-        one.rows.append([measure(mask, truth) for mask in masks for measure in (region_j, boundary_f)])
-        j = one.rows[-1][0]
-        if one.worst is None or j < one.worst.j:
+        truth, masks = labels == number, [*(labelled == position for labelled in maps), tracked.first_mask]
+        tracked.rows.append([measure(mask, truth) for mask in masks for measure in (region_j, boundary_f)])
+        j = tracked.rows[-1][0]
+        if tracked.worst is None or j < tracked.worst.j:
             assert result.masks.image is not None
-            one.worst = Look(result.index, j, result.masks.image, truth, masks[0])
+            tracked.worst = TrackedFrame(result.index, j, result.masks.image, truth, masks[0])
 
 
 def summarise_videos(scores: list[TrackScore]) -> dict[str, float]:
-    """Means over objects, as DAVIS takes them: a video with three counts three times.
+    """Means over objects, as in DAVIS: a video with three objects counts three times.
 
     Raises:
-        ValueError: There are none.
+        ValueError: ``scores`` is empty.
     """
     return summarise(scores) | {"videos": len({score.video for score in scores})}
 
 
 def read_videos(folder: Path) -> list[AnnotatedVideo]:
-    """Find videos laid out as DAVIS: ``JPEGImages/VIDEO/*.jpg`` and ``Annotations/VIDEO/*.png``, one for each image.
+    """Finds videos laid out as DAVIS: ``JPEGImages/VIDEO/*.jpg`` and ``Annotations/VIDEO/*.png``, one for each image.
 
-    Annotations are palette or grey: 0 background, then one number an object, 255 void; or black and white. DAVIS's own
-    folder has a ``480p`` above the videos, which is looked for.
+    Annotations are palette or greyscale images: 0 is background, 255 is void, any other number an object. Or they are
+    black and white. The videos may lie in a folder ``480p``, as those of DAVIS do.
 
     Raises:
-        VideoError: There are no videos, one is too short, annotations are missing.
+        VideoError: There are no videos, a video is too short, or annotations are missing.
     """
     found = find_videos(folder)
     for video in found:
         if (count := len(video.images)) < 3:
-            raise VideoError(f"{folder}: video {video.name} has {count} images: expected 3, as neither end is scored")
+            raise VideoError(
+                f"{folder}: video {video.name} has {count} images: expected 3 or more, since the first and the last "
+                "are not scored"
+            )
         if missing := [path for path in video.annotations if not path.exists()]:
             raise VideoError(f"{len(missing)} of {count} images have no annotation: expected {missing[0]}")
     return found
 
 
 def find_videos(folder: Path) -> list[AnnotatedVideo]:
-    """The videos of a folder as of ``read_videos``, with where an annotation of each image would be.
+    """As ``read_videos``, without checking the lengths of videos and that annotations exist.
 
     Raises:
-        VideoError: There are none.
+        VideoError: There are no videos.
     """
     images, annotations = (
         place / "480p" if (place / "480p").is_dir() else place
@@ -240,7 +245,7 @@ def find_videos(folder: Path) -> list[AnnotatedVideo]:
 
 
 def label_map(logits: NDArray[np.float32], size_hw: tuple[int, ...]) -> NDArray[np.int64]:
-    """(objects, h, w) logits to (height, width): 0 background, or 1 + the object of the highest logit above 0."""
+    """(objects, h, w) logits to (height, width): 0 is background, n + 1 is object n, whose logit is the highest."""
     height, width = size_hw
     upscaled = upscale_logits(torch.tensor(logits), (height, width)).numpy()
     return np.concatenate([np.zeros_like(upscaled[:1]), upscaled]).argmax(0)
