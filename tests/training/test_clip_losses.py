@@ -185,7 +185,10 @@ def test_the_gradient_of_a_clip_agrees_with_finite_differences(model, monkeypatc
     """Through memory encoder, bank, memory attention, decoder and losses, along the gradient of trained weights."""
 
     def unrounded(engine, maps, results, *, is_prompted):  # bfloat16 would round small steps away
-        logits, scores = torch.stack([one.logits for one in results]), torch.stack([one.score for one in results])
+        logits, scores = (
+            torch.stack([one.logits for one in results]),
+            torch.stack([one.object_score for one in results]),
+        )
         return list(engine.write_memory(maps, logits, scores[:, None], binarize=is_prompted))
 
     for user in ("training.clip_losses", "video.tracker"):

@@ -16,7 +16,9 @@ from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
 from masklet.training.losses import Losses, LossWeights, mask_iou, segmentation_losses
 from masklet.training.prompts import PADDING, PromptRates, correction_click, coverage, covered_cells, first_prompt
-from masklet.video.memory import ObjectFrame, ObjectMemory, PaperPolicy
+from masklet.video.memory import ObjectMemory
+from masklet.video.object_frame import ObjectFrame
+from masklet.video.policy import PaperPolicy
 from masklet.video.tracker import (
     CERTAIN_LOGIT,
     FramePrompt,

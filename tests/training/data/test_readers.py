@@ -16,7 +16,7 @@ from masklet.training.data.folder import read_folder
 from masklet.training.data.scenes import Scene, split_by_name
 from masklet.training.data.videos import read_sav, read_videos, sav_stride
 from masklet.training.run import open_data
-from masklet.video.frames import VideoWriter
+from masklet.video.writer import VideoWriter
 
 HEIGHT, WIDTH = 40, 60
 
