@@ -1,11 +1,11 @@
-"""Seconds a frame for following 1, 4 and 16 objects, beside transformers, in one process and turn by turn.
+"""Seconds per frame of tracking 1, 4 and 16 objects, compared with transformers in the same process.
 
     python benchmarks/video.py [--models embedded tiny] [--objects 1 4 16] [--frames 12] [--warm-up 7] [--json FILE]
 
-Both networks have the same weights (random for tiny), are given the same pixels and prompts, in float32, and advance
-frame by frame in turn; so the machine's speed drifts for both. The first frames fill the memory and are not measured.
-A frame's time is that of everything after its pixels are made: encoding, tracking, and masks of the video's size. The
-ratio is the median of the frames' own ratios; above 1 masklet is faster.
+Both networks have the same weights (random for tiny), pixels and prompts, in float32. They advance frame by frame in
+turn, so that changes in the machine's speed affect both. The first frames fill the memory and are not measured. The
+time of a frame includes everything after its pixels are prepared: encoding, tracking, and masks of the video's size.
+The ratio is the median of the ratios of single frames; above 1, masklet is faster.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ SIZE_HW = (480, 854)
 
 
 def video(count: int) -> list[np.ndarray]:
-    """A noisy image that slides by."""
+    """A noisy image that moves sideways."""
     wide = np.random.default_rng(0).integers(0, 255, (SIZE_HW[0] // 8, SIZE_HW[1] // 8 + count, 3), dtype=np.uint8)
     big = wide.repeat(8, 0).repeat(8, 1)
     return [np.ascontiguousarray(big[:, 4 * i : 4 * i + SIZE_HW[1]]) for i in range(count)]
 
 
 def models(name: str, resolution: int | None, device: str) -> tuple[Segmenter, torch.nn.Module]:
-    """Ours and theirs, of the same weights."""
+    """Our model and that of transformers, with the same weights."""
     with tempfile.TemporaryDirectory() as folder:
         if name == EMBEDDED:
             model = masklet.load().model
         else:
             torch.manual_seed(0)
             model = masklet.Sam2Model(masklet.Sam2Config(image_size=resolution or 1024))
-        model.mask_decoder.pred_obj_score_head.proj_out.bias.data.fill_(10.0)  # that nothing is skipped as absent
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.data.fill_(10.0)  # so that no object is absent
         model.save_pretrained(folder)
         ours = masklet.load(folder, device=device)
         theirs = transformers.Sam2VideoModel.from_pretrained(folder).eval().to(device)
@@ -57,15 +57,15 @@ def models(name: str, resolution: int | None, device: str) -> tuple[Segmenter, t
 
 
 class Prepared:
-    """Gives out pixels that were made before: resizing is not what is compared."""
+    """Returns pixels that were prepared before, since resizing is not measured."""
 
     def __init__(self, pixels: list[Tensor], size: int) -> None:
         self.input_hw = (size, size)
-        self.coming: Iterator[Tensor] = iter(pixels)
+        self._pixels: Iterator[Tensor] = iter(pixels)
 
     def frame_values(self, image: np.ndarray) -> Tensor:
-        """The next of them; ``image`` is that which it was made of."""
-        return next(self.coming)
+        """The pixels of the next frame, which were made of ``image``."""
+        return next(self._pixels)
 
 
 def track(
@@ -89,11 +89,11 @@ def track(
     prompts = {name: {"points": [tuple(point.tolist())]} for name, point in enumerate(points)}
     places = to_model_pixels(points, size_hw=SIZE_HW, input_hw=(side, side))
     for name in range(objects):
-        told = {
+        inputs = {
             "point_coords": places[name].view(1, 1, 1, 2).to(device),
             "point_labels": torch.ones(1, 1, 1, dtype=torch.int32, device=device),
         }
-        session.add_point_inputs(session.obj_id_to_idx(name), 0, told)
+        session.add_point_inputs(session.obj_id_to_idx(name), 0, inputs)
         session.obj_with_new_inputs.append(name)
 
     @torch.inference_mode()
@@ -113,8 +113,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=[EMBEDDED, "tiny"], default=[EMBEDDED, "tiny"])
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--frames", type=int, default=12)
-    parser.add_argument("--warm-up", type=int, default=7, help="frames not measured: until the memory is full")
-    parser.add_argument("--resolution", type=int, help="of tiny, instead of 1024: to try this out")
+    parser.add_argument("--warm-up", type=int, default=7, help="frames before the measurement, to fill the memory")
+    parser.add_argument("--resolution", type=int, help="input size of tiny, instead of 1024, for a quick try")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

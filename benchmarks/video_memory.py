@@ -1,11 +1,11 @@
-"""Peak resident memory of following two objects through a short and a long video, each in a process of its own.
+"""Peak resident memory of tracking two objects through a short and a long video, each in its own process.
 
     python benchmarks/video_memory.py [--model FOLDER] [--frames 200 2000] [--size 320 240] [--json memory.json]
 
-"file" is ``video`` of an MP4, which keeps every past mask packed for a rewind, in memory up to a limit and on disk
-beyond it; "stream" is ``stream`` of frames that are made as they are pushed. Frames are synthetic and never held
-together; the MP4 is written before, by another process. So what grows with the video is masklet's, and over 50 MB is a
-failure.
+"file" calls ``video`` with an MP4; it keeps all past masks packed for a rewind, in memory up to a limit and on disk
+beyond it. "stream" calls ``stream`` with frames that are made as they are pushed. Frames are synthetic and never held
+together, and the MP4 is written by another process before. So memory that grows with the video is masklet's. Growth of
+more than 50 MB is a failure.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from masklet.video.writer import VideoWriter
 
 KINDS = ("file", "stream")
 LIMIT_MB = 50
-"""What the longest video may take more than the shortest."""
+"""How much more the longest video may take than the shortest."""
 
 
 def moving_squares(count: int, size_wh: tuple[int, int]) -> Iterator[np.ndarray]:
-    """A yellow and a blue square that cross a noisy image, for ever."""
+    """Frames of a yellow and a blue square that cross a noisy image."""
     width, height = size_wh
     back = np.random.default_rng(0).integers(0, 90, (height, width, 3), dtype=np.uint8)
     side = height // 4
@@ -54,19 +54,19 @@ def prompts_for(size_wh: tuple[int, int]) -> dict[str, dict[str, list | tuple]]:
     }
 
 
-def follow(video: Path | None, frames: int, model: str | None, size_wh: tuple[int, int]) -> dict[str, float]:
-    """What the subprocess does: follow through a file, or, if there is none, through a stream."""
+def track_here(video: Path | None, frames: int, model: str | None, size_wh: tuple[int, int]) -> dict[str, float]:
+    """Run in the subprocess: track through a file or, if there is none, through a stream."""
     sam, prompts = masklet.load(model), prompts_for(size_wh)
-    start, seen, visible = time.perf_counter(), 0, 0
-    for result in followed(sam, video, prompts) if video else pushed(sam, moving_squares(frames, size_wh), prompts):
-        seen += 1
+    start, count, visible = time.perf_counter(), 0, 0
+    for result in tracked(sam, video, prompts) if video else pushed(sam, moving_squares(frames, size_wh), prompts):
+        count += 1
         visible += int(result.visible.sum())
-    assert seen == frames
+    assert count == frames
     seconds = time.perf_counter() - start
     return {"frames": frames, "peak_mb": peak_mb(), "seconds": seconds, "visible": visible / (frames * len(prompts))}
 
 
-def followed(sam: masklet.Segmenter, video: Path, prompts: dict) -> Iterator[masklet.FrameResult]:
+def tracked(sam: masklet.Segmenter, video: Path, prompts: dict) -> Iterator[masklet.FrameResult]:
     session = sam.video(video)
     for name, prompt in prompts.items():
         session.prompt(0, name, **prompt)
@@ -99,16 +99,16 @@ def measure(kind: str, frames: int, args: argparse.Namespace) -> dict[str, float
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="name, folder or .pt file; the embedded model if not given")
+    parser.add_argument("--model", help="name, folder or .pt file; default: the embedded model")
     parser.add_argument("--frames", type=int, nargs="+", default=[200, 2000], help="lengths of the videos")
     parser.add_argument("--size", type=int, nargs=2, default=[320, 240], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # in a subprocess: a file, or "stream"
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # in a subprocess: a file or "stream"
     args = parser.parse_args()
     if args.only:
         video = None if args.only == "stream" else Path(args.only)
-        print(json.dumps(follow(video, args.frames[0], args.model, tuple(args.size))))
+        print(json.dumps(track_here(video, args.frames[0], args.model, tuple(args.size))))
         return 0
 
     lengths = sorted(set(args.frames))

@@ -1,6 +1,7 @@
 """Tracking objects in a video and in a stream: corrections, rewinds and memory. Weights are random."""
 
 import copy
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,12 @@ import torch
 
 from masklet.engine import make_engine
 from masklet.errors import CheckpointError, ImageError, PromptError, SessionError, VideoError
+from masklet.masks import PackedMasks
 from masklet.model.sam2 import Sam2Model
 from masklet.segmenter import Segmenter
 from masklet.video import tracks
 from masklet.video.memory import ObjectMemory
 from masklet.video.object_frame import ObjectFrame, ResultPacking, ResultSpool
-from masklet.video.policy import PaperPolicy
 from masklet.video.spool import Spool
 
 HEIGHT, WIDTH = 48, 80
@@ -195,25 +196,6 @@ def test_every_third_frame_is_tracked_like_a_video_of_those_frames(sam, video, d
         np.testing.assert_array_equal(ours.masks.logits, theirs.masks.logits)
 
 
-def test_a_policy_is_an_argument(sam, video):
-    class PromptedFramesOnly:
-        """Reads the prompted frames and no other."""
-
-        def __call__(self, frame, prompted, available, *, step):
-            return PaperPolicy()(frame, prompted, (), step=step)
-
-        def keeps(self, frame, prompted, *, step):
-            return prompted
-
-    policy = PromptedFramesOnly()
-    session = sam.video(video, policy=policy)
-    session.prompt(0, "cup", **CUP)
-    list(session.track())
-    assert set(session._tracks.objects["cup"].bank.maps) == {0}
-    with pytest.raises(SessionError, match="cannot be saved: expected a PaperPolicy"):
-        session.save("never.masklet")
-
-
 def test_a_correction_stays_and_guides_the_frames_after_it(sam, video):
     session = sam.video(video)
     session.prompt(0, "cup", **CUP)
@@ -333,30 +315,6 @@ def test_a_session_holds_as_many_maps_after_60_frames_as_after_30(sam):
     assert len(long._encoded) <= 2
 
 
-def test_the_nearest_prompted_frames_are_read():
-    policy = PaperPolicy(num_maskmem=7, max_prompted=3)
-    assert policy.nearest(10, {0, 4, 9, 12, 30}) == {9, 12, 4}
-    assert policy.nearest(10, {0, 4}) == {0, 4}
-    selection = policy(10, {0, 4, 9, 12, 30}, set(range(10)), step=1)
-    slots = dict(selection.maps)
-    assert slots[9] == slots[12] == slots[4] == 6
-    assert 0 not in slots
-    assert slots[8] == 1
-    assert min(f for f, _ in selection.maps) == 4
-
-
-def test_a_frame_reads_the_last_six_maps_and_fifteen_pointers():
-    selection = PaperPolicy()(40, {0}, set(range(1, 40)), step=1)
-    assert dict(selection.maps) == {0: 6, 39: 0, 38: 1, 37: 2, 36: 3, 35: 4, 34: 5}
-    assert dict(selection.pointers) == {0: 40} | {40 - back: back for back in range(1, 16)}
-
-
-def test_tracking_backward_reads_the_frames_after():
-    selection = PaperPolicy()(10, {20}, set(range(11, 20)), step=-1)
-    assert dict(selection.maps) == {20: 6} | {10 + back: back - 1 for back in range(1, 7)}
-    assert dict(selection.pointers)[20] == 10
-
-
 def test_packed_results_are_unpacked_exactly():
     generator = torch.Generator().manual_seed(0)
     result = ObjectFrame(
@@ -405,11 +363,6 @@ def test_frames_that_do_not_exist_are_refused_at_the_call(sam, video, where):
     session.prompt(0, "cup", **CUP)
     with pytest.raises(VideoError, match="has no such frame"):
         session.track(**where)
-
-
-def test_at_least_one_prompted_frame_is_read(sam, video):
-    with pytest.raises(PromptError, match="max_prompted is 0: expected at least 1"):
-        sam.video(video, max_prompted=0)
 
 
 def test_a_result_has_no_other_objects(sam, video):
@@ -553,3 +506,181 @@ def test_a_model_without_memory_is_refused(sam, video):
     model = Sam2Model(replace(sam.model.config, has_memory=False)).eval()
     with pytest.raises(CheckpointError, match="saved without its memory"):
         Segmenter(make_engine(model), sam.image_processor).video(video)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"every": 1.5}, {"start": "3"}, {"end": 2.0}, {"direction": "up"}, {"every": 0}, {"start": 99}, {"end": -1}],
+)
+def test_track_refuses_invalid_arguments_when_it_is_called(sam, video, arguments):
+    session = sam.video(video)
+    session.prompt(0, "cup", **CUP)
+    (name,) = arguments
+    with pytest.raises((PromptError, VideoError), match=f"^{name} is "):
+        session.track(**arguments)
+
+
+def test_frames_may_be_numbers_of_numpy(sam, video):
+    session = sam.video(video)
+    session.prompt(np.int64(3), "cup", **CUP)
+    session.prompt(np.int64(5), "cup", **CUP)
+    assert [r.index for r in session.track(start=np.int32(4), end=np.int64(6))] == [4, 5, 6]
+    session.remove("cup", frame=np.int64(3))
+    with pytest.raises(PromptError, match=r"frame is 1\.5: expected a whole number"):
+        session.prompt(1.5, "cup", **CUP)
+
+
+def test_the_mask_of_a_prompt_can_be_overlaid(sam, video):
+    session = sam.video(video)
+    for frame in (0, 7, 7, 3):
+        masks = session.prompt(frame, "cup", **CUP)
+        np.testing.assert_array_equal(masks.image, video[frame])
+        assert masks.overlay().size == (WIDTH, HEIGHT)
+
+
+def test_the_mask_of_a_prompt_in_a_video_that_is_read_once_can_be_overlaid(sam, video):
+    session = sam.video(iter(video))
+    for frame in (0, 0, 4):
+        np.testing.assert_array_equal(session.prompt(frame, "cup", **CUP).image, video[frame])
+
+
+def test_packed_results_hold_the_same_masks_as_run_lengths(sam, video):
+    session, live = sam.video(video), sam.stream()
+    session.prompt(0, "cup", **CUP)
+    session.prompt(0, "ball", **BALL)
+    expected = list(session.track(end=2))
+    packed = list(session.track(end=2, packed=True))
+    pushed = [live.push(video[i], {"cup": CUP, "ball": BALL} if i == 0 else None, packed=True) for i in range(3)]
+    for theirs, ours, ours_live in zip(expected, packed, pushed, strict=True):
+        for result in (ours, ours_live):
+            assert isinstance(result.masks.masks, PackedMasks)
+            np.testing.assert_array_equal(result.masks.masks, theirs.masks.masks)
+            np.testing.assert_array_equal(result.iou_scores, theirs.iou_scores)
+            np.testing.assert_array_equal(result.object_scores, theirs.object_scores)
+            assert result.object_ids == theirs.object_ids
+            assert result.masks.overlay().tobytes() == theirs.masks.overlay().tobytes()
+
+
+def test_interrupted_tracking_can_be_resumed_packed(sam, video):
+    session = sam.video(video)
+    session.prompt(0, "cup", **CUP)
+    for result in session.track():
+        if result.index == 2:
+            break
+    assert isinstance(next(session.resume_tracking(packed=True)).masks.masks, PackedMasks)
+
+
+def test_a_failing_prompt_leaves_a_stream_as_it_was(sam, video):
+    """A mask may turn out to be too small only when the frame is encoded, and other prompts have been decoded."""
+    tiny = np.eye(HEIGHT, WIDTH) * (np.arange(WIDTH) == 9)
+    careful, careless = sam.stream(), sam.stream()
+    with pytest.raises(PromptError, match="too small"):
+        careless.push(video[0], {"cup": CUP, "ball": {"mask": tiny}})
+    assert (careless.count, careless.object_ids) == (0, ())
+    for live in (careful, careless):
+        live.push(video[0], {"cup": CUP})
+    for frame in range(1, 4):
+        with pytest.raises(PromptError, match="too small"):
+            careless.push(video[frame], {"cup": {"points": [(60, 40)]}, "lid": CUP, "ball": {"mask": tiny}})
+        assert (careless.count, careless.object_ids) == (frame, ("cup",))
+        np.testing.assert_array_equal(careless._image, video[frame - 1])
+        expected, result = careful.push(video[frame]), careless.push(video[frame])
+        assert result.index == frame
+        np.testing.assert_array_equal(result.masks.logits, expected.masks.logits)
+    added = [live.push(video[4], {"lid": CUP}) for live in (careful, careless)]
+    np.testing.assert_array_equal(*[result.masks.object_ids for result in added])
+
+
+def test_an_error_of_the_engine_leaves_a_stream_as_it_was(sam, video, monkeypatch):
+    live = sam.stream()
+    live.push(video[0], {"cup": CUP})
+    before = live._tracks
+    monkeypatch.setattr(tracks, "track_objects", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        live.push(video[1], {"ball": BALL})
+    assert live._tracks is before
+    assert (live.count, live.object_ids) == (1, ("cup",))
+
+
+def fail(*args, **kwargs):
+    raise RuntimeError("out of memory")
+
+
+def test_the_arguments_of_a_stream_are_checked_when_it_is_opened(sam):
+    with pytest.raises(PromptError, match="max_objects is 0"):
+        sam.stream(max_objects=0)
+    with pytest.raises(PromptError, match="max_prompted is 0"):
+        sam.stream(max_prompted=0)
+    with pytest.raises(PromptError, match="fps is 0: expected a positive number"):
+        sam.stream(fps=0)
+    model = Sam2Model(replace(sam.model.config, has_memory=False)).eval()
+    with pytest.raises(CheckpointError, match="saved without its memory"):
+        Segmenter(make_engine(model), sam.image_processor).stream()
+
+
+# One generator at a time
+
+
+def test_a_second_generator_is_refused_while_the_first_is_tracking(sam, video):
+    session = sam.video(video)
+    session.prompt(0, "cup", **CUP)
+    expected = [r.index for r in session.track()]
+    first, unstarted = session.track(), session.track(start=9)
+    next(first)
+    for start in (session.track, session.resume_tracking, session.everything):
+        with pytest.raises(SessionError, match="this session is being tracked already: finish the loop"):
+            start()
+    with pytest.raises(SessionError, match="is being tracked already"):
+        next(unstarted)
+    assert [0, *(r.index for r in first)] == expected
+
+
+@pytest.mark.parametrize("end", ["finished", "closed", "collected", "failed"])
+def test_a_generator_that_ended_lets_the_next_one_track(sam, video, end, monkeypatch):
+    session = sam.video(video)
+    session.prompt(0, "cup", **CUP)
+    generator = session.track(end=4)
+    next(generator)
+    if end == "finished":
+        list(generator)
+    elif end == "closed":
+        generator.close()
+    elif end == "collected":
+        del generator
+        gc.collect()
+    else:
+        monkeypatch.setattr(tracks, "track_objects", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            next(generator)
+        monkeypatch.undo()
+    assert [r.index for r in session.track(start=2, end=3)] == [2, 3]
+
+
+def test_an_autosaving_generator_refuses_a_second_one_too(sam, video, tmp_path):
+    session = sam.video(video)
+    session.prompt(0, "cup", **CUP)
+    generator = session.track(autosave=1000, autosave_to=tmp_path / "s")
+    next(generator)
+    with pytest.raises(SessionError, match="is being tracked already"):
+        session.track()
+    generator.close()
+    assert len(list(session.resume_tracking())) == len(video) - 1
+
+
+def test_a_generator_that_was_never_started_changes_no_plan(sam, video):
+    session = sam.video(video)
+    session.prompt(0, "cup", **CUP)
+    generator = session.track()
+    next(generator)
+    generator.close()
+    session.track(start=15)
+    assert [r.index for r in session.resume_tracking()] == list(range(1, len(video)))
+
+
+def test_objects_may_be_prompted_while_the_video_is_tracked(sam, video):
+    session = sam.video(video)
+    session.prompt(0, "cup", **CUP)
+    for result in session.track(end=5):
+        if result.index == 2:
+            session.prompt(2, "ball", **BALL)
+    assert result.object_ids == ("cup", "ball")

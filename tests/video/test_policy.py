@@ -1,0 +1,150 @@
+"""Memory policies: which frames are read, and what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from video.test_tracking import BALL, CUP, logits_of, moving_square
+
+from masklet.errors import ConfigError, PromptError, SessionError
+from masklet.video.policy import PaperPolicy
+
+
+class PromptedFramesOnly:
+    """Reads the prompted frames and no other."""
+
+    def __call__(self, frame, prompted, available, *, step):
+        return PaperPolicy()(frame, prompted, (), step=step)
+
+    def keeps(self, frame, prompted, *, step):
+        return prompted
+
+
+class Selecting:
+    """Changes the selection of the paper's policy."""
+
+    def __init__(self, **changes):
+        self.changes = changes
+
+    def __call__(self, frame, prompted, available, *, step):
+        return replace(PaperPolicy()(frame, prompted, available, step=step), **self.changes)
+
+    def keeps(self, frame, prompted, *, step):
+        return prompted
+
+
+@pytest.fixture(scope="module")
+def video():
+    return moving_square(20)
+
+
+def test_the_policy_of_the_paper_has_a_name(sam, video):
+    session = sam.video(video, policy="paper", max_prompted=3)
+    assert session._tracks.policy == PaperPolicy(7, max_prompted=3, length=20)
+    assert sam.stream(policy="paper").policy == PaperPolicy(7, max_prompted=8)
+
+
+def test_a_policy_object_chooses_what_is_read(sam, video):
+    session = sam.video(video, policy=PromptedFramesOnly())
+    session.prompt(0, "cup", **CUP)
+    results = list(session.track())
+    assert set(session._tracks.objects["cup"].bank.maps) == {0}
+    live = sam.stream(policy=PromptedFramesOnly())
+    pushed = [live.push(frame, {"cup": CUP} if index == 0 else None) for index, frame in enumerate(video)]
+    for key, logits in logits_of(pushed).items():
+        np.testing.assert_array_equal(logits, logits_of(results)[key])
+    with pytest.raises(SessionError, match="cannot be saved: expected a PaperPolicy"):
+        session.save("never.masklet")
+
+
+@pytest.mark.parametrize(
+    "open_it", [lambda sam, **k: sam.video(moving_square(2), **k), lambda sam, **k: sam.stream(**k)]
+)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"policy": "samurai"}, "policy is 'samurai': expected 'paper' or a memory policy"),
+        ({"policy": None}, "policy is None: expected 'paper' or a memory policy"),
+        ({"policy": len}, "expected 'paper' or a memory policy"),
+        (
+            {"policy": PaperPolicy(), "max_prompted": 3},
+            "max_prompted is 3, but policy is an object: expected policy='paper', or the limit in the object",
+        ),
+    ],
+)
+def test_other_policies_are_refused(sam, open_it, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        open_it(sam, **arguments)
+
+
+@pytest.mark.parametrize("max_objects", [1, 16])
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_a_policy_that_selects_no_frame_is_refused(sam, video, fixed_shapes, max_objects):
+    session = sam.video(video, policy=Selecting(maps=(), pointers=()), max_objects=max_objects)
+    session._tracks.fixed_shapes = fixed_shapes
+    session.prompt(0, "cup", **CUP)
+    session.prompt(0, "ball", **BALL)
+    with pytest.raises(
+        ConfigError, match="the memory policy Selecting selects no frame for frame 1: expected at least"
+    ):
+        list(session.track())
+
+
+def test_a_policy_that_selects_no_frame_is_refused_in_corrections_and_streams(sam, video):
+    session, live = sam.video(video), sam.stream(policy=Selecting(maps=(), pointers=()))
+    session.prompt(0, "cup", **CUP)
+    list(session.track(end=3))
+    session._tracks.policy = Selecting(maps=())
+    with pytest.raises(ConfigError, match="selects no frame for frame 2"):
+        session.prompt(2, "cup", points=[(40, 30, 0)])
+    live.push(video[0], {"cup": CUP})
+    with pytest.raises(ConfigError, match="selects no frame for frame 1"):
+        live.push(video[1])
+    assert live.count == 1
+
+
+def test_a_policy_that_selects_frames_without_a_result_is_refused(sam, video):
+    session = sam.video(video, policy=Selecting(pointers=((17, 3),)))
+    session.prompt(0, "cup", **CUP)
+    with pytest.raises(ConfigError, match="Selecting selects frame 17 for frame 1: expected frames with a result"):
+        list(session.track())
+
+
+def test_a_policy_that_reads_what_it_does_not_keep_is_refused_in_a_stream(sam, video):
+    class Forgetful(PromptedFramesOnly):
+        def keeps(self, frame, prompted, *, step):
+            return set()
+
+    live = sam.stream(policy=Forgetful())
+    live.push(video[0], {"cup": CUP})
+    with pytest.raises(ConfigError, match=r"reads frame 0 in frame 1 of a stream.* its keeps\(\) returned"):
+        live.push(video[1])
+
+
+def test_at_least_one_prompted_frame_is_read(sam, video):
+    with pytest.raises(PromptError, match="max_prompted is 0: expected at least 1"):
+        sam.video(video, max_prompted=0)
+
+
+def test_the_nearest_prompted_frames_are_read():
+    policy = PaperPolicy(num_maskmem=7, max_prompted=3)
+    assert policy.nearest(10, {0, 4, 9, 12, 30}) == {9, 12, 4}
+    assert policy.nearest(10, {0, 4}) == {0, 4}
+    selection = policy(10, {0, 4, 9, 12, 30}, set(range(10)), step=1)
+    slots = dict(selection.maps)
+    assert slots[9] == slots[12] == slots[4] == 6
+    assert 0 not in slots
+    assert slots[8] == 1
+    assert min(f for f, _ in selection.maps) == 4
+
+
+def test_a_frame_reads_the_last_six_maps_and_fifteen_pointers():
+    selection = PaperPolicy()(40, {0}, set(range(1, 40)), step=1)
+    assert dict(selection.maps) == {0: 6, 39: 0, 38: 1, 37: 2, 36: 3, 35: 4, 34: 5}
+    assert dict(selection.pointers) == {0: 40} | {40 - back: back for back in range(1, 16)}
+
+
+def test_tracking_backward_reads_the_frames_after():
+    selection = PaperPolicy()(10, {20}, set(range(11, 20)), step=-1)
+    assert dict(selection.maps) == {20: 6} | {10 + back: back - 1 for back in range(1, 7)}
+    assert dict(selection.pointers)[20] == 10
