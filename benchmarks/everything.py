@@ -1,13 +1,13 @@
-"""All masks of an image beside a straightforward generator on transformers' model, turn by turn, on the same weights.
+"""All masks of an image, compared with a straightforward generator on transformers' model with the same weights.
 
     python benchmarks/everything.py [--image examples/images/truck.jpg] [--points 32] [--side 1024] [--rounds 3]
         [--iou 0.64 --stability 0.6] [--memory] [--json everything.json]
 
-SAM 2.1 tiny with seeded random weights. The other side is written as people write it, and as transformers' pipeline
-works: batches of 64 clicks, all candidates at the image's size, then scores, boxes, NMS and run lengths of those.
-Boxes are not suppressed, since with random weights every box is the whole image. Times are beyond the image encode,
-which is measured alone and taken off; the ratio is the median of the rounds' own ratios. With ``--memory`` each side
-runs once more in a process of its own, whose peak is reported.
+SAM 2.1 tiny with seeded random weights. The other side works as transformers' pipeline does: batches of 64 points, all
+candidates at the image's size, then their scores, boxes, NMS and run lengths. Boxes are not suppressed, since with
+random weights every box is the whole image. The sides take turns. Times are without the image encode, which is measured
+separately and subtracted; the ratio is the median of the ratios of the rounds. With ``--memory`` each side runs once
+more in its own process, whose peak is reported.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from masklet.masks import box_nms, decode_rle, mask_ious, text_rle
 from masklet.processing import Sam2ImageProcessor
 from masklet.segmenter import Segmenter
 
-AT_ONCE = 64
+POINT_BATCH = 64
 NO_NMS = 1.1
 
 
 def seeded_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Healthy activations: every tensor drawn from a generator seeded with its name."""
+    """Weights with activations of normal size: every tensor comes from a generator seeded with its name."""
     return {name: seeded_tensor(name, tuple(t.shape)) for name, t in model.state_dict().items()}
 
 
@@ -58,17 +58,16 @@ def seeded_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 class Masklet:
-    """Ours."""
+    """masklet."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         model = masklet.Sam2Model(masklet.Sam2Config(image_size=args.side))
         model.load_state_dict(seeded_weights(model))
-        processor = Sam2ImageProcessor(args.side)
-        self.sam, self.args = Segmenter(model.eval().requires_grad_(False).to(args.device), processor), args
-        self.image = read_image(args.image)
+        self.sam = Segmenter.from_model(model.eval().requires_grad_(False).to(args.device))
+        self.args, self.image = args, read_image(args.image)
 
     def encode(self) -> object:
-        """The image alone."""
+        """Encodes the image."""
         return self.sam.image(self.image)
 
     def generate(self) -> list[dict]:
@@ -80,9 +79,9 @@ class Masklet:
             iou_threshold=args.iou,
             stability_threshold=args.stability,
             box_nms=NO_NMS,
-            output="rle",
+            packed=True,
         )
-        return [instance["segmentation"] for instance in found]
+        return found.to_rle()
 
 
 class Transformers:
@@ -99,7 +98,7 @@ class Transformers:
 
     @torch.inference_mode()
     def encode(self) -> list[torch.Tensor]:
-        """The image alone."""
+        """Encodes the image."""
         pixels = Sam2ImageProcessor(self.args.side).pixel_values(self.image)
         return self.model.get_image_embeddings(pixels.to(self.args.device))
 
@@ -111,7 +110,7 @@ class Transformers:
         middles = (torch.arange(args.points) + 0.5) / args.points * args.side
         grid = torch.stack(torch.meshgrid(middles, middles, indexing="xy"), -1).reshape(1, -1, 1, 2).to(args.device)
         runs, scores, boxes = [], [], []
-        for points in grid.split(AT_ONCE, dim=1):
+        for points in grid.split(POINT_BATCH, dim=1):
             labels = torch.ones(points.shape[:3], dtype=torch.long, device=args.device)
             out = self.model(
                 image_embeddings=embeddings, input_points=points, input_labels=labels, multimask_output=True
@@ -133,14 +132,14 @@ class Transformers:
 SIDES = {"masklet": Masklet, "transformers": Transformers}
 
 
-def beyond_encode(side: Masklet | Transformers) -> tuple[float, list[dict]]:
-    """Seconds, and what came out."""
+def without_encode(side: Masklet | Transformers) -> tuple[float, list[dict]]:
+    """Seconds without the image encode, and the masks."""
     encode, found = seconds(side.encode), []
     return seconds(lambda: found.extend(side.generate())) - encode, found
 
 
 def same_share(ours: list[dict], theirs: list[dict]) -> float:
-    """Share of masks on the side with more that have one on the other, at IoU above 0.99."""
+    """Share of the masks of the side with more of them that have a counterpart with an IoU above 0.99."""
     if not ours or not theirs:
         return float(len(ours) == len(theirs))
     is_same = mask_ious(decode_rle(ours), decode_rle(theirs)) > 0.99
@@ -148,7 +147,7 @@ def same_share(ours: list[dict], theirs: list[dict]) -> float:
 
 
 def peak_of(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Of a process that loads one side and runs it once."""
+    """Peak memory of a process that loads one side and runs it once."""
     options = [f"--{key}={getattr(args, key)}" for key in ("image", "points", "side", "iou", "stability", "device")]
     done = subprocess.run([sys.executable, __file__, *options, "--only", name], stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -182,7 +181,7 @@ def main() -> None:
 
     ours, theirs = (side(args) for side in SIDES.values())
     ours.encode(), theirs.encode()
-    rounds = [(beyond_encode(ours), beyond_encode(theirs)) for _ in range(args.rounds)]
+    rounds = [(without_encode(ours), without_encode(theirs)) for _ in range(args.rounds)]
     times, first = [(a, b) for (a, _), (b, _) in rounds], [found for _, found in rounds[0]]
     ratios = [b / a for a, b in times]
     results: dict[str, object] = {
@@ -201,13 +200,13 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "resolution": args.side,
-        "clicks": args.points**2,
+        "points": args.points**2,
         "masklet": masklet.__version__,
         "torch": torch.__version__,
         "rounds": args.rounds,
     }
     table = Table("", "masklet", "transformers")
-    table.add_row("beyond the encode (s)", f"{results['masklet_s']:.2f}", f"{results['transformers_s']:.2f}")
+    table.add_row("without the encode (s)", f"{results['masklet_s']:.2f}", f"{results['transformers_s']:.2f}")
     table.add_row("times faster", f"{results['ratio']:.2f} ({min(ratios):.2f} – {max(ratios):.2f})", "")
     table.add_row("masks", *map(str, results["masks"]))
     table.add_row("the same, IoU > 0.99", f"{results['same']:.1%}", "")

@@ -1,9 +1,9 @@
-"""Ten thousand masks on a 4k image through every way out: time, and the most memory the process has had.
+"""Ten thousand masks of a 4K image through every export: time, and peak memory of the process.
 
     python benchmarks/results.py [--masks 10000] [--size 3840 2160] [--json results.json]
 
-As arrays of bool they would be 83 GB. They come as run lengths, as ``everything(output="rle")`` and COCO files have
-them, and are read with ``Masks.from_coco(…, packed=True)``. Masks are ellipses with holes, from 8 to 400 pixels wide.
+As bool arrays they would take 83 GB. They are run lengths, as in COCO files and from ``everything(output="rle")``, read
+with ``Masks.from_coco(…, packed=True)``. The masks are ellipses with holes, 8 to 400 pixels wide.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from masklet.results.exporters import coco_instance
 
 
 def ellipses(count: int, size_hw: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO instances of ellipses with a hole, some of them cut by the image's border."""
+    """COCO instances of ellipses with a hole; the image's border cuts some of them."""
     rng = np.random.default_rng(0)
     height, width = size_hw
     instances = []
@@ -59,7 +59,7 @@ def main() -> None:
         def read() -> None:
             made["masks"] = masklet.Masks.from_coco(instances, packed=True)
 
-        ways = {
+        exports = {
             "from_coco(packed=True)": read,
             "boxes, areas": lambda: (made["masks"].boxes, made["masks"].areas),
             "clean": lambda: made["masks"].clean(fill_holes=50, remove_islands=50),
@@ -73,8 +73,8 @@ def main() -> None:
             "to_polygons": lambda: made["masks"].to_polygons(),
             "to_geojson": lambda: made["masks"].to_geojson(),
         }
-        for name, way in ways.items():
-            rows.append({"way": name, "seconds": seconds(way), "peak_mb": peak_mb()})
+        for name, export in exports.items():
+            rows.append({"export": name, "seconds": seconds(export), "peak_mb": peak_mb()})
     setting = {
         "masks": args.masks,
         "image": f"{width}×{height}",
@@ -83,9 +83,9 @@ def main() -> None:
         "cpu": device_name(),
         "before": f"{before_mb:.0f} MB",
     }
-    table = Table("way", "seconds", "peak (MB)")
+    table = Table("export", "seconds", "peak (MB)")
     for row in rows:
-        table.add_row(row["way"], f"{row['seconds']:.2f}", f"{row['peak_mb']:.0f}")
+        table.add_row(row["export"], f"{row['seconds']:.2f}", f"{row['peak_mb']:.0f}")
     report(table, setting, rows, args.json)
 
 

@@ -1,10 +1,10 @@
-"""Everything in an image of 400 megapixels, tile by tile: time, masks, and the most memory the process has had.
+"""Everything in an image of 400 megapixels, tile by tile: time, masks, and peak memory of the process.
 
     python benchmarks/tiles.py [--side 20000] [--tile 1024 --overlap 128] [--points 4] [--resolution 256] [--json FILE]
 
-Needs ``masklet[tiff]``. The image is a TIFF of ellipses in colours on noise, written into a memory map by a process
-of its own. Most of the memory is the network's and that of one tile's masks; to see that it does not grow with the
-image, compare ``--side 5000`` with ``--side 20000``.
+Needs ``masklet[tiff]``. The image is a TIFF of coloured ellipses on noise, written by another process.
+Most of the memory is used by the network and by the masks of one tile; to see that it does not grow with the image,
+compare ``--side 5000`` with ``--side 20000``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import masklet
 
 
 def write_image(path: Path, side: int) -> None:
-    """Bands of noise with ellipses that cross the borders of tiles; no more than a band is in memory."""
+    """Bands of noise with ellipses that cross the borders of tiles; one band is in memory at a time."""
     rng, band = np.random.default_rng(0), 500
     pixels = tifffile.memmap(path, shape=(side, side, 3), dtype=np.uint8, photometric="rgb", bigtiff=True)
     for top in range(0, side, band):
@@ -56,7 +56,7 @@ def main() -> None:
     found: dict[str, Any] = {"masks": 0, "bytes": 0}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.tif"
-        # In a process of its own, whose memory is not counted.
+        # In another process, whose memory is not counted.
         writer = multiprocessing.get_context("spawn").Process(target=write_image, args=(path, args.side))
         writer.start()
         writer.join()
@@ -64,8 +64,8 @@ def main() -> None:
         found["megabytes on disk"] = round(path.stat().st_size / 1e6)
         before_mb = peak_mb()
 
-        def look() -> None:
-            instances = sam.everything(
+        def find() -> None:
+            instances = sam.everything_tiled(
                 path,
                 tile=args.tile,
                 overlap=args.overlap,
@@ -78,7 +78,7 @@ def main() -> None:
                 found["masks"] += 1
                 found["bytes"] += len(json.dumps(instance))
 
-        found["seconds"] = round(seconds(look), 1)
+        found["seconds"] = round(seconds(find), 1)
     found |= {"peak before (MB)": round(before_mb), "peak (MB)": round(peak_mb())}
     setting = {
         **{name: value for name, value in vars(args).items() if name != "json"},

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 import masklet
+from masklet.engine import make_engine
 from masklet.prompts import to_model_pixels
 from masklet.segmenter import Segmenter
 
@@ -76,7 +77,7 @@ def track(
     pixels = [sam.image_processor.frame_values(image).to(device) for image in images]
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(objects, 2, generator=generator) * torch.tensor([SIZE_HW[1], SIZE_HW[0]])
-    live = Segmenter(sam.model, Prepared(pixels, side)).stream()
+    live = Segmenter(make_engine(sam.model), Prepared(pixels, side)).stream()
     session = Sam2VideoInferenceSession(
         video_height=SIZE_HW[0],
         video_width=SIZE_HW[1],

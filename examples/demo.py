@@ -1,7 +1,7 @@
-"""Segment an image and follow a dog through a video with the embedded model, offline.
+"""Segments an image and tracks a dog through a video with the embedded model, offline.
 
-The image: a click, a box, and a click with one beside the object. The video: a box in its first frame. Prints
-two tables and writes the images and the video under demo/.
+Prompts of the image: a point, a box, and a point with another one beside the object. Prompt of the video: a box in the
+first frame. Prints two tables and writes the images and the video to demo/.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ DOG = (288, 108, 480, 200)
 
 
 def image_table(sam: masklet.Segmenter) -> Table:
-    """Run the three prompts on one encoded image."""
+    """Predicts the masks of three prompts on one encoded image."""
     start = perf_counter()
     image = sam.image(HERE / "images" / "truck.jpg")
     encode_ms = 1000 * (perf_counter() - start)
@@ -33,7 +33,7 @@ def image_table(sam: masklet.Segmenter) -> Table:
     table.add_row("(encode once)", "", "", f"{encode_ms:.0f}")
     for name, prompt in PROMPTS.items():
         start = perf_counter()
-        mask = image.predict(**prompt, fill_holes=1500, remove_islands=1500).best
+        mask = image.predict(**prompt, fill_holes=1500, remove_islands=1500)
         milliseconds = 1000 * (perf_counter() - start)
         mask.overlay().save(OUT / f"{name}.png")
         table.add_row(name, f"{mask.iou_scores[0]:.3f}", str(mask.areas[0]), f"{milliseconds:.0f}")
@@ -41,7 +41,7 @@ def image_table(sam: masklet.Segmenter) -> Table:
 
 
 def video_table(sam: masklet.Segmenter) -> Table:
-    """Show the dog in frame 0 and follow it to the video's end."""
+    """Prompts the dog in frame 0 and tracks it to the end of the video."""
     start = perf_counter()
     video = sam.video(HERE / "videos" / "dog.mp4")
     video.prompt(frame=0, object="dog", box=DOG)
@@ -55,7 +55,7 @@ def video_table(sam: masklet.Segmenter) -> Table:
 
 
 def main() -> None:
-    """Run both."""
+    """Segments the image, then the video."""
     OUT.mkdir(exist_ok=True)
     sam = masklet.load()
     for task in (image_table, video_table):

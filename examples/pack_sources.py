@@ -26,7 +26,7 @@ from PIL import Image
 from masklet.atomic import replacing
 from masklet.errors import DataError
 from masklet.evaluation.folder import read_folder
-from masklet.results.exporters import read_index_map
+from masklet.results.importers import read_index_map
 
 Entry = tuple[str, bytes]
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")

@@ -15,6 +15,7 @@ from masklet.config import (
     Sam2MemoryEncoderConfig,
     Sam2PromptEncoderConfig,
 )
+from masklet.engine import make_engine
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.segmenter import Segmenter
@@ -46,12 +47,18 @@ def golden_folder():
     return Path(__file__).parent / "golden"
 
 
+@pytest.fixture(scope="session", params=["cpu", pytest.param("eager", marks=pytest.mark.slow)])
+def engine_name(request):
+    """The engines that are compared with the references."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def segmenter_of():
+def segmenter_of(engine_name):
     """A function from a model to the segmenter that is compared with the references."""
 
     def segmenter_of(model):
-        return Segmenter(model, Sam2ImageProcessor(model.config.image_size))
+        return Segmenter(make_engine(model, engine_name), Sam2ImageProcessor(model.config.image_size))
 
     return segmenter_of
 
@@ -96,7 +103,7 @@ def tiny_model(tiny_config):
 
 @pytest.fixture(scope="session")
 def sam(tiny_model, tiny_config):
-    return Segmenter(tiny_model, Sam2ImageProcessor(tiny_config.image_size))
+    return Segmenter(make_engine(tiny_model), Sam2ImageProcessor(tiny_config.image_size))
 
 
 @pytest.fixture(scope="session")
@@ -118,3 +125,9 @@ def image():
 def encoded(sam, image):
     """The image as an EncodedImage."""
     return sam.image(image)
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The folder of the repository."""
+    return Path(__file__).parents[1]

@@ -20,7 +20,13 @@ from masklet import checkpoints
 from masklet.checkpoints import KNOWN_MODELS, check_tensors, read
 from masklet.checkpoints.meta import config_from_meta, convert_meta
 from masklet.checkpoints.transformers import config_from_json, config_to_json
-from masklet.config import Sam2Config, Sam2ImageEncoderConfig, Sam2MemoryAttentionConfig, Sam2MemoryEncoderConfig
+from masklet.config import (
+    Sam2Config,
+    Sam2EverythingConfig,
+    Sam2ImageEncoderConfig,
+    Sam2MemoryAttentionConfig,
+    Sam2MemoryEncoderConfig,
+)
 from masklet.errors import CheckpointError
 from masklet.model.sam2 import Sam2Model
 from masklet.segmenter import load
@@ -42,7 +48,7 @@ def contents(folder):
 
 @pytest.fixture
 def folder(tiny_folder, tmp_path):
-    """A copy that a test may spoil."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
@@ -62,7 +68,7 @@ def spoil(folder, **changes):
 # Folders
 
 
-def test_what_was_saved_is_what_is_read(tiny_model, tiny_config, tiny_folder):
+def test_a_saved_model_is_read_unchanged(tiny_model, tiny_config, tiny_folder):
     config, tensors = read(tiny_folder)
     assert config == tiny_config
     assert tensors.keys() == tiny_model.state_dict().keys()
@@ -70,7 +76,7 @@ def test_what_was_saved_is_what_is_read(tiny_model, tiny_config, tiny_folder):
         assert torch.equal(tensors[name], tensor), name
 
 
-def test_a_folder_holds_three_files_that_others_may_read(tiny_folder):
+def test_a_folder_holds_three_files_that_everyone_may_read(tiny_folder):
     assert sorted(os.listdir(tiny_folder)) == FILES
     assert all(path.stat().st_mode & 0o044 for path in tiny_folder.iterdir())
 
@@ -117,6 +123,7 @@ def test_weights_may_be_stored_in_16_bits(tiny_model, tiny_folder, tmp_path, dty
             "memory_attention": Sam2Config().memory_attention,
         },
         {"image_size": 96, "num_maskmem": 3},
+        {"everything": Sam2EverythingConfig(iou_threshold=0.4, stability_threshold=0.3)},
         {"image_encoder": Sam2ImageEncoderConfig(hidden_size=8, num_attention_heads=2, global_attention_blocks=())},
     ],
 )
@@ -215,14 +222,14 @@ def test_a_folder_of_one_version_with_weights_of_the_other_is_refused(tiny_confi
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff\xfe", '{"model_type": "sam2",}'])
-def test_a_config_that_is_no_json_is_refused(folder, text):
+def test_a_config_that_is_not_json_is_refused(folder, text):
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     message = refusal_of(folder)
     assert message.startswith(f"{folder / 'config.json'} is not JSON (")
     assert message.endswith("): expected a model's config.json")
 
 
-def test_a_config_that_is_no_object_is_refused(folder):
+def test_a_config_that_is_not_an_object_is_refused(folder):
     (folder / "config.json").write_text("[1, 2]")
     assert refusal_of(folder) == f"{folder / 'config.json'} holds a list: expected a JSON object"
 
@@ -285,26 +292,37 @@ def test_a_config_that_asks_for_something_else_is_refused_by_name(folder, name, 
             "blocks_per_stage is (1, 2): expected four numbers, one for each stage",
         ),
         ("vision_config__backbone_config__blocks_per_stage", 4, "'int' object is not iterable"),
-        ("vision_config", None, "has vision_config None: expected a JSON object"),
-        ("vision_config__backbone_config", [], "has backbone_config []: expected a JSON object"),
-        ("mask_decoder_config", "small", "has mask_decoder_config 'small': expected a JSON object"),
+        ("vision_config", None, "vision_config is None: expected a JSON object"),
+        ("vision_config__backbone_config", [], "backbone_config is []: expected a JSON object"),
+        ("mask_decoder_config", "small", "mask_decoder_config is 'small': expected a JSON object"),
+        ("everything", {"iou_threshold": 1.5}, "iou_threshold is 1.5: expected a number, 0 to 1"),
+        ("everything", {"iou_threshold": "high"}, "iou_threshold is 'high': expected a number, 0 to 1"),
+        ("everything", {"points": 3}, "got an unexpected keyword argument 'points'"),
+        ("everything", 0.5, "everything is 0.5: expected a JSON object"),
     ],
 )
-def test_a_config_with_senseless_numbers_is_refused(folder, name, value, message):
+def test_a_config_with_invalid_values_is_refused(folder, name, value, message):
     spoil(folder, **{name: value})
     refusal = refusal_of(folder)
     assert refusal.startswith(str(folder / "config.json"))
     assert message in refusal
 
 
-def test_a_config_may_leave_out_what_is_usual(tiny_config):
+def test_a_config_may_omit_defaults():
     assert config_from_json({"model_type": "sam2_video"}, has_memory=True, where="here") == Sam2Config()
     assert config_from_json({"model_type": "sam2"}, has_memory=False, where="here") == Sam2Config(has_memory=False)
 
 
-def test_what_a_config_says_beyond_the_network_is_ignored(folder):
+def test_keys_that_do_not_describe_the_network_are_ignored(folder):
     spoil(folder, transformers_version="99", dtype="float16", initializer_range=0.5, architectures=["Mine"])
     Sam2Model.from_pretrained(folder)
+
+
+def test_the_folder_of_a_published_checkpoint_has_the_thresholds_of_the_reference(folder):
+    content = json.loads((folder / "config.json").read_text())
+    del content["everything"]
+    (folder / "config.json").write_text(json.dumps(content))
+    assert Sam2Model.from_pretrained(folder).config.everything == Sam2EverythingConfig()
 
 
 # Failing saves
@@ -321,7 +339,7 @@ def fail_with(error):
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), SafetensorError("Error while serializing: I/O error")]
 )
-def test_a_failed_save_leaves_the_old_folder_as_it_was(tiny_config, folder, monkeypatch, error):
+def test_a_failed_save_does_not_change_the_old_folder(tiny_config, folder, monkeypatch, error):
     before = contents(folder)
     monkeypatch.setattr(checkpoints, "save_file", fail_with(error))
     with pytest.raises(CheckpointError) as caught:
@@ -391,7 +409,7 @@ def manifest(golden_folder, release):
 
 
 def light_tensors(shapes):
-    """Tensors of these shapes that weigh nothing in a file; each holds one number of its own."""
+    """Tensors of these shapes that take no space in a file; each holds one number of its own."""
     return {name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
 
 
@@ -436,6 +454,17 @@ def test_a_file_of_meta_loads(meta_file, meta_tensors):
     assert load(meta_file).image_processor.input_hw == (1024, 1024)
 
 
+def test_a_file_of_meta_may_have_been_fine_tuned_at_another_resolution(meta_file, tmp_path):
+    sam = load(meta_file, resolution=512)
+    assert sam.image_processor.input_hw == (512, 512)
+    assert sam.model.config.image_size == 512
+    sam.model.save_pretrained(tmp_path, dtype=torch.float16)
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"height": 512, "width": 512}
+    again = load(tmp_path)
+    assert again.image_processor.input_hw == (512, 512)
+    assert again.model.config == sam.model.config
+
+
 @pytest.mark.parametrize("around", ["training state", "nothing", "float16", "legacy"])
 def test_fine_tuned_files_of_the_same_layout_load(meta_tensors, tmp_path, around):
     path = tmp_path / "mine.pt"
@@ -453,7 +482,7 @@ def test_fine_tuned_files_of_the_same_layout_load(meta_tensors, tmp_path, around
 
 
 class RunsCode:
-    """What unpickling this does, a stranger decides."""
+    """A stand-in for a malicious pickle."""
 
     def __init__(self, trace):
         self.trace = trace
@@ -566,10 +595,10 @@ def test_any_byte_of_a_file_may_be_wrong(tmp_path, is_zip):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
-def test_the_weights_alone_are_not_enough(tiny_folder, tmp_path, name):
+def test_weights_without_a_config_are_refused(tiny_folder, tmp_path, name):
     path = shutil.copy(tiny_folder / "model.safetensors", tmp_path / name)
     assert refusal_of(path) == (
-        f"{path} holds weights alone: expected its folder, with config.json, or a .pt file of Meta's"
+        f"{path} holds only weights: expected its folder, with config.json, or a .pt file of Meta's"
     )
 
 
@@ -586,7 +615,7 @@ def test_the_weights_alone_are_not_enough(tiny_folder, tmp_path, name):
         ("hiera-small", "sam2-hiera-small"),
     ],
 )
-def test_an_unknown_name_brings_the_nearest_known_one(name, nearest):
+def test_the_error_for_an_unknown_name_suggests_the_nearest_known_one(name, nearest):
     known = ", ".join(model.name for model in KNOWN_MODELS)
     assert refusal_of(name) == (
         f"no model {name!r}: did you mean {nearest}? Expected one of {known}, a Hub repository (owner/name), a model "
@@ -595,16 +624,16 @@ def test_an_unknown_name_brings_the_nearest_known_one(name, nearest):
 
 
 @pytest.mark.parametrize("name", ["zzzzzz", "/no/such/folder", "a/b/c", "~/models"])
-def test_a_name_near_to_nothing_brings_the_list(name):
+def test_the_error_for_a_very_different_name_lists_the_known_ones(name):
     assert refusal_of(name).startswith(f"no model {name!r}: Expected one of nano, sam2.1-hiera-tiny, ")
 
 
 @pytest.mark.parametrize("name", ["model.pt", "checkpoints/sam2.1_hiera_tiny.pt", "/no/where/model.safetensors"])
-def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(name):
+def test_a_missing_file_is_not_searched_on_the_hub(name):
     assert refusal_of(name) == f"there is no file {name}; looked in {os.getcwd()}"
 
 
-def test_the_embedded_model_has_the_first_claim_to_its_name(tmp_path, monkeypatch):
+def test_the_name_of_the_embedded_model_has_priority_over_files(tmp_path, monkeypatch):
     (tmp_path / "nano").write_bytes(b"not a model")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoints, "_EMBEDDED_FOLDER", tmp_path / "weights")
@@ -614,7 +643,7 @@ def test_the_embedded_model_has_the_first_claim_to_its_name(tmp_path, monkeypatc
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """The Hub's client as HF_HUB_OFFLINE=1 makes it, with an empty cache."""
+    """The Hub's client with HF_HUB_OFFLINE=1 and an empty cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
@@ -628,7 +657,7 @@ UNREACHABLE = (
 
 
 @pytest.mark.parametrize("name", ["facebook/sam2.1-hiera-tiny", "sam2.1-hiera-tiny"])
-def test_offline_the_way_out_is_told(offline, name):
+def test_the_error_offline_says_what_to_do(offline, name):
     assert refusal_of(name) == UNREACHABLE
 
 
@@ -696,7 +725,7 @@ RESPONSE = SimpleNamespace(headers={}, request=None)
         ),
     ],
 )
-def test_what_the_hub_says_is_told(monkeypatch, name, error, message):
+def test_errors_of_the_hub_are_reported(monkeypatch, name, error, message):
     def fail(*args, **kwargs):
         raise error
 
@@ -705,7 +734,7 @@ def test_what_the_hub_says_is_told(monkeypatch, name, error, message):
 
 
 @pytest.mark.parametrize("name", ["a/b--c", "a/b..c", "-a/b", "a/b.git"])
-def test_what_cannot_be_a_repository_is_refused(offline, name):
+def test_an_invalid_repository_is_refused(offline, name):
     assert refusal_of(name).startswith(f"cannot fetch config.json of {name!r}: ")
 
 
@@ -714,11 +743,14 @@ def test_revision_and_token_reach_the_hub(tiny_folder, monkeypatch):
 
     def fetch(repository, filename, *, revision, token):
         asked.append((repository, filename, revision, token))
+        if not (tiny_folder / filename).exists():
+            raise hub_errors.EntryNotFoundError(filename)
         return tiny_folder / filename
 
     monkeypatch.setattr(checkpoints, "hf_hub_download", fetch)
     load("me/mine", revision="v1", token="secret")
-    assert asked == [("me/mine", name, "v1", "secret") for name in FILES]
+    optional = ["processor_config.json", "video_preprocessor_config.json"]
+    assert sorted(asked) == sorted(("me/mine", name, "v1", "secret") for name in [*FILES, *optional])
 
 
 # transformers
@@ -738,16 +770,21 @@ def known_to_transformers(tiny_config):
 @pytest.mark.parametrize("version", ["2.0", "2.1"])
 @pytest.mark.parametrize("kind", ["Sam2Model", "Sam2VideoModel"])
 def test_what_masklet_saves_transformers_loads(transformers, known_to_transformers, tmp_path, kind, version):
-    config = replace(known_to_transformers, is_v2_1=version == "2.1", has_memory=kind == "Sam2VideoModel")
+    thresholds = Sam2EverythingConfig(iou_threshold=0.4, stability_threshold=0.3)
+    config = replace(
+        known_to_transformers, is_v2_1=version == "2.1", has_memory=kind == "Sam2VideoModel", everything=thresholds
+    )
     ours = Sam2Model(config).eval()
     ours.save_pretrained(tmp_path)
     theirs, info = getattr(transformers, kind).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name
+    theirs.save_pretrained(tmp_path / "again")
+    assert Sam2Model.from_pretrained(tmp_path / "again").config.everything == thresholds
 
 
-def test_transformers_draws_the_same_masks(transformers, tiny_folder, tiny_model):
+def test_transformers_gives_the_same_masks(transformers, tiny_folder, tiny_model):
     theirs, info = transformers.Sam2Model.from_pretrained(tiny_folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]

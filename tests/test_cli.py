@@ -39,7 +39,7 @@ def run(tiny_folder, image_file):
 
 @pytest.fixture
 def refusal_of(tiny_folder, image_file, monkeypatch, capsys):
-    """The one line with which ``masklet`` ends on bad input."""
+    """The error message of ``masklet``, one line, on bad input."""
 
     def refusal_of(*arguments):
         if not arguments or str(arguments[0]).startswith("-"):
@@ -58,7 +58,7 @@ def refusal_of(tiny_folder, image_file, monkeypatch, capsys):
     return refusal_of
 
 
-# What it prints
+# Output
 
 
 def test_a_click_gives_a_row_that_cut_and_awk_can_read(run, encoded):
@@ -66,24 +66,24 @@ def test_a_click_gives_a_row_that_cut_and_awk_can_read(run, encoded):
     assert result.exit_code == 0
     header, row = (line.split("\t") for line in result.output.splitlines())
     assert header == ["object", "score", "area", "box"]
-    best = encoded.predict([(30, 20)]).best
+    best = encoded.predict([(30, 20)])
     assert row == ["0", f"{best.iou_scores[0]:.3f}", str(best.areas[0]), ",".join(f"{s:.0f}" for s in best.boxes[0])]
 
 
 @pytest.mark.parametrize(
     ("options", "objects"),
     [
-        ([CLICK, "--all-masks"], ["0", "0", "0"]),
+        ([CLICK, "--candidates"], ["0", "0", "0"]),
         ([CLICK, "--point", "70,40,0"], ["0"]),
         (["--box", "20,10,50,30"], ["0"]),
         (["--box", "20,10,50,30", "--box", "1,1,9,9"], ["0", "1"]),
-        (["--box", "20,10,50,30", "--box", "1,1,9,9", "--all-masks"], ["0", "0", "0", "1", "1", "1"]),
+        (["--box", "20,10,50,30", "--box", "1,1,9,9", "--candidates"], ["0", "0", "0", "1", "1", "1"]),
         (["--box", "20,10,50,30", CLICK, "--point", "40.5,20.5,0"], ["0"]),
         ([CLICK, "--resolution", "96"], ["0"]),
         ([CLICK, "--fill-holes", "50", "--remove-islands", "50", "--device", "cpu"], ["0"]),
     ],
 )
-def test_one_row_a_mask(run, options, objects):
+def test_there_is_one_row_for_each_mask(run, options, objects):
     result = run(*options)
     assert result.exit_code == 0
     assert [line.split("\t")[0] for line in result.output.splitlines()[1:]] == objects
@@ -113,13 +113,13 @@ def test_the_version_is_that_of_the_package():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["image", "--help"], ["models", "--help"]])
-def test_help_is_given(arguments):
+def test_there_is_help(arguments):
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0
     assert "Usage: " in result.output
 
 
-# What it writes
+# Files
 
 
 def pixels_of(path):
@@ -127,34 +127,34 @@ def pixels_of(path):
         return np.array(image)
 
 
-def test_everything_that_was_asked_for_is_written(run, encoded, tmp_path):
-    out, mask_out, json_out = tmp_path / "a/look.png", tmp_path / "b/mask.png", tmp_path / "c/result.json"
+def test_all_requested_files_are_written(run, encoded, tmp_path):
+    out, mask_out, json_out = tmp_path / "a/overlay.png", tmp_path / "b/mask.png", tmp_path / "c/result.json"
     assert run(CLICK, "--out", out, "--mask-out", mask_out, "--json", json_out).exit_code == 0
 
-    best = encoded.predict([(30, 20)]).best
+    best = encoded.predict([(30, 20)])
     np.testing.assert_array_equal(pixels_of(out), np.array(best.overlay()))
     np.testing.assert_array_equal(pixels_of(mask_out) == 255, best.masks[0])
     (instance,) = json.loads(json_out.read_text())
     np.testing.assert_array_equal(decode_rle([instance["segmentation"]])[0], best.masks[0])
     assert instance["score"] == pytest.approx(best.iou_scores[0])
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
-        "look.png",
         "mask.png",
+        "overlay.png",
         "result.json",
     ]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".PNG", ".tif", ".bmp"])
 def test_overlays_are_written_in_the_format_of_their_name(run, tmp_path, suffix):
-    assert run(CLICK, "--out", tmp_path / f"look{suffix}").exit_code == 0
-    assert pixels_of(tmp_path / f"look{suffix}").shape == (48, 80, 3)
+    assert run(CLICK, "--out", tmp_path / f"overlay{suffix}").exit_code == 0
+    assert pixels_of(tmp_path / f"overlay{suffix}").shape == (48, 80, 3)
 
 
-def test_a_written_mask_is_a_prompt_again(run, encoded, tmp_path):
+def test_a_written_mask_can_be_a_prompt(run, encoded, tmp_path):
     run(CLICK, "--mask-out", tmp_path / "mask.png")
     result = run("--mask", tmp_path / "mask.png", "--mask-out", tmp_path / "better.png")
     assert result.exit_code == 0
-    expected = encoded.predict(mask=encoded.predict([(30, 20)]).best.masks)
+    expected = encoded.predict(mask=encoded.predict([(30, 20)]).masks)
     np.testing.assert_array_equal(pixels_of(tmp_path / "better.png") == 255, expected.masks[0])
 
 
@@ -171,25 +171,25 @@ def test_a_written_mask_is_a_prompt_again(run, encoded, tmp_path):
     ],
     ids=["white", "one", "one of 65535", "1 bit", "colour", "transparent", "opaque"],
 )
-def test_inside_is_what_is_neither_black_nor_transparent(image, tmp_path):
+def test_pixels_neither_black_nor_transparent_are_inside(image, tmp_path):
     image.save(tmp_path / "mask.png")
     assert read_mask(tmp_path / "mask.png").tolist() == [[False, True]]
 
 
-# What it refuses
+# Refusals
 
 
 @pytest.mark.parametrize("text", ["", "30", "30;20", "30,20,1,0", "a,b", "30,", ",20", "30 20"])
-def test_a_point_that_is_none_is_refused(refusal_of, text):
-    assert refusal_of("--point", text) == f"--point {text!r}: expected 2 or 3 numbers with commas between, in pixels"
+def test_a_malformed_point_is_refused(refusal_of, text):
+    assert refusal_of("--point", text) == f"--point {text!r}: expected 2 or 3 numbers in pixels, separated by commas"
 
 
 @pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4,5", "1,2,3,x", "1 2 3 4"])
-def test_a_box_that_is_none_is_refused(refusal_of, text):
-    assert refusal_of("--box", text) == f"--box {text!r}: expected 4 numbers with commas between, in pixels"
+def test_a_malformed_box_is_refused(refusal_of, text):
+    assert refusal_of("--box", text) == f"--box {text!r}: expected 4 numbers in pixels, separated by commas"
 
 
-def test_numbers_may_have_blanks_around_them():
+def test_numbers_may_have_spaces_around_them():
     assert parse_numbers("--point", " 30 , 20.5 ", (2, 3)) == (30, 20.5)
     with pytest.raises(PromptError):
         parse_numbers("--point", "1,2,3,4", (2, 3))
@@ -224,13 +224,16 @@ def test_numbers_may_have_blanks_around_them():
         ),
         ([CLICK, "--device", "gpu"], "no device 'gpu': expected auto, cpu, cuda, cuda:N or mps"),
         (
-            [CLICK, "--out", "look.xyz"],
-            "--out look.xyz: expected a name that ends in .png, .jpg or another image's suffix",
+            [CLICK, "--out", "overlay.xyz"],
+            "--out overlay.xyz: expected a name that ends in .png, .jpg or the suffix of another image format",
         ),
-        ([CLICK, "--out", "look"], "--out look: expected a name that ends in .png, .jpg or another image's suffix"),
+        (
+            [CLICK, "--out", "overlay"],
+            "--out overlay: expected a name that ends in .png, .jpg or the suffix of another image format",
+        ),
         (
             [CLICK, "--mask-out", "mask.jpg"],
-            "--mask-out mask.jpg: expected a name that ends in .png, which keeps masks exactly",
+            "--mask-out mask.jpg: expected a name that ends in .png, which is lossless",
         ),
     ],
 )
@@ -245,11 +248,11 @@ def test_a_mask_of_another_size_is_refused(refusal_of, tmp_path):
     )
 
 
-def test_a_mask_that_is_not_there_is_refused(refusal_of, tmp_path):
+def test_a_missing_mask_is_refused(refusal_of, tmp_path):
     assert refusal_of("--mask", tmp_path / "no.png").startswith(f"there is no image at {tmp_path / 'no.png'}.")
 
 
-def test_an_image_that_is_not_there_is_refused(refusal_of, tiny_folder):
+def test_a_missing_image_is_refused(refusal_of, tiny_folder):
     assert refusal_of("image", "no.jpg", CLICK, "--model", tiny_folder).startswith("there is no image at no.jpg.")
 
 
@@ -266,8 +269,10 @@ def test_an_unknown_model_is_refused_with_the_nearest_known_one(refusal_of, imag
     assert message.startswith("no model 'sam2.1-hiera-tny': did you mean sam2.1-hiera-tiny? ")
 
 
-@pytest.mark.parametrize(("option", "name"), [("--out", "look.png"), ("--mask-out", "mask.png"), ("--json", "r.json")])
-def test_what_cannot_be_written_is_told_by_its_name(refusal_of, tmp_path, option, name):
+@pytest.mark.parametrize(
+    ("option", "name"), [("--out", "overlay.png"), ("--mask-out", "mask.png"), ("--json", "r.json")]
+)
+def test_an_error_names_the_file_that_cannot_be_written(refusal_of, tmp_path, option, name):
     (tmp_path / "file").write_text("mine")
     assert refusal_of(CLICK, option, tmp_path / "file" / name).startswith(f"cannot write {tmp_path / 'file' / name}: ")
     (tmp_path / name).mkdir()
@@ -276,13 +281,13 @@ def test_what_cannot_be_written_is_told_by_its_name(refusal_of, tmp_path, option
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_nothing_is_written_over_the_image_or_twice(refusal_of, image_file, tmp_path):
-    one, lost = tmp_path / "one.png", "expected another name, or that would be lost"
+def test_no_file_overwrites_the_image_or_another_output(refusal_of, image_file, tmp_path):
+    one, lost = tmp_path / "one.png", "which would be overwritten: expected another name"
     before = image_file.read_bytes()
     refusal = refusal_of("image", image_file, CLICK, "--out", image_file)
-    assert refusal == f"--out {image_file} is what is read: {lost}"
+    assert refusal == f"--out {image_file} is an input, {lost}"
     refusal = refusal_of("image", image_file, CLICK, "--out", one, "--mask-out", one)
-    assert refusal == f"--mask-out {one} is written by --out, too: {lost}"
+    assert refusal == f"--mask-out {one} is also written by --out, {lost}"
     assert image_file.read_bytes() == before
 
 
@@ -290,12 +295,12 @@ def test_nothing_is_written_over_the_image_or_twice(refusal_of, image_file, tmp_
     "arguments",
     [["image"], ["image", "a.jpg", "--resolution", "large"], ["image", "a.jpg", "--pt", "1,2"], ["imagine"], []],
 )
-def test_what_cannot_be_parsed_is_status_2_too(arguments):
+def test_a_command_line_that_cannot_be_parsed_is_status_2_too(arguments):
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 2
 
 
-# As a process of its own
+# As a separate process
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +309,7 @@ def command():
     return [found] if found else [sys.executable, "-c", "from masklet.cli import main; main()"]
 
 
-def test_in_a_pipe_the_text_is_plain_and_errors_go_elsewhere(command, tiny_folder, image_file, tmp_path):
+def test_in_a_pipe_the_text_is_plain_and_errors_go_to_stderr(command, tiny_folder, image_file, tmp_path):
     arguments = [*command, "image", str(image_file), "--model", str(tiny_folder), "--json", str(tmp_path / "r.json")]
     good = subprocess.run([*arguments, CLICK], capture_output=True, text=True, timeout=120)
     assert (good.returncode, good.stderr) == (0, "")
@@ -312,7 +317,7 @@ def test_in_a_pipe_the_text_is_plain_and_errors_go_elsewhere(command, tiny_folde
     assert "\x1b" not in good.stdout
     assert (
         json.loads((tmp_path / "r.json").read_text())[0]["area"]
-        == load(tiny_folder).image(image_file).predict([(30, 20)]).best.areas.item()
+        == load(tiny_folder).image(image_file).predict([(30, 20)]).areas.item()
     )
 
     bad = subprocess.run([*arguments, "--point", "300,20"], capture_output=True, text=True, timeout=120)

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from masklet import cli
 from masklet.cli.tables import show_progress
+from masklet.masks import PackedMasks
 from masklet.results import Masks
+from masklet.segmenter import Segmenter
 from masklet.video.frames import VideoWriter, open_video
 
 FEW = ["--points-per-side", "3", "--iou-threshold", "0", "--stability-threshold", "0"]
@@ -41,10 +43,10 @@ def run(tiny_folder):
 
 @pytest.fixture
 def refusal_of(tiny_folder, monkeypatch, capsys):
-    """The one line with which it ends, before a model is loaded."""
+    """The line of the error, raised before a model is loaded."""
 
     def refusal_of(*arguments):
-        monkeypatch.setattr("masklet.segmenter.load", lambda *_: pytest.fail("work was begun"))
+        monkeypatch.setattr("masklet.segmenter.load", lambda *_, **__: pytest.fail("the model was loaded"))
         monkeypatch.setattr(sys, "argv", ["masklet", "everything", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
             cli.main()
@@ -63,7 +65,7 @@ def files_in(folder):
 
 
 def test_an_image_is_written_in_every_way(run, sam, images, tmp_path):
-    out, instances, masks = tmp_path / "look.png", tmp_path / "coco.json", tmp_path / "masks"
+    out, instances, masks = tmp_path / "overlay.png", tmp_path / "coco.json", tmp_path / "masks"
     result = run(images / "a.png", "--out", out, "--json", instances, "--masks", masks)
     assert result.exit_code == 0, result.output
     found = sam.everything(images / "a.png", points_per_side=3, iou_threshold=0, stability_threshold=0)
@@ -75,34 +77,34 @@ def test_an_image_is_written_in_every_way(run, sam, images, tmp_path):
     np.testing.assert_array_equal(Masks.from_png(masks / "a/000.png").masks, found.masks[:1])
 
 
-def test_run_lengths_alone_are_the_same(run, images, tmp_path):
+def test_other_outputs_do_not_change_the_json(run, images, tmp_path):
     run(images / "a.png", "--json", tmp_path / "one.json")
-    run(images / "a.png", "--json", tmp_path / "two.json", "--out", tmp_path / "look.png")
+    run(images / "a.png", "--json", tmp_path / "two.json", "--out", tmp_path / "overlay.png")
     assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
 
 
-def test_of_a_folder_the_bad_are_listed_and_the_finished_left_out(run, images, tmp_path):
-    places = ["--out", tmp_path / "looks", "--json", tmp_path / "coco", "--masks", tmp_path / "masks"]
+def test_in_a_folder_damaged_images_are_listed_and_finished_ones_are_skipped(run, images, tmp_path):
+    places = ["--out", tmp_path / "overlays", "--json", tmp_path / "coco", "--masks", tmp_path / "masks"]
     first = run(images, *places)
     assert first.exit_code == 1
     assert [row[0] for row in rows_of(first)] == ["image", "a.png", "b é.jpg"]
     assert f"masklet: broken.jpg: {images / 'broken.jpg'} is not an image" in first.stderr
-    assert files_in(tmp_path / "looks") == ["a.png", "b é.png"]
+    assert files_in(tmp_path / "overlays") == ["a.png", "b é.png"]
     assert files_in(tmp_path / "coco") == ["a.json", "b é.json"]
-    (tmp_path / "looks/a.png").unlink()
+    (tmp_path / "overlays/a.png").unlink()
     (tmp_path / "masks/a/999.png").touch()  # of an older run
-    before = (tmp_path / "looks/b é.png").stat().st_mtime_ns
+    before = (tmp_path / "overlays/b é.png").stat().st_mtime_ns
     (images / "broken.jpg").unlink()
     second = run(images, *places)
     assert second.exit_code == 0
     assert [row[1] for row in rows_of(second)][2] == "finished before"
     assert rows_of(second)[1][1] == rows_of(first)[1][1]
-    assert (tmp_path / "looks/b é.png").stat().st_mtime_ns == before
+    assert (tmp_path / "overlays/b é.png").stat().st_mtime_ns == before
     assert not (tmp_path / "masks/a/999.png").exists()
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_finished_images_are_done_again_if_that_is_asked_for(run, images, tmp_path):
+def test_finished_images_are_processed_again_on_request(run, images, tmp_path):
     (images / "broken.jpg").unlink()
     places = ["--json", tmp_path / "coco"]
     assert run(images, *places).exit_code == 0
@@ -113,20 +115,22 @@ def test_finished_images_are_done_again_if_that_is_asked_for(run, images, tmp_pa
     assert (tmp_path / "coco/a.json").read_text() != "old"
 
 
-def test_names_may_be_as_long_as_names_can_be_and_one_too_long_stops_nothing(run, images, tmp_path):
+def test_names_may_have_the_maximum_length_and_longer_ones_fail_alone(run, images, tmp_path):
     (images / "broken.jpg").unlink()
     long = "图" * 78
     (images / "a.png").rename(images / f"{long}.png")
     assert run(images / f"{long}.png", "--out", tmp_path / f"{long}.png").exit_code == 0
     shutil.copy(images / f"{long}.png", images / f"{'x' * 250}.png")
-    shutil.copy(images / f"{long}.png", images / f"{'x' * 250}.jpg")  # its outputs would be called ….jpg.png
+    shutil.copy(
+        images / f"{long}.png", images / f"{'x' * 250}.jpg"
+    )  # its outputs would have names that end in .jpg.png
     result = run(images, "--json", tmp_path / "coco")
     assert result.exit_code == 1
     assert result.stderr.count("File name too long") == len(result.stderr.splitlines()) == 2
     assert files_in(tmp_path / "coco") == ["b é.json", f"{long}.json"]
 
 
-def test_a_folder_is_gone_through_in_natural_order_and_documents_are_no_images(run, images, tmp_path):
+def test_a_folder_is_processed_in_natural_order_without_documents(run, images, tmp_path):
     (images / "broken.jpg").rename(images / "letter.pdf")
     (images / "a.png").rename(images / "c10.png")
     shutil.copy(images / "c10.png", images / "c9.png")
@@ -135,7 +139,7 @@ def test_a_folder_is_gone_through_in_natural_order_and_documents_are_no_images(r
     assert [row[0] for row in rows_of(result)][1:] == ["b é.jpg", "c9.png", "c10.png"]
 
 
-def test_images_of_one_stem_get_files_of_their_own(run, images, image, tmp_path):
+def test_images_with_the_same_stem_have_different_outputs(run, images, image, tmp_path):
     (images / "broken.jpg").unlink()
     Image.fromarray(image).save(images / "A.jpg")
     assert run(images, "--json", tmp_path / "coco").exit_code == 0
@@ -146,13 +150,13 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_instances_may_be_a_line_each(run, images, tmp_path):
+def test_annotations_may_be_one_per_line(run, images, tmp_path):
     run(images / "a.png", "--json", tmp_path / "list.json")
     run(images / "a.png", "--json", tmp_path / "lines.jsonl")
     assert lines_of(tmp_path / "lines.jsonl") == json.loads((tmp_path / "list.json").read_text())["annotations"]
 
 
-def test_the_json_is_a_data_set_that_coco_opens_and_measures(run, images, tmp_path, capsys):
+def test_the_json_is_a_data_set_that_pycocotools_opens_and_evaluates(run, images, tmp_path, capsys):
     (images / "broken.jpg").unlink()
     run(images / "a.png", "--json", tmp_path / "one.json")
     run(images, "--json", tmp_path / "coco")
@@ -164,7 +168,7 @@ def test_the_json_is_a_data_set_that_coco_opens_and_measures(run, images, tmp_pa
         ids.append(image["id"])
         names.append((image["file_name"], image["width"], image["height"]))
         assert {a["image_id"] for a in truth.dataset["annotations"]} == {image["id"]}
-        # Against themselves, without twins, of which either may stand for the other.
+        # Compared with themselves, without duplicates, which would be interchangeable.
         distinct = {a["segmentation"]["counts"]: a for a in truth.dataset["annotations"]}
         truth.dataset["annotations"] = list(distinct.values())[:20]
         truth.createIndex()
@@ -179,17 +183,19 @@ def test_the_json_is_a_data_set_that_coco_opens_and_measures(run, images, tmp_pa
     capsys.readouterr()  # pycocotools prints
 
 
-def test_masks_for_the_overlay_are_never_all_unpacked(run, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("masklet.masks.PackedMasks.__array__", lambda *_: pytest.fail("all masks were unpacked"))
-    monkeypatch.setattr("masklet.segmenter.everything", lambda *_: pytest.fail("masks were not packed"))
+def test_masks_are_never_all_unpacked(run, images, tmp_path, monkeypatch):
+    found, everything = [], Segmenter.everything
+    monkeypatch.setattr(Segmenter, "everything", lambda *a, **kw: found.append(everything(*a, **kw)) or found[-1])
+    monkeypatch.setattr(PackedMasks, "__array__", lambda *_: pytest.fail("all masks were unpacked"))
     assert run(images / "a.png", "--out", tmp_path / "a.png", "--masks", tmp_path / "masks").exit_code == 0
+    assert isinstance(found[0].masks, PackedMasks)
 
 
-def test_a_large_image_is_looked_at_in_tiles(run, sam, images, tmp_path):
+def test_a_large_image_is_processed_in_tiles(run, sam, images, tmp_path):
     result = run(images / "b é.jpg", "--tile", "48", "--overlap", "16", "--json", tmp_path / "b é.jsonl")
     assert result.exit_code == 0, result.output
     options = {"points_per_side": 3, "iou_threshold": 0, "stability_threshold": 0}
-    expected = list(sam.everything(images / "b é.jpg", tile=48, overlap=16, **options))
+    expected = list(sam.everything_tiled(images / "b é.jpg", tile=48, overlap=16, **options))
     assert lines_of(tmp_path / "b é.jsonl") == expected
     assert rows_of(result)[1][:2] == ["b é.jpg", str(len(expected))]
 
@@ -203,8 +209,8 @@ def video(images):
     return images / "video é.mp4"
 
 
-def test_a_video_is_looked_at_and_followed(run, video, tmp_path):
-    out, lines, masks = tmp_path / "look.mp4", tmp_path / "lines.jsonl", tmp_path / "masks"
+def test_the_objects_of_a_video_are_found_and_tracked(run, video, tmp_path):
+    out, lines, masks = tmp_path / "masked.mp4", tmp_path / "lines.jsonl", tmp_path / "masks"
     result = run(video, "--every", "3", "--out", out, "--json", lines, "--masks", masks)
     assert result.exit_code == 0, result.output
     assert rows_of(result)[0] == ["object", "frames seen", "mean score"]
@@ -214,20 +220,20 @@ def test_a_video_is_looked_at_and_followed(run, video, tmp_path):
     assert files_in(masks) == [f"{number:05}.png" for number in range(5)]
 
 
-def test_a_folder_of_frames_is_a_video_if_frames_are_counted(run, images, video, tmp_path):
+def test_a_folder_of_frames_is_a_video_with_every(run, images, video, tmp_path):
     assert run(images, "--every", "9", "--jsonl", tmp_path / "lines.jsonl").exit_code == 0
     assert [line["frame"] for line in lines_of(tmp_path / "lines.jsonl")] == [0, 1]
 
 
-def test_that_nothing_was_found_is_said(tiny_folder, images):
+def test_a_hint_is_shown_if_there_are_no_masks(tiny_folder, images):
     arguments = ["everything", str(images / "a.png"), "--model", str(tiny_folder), "--iou-threshold", "1"]
     result = CliRunner().invoke(cli.app, [*arguments, "--points-per-side", "2"])
     assert result.exit_code == 0
     assert rows_of(result)[1][:2] == ["a.png", "0"]
-    assert result.stderr == "masklet: nothing found: lower --iou-threshold or --stability-threshold\n"
+    assert result.stderr == "masklet: no masks found: lower --iou-threshold or --stability-threshold\n"
 
 
-def test_on_a_terminal_a_bar_shows_the_way(monkeypatch, capsys):
+def test_a_terminal_has_a_progress_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert list(show_progress(iter("ab"), 2, unit="images")) == ["a", "b"]
     shown = capsys.readouterr().err
@@ -235,7 +241,7 @@ def test_on_a_terminal_a_bar_shows_the_way(monkeypatch, capsys):
     assert "images/s" in shown
 
 
-# What is refused before the work
+# Refused before the model is loaded
 
 
 def test_places_that_cannot_be_written_are_refused(refusal_of, images, tmp_path):
@@ -248,9 +254,9 @@ def test_places_that_cannot_be_written_are_refused(refusal_of, images, tmp_path)
     (tmp_path / "folder.json").mkdir()
     assert refusal_of(encoded, "--json", tmp_path / "folder.json").endswith("folder.json: Is a directory")
     assert refusal_of(images, "--out", blocked) == (
-        f"--out {blocked} is a file: expected a folder, since there is a folder of images"
+        f"--out {blocked} is a file: expected a folder, since {images} is a folder of images"
     )
-    assert refusal_of(images, "--out", images) == f"--out {images} is where the images are: expected another folder"
+    assert refusal_of(images, "--out", images) == f"--out {images} is the folder of the images: expected another folder"
     assert blocked.read_text() == "mine"
 
 
@@ -258,49 +264,49 @@ def test_a_read_only_folder_is_refused(refusal_of, images, tmp_path, monkeypatch
     def refuse(self):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.touch", refuse)  # tests may run as root, who may write anywhere
-    looks, video = tmp_path / "looks", tmp_path / "video.mp4"
-    assert refusal_of(images, "--out", looks) == f"cannot write {looks / 'a.png'}: Permission denied"
-    assert refusal_of(video, "--out", looks / "a.mp4") == f"cannot write {looks / 'a.mp4'}: Permission denied"
-    assert refusal_of(video, "--masks", looks) == f"cannot write {looks / '00000.png'}: Permission denied"
+    monkeypatch.setattr("pathlib.Path.touch", refuse)  # tests may run as root, for whom every folder is writable
+    overlays, video = tmp_path / "overlays", tmp_path / "video.mp4"
+    assert refusal_of(images, "--out", overlays) == f"cannot write {overlays / 'a.png'}: Permission denied"
+    assert refusal_of(video, "--out", overlays / "a.mp4") == f"cannot write {overlays / 'a.mp4'}: Permission denied"
+    assert refusal_of(video, "--masks", overlays) == f"cannot write {overlays / '00000.png'}: Permission denied"
 
 
-def test_nothing_is_written_over_what_is_read_or_over_something_else_that_is_written(refusal_of, images, tmp_path):
+def test_outputs_overwrite_neither_inputs_nor_each_other(refusal_of, images, tmp_path):
     encoded, other = images / "b é.jpg", tmp_path / "other.png"
     before = encoded.read_bytes()
-    lost = "expected another name, or that would be lost"
+    lost = "which would be overwritten: expected another name"
     around = images / ".." / "images" / "b é.jpg"
-    assert refusal_of(encoded, "--out", around) == f"--out {around} is what is read: {lost}"
-    assert refusal_of(encoded, "--json", encoded) == f"--json {encoded} is what is read: {lost}"
-    assert refusal_of(encoded, "--out", other, "--json", other) == f"--json {other} is written by --out, too: {lost}"
-    assert refusal_of(tmp_path / "a.mp4", "--out", tmp_path / "a.mp4").endswith(f"is what is read: {lost}")
+    assert refusal_of(encoded, "--out", around) == f"--out {around} is an input, {lost}"
+    assert refusal_of(encoded, "--json", encoded) == f"--json {encoded} is an input, {lost}"
+    assert refusal_of(encoded, "--out", other, "--json", other) == f"--json {other} is also written by --out, {lost}"
+    assert refusal_of(tmp_path / "a.mp4", "--out", tmp_path / "a.mp4").endswith(f"is an input, {lost}")
     assert refusal_of(images, "--every", 2, "--masks", images) == (
         f"--masks {images} is the video itself: expected another folder, or it would be lost"
     )
     (tmp_path / "7").mkdir()
     (tmp_path / "7/7.png").write_bytes(before)
     assert refusal_of(tmp_path / "7/7.png", "--masks", tmp_path) == (
-        f"--masks would replace {tmp_path / '7'}, where the image is: expected another folder"
+        f"--masks would replace {tmp_path / '7'}, which holds the image: expected another folder"
     )
     assert encoded.read_bytes() == before
     assert files_in(tmp_path / "7") == ["7.png"]
 
 
-def test_a_folder_of_somebody_elses_files_is_not_replaced(refusal_of, images, tmp_path):
+def test_a_folder_of_other_files_is_not_replaced(refusal_of, images, tmp_path):
     (tmp_path / "masks/a").mkdir(parents=True)
     (tmp_path / "masks/a/holiday.png").touch()
     assert refusal_of(images, "--masks", tmp_path / "masks") == (
-        f"{tmp_path / 'masks/a'} holds holiday.png: expected a folder of masks, or none, since it is replaced"
+        f"{tmp_path / 'masks/a'} holds holiday.png: expected a folder of masks, which is replaced, or nothing"
     )
 
 
-def test_lines_are_asked_for_where_there_are_lines(refusal_of, images, tmp_path):
+def test_videos_and_tiles_need_json_lines(refusal_of, images, tmp_path):
     lines = tmp_path / "lines.jsonl"
     assert refusal_of("video.mp4", "--json", "a.json") == (
-        "--json a.json: expected a name that ends in .jsonl, since a video has a line for each frame"
+        "--json a.json: expected a name that ends in .jsonl, since a video has one line per frame"
     )
     assert refusal_of("video.mp4", "--tile", 64) == (
-        "--tile is for a large image, and this is a video: expected one of them"
+        "--tile is for large images, and this is a video: expected one of them"
     )
     assert refusal_of(images / "a.png", "--tile", 64, "--json", "a.json") == (
         "--json a.json: expected a name that ends in .jsonl, since masks are written as they are found"
@@ -314,44 +320,65 @@ def test_lines_are_asked_for_where_there_are_lines(refusal_of, images, tmp_path)
 
 def test_options_that_need_others_say_which(refusal_of, images):
     assert refusal_of(images / "a.png", "--overlap", 8) == (
-        "--overlap is about squares of a large image: give --tile, too"
+        "--overlap is for tiles of a large image: give --tile as well"
     )
-    assert refusal_of(images / "a.png", "--same-iou", 0.5) == "--same-iou is for videos: give --every, too"
+    assert refusal_of(images / "a.png", "--same-iou", 0.5) == "--same-iou is for videos: give --every as well"
 
 
-def test_every_option_reaches_what_it_is_for(sam, tiny_folder, images, monkeypatch):
-    seen = []
-    monkeypatch.setattr("masklet.segmenter.Segmenter.everything", lambda self, *_, **how: seen.append(how) or [])
-    monkeypatch.setattr(
-        "masklet.video.session.VideoSession.everything", lambda self, **how: seen.append(how) or iter(())
-    )
-    look = {"points_per_side": 3, "crops": 1, "crop_overlap": 0.5, "crop_points_divisor": 2, "crop_nms": 0.6}
-    look |= {"min_area": 7, "iou_threshold": 0.1, "stability_threshold": 0.2, "stability_offset": 0.9, "box_nms": 0.8}
+def test_every_option_is_passed_on(tiny_folder, images, monkeypatch):
+    (images / "broken.jpg").unlink()
+    passed = []
+    for method in (
+        "segmenter.Segmenter.everything",
+        "segmenter.Segmenter.everything_tiled",
+        "video.session.VideoSession.everything",
+    ):
+        monkeypatch.setattr(f"masklet.{method}", lambda self, *_, **options: passed.append(options) or [])
+    monkeypatch.setattr("masklet.cli.jobs.Job.write", lambda *_: None)
+    common = {"points_per_side": 3, "crops": 1, "crop_overlap": 0.5, "crop_points_divisor": 2, "crop_nms": 0.6}
+    common |= {"min_area": 7, "iou_threshold": 0.1, "stability_threshold": 0.2, "stability_offset": 0.9, "box_nms": 0.8}
     of_videos = {"every": 2, "same_iou": 0.4, "min_object": 5, "patience": 6}
-    for options, encoded in ((look, images / "a.png"), (of_videos | look, images)):
+    of_tiles = {"tile": 64, "overlap": 9}
+    lines = ["--json", str(images.parent / "lines.jsonl")]
+    for source, extra, others in (
+        (images / "a.png", {}, []),
+        (images, of_videos, []),
+        (images / "a.png", of_tiles, lines),
+    ):
+        options = common | extra
         texts = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-        if encoded == images:
-            (images / "broken.jpg").unlink()
-        result = CliRunner().invoke(cli.app, ["everything", str(encoded), "--model", str(tiny_folder), *texts])
+        arguments = ["everything", str(source), "--model", str(tiny_folder), *texts, *others]
+        result = CliRunner().invoke(cli.app, arguments)
         assert result.exit_code == 0, result.output
-    assert seen[0] == look | {"resolution": None, "output": "rle"}
-    assert seen[1] == of_videos | look
+        assert passed.pop() == options | ({"packed": True} if not extra else {})
 
 
-def test_what_may_be_a_video_or_is_too_large_has_a_way_out(run, images, monkeypatch):
+def test_the_model_is_loaded_as_requested(images, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("masklet.segmenter.load", lambda *args, **options: loaded.append((*args, options)) or 1 / 0)
+    choices = ["--model", "mine", "--device", "cpu", "--dtype", "bfloat16", "--engine", "eager", "--resolution", "256"]
+    CliRunner().invoke(cli.app, ["everything", str(images / "a.png"), *choices])
+    CliRunner().invoke(cli.app, ["everything", str(images / "a.png")])
+    assert loaded == [
+        ("mine", "cpu", "bfloat16", {"engine": "eager", "resolution": 256}),
+        ("nano", "auto", "auto", {"engine": "auto", "resolution": None}),
+    ]
+
+
+def test_errors_name_the_option_that_may_help(run, images, monkeypatch):
     (images / "dog.y4m").write_bytes(b"no image")
-    assert str(run(images / "dog.y4m").exception).endswith("WebP … If it is a video, say so: --every 30")
+    assert str(run(images / "dog.y4m").exception).endswith(" If it is a video, add --every 30")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert str(run(images / "a.png").exception).endswith("Or look at it in squares: --tile 1024 --json FILE.jsonl")
+    assert str(run(images / "a.png").exception).endswith("Or process it in tiles: --tile 1024 --json FILE.jsonl")
 
 
-def test_bad_options_and_images_are_refused(refusal_of, images, tmp_path):
+def test_invalid_options_and_empty_folders_are_refused(refusal_of, images, tmp_path):
     assert refusal_of(images, "--iou-threshold", "2") == "iou_threshold is 2.0: expected a number, 0 to 1"
     (tmp_path / "empty").mkdir()
     assert refusal_of(tmp_path / "empty").startswith(f"no images in {tmp_path / 'empty'}: ")
 
 
-def test_a_single_bad_image_is_one_line(run, images):
+def test_a_damaged_image_is_one_line(run, images):
     result = run(images / "broken.jpg")
     assert "is not an image" in str(result.exception)
     assert result.stdout == ""

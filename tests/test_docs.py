@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import masklet
 from masklet.checkpoints import KNOWN_MODELS
 from masklet.cli import app
-from masklet.everything.generator import Options
+from masklet.everything.options import EverythingOptions
 from masklet.training.config import config_from
 from masklet.video.frames import VideoWriter, open_video
 
@@ -243,7 +243,9 @@ def test_settings_are_a_configuration_or_part_of_one(settings):
 
 
 def test_the_defaults_of_options_are_those_of_the_code():
-    defaults = {field.name: "off" if field.default is False else str(field.default) for field in fields(Options)}
+    defaults = {
+        field.name: "off" if field.default is False else str(field.default) for field in fields(EverythingOptions)
+    }
     found = re.findall(r"^\| `(\w+)` \| (\S+) \|", (ROOT / "docs/everything.md").read_text(), re.MULTILINE)
     assert {"points_per_side", "iou_threshold", "stability_threshold"} <= dict(found).keys()
     assert dict(found).items() <= defaults.items()

@@ -13,22 +13,22 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from masklet import image as image_module
+from masklet.engine import make_engine
 from masklet.errors import CheckpointError, PromptError
-from masklet.image import OBJECTS_AT_ONCE
-from masklet.masks import clean_masks
+from masklet.image import OBJECTS_PER_BATCH
+from masklet.masks import clean_masks, upscale_logits
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
-from masklet.results import Masks
+from masklet.results import CandidateMasks, Masks
 from masklet.segmenter import Segmenter, load
 
 CLICK = [(30, 20)]
 
 
 def assert_same(a, b):
-    """Equal to 1e-5 of what there is; masks but for pixels whose logit is 0 to rounding.
+    """Equal within a relative 1e-5; masks may differ where the logit is 0 up to rounding.
 
-    Where the arithmetic differs, compare with ``multimask=True``: which candidate becomes the single mask depends on
-    thresholds, and rounding may decide.
+    Where the arithmetic differs, compare all candidates: rounding may decide which of them becomes the single mask.
     """
     scale = np.abs(b.logits).max()
     np.testing.assert_allclose(a.logits, b.logits, rtol=1e-5, atol=1e-5 * scale)
@@ -42,16 +42,17 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
-# What is predicted
+# Predictions
 
 
 @pytest.mark.parametrize(
     ("prompt", "count"),
     [
-        ({"points": CLICK}, 3),
+        ({"points": CLICK}, 1),
         ({"points": CLICK, "multimask": False}, 1),
+        ({"points": [CLICK, [(70, 40)]]}, 2),
         ({"points": [(30, 20), (70, 40, 0)]}, 1),
-        ({"points": [(30, 20), (70, 40)], "labels": [1, 0], "multimask": True}, 3),
+        ({"points": [(30, 20), (70, 40)], "labels": [1, 0], "multimask": True}, 1),
         ({"box": (20, 10, 50, 30)}, 1),
         ({"box": np.array([20, 10, 50, 30])}, 1),
         ({"box": (20, 10, 50, 30), "points": [(30, 20, 0)]}, 1),
@@ -66,15 +67,37 @@ def test_a_prompt_gives_masks_of_the_images_size(encoded, image, prompt, count):
     assert masks.masks.dtype == bool
     assert masks.logits.shape == (count, 16, 16)
     assert masks.iou_scores.shape == (count,)
-    assert masks.object_ids.tolist() == [0] * count
+    assert masks.object_ids.tolist() == list(range(count))
     np.testing.assert_array_equal(masks.image, image)
     assert masks.overlay().size == (80, 48)
 
 
-def test_candidates_of_an_object_follow_each_other(encoded):
-    masks = encoded.predict([[(30, 20)], [(70, 40)]])
-    assert masks.object_ids.tolist() == [0, 0, 0, 1, 1, 1]
-    assert masks.best.object_ids.tolist() == [0, 1]
+@pytest.mark.parametrize("prompt", [{"points": [[(30, 20)], [(70, 40)]]}, {"boxes": [(20, 10, 50, 30), (1, 1, 9, 9)]}])
+def test_candidates_are_addressed_by_object_and_candidate(encoded, image, prompt):
+    candidates = encoded.predict(**prompt, candidates=True)
+    assert isinstance(candidates, CandidateMasks)
+    assert candidates.masks.shape == (2, 3, 48, 80)
+    assert candidates.logits.shape == (2, 3, 16, 16)
+    assert candidates.iou_scores.shape == (2, 3)
+    np.testing.assert_array_equal(candidates.masks, upscale_logits(torch.tensor(candidates.logits), (48, 80)) > 0)
+    np.testing.assert_array_equal(candidates.image, image)
+    assert_equal(candidates.best, encoded.predict(**prompt, multimask=True))
+    for number, scores in enumerate(candidates.iou_scores):
+        assert_equal(candidates.best[number], candidates[number, scores.argmax()])
+        assert len(set(scores)) == 3, "the comparison is of different candidates"
+
+
+def test_a_single_click_returns_the_best_of_three_candidates_and_other_prompts_the_single_mask(encoded):
+    for prompt in ({"points": CLICK}, {"points": [CLICK, [(70, 40)]]}):
+        assert_equal(encoded.predict(**prompt), encoded.predict(**prompt, multimask=True))
+        assert not np.array_equal(encoded.predict(**prompt, multimask=False).logits, encoded.predict(**prompt).logits)
+    for prompt in ({"points": [(30, 20), (70, 40, 0)]}, {"box": (20, 10, 50, 30)}):
+        assert_equal(encoded.predict(**prompt), encoded.predict(**prompt, multimask=False))
+
+
+def test_candidates_without_multimask_are_refused(encoded):
+    with pytest.raises(PromptError, match="candidates=True returns three masks .*: multimask=False allows only one"):
+        encoded.predict(CLICK, candidates=True, multimask=False)
 
 
 @given(counts=st.lists(st.integers(1, 4), min_size=2, max_size=4), seed=st.integers(0, 99))
@@ -82,10 +105,9 @@ def test_candidates_of_an_object_follow_each_other(encoded):
 def test_ragged_objects_together_equal_each_alone(encoded, counts, seed):
     rng = np.random.default_rng(seed)
     objects = [[(80 * u, 48 * v, rng.integers(0, 2)) for u, v in rng.random((count, 2))] for count in counts]
-    together = encoded.predict(objects, multimask=True)
-    for index, points in enumerate(objects):
-        alone = encoded.predict(points, multimask=True)
-        own = together[together.object_ids == index]
+    together = encoded.predict(objects, candidates=True)
+    for own, points in zip(together, objects, strict=True):
+        (alone,) = encoded.predict(points, candidates=True)
         np.testing.assert_allclose(own.logits, alone.logits, rtol=1e-5, atol=1e-5 * np.abs(alone.logits).max())
         np.testing.assert_allclose(own.iou_scores, alone.iou_scores, rtol=1e-5, atol=1e-5)
 
@@ -95,36 +117,36 @@ def test_ragged_objects_together_equal_each_alone(encoded, counts, seed):
 def test_the_order_of_points_does_not_matter(encoded, order, seed):
     rng = np.random.default_rng(seed)
     points = [(80 * u, 48 * v, label) for (u, v), label in zip(rng.random((4, 2)), (1, 0, 1, 0), strict=True)]
-    assert_same(encoded.predict([points[i] for i in order], multimask=True), encoded.predict(points, multimask=True))
+    assert_same(*(encoded.predict(p, candidates=True)[0] for p in ([points[i] for i in order], points)))
 
 
-@pytest.mark.parametrize("count", [OBJECTS_AT_ONCE, OBJECTS_AT_ONCE + 1, 2 * OBJECTS_AT_ONCE + 5])
-def test_more_objects_than_are_decoded_at_once_equal_one_by_one(encoded, count):
+@pytest.mark.parametrize("count", [OBJECTS_PER_BATCH, OBJECTS_PER_BATCH + 1, 2 * OBJECTS_PER_BATCH + 5])
+def test_objects_in_several_batches_equal_one_by_one(encoded, count):
     rng = np.random.default_rng(count)
     corners = rng.random((count, 2)) * (60, 30)
     boxes = np.concatenate([corners, corners + rng.random((count, 2)) * 18 + 1], axis=1)
-    together = encoded.predict(boxes=boxes, multimask=True)
-    assert together.object_ids.tolist() == [index for index in range(count) for _ in range(3)]
-    for index in {0, OBJECTS_AT_ONCE - 1, count // 2, count - 1}:
-        alone = encoded.predict(box=boxes[index], multimask=True)
-        own = together[together.object_ids == index]
+    together = encoded.predict(boxes=boxes, candidates=True)
+    assert len(together) == count
+    for index in {0, OBJECTS_PER_BATCH - 1, count // 2, count - 1}:
+        (alone,) = encoded.predict(box=boxes[index], candidates=True)
+        own = together[index]
         np.testing.assert_allclose(own.logits, alone.logits, rtol=1e-5, atol=1e-5 * np.abs(alone.logits).max())
         np.testing.assert_allclose(own.iou_scores, alone.iou_scores, rtol=1e-5, atol=1e-5)
 
 
-def test_points_and_masks_of_many_objects_are_cut_alike(encoded, monkeypatch):
+def test_batches_keep_points_and_masks_of_an_object_together(encoded, monkeypatch):
     points = [[(10 * i, 5 * i)] for i in range(5)]
     mask = np.random.default_rng(0).normal(size=(5, 16, 16))
-    at_once = encoded.predict(points, mask=mask, multimask=True)
-    monkeypatch.setattr(image_module, "OBJECTS_AT_ONCE", 2)
-    assert_same(encoded.predict(points, mask=mask, multimask=True), at_once)
+    in_one_batch = encoded.predict(points, mask=mask, candidates=True).flatten()
+    monkeypatch.setattr(image_module, "OBJECTS_PER_BATCH", 2)
+    assert_same(encoded.predict(points, mask=mask, candidates=True).flatten(), in_one_batch)
 
 
 # Masks as prompts
 
 
-def test_a_result_goes_back_in_as_it_came_out(encoded):
-    first = encoded.predict(CLICK).best
+def test_the_logits_of_a_result_can_be_the_next_prompt(encoded):
+    first = encoded.predict(CLICK)
     for mask in (first.logits, first.logits[0], torch.tensor(first.logits), first.logits.astype(np.float64)):
         assert_same(encoded.predict(CLICK, mask=mask), encoded.predict(CLICK, mask=first.logits.copy()))
     without = encoded.predict(CLICK, multimask=False)
@@ -141,8 +163,8 @@ def test_a_plain_mask_acts_as_its_logits_and_box(encoded):
     assert not np.allclose(by_mask.logits, encoded.predict(box=(20, 12, 60, 36)).logits)
 
 
-def test_a_mask_of_a_result_goes_back_in_too(encoded):
-    first = encoded.predict(CLICK).best
+def test_the_mask_of_a_result_can_be_the_next_prompt(encoded):
+    first = encoded.predict(CLICK)
     assert encoded.predict(mask=first.masks).masks.shape == (1, 48, 80)
 
 
@@ -162,16 +184,16 @@ def test_a_mask_that_does_not_fit_is_refused(encoded, mask, message):
     assert str(caught.value).startswith(message)
 
 
-def test_a_whole_result_is_no_mask(encoded):
+def test_a_result_instead_of_its_logits_is_refused(encoded):
     masks = encoded.predict(CLICK)
     with pytest.raises(PromptError, match=r"mask is a Masks and holds no plain numbers: .*, mask=result.logits"):
         encoded.predict(mask=masks)
 
 
-def test_three_candidates_are_no_mask_of_one_object(encoded):
-    masks = encoded.predict(CLICK)
+def test_three_candidates_are_not_the_mask_of_one_object(encoded):
+    candidates = encoded.predict(CLICK, candidates=True)
     with pytest.raises(PromptError, match=r"different numbers of objects: points for 1, mask for 3"):
-        encoded.predict(CLICK, mask=masks.logits)
+        encoded.predict(CLICK, mask=candidates[0].logits)
 
 
 # Refusals
@@ -202,7 +224,7 @@ def test_three_candidates_are_no_mask_of_one_object(encoded):
         ),
     ],
 )
-def test_prompts_that_make_no_sense_are_refused(encoded, prompt, message):
+def test_invalid_prompts_are_refused(encoded, prompt, message):
     with pytest.raises(PromptError) as caught:
         encoded.predict(**prompt)
     assert str(caught.value) == message
@@ -212,7 +234,7 @@ def test_prompts_that_make_no_sense_are_refused(encoded, prompt, message):
 
 
 @pytest.mark.parametrize("areas", [(5, 0), (0, 5), (10**6, 10**6)])
-def test_masks_are_cleaned_if_asked_for(encoded, areas):
+def test_masks_can_be_cleaned(encoded, areas):
     fill_holes, remove_islands = areas
     plain = encoded.predict(CLICK)
     cleaned = encoded.predict(CLICK, fill_holes=fill_holes, remove_islands=remove_islands)
@@ -220,6 +242,8 @@ def test_masks_are_cleaned_if_asked_for(encoded, areas):
         cleaned.masks, clean_masks(plain.masks, fill_holes=fill_holes, remove_islands=remove_islands)
     )
     np.testing.assert_array_equal(cleaned.logits, plain.logits)
+    candidates = encoded.predict(CLICK, fill_holes=fill_holes, remove_islands=remove_islands, candidates=True)
+    assert_equal(candidates.best, cleaned)
     if min(areas):
         assert not np.array_equal(cleaned.masks, plain.masks)
 
@@ -242,7 +266,7 @@ def test_the_network_runs_at_other_sizes(sam, image, resolution):
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 500), (500, 1), (7, 3)])
-def test_the_smallest_images_work(sam, size_hw):
+def test_tiny_images_work(sam, size_hw):
     h, w = size_hw
     encoded = sam.image(np.full((h, w, 3), 200, np.uint8))
     masks = encoded.predict([(w, h)], mask=np.ones((h, w), np.uint8))
@@ -251,20 +275,20 @@ def test_the_smallest_images_work(sam, size_hw):
     assert masks.overlay().size == (w, h)
 
 
-# A value
+# Immutable, thread-safe
 
 
 def test_prompting_changes_nothing(sam, image):
     encoded = sam.image(image)
-    before = [level.clone() for level in encoded.embeddings]
+    before = [level.clone() for level in encoded.features]
     first = encoded.predict(CLICK)
-    encoded.predict(box=(0, 0, 80, 48), mask=first.best.logits, fill_holes=9, remove_islands=9)
+    encoded.predict(box=(0, 0, 80, 48), mask=first.logits, fill_holes=9, remove_islands=9)
     assert_equal(encoded.predict(CLICK), first)
-    for level, old in zip(encoded.embeddings, before, strict=True):
+    for level, old in zip(encoded.features, before, strict=True):
         assert torch.equal(level, old)
 
 
-def test_the_callers_image_is_not_kept(sam, image):
+def test_changing_the_callers_image_changes_nothing(sam, image):
     own = image.copy()
     encoded = sam.image(own)
     own[:] = 0
@@ -274,18 +298,18 @@ def test_the_callers_image_is_not_kept(sam, image):
     assert sam.image(encoded.image).size_hw == (48, 80)
 
 
-def test_images_may_be_compared_and_kept_in_sets(sam, encoded, image):
+def test_encoded_images_can_be_compared_and_collected_in_sets(sam, encoded, image):
     other = sam.image(image)
     assert encoded == encoded
     assert encoded != other
     assert len({encoded, other, encoded}) == 2
 
 
-def test_an_image_says_what_it_is(sam, image):
+def test_repr_has_both_sizes(sam, image):
     assert repr(sam.image(image, resolution=(32, 96))) == "EncodedImage(80×48, encoded at 96×32)"
 
 
-def test_threads_may_share_one_model(sam):
+def test_threads_can_share_a_model(sam):
     rng = np.random.default_rng(7)
     images = [rng.integers(0, 256, (40 + i, 60, 3), dtype=np.uint8) for i in range(8)]
 
@@ -301,7 +325,7 @@ def test_threads_may_share_one_model(sam):
                     assert_same(a, b)
 
 
-def test_threads_may_share_one_image(encoded):
+def test_threads_can_share_an_encoded_image(encoded):
     prompts = [{"points": [(10 * i, 5 * i)]} for i in range(8)]
     alone = [encoded.predict(**prompt) for prompt in prompts]
     with ThreadPoolExecutor(8) as threads:
@@ -310,36 +334,36 @@ def test_threads_may_share_one_image(encoded):
         assert_same(a, b)
 
 
-# Saved and opened
+# Saved and loaded
 
 
 @pytest.mark.parametrize("resolution", [None, (96, 160)])
-def test_an_image_returns_from_its_file(sam, image, tmp_path, resolution, monkeypatch):
+def test_a_saved_image_loads_without_encoding(sam, image, tmp_path, resolution, monkeypatch):
     encoded = sam.image(image, resolution=resolution)
     encoded.save(tmp_path / "made" / "truck.safetensors")
-    monkeypatch.setattr(Sam2Model, "get_image_features", None)  # nothing is encoded again
-    opened = sam.open(str(tmp_path / "made" / "truck.safetensors"))
-    assert repr(opened) == repr(encoded)
-    assert opened.image is None
+    monkeypatch.setattr(type(sam.engine), "encode", None)  # nothing is encoded again
+    loaded = sam.load_image(str(tmp_path / "made" / "truck.safetensors"))
+    assert repr(loaded) == repr(encoded)
+    assert loaded.image is None
     for prompt in ({"points": CLICK}, {"box": (20, 10, 50, 30)}, {"mask": np.eye(48, 80, dtype=bool)}):
-        assert_equal(opened.predict(**prompt), encoded.predict(**prompt))
-    with pytest.raises(ValueError, match="without their image"):
-        opened.predict(CLICK).overlay()
-    assert opened.predict(CLICK).overlay(image).size == (80, 48)
+        assert_equal(loaded.predict(**prompt), encoded.predict(**prompt))
+    with pytest.raises(ValueError, match="these masks have no image"):
+        loaded.predict(CLICK).overlay()
+    assert loaded.predict(CLICK).overlay(image).size == (80, 48)
 
 
-def test_an_image_is_the_same_for_every_copy_of_the_model(encoded, tiny_folder, tmp_path):
+def test_another_copy_of_the_model_loads_a_saved_image(encoded, tiny_folder, tmp_path):
     encoded.save(tmp_path / "encoded.safetensors")
-    assert_equal(load(tiny_folder).open(tmp_path / "encoded.safetensors").predict(CLICK), encoded.predict(CLICK))
+    assert_equal(load(tiny_folder).load_image(tmp_path / "encoded.safetensors").predict(CLICK), encoded.predict(CLICK))
 
 
-def test_an_image_of_half_precision_returns_too(tiny_folder, image, tmp_path):
+def test_a_saved_image_of_half_precision_loads(tiny_folder, image, tmp_path):
     half = load(tiny_folder, dtype=torch.float16)
     encoded = half.image(image)
     encoded.save(tmp_path / "half.safetensors")
-    opened = half.open(tmp_path / "half.safetensors")
-    assert {level.dtype for level in opened.embeddings} == {torch.float16}
-    assert_equal(opened.predict(CLICK), encoded.predict(CLICK))
+    loaded = half.load_image(tmp_path / "half.safetensors")
+    assert {level.dtype for level in loaded.features} == {torch.float16}
+    assert_equal(loaded.predict(CLICK), encoded.predict(CLICK))
 
 
 def with_another(part, model):
@@ -347,7 +371,7 @@ def with_another(part, model):
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         other.get_parameter(part).view(-1)[-1] += 1e-3
-    return Segmenter(other, Sam2ImageProcessor(64))
+    return Segmenter(make_engine(other), Sam2ImageProcessor(64))
 
 
 @pytest.mark.parametrize(
@@ -358,24 +382,23 @@ def with_another(part, model):
         "vision_encoder.backbone.blocks.4.mlp.proj_out.bias",
         "vision_encoder.neck.convs.0.weight",
         "mask_decoder.conv_s0.weight",
-        "no_memory_embedding",
     ],
 )
 def test_an_image_of_another_encoder_is_refused(encoded, tiny_model, tmp_path, part):
     path = tmp_path / "encoded.safetensors"
     encoded.save(path)
     with pytest.raises(CheckpointError) as caught:
-        with_another(part, tiny_model).open(path)
+        with_another(part, tiny_model).load_image(path)
     assert str(caught.value) == (
         f"{path} was encoded by another model: expected the one that is loaded. Load that model, or encode the image "
         "again"
     )
 
 
-def test_an_image_serves_another_decoder_on_the_same_encoder(encoded, tiny_model, tmp_path):
+def test_a_saved_image_works_with_another_decoder_on_the_same_encoder(encoded, tiny_model, tmp_path):
     encoded.save(tmp_path / "encoded.safetensors")
     other = with_another("mask_decoder.iou_token.weight", tiny_model)
-    assert len(other.open(tmp_path / "encoded.safetensors").predict(CLICK)) == 3
+    assert len(other.load_image(tmp_path / "encoded.safetensors").predict(CLICK)) == 1
 
 
 def foreign_safetensors(path, encoded):
@@ -391,24 +414,24 @@ def truncated_image(path, encoded):
     ("write", "message"),
     [
         (foreign_safetensors, "{path} is a safetensors file, but not an encoded image (EncodedImage.save)"),
-        (truncated_image, "cannot open {path} as an encoded image: "),
-        (lambda path, encoded: path.write_bytes(b"\xff\xd8\xff\xe0"), "cannot open {path} as an encoded image: "),
-        (lambda path, encoded: path.write_bytes(b""), "cannot open {path} as an encoded image: "),
-        (lambda path, encoded: path.write_bytes(pickle.dumps(1)), "cannot open {path} as an encoded image: "),
-        (lambda path, encoded: path.mkdir(), "cannot open {path} as an encoded image: "),
-        (lambda path, encoded: None, "cannot open {path} as an encoded image: "),
+        (truncated_image, "cannot load {path} as an encoded image: "),
+        (lambda path, encoded: path.write_bytes(b"\xff\xd8\xff\xe0"), "cannot load {path} as an encoded image: "),
+        (lambda path, encoded: path.write_bytes(b""), "cannot load {path} as an encoded image: "),
+        (lambda path, encoded: path.write_bytes(pickle.dumps(1)), "cannot load {path} as an encoded image: "),
+        (lambda path, encoded: path.mkdir(), "cannot load {path} as an encoded image: "),
+        (lambda path, encoded: None, "cannot load {path} as an encoded image: "),
     ],
     ids=["safetensors", "truncated", "JPEG", "empty", "pickle", "folder", "missing"],
 )
-def test_what_is_no_image_is_refused(sam, encoded, tmp_path, write, message):
+def test_files_that_are_not_encoded_images_are_refused(sam, encoded, tmp_path, write, message):
     path = tmp_path / "encoded.safetensors"
     write(path, encoded)
     with pytest.raises(CheckpointError) as caught:
-        sam.open(path)
+        sam.load_image(path)
     assert str(caught.value).startswith(message.format(path=path))
 
 
-def test_an_image_that_cannot_be_saved_leaves_the_old_file(encoded, tmp_path, monkeypatch):
+def test_a_save_that_fails_keeps_the_old_file(encoded, tmp_path, monkeypatch):
     path = tmp_path / "encoded.safetensors"
     path.write_bytes(b"old")
 
@@ -424,7 +447,7 @@ def test_an_image_that_cannot_be_saved_leaves_the_old_file(encoded, tmp_path, mo
     assert os.listdir(tmp_path) == ["encoded.safetensors"]
 
 
-def test_a_notebook_shows_an_image_that_has_its_image(encoded, image):
+def test_a_notebook_displays_the_image_if_there_is_one(encoded, image):
     np.testing.assert_array_equal(Image.open(io.BytesIO(encoded._repr_png_())), image)
     assert f"<figcaption>{encoded!r}</figcaption>" in encoded._repr_html_()
     without = replace(encoded, image=None)

@@ -97,11 +97,11 @@ def test_a_box_travels_as_two_corners_before_the_clicks():
     prompts = read([[(40, 24)], [(0, 0)]], boxes=[(0, 0, 80, 48), (-5, 10, 40, 100)])
     assert prompts.labels.tolist() == [[[2, 3, 1], [2, 3, 1]]]
     torch.testing.assert_close(prompts.points[0, 0], torch.tensor([[0.0, 0.0], [96.0, 64.0], [48.0, 32.0]]))
-    assert not prompts.is_one_click
+    assert not prompts.is_single_click
 
 
 @pytest.mark.parametrize(
-    ("prompt", "is_one_click"),
+    ("prompt", "is_single_click"),
     [
         ({"points": [(1, 2)]}, True),
         ({"points": [[(1, 2)], [(3, 4)]]}, True),
@@ -113,8 +113,8 @@ def test_a_box_travels_as_two_corners_before_the_clicks():
         ({"mask": np.zeros((16, 24))}, False),
     ],
 )
-def test_only_single_clicks_alone_are_ambiguous(prompt, is_one_click):
-    assert read(**prompt).is_one_click == is_one_click
+def test_only_single_clicks_alone_are_ambiguous(prompt, is_single_click):
+    assert read(**prompt).is_single_click == is_single_click
 
 
 @pytest.mark.parametrize(

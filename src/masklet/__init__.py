@@ -10,6 +10,7 @@ from masklet.version import __version__
 
 if TYPE_CHECKING:
     from masklet.config import Sam2Config as Sam2Config
+    from masklet.config import Sam2EverythingConfig as Sam2EverythingConfig
     from masklet.config import Sam2ImageEncoderConfig as Sam2ImageEncoderConfig
     from masklet.config import Sam2MaskDecoderConfig as Sam2MaskDecoderConfig
     from masklet.config import Sam2MemoryAttentionConfig as Sam2MemoryAttentionConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from masklet.model.sam2 import Sam2Model as Sam2Model
     from masklet.processing import Sam2ImageProcessor as Sam2ImageProcessor
     from masklet.processing import Sam2Processor as Sam2Processor
+    from masklet.results import CandidateMasks as CandidateMasks
     from masklet.results import Masks as Masks
     from masklet.segmenter import Segmenter as Segmenter
     from masklet.segmenter import load as load
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "config": (
         "Sam2Config",
+        "Sam2EverythingConfig",
         "Sam2ImageEncoderConfig",
         "Sam2MaskDecoderConfig",
         "Sam2MemoryAttentionConfig",
@@ -62,7 +65,7 @@ _HOMES = {
     "image": ("EncodedImage",),
     "model.sam2": ("Sam2Model",),
     "processing": ("Sam2ImageProcessor", "Sam2Processor"),
-    "results": ("Masks",),
+    "results": ("CandidateMasks", "Masks"),
     "segmenter": ("Segmenter", "load"),
     "video.session": ("VideoSession",),
     "video.stream": ("VideoStream",),

@@ -136,6 +136,22 @@ class Sam2MemoryEncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sam2EverythingConfig:
+    """Thresholds of automatic masks that suit the weights; the defaults suit published checkpoints. SAM, appendix B."""
+
+    iou_threshold: float = 0.8
+    """Masks are kept if their predicted IoU is above this."""
+    stability_threshold: float = 0.95
+    """Masks are kept if their stability score is at least this."""
+
+    def __post_init__(self) -> None:
+        for threshold in fields(self):
+            value = getattr(self, threshold.name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ConfigError(f"{threshold.name} is {value!r}: expected a number, 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sam2Config:
     """A whole SAM 2 network. The default is SAM 2.1 tiny."""
 
@@ -154,6 +170,7 @@ class Sam2Config:
     mask_decoder: Sam2MaskDecoderConfig = field(default_factory=Sam2MaskDecoderConfig)
     memory_attention: Sam2MemoryAttentionConfig = field(default_factory=Sam2MemoryAttentionConfig)
     memory_encoder: Sam2MemoryEncoderConfig = field(default_factory=Sam2MemoryEncoderConfig)
+    everything: Sam2EverythingConfig = field(default_factory=Sam2EverythingConfig)
 
     def __post_init__(self) -> None:
         _check_positive(self, "image_size", "hidden_size", "num_maskmem")

@@ -1,10 +1,10 @@
-"""One image: encode once, prompt often."""
+"""One image: encode it once, prompt it often."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -15,16 +15,20 @@ from torch import Tensor
 
 from masklet.atomic import replacing
 from masklet.config import STRIDES, SizeHW
+from masklet.engine import Engine
 from masklet.errors import CheckpointError, PromptError
 from masklet.masks import clean_masks, upscale_logits
 from masklet.model.fingerprint import fingerprint
+from masklet.model.neck import Features
+from masklet.model.prompt_encoder import Prompts
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
-from masklet.prompts import Prompts, read_prompts
-from masklet.results import Masks
+from masklet.prompts import read_prompts
+from masklet.results import CandidateMasks, Masks
+from masklet.results.masks import read_only
 from masklet.results.visualisation import notebook_html, notebook_png
 
-OBJECTS_AT_ONCE = 32
+OBJECTS_PER_BATCH = 32
 """Objects decoded together: enough to fill a processor, few enough that their full-size masks fit in memory."""
 
 FORMAT = "masklet-encoded-image-1"
@@ -32,23 +36,21 @@ FORMAT = "masklet-encoded-image-1"
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """An encoded image. It is a value: prompting it changes nothing, and threads may share it."""
+    """An encoded image. It is immutable and thread-safe."""
 
-    model: Sam2Model
-    embeddings: list[Tensor]  # as Sam2Model.get_image_embeddings returns them, batch 1
+    engine: Engine
+    features: Features  # batch 1
     size_hw: SizeHW  # of the original image
-    image: np.ndarray | None  # (height, width, 3) uint8; None for an image that was opened from a file
+    image: np.ndarray | None  # (height, width, 3) uint8; None for an encoded image that was loaded from a file
 
     def __post_init__(self) -> None:
         if self.image is not None:
-            frozen = self.image.view()  # the caller's own array stays as writable as it was
-            frozen.flags.writeable = False
-            object.__setattr__(self, "image", frozen)
+            object.__setattr__(self, "image", read_only(self.image))
 
     @property
     def input_hw(self) -> SizeHW:
         """(height, width) of the network's input."""
-        finest = self.embeddings[0]
+        finest = self.features.stride4
         return finest.shape[-2] * STRIDES[0], finest.shape[-1] * STRIDES[0]
 
     def __repr__(self) -> str:
@@ -56,18 +58,48 @@ class EncodedImage:
         return f"EncodedImage({width}×{height}, encoded at {self.input_hw[1]}×{self.input_hw[0]})"
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: the image, if it was kept."""
+        """For notebooks: the image, if there is one."""
         return None if self.image is None else notebook_png(Image.fromarray(self.image))
 
     def _repr_html_(self) -> str:
         return notebook_html(self._repr_png_(), repr(self))
 
     @classmethod
-    def encode(cls, model: Sam2Model, image: np.ndarray, processor: Sam2ImageProcessor) -> EncodedImage:
-        """Run the image encoder on (height, width, 3) uint8 RGB."""
+    def encode(cls, engine: Engine, image: np.ndarray, processor: Sam2ImageProcessor) -> EncodedImage:
+        """Runs the image encoder on (height, width, 3) uint8 RGB."""
         with torch.inference_mode():
-            embeddings = model.get_image_embeddings(processor.pixel_values(image).to(model.device))
-        return cls(model, embeddings, (image.shape[0], image.shape[1]), image)
+            features = engine.encode(processor.pixel_values(image))
+        return cls(engine, features, (image.shape[0], image.shape[1]), image)
+
+    @overload
+    def predict(
+        self,
+        points: Any = None,
+        labels: Any = None,
+        *,
+        box: Any = None,
+        boxes: Any = None,
+        mask: Any = None,
+        multimask: bool | None = None,
+        candidates: Literal[False] = False,
+        fill_holes: int = 0,
+        remove_islands: int = 0,
+    ) -> Masks: ...
+
+    @overload
+    def predict(
+        self,
+        points: Any = None,
+        labels: Any = None,
+        *,
+        box: Any = None,
+        boxes: Any = None,
+        mask: Any = None,
+        multimask: bool | None = None,
+        candidates: Literal[True],
+        fill_holes: int = 0,
+        remove_islands: int = 0,
+    ) -> CandidateMasks: ...
 
     def predict(
         self,
@@ -78,10 +110,11 @@ class EncodedImage:
         boxes: Any = None,
         mask: Any = None,
         multimask: bool | None = None,
+        candidates: bool = False,
         fill_holes: int = 0,
         remove_islands: int = 0,
-    ) -> Masks:
-        """Masks of the prompted objects.
+    ) -> Masks | CandidateMasks:
+        """Predicts one mask for each prompted object.
 
         Coordinates are pixels of the original image, x right and y down.
 
@@ -90,21 +123,24 @@ class EncodedImage:
             labels: Nested as the points: 1 on the object, 0 beside it. All 1 if None.
             box: (x0, y0, x1, y1) around one object.
             boxes: One box for each object.
-            mask: A rough mask to improve, one for each object: the ``logits`` of an earlier result, or a plain mask of
+            mask: A rough mask to refine, one for each object: the ``logits`` of an earlier result, or a binary mask of
                 the image's size.
-            multimask: Three candidates for each object (whole, part, subpart) instead of one mask. If None: for a
-                single click alone, which may mean any of them.
-            fill_holes: Fill holes of fewer pixels.
-            remove_islands: Remove islands of fewer pixels, but never the largest.
+            multimask: Whether the network proposes three masks for each object (whole, part, subpart), of which the
+                one of the highest predicted IoU is returned. If None: only for a single click, which is ambiguous.
+            candidates: Whether to return all three masks of each object instead of the best one.
+            fill_holes: Holes of fewer pixels are filled.
+            remove_islands: Islands of fewer pixels are removed, but never the largest.
 
         Returns:
-            Masks, objects in the order given; the candidates of an object follow each other.
+            ``Masks``, one for each object, in the order of the prompts; with ``candidates=True``, ``CandidateMasks``.
 
         Raises:
-            PromptError: The prompts make no sense, alone or together.
+            PromptError: The prompts are invalid or do not fit together.
         """
         if box is not None and boxes is not None:
             raise PromptError("box and boxes were both given: expected box for one object, or boxes for several")
+        if candidates and multimask is False:
+            raise PromptError("candidates=True returns three masks for each object: multimask=False allows only one")
         prompts = read_prompts(
             points,
             labels,
@@ -113,38 +149,46 @@ class EncodedImage:
             size_hw=self.size_hw,
             input_hw=self.input_hw,
         )
-        return self._decode(
-            prompts, prompts.is_one_click if multimask is None else multimask, fill_holes, remove_islands
-        )
+        if multimask is None:
+            multimask = candidates or prompts.is_single_click
+        batches = [
+            self._predict_batch(prompts[start : start + OBJECTS_PER_BATCH], multimask, best_only=not candidates)
+            for start in range(0, len(prompts), OBJECTS_PER_BATCH)
+        ]
+        masks, logits, iou_scores = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+        cleaned = clean_masks(masks.reshape(-1, *self.size_hw), fill_holes=fill_holes, remove_islands=remove_islands)
+        found = CandidateMasks(cleaned.reshape(masks.shape), logits, iou_scores, self.image)
+        return found if candidates else found.best
 
     @torch.inference_mode()
-    def _decode(self, prompts: Prompts, multimask: bool, fill_holes: int, remove_islands: int) -> Masks:
-        masks, logits, scores = [], [], []
-        for start in range(0, len(prompts), OBJECTS_AT_ONCE):
-            part = prompts[start : start + OBJECTS_AT_ONCE].to(self.model.device)
-            decoded = self.model.decode(
-                self.embeddings, points=part.points, labels=part.labels, masks=part.masks, multimask=multimask
-            )
-            low_res = decoded.logits[0].float()  # (objects, masks, h, w)
-            masks.append((upscale_logits(low_res, self.size_hw) > 0).flatten(0, 1).cpu().numpy())
-            logits.append(low_res.flatten(0, 1).cpu().numpy())
-            scores.append(decoded.iou_scores[0].float().flatten().cpu().numpy())
-        cleaned = clean_masks(np.concatenate(masks), fill_holes=fill_holes, remove_islands=remove_islands)
-        objects = np.repeat(np.arange(len(prompts)), len(cleaned) // len(prompts))
-        return Masks(cleaned, np.concatenate(logits), np.concatenate(scores), objects, self.image)
+    def _predict_batch(
+        self, prompts: Prompts, multimask: bool, *, best_only: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks, logits and predicted IoU as in ``CandidateMasks``, of the best candidate of each object or of all."""
+        logits, iou_scores = self._decode(prompts, multimask)
+        if best_only:  # before upscaling, which takes most of the memory
+            chosen = torch.arange(len(logits), device=logits.device), iou_scores.argmax(1)
+            logits, iou_scores = logits[chosen][:, None], iou_scores[chosen][:, None]
+        masks = upscale_logits(logits, self.size_hw) > 0
+        return masks.cpu().numpy(), logits.cpu().numpy(), iou_scores.cpu().numpy()
+
+    def _decode(self, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor]:
+        """(objects, candidates, h, w) logits and (objects, candidates) predicted IoU, float32."""
+        decoded = self.engine.decode(self.features, prompts.to(self.engine.device), multimask=multimask)
+        return decoded.logits[0].float(), decoded.iou_scores[0].float()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Keep the encoded image as a safetensors file, to be opened by ``Segmenter.open`` of the same model.
+        """Saves the encoded image as a safetensors file, for ``Segmenter.load_image`` of the same model.
 
         Raises:
-            CheckpointError: It cannot be written; an older file there is as it was.
+            CheckpointError: The file cannot be written. An existing file is unchanged.
         """
-        tensors = {f"embeddings.{index}": t.cpu().contiguous() for index, t in enumerate(self.embeddings)}
+        tensors = {name: t.cpu().contiguous() for name, t in self.features._asdict().items()}
         metadata = {
             "format": FORMAT,
             "height": str(self.size_hw[0]),
             "width": str(self.size_hw[1]),
-            "encoder": encoder_fingerprint(self.model),
+            "encoder": encoder_fingerprint(self.engine.model),
         }
         try:
             with replacing(path) as unfinished:
@@ -153,33 +197,33 @@ class EncodedImage:
             raise CheckpointError(f"cannot save the image to {path}: {error}") from error
 
     @classmethod
-    def open(cls, model: Sam2Model, path: str | os.PathLike[str]) -> EncodedImage:
-        """Open what ``save`` wrote; nothing is encoded again.
+    def load(cls, engine: Engine, path: str | os.PathLike[str]) -> EncodedImage:
+        """Loads the file that ``save`` wrote, without encoding the image again.
 
         Raises:
-            CheckpointError: Not such a file, or written with another encoder.
+            CheckpointError: The file is missing, damaged, of another kind, or was written with another encoder.
         """
         try:
-            with safe_open(path, framework="pt", device=str(model.device)) as file:
+            with safe_open(path, framework="pt", device=str(engine.device)) as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise CheckpointError(f"{path} is a safetensors file, but not an encoded image (EncodedImage.save)")
-                tensors = [file.get_tensor(f"embeddings.{index}") for index in range(len(STRIDES))]
+                tensors = [file.get_tensor(name) for name in Features._fields]
         except (OSError, SafetensorError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"cannot open {path} as an encoded image: {error}") from error
-        if metadata["encoder"] != encoder_fingerprint(model):
+            raise CheckpointError(f"cannot load {path} as an encoded image: {error}") from error
+        if metadata["encoder"] != encoder_fingerprint(engine.model):
             raise CheckpointError(
                 f"{path} was encoded by another model: expected the one that is loaded. Load that model, or encode the "
                 "image again"
             )
-        embeddings = [t.to(model.dtype) for t in tensors]
-        return cls(model, embeddings, (int(metadata["height"]), int(metadata["width"])), None)
+        features = Features(*(t.to(engine.dtype) for t in tensors))
+        return cls(engine, features, (int(metadata["height"]), int(metadata["width"])), None)
 
 
 def encoder_fingerprint(model: Sam2Model) -> str:
-    """A few hex digits that differ between models whose embeddings differ."""
+    """Hex digits that differ between models with different embeddings."""
     encoders = (model.vision_encoder, model.mask_decoder.conv_s0, model.mask_decoder.conv_s1)
-    weights = [model.no_memory_embedding, *(t for encoder in encoders for t in encoder.state_dict().values())]
+    weights = [*(t for encoder in encoders for t in encoder.state_dict().values())]
     return fingerprint(model.config, weights)

@@ -1,14 +1,13 @@
-"""Points, boxes and masks as people give them: checked, then in pixels of the network's input.
+"""Reads points, boxes and masks from users: checks them and converts them to pixels of the network's input.
 
-Everywhere here coordinates are (x, y), x to the right and y down, in pixels of the original image; sizes are
-(height, width). The image is stretched to the network's input, so each axis has a scale of its own.
+Coordinates are (x, y), x right and y down, in pixels of the original image. Sizes are (height, width). The image is
+stretched to the network's input, so each axis has its own scale.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,56 +17,33 @@ from torch import Tensor
 
 from masklet.config import STRIDES, SizeHW
 from masklet.errors import PromptError
-from masklet.model.prompt_encoder import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, NOT_A_POINT, PADDING
+from masklet.model.prompt_encoder import (
+    BACKGROUND,
+    BOX_BOTTOM_RIGHT,
+    BOX_TOP_LEFT,
+    FOREGROUND,
+    NOT_A_POINT,
+    PADDING,
+    Prompts,
+)
 
 MASK_PROMPT_LOGIT = 10.0
-"""How sure a plain binary mask is of its pixels. Between the certainty of fed-back logits and saturation."""
+"""The logit of pixels inside a binary mask: between that of fed-back logits and saturation."""
 
 
 def to_model_pixels(points_xy: Tensor, *, size_hw: SizeHW, input_hw: SizeHW) -> Tensor:
-    """(..., 2), pixels of the original image, to pixels of the network's input."""
+    """Converts (..., 2) from pixels of the original image to pixels of the network's input."""
     return points_xy * _scale_xy(size_hw, input_hw, points_xy)
 
 
 def from_model_pixels(points_xy: Tensor, *, size_hw: SizeHW, input_hw: SizeHW) -> Tensor:
-    """(..., 2), pixels of the network's input, to pixels of the original image."""
+    """Converts (..., 2) from pixels of the network's input to pixels of the original image."""
     return points_xy / _scale_xy(size_hw, input_hw, points_xy)
 
 
 def _scale_xy(size_hw: SizeHW, input_hw: SizeHW, like: Tensor) -> Tensor:
     scale = [input_hw[1] / size_hw[1], input_hw[0] / size_hw[0]]
     return torch.tensor(scale, dtype=like.dtype, device=like.device)
-
-
-# One image's prompts, as ``EncodedImage.predict`` takes them
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts of one image, as the network takes them."""
-
-    points: Tensor | None  # (1, objects, points, 2), x then y, pixels of the network's input
-    labels: Tensor | None  # (1, objects, points): 0, 1, box corners 2 and 3, -10 padding
-    masks: Tensor | None  # (1, objects, height / 4, width / 4) logits
-
-    @property
-    def is_one_click(self) -> bool:
-        """Whether every object has a single click and nothing else: the ambiguous prompt."""
-        return self.labels is not None and self.labels.shape[2] == 1 and self.masks is None
-
-    def __len__(self) -> int:
-        """How many objects are prompted."""
-        given = self.points if self.points is not None else self.masks
-        assert given is not None
-        return given.shape[1]
-
-    def __getitem__(self, objects: slice) -> Prompts:
-        """The prompts of some of the objects."""
-        return Prompts(*(None if t is None else t[:, objects] for t in (self.points, self.labels, self.masks)))
-
-    def to(self, device: torch.device) -> Prompts:
-        """The same on another device."""
-        return Prompts(*(None if t is None else t.to(device) for t in (self.points, self.labels, self.masks)))
 
 
 def read_prompts(
@@ -79,18 +55,18 @@ def read_prompts(
     size_hw: SizeHW,
     input_hw: SizeHW,
 ) -> Prompts:
-    """Check an image's prompts and move them to pixels of the network's input.
+    """Checks the prompts of an image and converts them to pixels of the network's input.
 
     Args:
-        points: (points, 2) of one object or one such list for each object; a third number is a point's label.
-        labels: As the points are nested: 1 foreground, 0 background. All foreground if None.
+        points: (points, 2) of one object or one such list for each object; a third number is the point's label.
+        labels: Nested as the points: 1 foreground, 0 background. All foreground if None.
         boxes: (objects, 4), x0 y0 x1 y1.
-        mask: A mask for each object: logits of an earlier prediction, or a plain mask of the image's size.
+        mask: A mask for each object: logits of an earlier prediction, or a binary mask of the image's size.
         size_hw: Of the original image.
         input_hw: Of the network's input.
 
     Raises:
-        PromptError: They make no sense, alone or together.
+        PromptError: The prompts are invalid or do not fit together.
     """
     if labels is not None and points is None:
         raise PromptError("labels came without points: expected one label for each point")
@@ -111,7 +87,7 @@ def read_prompts(
         came = ", ".join(f"{name} for {count}" for name, count in counts.items())
         raise PromptError(f"prompts are for different numbers of objects: {came}. Expected the same number in each")
     if corners is None and mask_boxes is not None:
-        # A plain mask alone says too little to the network, which was trained to refine its own logits.
+        # A binary mask alone is not enough for the network, which was trained to refine its own logits.
         corners = mask_boxes
     objects = next(iter(counts.values()))
     rows: list[list[tuple[float, float, int]]] = []
@@ -126,16 +102,21 @@ def read_prompts(
             row.append((x, y, label))
         rows.append(row)
     if not any(rows):
-        return Prompts(None, None, masks if masks is None else masks[None])
+        return Prompts(masks=masks if masks is None else masks[None])
     longest = max(map(len, rows))
     filled = torch.tensor([row + [(PADDING, PADDING, PADDING)] * (longest - len(row)) for row in rows])
     labels_out = filled[..., 2].long()
     points_out = to_model_pixels(filled[..., :2], size_hw=size_hw, input_hw=input_hw)
-    return Prompts(points_out[None], labels_out[None], None if masks is None else masks[None])
+    return Prompts(
+        points_out[None],
+        labels_out[None],
+        masks=None if masks is None else masks[None],
+        has_padding=any(len(row) < longest for row in rows),
+    )
 
 
 def check_point(point_xy: Sequence[float], size_hw: SizeHW) -> None:
-    """Raise a PromptError unless the point is on the image, its edges included."""
+    """Raise a PromptError unless the point is on the image or on its edge."""
     x, y = point_xy
     height, width = size_hw
     if not (math.isfinite(x) and math.isfinite(y)):
@@ -148,19 +129,19 @@ def check_point(point_xy: Sequence[float], size_hw: SizeHW) -> None:
 
 
 def check_box(box_xyxy: Sequence[float], size_hw: SizeHW, index: int) -> None:
-    """Raise a PromptError unless the box has an area and touches the image."""
+    """Raise a PromptError unless the box has an area and overlaps the image."""
     x0, y0, x1, y1 = box_xyxy
     height, width = size_hw
-    shown = f"box {index} is ({', '.join(f'{value:g}' for value in box_xyxy)})"
+    found = f"box {index} is ({', '.join(f'{value:g}' for value in box_xyxy)})"
     if not all(map(math.isfinite, box_xyxy)):
-        raise PromptError(f"{shown}: expected four finite numbers, x0 y0 x1 y1 in pixels")
+        raise PromptError(f"{found}: expected four finite numbers, x0 y0 x1 y1 in pixels")
     if x1 <= x0 or y1 <= y0:
         raise PromptError(
-            f"{shown}: expected x0 < x1 and y0 < y1 (pixels of the {width}×{height} image; corners, not a width and "
+            f"{found}: expected x0 < x1 and y0 < y1 (pixels of the {width}×{height} image; corners, not a width and "
             "a height)"
         )
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise PromptError(f"{shown}: it lies outside the image, which is {width} pixels wide and {height} high")
+        raise PromptError(f"{found}: it lies outside the image, which is {width} pixels wide and {height} high")
 
 
 def _read_clicks(points: Any, labels: Any) -> list[list[tuple[float, float, int]]]:
@@ -205,16 +186,16 @@ def _read_boxes(boxes: Any) -> list[list[float]]:
 
 
 def read_masks(mask: Any, *, size_hw: SizeHW, input_hw: SizeHW) -> tuple[Tensor, list[list[float]] | None]:
-    """Mask prompts to logits a quarter of the input's size, and boxes around those that came as plain masks.
+    """Converts mask prompts to logits of a quarter of the input's size, and finds the boxes of binary masks.
 
     Args:
-        mask: (h, w) or (objects, h, w). Floats of the network's mask size are logits; booleans, 0 and 1, or 0 and 255
-            of the image's size are a plain mask.
+        mask: (h, w) or (objects, h, w). Floats of the network's mask size are logits. Booleans, 0 and 1, or 0 and 255
+            of the image's size are a binary mask.
         size_hw: Of the original image.
         input_hw: Of the network's input.
 
     Returns:
-        (objects, height / 4, width / 4) logits; and for plain masks (objects, 4) boxes, x0 y0 x1 y1.
+        (objects, height / 4, width / 4) logits; and for binary masks (objects, 4) boxes, x0 y0 x1 y1.
     """
     values = _mask_array(mask)
     values = values[None] if values.ndim == 2 else values
@@ -243,13 +224,13 @@ def read_masks(mask: Any, *, size_hw: SizeHW, input_hw: SizeHW) -> tuple[Tensor,
 
 
 def plain_mask_logits(inside: Tensor, size_hw: SizeHW) -> Tensor:
-    """Logits of another size that say what a plain mask says: (masks, height, width) bool to (masks, h, w) float32."""
+    """Logits of another size for binary masks, on the CPU: (masks, height, width) bool to (masks, h, w) float32."""
     share = F.interpolate(inside[:, None].float(), size=size_hw, mode="bilinear", antialias=True)[:, 0]
     return MASK_PROMPT_LOGIT * (2 * share - 1)
 
 
 def _mask_array(mask: Any) -> np.ndarray:
-    """Numbers of any type and nesting as an array."""
+    """Converts numbers of any type and nesting to an array."""
     if isinstance(mask, Tensor):
         mask = mask.detach().cpu()
         mask = mask.float() if mask.is_floating_point() else mask  # numpy has no bfloat16
@@ -270,15 +251,15 @@ def _box_around(inside: Tensor) -> list[float]:
     return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
 
 
-# Batches of images, as ``Sam2Processor`` takes them
+# Prompts of a batch of images, for ``Sam2Processor``
 
 
 def pad_points(points: Any, labels: Any, sizes_hw: Sequence[SizeHW]) -> tuple[np.ndarray, np.ndarray]:
-    """Nested points and labels of several images to arrays, ragged ends filled with -10.
+    """Converts nested points and labels of several images to arrays, padded with -10.
 
     Args:
-        points: [image][object][point] (x, y), or [image][point] (x, y) with one object an image.
-        labels: Nested likewise: 1 foreground, 0 background, -10 padding. All foreground if None.
+        points: [image][object][point] (x, y), or [image][point] (x, y) for one object per image.
+        labels: Nested as the points: 1 foreground, 0 background, -10 padding. All foreground if None.
         sizes_hw: Of the original images.
 
     Returns:
@@ -329,12 +310,12 @@ def _check_labelled_point(point_xy: Sequence[float], label: float, size_hw: Size
         raise PromptError(f"label {label:g} in input_labels: expected 1 (on the object) or 0 (not on it)")
     if len(point_xy) != 2:
         raise PromptError(f"point {tuple(point_xy)} has {len(point_xy)} numbers: expected (x, y)")
-    if label not in (NOT_A_POINT, PADDING):  # those are nowhere
+    if label not in (NOT_A_POINT, PADDING):  # these have no position
         check_point(point_xy, size_hw)
 
 
 def pad_boxes(boxes: Any, sizes_hw: Sequence[SizeHW]) -> np.ndarray:
-    """[image][box] (x0, y0, x1, y1) to (images, boxes, 4) float32 in original pixels, filled up with -10."""
+    """Converts [image][box] (x0, y0, x1, y1) to (images, boxes, 4) float32 in original pixels, padded with -10."""
     nested = _as_lists(boxes)
     if (depth := _depth(nested, "input_boxes")) != 3:
         raise PromptError(f"input_boxes are nested {depth} deep: expected 3 levels (image, box, x0 y0 x1 y1)")
@@ -357,7 +338,7 @@ def _check_images(name: str, nested: list[Any], sizes_hw: Sequence[SizeHW]) -> N
 
 
 def _as_lists(values: Any) -> Any:
-    """Arrays and tensors anywhere inside become lists; numbers stay."""
+    """Converts arrays and tensors at any depth to lists."""
     if isinstance(values, Tensor | np.ndarray | np.generic):
         return values.tolist()
     if isinstance(values, list | tuple):
@@ -366,7 +347,7 @@ def _as_lists(values: Any) -> Any:
 
 
 def _depth(nested: Any, name: str) -> int:
-    """Levels of lists down to the numbers, which must be the same everywhere."""
+    """The number of levels of lists above the numbers, which must be the same everywhere."""
     if not isinstance(nested, list):
         if isinstance(nested, bool) or not isinstance(nested, int | float):
             raise PromptError(f"{name} hold {nested!r}: expected numbers in nested lists")
@@ -380,5 +361,5 @@ def _depth(nested: Any, name: str) -> int:
 
 
 def _counts(rows: Any) -> list[int]:
-    """How many values each list holds; 0 for what is no list."""
+    """The length of each list; 0 for anything that is not a list."""
     return [len(row) if isinstance(row, list) else 0 for row in rows] if isinstance(rows, list) else []

@@ -1,18 +1,20 @@
-"""load(): one object with the verbs people use."""
+"""load(): one object that segments images and videos."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from masklet import checkpoints
-from masklet.config import SizeHW
+from masklet.config import SIDE_MULTIPLE, SizeHW
+from masklet.engine import Engine, check_engine, make_engine
 from masklet.errors import ConfigError, DeviceError
-from masklet.everything.generator import everything, everything_packed, read_options
+from masklet.everything.generator import everything
+from masklet.everything.options import EverythingKeywords, EverythingOptions
 from masklet.everything.tiles import everything_tiled
 from masklet.image import EncodedImage
 from masklet.images.reading import read_image
@@ -24,111 +26,123 @@ from masklet.video.memory import PaperPolicy
 from masklet.video.session import VideoSession
 from masklet.video.stream import VideoStream
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 MAX_OBJECTS = 16
-"""In one batch of the tracker."""
+"""Objects in one batch of the tracker."""
+DTYPES = {
+    "auto": torch.float32,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A model and how its images are prepared. It holds no state: threads may share it."""
+    """A model, and how its images are prepared. It holds no state and is thread-safe. Made by ``load``."""
 
-    model: Sam2Model
+    engine: Engine
     image_processor: Sam2ImageProcessor
 
+    @classmethod
+    def from_model(cls, model: Sam2Model, *, engine: str = "auto") -> Segmenter:
+        """A segmenter for a network at hand, such as one that was trained or has LoRA adapters.
+
+        Args:
+            model: In evaluation mode, on the device and in the precision it is to run in. Of a PEFT model, pass
+                ``get_base_model()``.
+            engine: As in ``load``.
+
+        Raises:
+            ConfigError: The network is in training mode, or there is no such engine or it cannot run the network.
+        """
+        if model.training:
+            raise ConfigError("the model is in training mode: call model.eval() first")
+        return cls(make_engine(model, engine), Sam2ImageProcessor(model.config.image_size))
+
+    @property
+    def model(self) -> Sam2Model:
+        """The network, for training and export; the engine is what segments."""
+        return self.engine.model
+
     def image(self, image: Any, *, resolution: int | SizeHW | None = None) -> EncodedImage:
-        """Encode an image, to be prompted as often as one likes.
+        """Encodes an image once, so that it can be prompted many times.
 
         Args:
             image: A path, a binary file, a PIL image, an array (height, width[, 1, 3 or 4]) or a tensor
                 (3, height, width); see ``masklet.images.reading.read_image``.
-            resolution: Input size of the network instead of the one it was trained at: a side or (height, width),
-                multiples of 32. Smaller is faster; larger shows smaller objects.
+            resolution: Input size of the network instead of the model's own: a side or (height, width), multiples of
+                32. A smaller one is faster, a larger one shows smaller objects.
 
         Raises:
-            ImageError: It is no image.
-            ConfigError: A resolution that does not fit.
+            ImageError: It is not an image.
+            ConfigError: ``resolution`` is not a multiple of 32.
         """
-        return EncodedImage.encode(self.model, read_image(image), self._processor(resolution))
-
-    @overload
-    def everything(
-        self,
-        image: Any,
-        *,
-        resolution: int | SizeHW | None = None,
-        output: Literal["masks"] = "masks",
-        tile: None = None,
-        **options: Any,
-    ) -> Masks: ...
-
-    @overload
-    def everything(
-        self,
-        image: Any,
-        *,
-        resolution: int | SizeHW | None = None,
-        output: Literal["rle"],
-        tile: None = None,
-        **options: Any,
-    ) -> list[dict[str, Any]]: ...
-
-    @overload
-    def everything(
-        self,
-        image: Any,
-        *,
-        resolution: int | SizeHW | None = None,
-        output: Literal["masks", "rle"] = "rle",
-        tile: int,
-        overlap: int | None = None,
-        **options: Any,
-    ) -> Iterator[dict[str, Any]]: ...
+        return EncodedImage.encode(self.engine, read_image(image), self._processor(resolution))
 
     def everything(
         self,
         image: Any,
         *,
+        packed: bool = False,
         resolution: int | SizeHW | None = None,
-        output: Literal["masks", "rle"] = "masks",
-        tile: int | None = None,
-        overlap: int | None = None,
-        **options: Any,
-    ) -> Masks | list[dict[str, Any]] | Iterator[dict[str, Any]]:
-        """All masks of an image, without being told where to look.
+        **options: Unpack[EverythingKeywords],
+    ) -> Masks:
+        """Finds all masks of an image, without prompts.
 
         Args:
-            image: As in ``image``; with ``tile`` also an image that does not fit in memory: a TIFF, read in parts
-                (``pip install masklet[tiff]``), or an array that is a memory map.
+            image: As in ``image``.
+            packed: Whether to keep the masks as run lengths, without logits, so that thousands of a large image fit in
+                memory; ``to_coco`` turns both kinds into the same plain dicts.
             resolution: As in ``image``.
-            output: ``"masks"``, or ``"rle"`` for COCO instances (plain dicts with run lengths, as ``Masks.to_coco``
-                makes them), of which many more fit in memory.
-            tile: Look at the image in squares of so many pixels, and join what neighbours see of one object. What
-                comes is always an iterator of COCO instances, in the order of tiles: write each as it comes, or read
-                all with ``Masks.from_coco(…, packed=True)``.
-            overlap: Pixels by which tiles overlap at least; an eighth of ``tile`` if None. An object is best found if
-                it fits in there.
-            options: What to look for, see ``masklet.everything.Options``: ``points_per_side=32``, ``crops=0`` with
-                ``crop_overlap``, ``crop_points_divisor=1`` and ``crop_nms=0.7``, ``iou_threshold=0.8``,
-                ``stability_threshold=0.95`` with ``stability_offset=1.0``, ``box_nms=0.7``, ``min_area=0``,
-                ``refine=False``.
+            options: Of the grid and of the filters, see ``masklet.everything.options.EverythingOptions``:
+                ``points_per_side=32``, ``crops=0`` with ``crop_overlap``, ``crop_points_divisor=1`` and
+                ``crop_nms=0.7``, ``iou_threshold``, ``stability_threshold`` with ``stability_offset=1.0``,
+                ``box_nms=0.7``, ``min_area=0``, ``refine=False``. The two thresholds default to the model's own.
 
         Returns:
-            From high to low scores, an object of its own each; maybe none.
+            Masks from high to low predicted IoU, each with an object id of its own. There may be none.
 
         Raises:
-            ImageError: It is no image, or too small for so many crops.
-            ConfigError: An option that makes no sense.
+            ImageError: It is not an image, or too small for the crops.
+            ConfigError: An option is unknown or its value is invalid.
         """
-        if output not in ("masks", "rle"):
-            raise ConfigError(f"output is {output!r}: expected 'masks' or 'rle'")
-        if overlap is not None and tile is None:
-            raise ConfigError(f"overlap is {overlap}, and there are no tiles: expected tile=…, too")
-        what, processor = read_options(options, "resolution", "output", "tile", "overlap"), self._processor(resolution)
-        if tile is not None:
-            return everything_tiled(self.model, processor, image, what, tile=tile, overlap=overlap)
-        if output == "rle":
-            return everything_packed(self.model, processor, read_image(image), what).to_coco()
-        return everything(self.model, processor, read_image(image), what)
+        chosen = EverythingOptions.for_model(self.engine.config, options, "packed", "resolution")
+        processor = self._processor(resolution)
+        return everything(self.engine, processor, read_image(image), chosen, packed=packed)
+
+    def everything_tiled(
+        self,
+        image: Any,
+        *,
+        tile: int = 1024,
+        overlap: int | None = None,
+        resolution: int | SizeHW | None = None,
+        **options: Unpack[EverythingKeywords],
+    ) -> Iterator[dict[str, Any]]:
+        """Finds all masks of an image that does not fit in memory, tile by tile.
+
+        Masks of one object in neighbouring tiles are joined. An object is found best if it fits in the overlap.
+
+        Args:
+            image: As in ``image``; also a TIFF that is read in parts (``pip install masklet[tiff]``), or a memory map.
+            tile: Side of a tile, in pixels.
+            overlap: Least overlap of neighbouring tiles, in pixels; an eighth of ``tile`` if None.
+            resolution: As in ``image``; of each tile.
+            options: As in ``everything``; of each tile.
+
+        Returns:
+            An iterator of COCO instances (plain dicts with run lengths, as ``Masks.to_coco`` makes them), in the order
+            of tiles. Write each as it comes, or read all with ``Masks.from_coco(..., packed=True)``.
+
+        Raises:
+            ImageError: It is not an image, or has more pixels than COCO's tools can count.
+            ConfigError: ``tile``, ``overlap`` or an option is invalid.
+        """
+        chosen = EverythingOptions.for_model(self.engine.config, options, "tile", "overlap", "resolution")
+        return everything_tiled(self.engine, self._processor(resolution), image, chosen, tile=tile, overlap=overlap)
 
     def video(
         self,
@@ -138,36 +152,36 @@ class Segmenter:
         max_prompted: int | None = 8,
         max_objects: int = MAX_OBJECTS,
     ) -> VideoSession:
-        """Open a video, to show objects in it and follow them.
+        """Opens a video, in which objects are prompted and tracked.
 
         Args:
             video: A video file, a folder of images in natural order, or any iterable of images.
             resolution: As in ``image``.
-            max_prompted: A frame reads at most this many prompted frames, the nearest; all of them if None.
-            max_objects: So many objects are tracked in one batch at most; any number may be tracked. What is done to
-                one object leaves all others as they were: to the bit on a CPU, and elsewhere with 1; in larger batches
-                there, to the order of sums.
+            max_prompted: Prompted frames that a frame reads at most, the nearest ones; all of them if None.
+            max_objects: Objects in one batch; any number may be tracked. Objects do not depend on each other, to the
+                bit on a CPU, and on other devices with 1; in larger batches there, to the order of sums.
 
         Raises:
-            VideoError: It is no video.
-            CheckpointError: The model was saved without its memory.
+            VideoError: It is not a video.
+            CheckpointError: The model has no memory.
         """
         opened = open_video(video)
-        policy = PaperPolicy(self.model.config.num_maskmem, max_prompted, opened.count)
-        return VideoSession(self.model, self._processor(resolution), opened, policy, max_objects=max_objects)
+        policy = PaperPolicy(self.engine.config.num_maskmem, max_prompted, opened.count)
+        return VideoSession(self.engine, self._processor(resolution), opened, policy, max_objects=max_objects)
 
     def resume(self, path: str | os.PathLike[str], video: Any = None) -> VideoSession:
-        """Continue a session that ``VideoSession.save`` or ``VideoSession.track(autosave=…)`` saved.
+        """Continues a session that ``VideoSession.save`` or ``VideoSession.track(autosave=...)`` saved.
 
         Args:
             path: The saved session.
-            video: Where its video is now, if it is no longer where it was, or if it was no file: as in ``video``.
+            video: As in ``video``, if the video has moved or was not a file.
 
         Raises:
-            SessionError: It is no such file, damaged, or of another version, model or video; or its video is gone.
-            VideoError: ``video`` is no video.
+            SessionError: It is not a saved session, is damaged, or was saved by another version, with another model or
+                for another video; or its video is gone.
+            VideoError: ``video`` is not a video.
         """
-        return VideoSession.resume(self.model, path, video)
+        return VideoSession.resume(self.engine, self.image_processor, path, video)
 
     def stream(
         self,
@@ -177,61 +191,105 @@ class Segmenter:
         max_objects: int = MAX_OBJECTS,
         fps: float = 30.0,
     ) -> VideoStream:
-        """Follow objects through frames that arrive one at a time, for ever.
+        """Tracks objects through frames that arrive one at a time, without end.
 
         Args:
             resolution: As in ``image``.
-            max_prompted: A frame reads at most this many prompted frames, the nearest.
+            max_prompted: Prompted frames that a frame reads at most, the nearest ones.
             max_objects: As in ``video``.
-            fps: Frames in a second, for the time of each result.
+            fps: Frames per second, for the time of each result.
 
         Raises:
-            CheckpointError: The model was saved without its memory.
+            CheckpointError: The model has no memory.
         """
-        policy = PaperPolicy(self.model.config.num_maskmem, max_prompted)
-        return VideoStream(self.model, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
+        policy = PaperPolicy(self.engine.config.num_maskmem, max_prompted)
+        return VideoStream(self.engine, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
 
     def _processor(self, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
-        return self.image_processor if resolution is None else Sam2ImageProcessor(resolution)
+        return _resized(self.image_processor, resolution)
 
-    def open(self, path: str | os.PathLike[str]) -> EncodedImage:
-        """Open an encoded image that ``EncodedImage.save`` wrote, without encoding anything."""
-        return EncodedImage.open(self.model, path)
+    def load_image(self, path: str | os.PathLike[str]) -> EncodedImage:
+        """Loads an encoded image that ``EncodedImage.save`` wrote, without encoding it again.
+
+        Raises:
+            CheckpointError: The file is missing, damaged, of another kind, or was written with another encoder.
+        """
+        return EncodedImage.load(self.engine, path)
 
 
 def load(
     name: str | os.PathLike[str] | None = None,
     device: str | torch.device = "auto",
-    dtype: Literal["auto"] | torch.dtype = "auto",
+    dtype: str | torch.dtype = "auto",
     *,
+    engine: str = "auto",
+    resolution: int | None = None,
     revision: str | None = None,
     token: str | None = None,
 ) -> Segmenter:
-    """Load a model.
+    """Loads a model.
 
     Args:
         name: None for the embedded model; a name of ``masklet models``, a Hub repository, a model folder, or one of
             Meta's ``.pt`` files.
         device: ``"auto"`` is CUDA, then MPS, then the CPU.
-        dtype: Of weights and computation; ``"auto"`` is float32.
+        dtype: Of weights and computation: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a floating-point
+            ``torch.dtype``; ``"auto"`` is float32.
+        engine: How the network runs: ``"eager"`` on any device, ``"cpu"`` with float32 weights on a CPU, faster there;
+            ``"auto"`` is the faster one that can run the model.
+        resolution: Side of the square input, a multiple of 32, instead of the one the model was saved with. Meta's
+            ``.pt`` files do not hold it and are run at 1,024 pixels: give it for those that were fine-tuned at another
+            size. ``model.save_pretrained`` stores it.
         revision: Branch, tag or commit of a Hub repository.
         token: For a private Hub repository.
 
     Raises:
         CheckpointError: The model cannot be found, is damaged, or is of another kind.
+        ConfigError: ``dtype``, ``engine`` or ``resolution`` is invalid, or the engine cannot run the model.
         DeviceError: The device is not there.
     """
     name = checkpoints.EMBEDDED if name is None else name
-    place = find_device(device)
-    if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ConfigError(f"dtype is {dtype!r}: expected 'auto' or a floating-point torch.dtype")
-    model = Sam2Model.from_pretrained(name, revision=revision, token=token)
-    model = model.to(place, torch.float32 if dtype == "auto" else dtype)
-    return Segmenter(model, Sam2ImageProcessor.from_pretrained(name, revision=revision, token=token))
+    place, precision = find_device(device), find_dtype(dtype)
+    check_engine(engine)
+    check_resolution(resolution)
+    model = Sam2Model.from_pretrained(name, resolution=resolution, revision=revision, token=token)
+    processor = Sam2ImageProcessor.from_pretrained(name, revision=revision, token=token)
+    return Segmenter(make_engine(model.to(place, precision), engine), _resized(processor, resolution))
+
+
+def check_resolution(side: int | None) -> None:
+    """Raises a ConfigError unless this can be a model's own input size."""
+    if side is not None and (not isinstance(side, int) or side < 1 or side % SIDE_MULTIPLE):
+        raise ConfigError(
+            f"resolution is {side!r}: expected the side of a square, a multiple of {SIDE_MULTIPLE} pixels. "
+            "For other shapes give resolution=(height, width) with each image"
+        )
+
+
+def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A floating-point dtype, by its name or as it is.
+
+    Raises:
+        ConfigError: It is another name or another kind of dtype.
+    """
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    raise ConfigError(f"dtype is {dtype!r}: expected {', '.join(DTYPES)}, or a floating-point torch.dtype")
+
+
+def _resized(processor: Sam2ImageProcessor, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
+    """The processor for another input size, if one is given."""
+    return processor if resolution is None else processor.with_size(resolution)
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device that is meant, or a DeviceError if it is not there."""
+    """The device of this name.
+
+    Raises:
+        DeviceError: There is no such device, or it is not available.
+    """
     if device == "auto":
         has_mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu")

@@ -10,14 +10,14 @@ from masklet.evaluation.folder import Example
 from masklet.evaluation.grid import Extremes
 from masklet.evaluation.measure import ObjectScore, measure, roughen
 from masklet.evaluation.scores import summarise
-from masklet.results import Masks
+from masklet.results import CandidateMasks, Masks
 
 
 @dataclass
 class Scripted:
     """A segmenter and a image in one: it notes what it is asked and answers from a script."""
 
-    clicked: list  # of Masks, for one click, for two …
+    clicked: list  # of CandidateMasks for one click, then of Masks for two, three …
     boxed: Masks
     asked: list = field(default_factory=list)
 
@@ -25,7 +25,8 @@ class Scripted:
         self.asked.append(("image", image.shape))
         return self
 
-    def predict(self, points=None, *, box=None, mask=None):
+    def predict(self, points=None, *, box=None, mask=None, candidates=False):
+        assert candidates == (points is not None and len(points) == 1)
         self.asked.append((points and list(points), box, mask))
         return self.clicked[len(points) - 1] if points else self.boxed
 
@@ -33,6 +34,11 @@ class Scripted:
 def answers(masks, scores=(0.5,)):
     logits = np.arange(len(masks), dtype=np.float32)[:, None, None] + np.zeros((2, 2), np.float32)
     return Masks(np.stack(masks), logits, np.float32(scores), np.zeros(len(masks), int))
+
+
+def candidates_of(masks, scores):
+    one = answers(masks, scores)
+    return CandidateMasks(one.masks[None], one.logits[None], one.iou_scores[None])
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def example():
 def test_a_click_is_scored_by_the_mask_that_promises_most_and_the_oracle_by_the_best(example):
     truth = example.labels == 2
     third = truth & (np.arange(8) < 2)
-    sam = Scripted([answers([truth, third, ~truth], [0.5, 0.9, 0.1]), *[answers([truth])] * 6], answers([truth]))
+    sam = Scripted([candidates_of([truth, third, ~truth], [0.5, 0.9, 0.1]), *[answers([truth])] * 6], answers([truth]))
     (score,) = measure(sam, [example])
     assert (score.image, score.object) == ("one", 2)
     assert score.one_click == pytest.approx(1 / 3)
@@ -59,7 +65,10 @@ def test_each_click_corrects_the_mask_that_was_shown_and_its_logits_are_fed_back
     corner[3, 3] = True
     too_much = truth.copy()
     too_much[:, 5:] = True
-    shown = [answers([~truth, left], [0.1, 0.9]), *(answers([mask]) for mask in (too_much, *[truth & ~corner] * 5))]
+    shown = [
+        candidates_of([~truth, left], [0.1, 0.9]),
+        *(answers([mask]) for mask in (too_much, *[truth & ~corner] * 5)),
+    ]
     sam = Scripted(shown, answers([truth]))
     (score,) = measure(sam, [example])
     clicks = [(points, mask) for points, *_, mask in sam.asked[1:] if points]
@@ -74,8 +83,8 @@ def test_each_click_corrects_the_mask_that_was_shown_and_its_logits_are_fed_back
 
 def test_an_image_is_encoded_once_and_each_object_asked_for_by_its_middle_and_its_box(example):
     example.labels[5, 6:] = 7
-    nothing = answers([np.zeros((6, 8), bool)])
-    sam = Scripted([nothing] * 7, nothing)
+    nothing = [np.zeros((6, 8), bool)]
+    sam = Scripted([candidates_of(nothing, [0.5]), *[answers(nothing)] * 6], answers(nothing))
     scores = list(measure(sam, [example]))
     assert [(score.object, score.one_click, score.box) for score in scores] == [(2, 0, 0), (7, 0, 0)]
     assert [shape for name, shape in [asked for asked in sam.asked if len(asked) == 2]] == [(6, 8, 3)]
@@ -95,8 +104,8 @@ def test_figures_are_the_same_every_time_and_the_extremes_are_shown_what_was_sco
     assert all(0 <= value <= 1 for score in scores for value in list(asdict(score).values())[2:])
     assert extremes.scores == sorted(2 * [score.one_click for score in scores])
     # The same by hand, for one click.
-    candidates = sam.image(image).predict([(29, 19)])
-    assert scores[0].one_click == region_j(candidates.best.masks[0], labels == 1)
+    mask = sam.image(image).predict([(29, 19)])
+    assert scores[0].one_click == region_j(mask.masks[0], labels == 1)
 
 
 def test_a_rough_mask_consists_of_blocks_and_is_close_to_the_mask():

@@ -17,7 +17,7 @@ from masklet.images.reading import read_image
 
 
 def refusal_of(source):
-    """The one line that a user reads."""
+    """The error message, one line."""
     with pytest.raises(ImageError) as caught:
         read_image(source)
     assert isinstance(caught.value, (MaskletError, ValueError))
@@ -48,7 +48,7 @@ def image_of(mode, *pixels):
 
 RGB_ROW = np.array([[[1, 2, 3], [250, 128, 0]]], np.uint8)
 
-IMAGES = {  # kind: (the image, what a person sees, a format that can hold it)
+IMAGES = {  # kind: (the image, its pixels as displayed, a format that can hold it)
     "1": (image_of("1", 0, 1), [(0, 0, 0), (255, 255, 255)], "PNG"),
     "L": (image_of("L", 7, 200), [(7, 7, 7), (200, 200, 200)], "PNG"),
     "RGB": (image_of("RGB", (1, 2, 3), (250, 128, 0)), [(1, 2, 3), (250, 128, 0)], "PNG"),
@@ -66,19 +66,19 @@ IMAGES = {  # kind: (the image, what a person sees, a format that can hold it)
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_a_pil_image_of_any_mode_is_read_as_it_looks(kind):
-    image, seen, _ = IMAGES[kind]
-    np.testing.assert_array_equal(read_image(image), [seen])
+def test_a_pil_image_of_any_mode_is_read_as_displayed(kind):
+    image, expected, _ = IMAGES[kind]
+    np.testing.assert_array_equal(read_image(image), [expected])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in IMAGES if IMAGES[kind][2]])
-def test_a_file_of_any_mode_is_read_as_it_looks(kind, tmp_path):
-    image, seen, format = IMAGES[kind]
+def test_a_file_of_any_mode_is_read_as_displayed(kind, tmp_path):
+    image, expected, format = IMAGES[kind]
     path = tmp_path / f"image.{format.lower()}"
     image.save(path)
     for source in (path, str(path), path.read_bytes):
         source = io.BytesIO(source()) if callable(source) else source
-        np.testing.assert_array_equal(read_image(source), [seen])
+        np.testing.assert_array_equal(read_image(source), [expected])
 
 
 def test_a_16_bit_pgm_and_a_cmyk_jpeg_are_read():
@@ -100,16 +100,16 @@ LEVELS = {  # dtype: black, one fifth of white (51 of 255), white
 
 @pytest.mark.parametrize("channels", [None, 1, 3, 4])
 @pytest.mark.parametrize("dtype", LEVELS)
-def test_arrays_of_any_kind_are_read_by_what_white_is_in_their_type(dtype, channels):
+def test_arrays_of_any_type_are_scaled_to_8_bits(dtype, channels):
     rows = np.array([LEVELS[dtype], LEVELS[dtype][::-1]], dtype)
     source = rows if channels is None else np.repeat(rows[..., None], channels, axis=2)
     if channels == 4:
         source[..., 3] = LEVELS[dtype][2]
-    seen = np.repeat(np.array([[0, 51, 255], [255, 51, 0]], np.uint8)[..., None], 3, axis=2)
-    np.testing.assert_array_equal(read_image(source), seen)
+    expected = np.repeat(np.array([[0, 51, 255], [255, 51, 0]], np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(read_image(source), expected)
     if channels and dtype != ">u2":
         tensor = torch.from_numpy(np.moveaxis(source, 2, 0).copy())
-        np.testing.assert_array_equal(read_image(tensor), seen)
+        np.testing.assert_array_equal(read_image(tensor), expected)
 
 
 @pytest.mark.parametrize("source", [np.array([[True, False]]), torch.tensor([[[True, False]]])], ids=type)
@@ -123,7 +123,7 @@ def test_bfloat16_and_tensors_with_gradients_are_read():
 
 
 @pytest.mark.parametrize("white", [np.uint16(65535), np.float32(1), np.float64(1)], ids=type)
-def test_8_bits_come_back_from_16_and_from_floats(white):
+def test_8_bits_survive_conversion_to_16_bits_and_floats(white):
     values = np.arange(256)[None]
     read = read_image((values * float(white) / 255).astype(white.dtype))
     np.testing.assert_array_equal(read[..., 0], values)
@@ -131,13 +131,13 @@ def test_8_bits_come_back_from_16_and_from_floats(white):
 
 @given(arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=9)))
 @settings(max_examples=30, deadline=None)
-def test_16_bits_go_to_the_nearest_of_8(values):
+def test_16_bits_are_rounded_to_8(values):
     np.testing.assert_array_equal(read_image(values)[..., 1], np.rint(values / 257))
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.just(4))))
 @settings(max_examples=30, deadline=None)
-def test_transparency_is_white_paper_behind(rgba):
+def test_transparent_pixels_are_blended_with_white(rgba):
     alpha = rgba[..., 3:] / 255
     exact = rgba[..., :3] * alpha + 255 * (1 - alpha)
     # Half an 8-bit step is the rounding itself; the rest is that of this comparison.
@@ -169,7 +169,7 @@ def test_exif_orientation_is_applied_to_files_and_images(orientation):
         assert image.size == (3, 2), "the caller's image is left as it was"
 
 
-def test_exif_that_cannot_be_read_says_nothing():
+def test_unreadable_exif_is_ignored():
     file = file_of(Image.fromarray(RGB_ROW), "PNG", exif=b"Exif\0\0not really exif")
     np.testing.assert_array_equal(read_image(file), RGB_ROW)
 
@@ -212,7 +212,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_one_pixel_is_an_image_and_the_result_is_the_callers_own(source):
+def test_one_pixel_is_an_image_and_the_result_is_a_copy(source):
     image = read_image(source)
     assert image.shape == (1, 1, 3)
     assert image.dtype == np.uint8
@@ -222,28 +222,28 @@ def test_one_pixel_is_an_image_and_the_result_is_the_callers_own(source):
     assert read_image(source).max() == 9
 
 
-# What goes wrong
+# Refusals
 
 
-def test_a_missing_file_is_named_with_where_it_was_looked_for():
+def test_the_error_for_a_missing_file_names_the_working_directory():
     assert refusal_of("no/such.jpg") == f"there is no image at no/such.jpg. Looked in {os.getcwd()}."
 
 
-def test_a_url_is_not_fetched():
-    assert "URLs are not fetched: download it first" in refusal_of("https://example.org/truck.jpg")
+def test_a_url_is_refused():
+    assert "URLs are not supported: download it first" in refusal_of("https://example.org/truck.jpg")
 
 
-def test_a_folder_is_not_an_image(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     assert refusal_of(tmp_path) == f"{tmp_path} is a folder, not an image: name one file in it"
 
 
-def test_what_the_system_will_not_open_is_told_in_its_words():
+def test_an_error_of_the_system_is_passed_on():
     name = "x" * 300
     assert refusal_of(name) == f"cannot open {name}: {os.strerror(errno.ENAMETOOLONG)}"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, I am text"], ids=["empty", "text"])
-def test_a_file_of_another_kind_is_not_an_image(content, tmp_path):
+def test_a_file_of_another_format_is_refused(content, tmp_path):
     path = tmp_path / "note.jpg"
     path.write_bytes(content)
     assert refusal_of(path).startswith(f"{path} is not an image that Pillow can read: expected JPEG, PNG")
@@ -251,7 +251,7 @@ def test_a_file_of_another_kind_is_not_an_image(content, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_a_truncated_file_says_so(format):
+def test_a_truncated_file_is_refused(format):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     half = file_of(Image.fromarray(noise), format).read()
     half = io.BytesIO(half[: len(half) // 2])
@@ -260,10 +260,10 @@ def test_a_truncated_file_says_so(format):
     assert "set PIL.ImageFile.LOAD_TRUNCATED_IMAGES = True" in message
 
 
-def test_a_damaged_file_says_so():
+def test_a_damaged_file_is_refused():
     data = bytearray(file_of(Image.fromarray(np.zeros((64, 64, 3), np.uint8)), "PNG").read())
     data[45] ^= 0xFF  # in the compressed pixels, whose checksum then fails
-    assert "the file object is damaged, or of a kind that Pillow cannot decode" in refusal_of(io.BytesIO(data))
+    assert "the file object is damaged, or in a format that Pillow cannot decode" in refusal_of(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("side", [4, 6], ids=["pillow warns", "pillow raises"])
@@ -275,13 +275,13 @@ def test_a_decompression_bomb_is_refused(side, warned, monkeypatch):
         warnings.simplefilter(warned)
         message = refusal_of(file)
     assert "would unpack to more pixels than Pillow's limit of 12" in message
-    assert "If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS first (None: no limit)." in message
+    assert "If you trust it, increase PIL.Image.MAX_IMAGE_PIXELS (None: no limit)." in message
     for limit in (side * side, None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert read_image(file).shape == (side, side, 3)
 
 
-def test_a_file_opened_as_text_or_closed_says_so(tmp_path):
+def test_a_file_opened_as_text_or_closed_is_refused(tmp_path):
     path = tmp_path / "truck.png"
     Image.fromarray(RGB_ROW).save(path)
     with open(path, encoding="latin-1") as file:
@@ -309,17 +309,17 @@ REFUSED = {
         np.zeros((5, 6), np.int64),
         r"an image of int64 .* expected uint8, uint16, bool or float.*astype\('uint8'\)",
     ),
-    "tensor of int64": (torch.zeros(3, 5, 6, dtype=torch.long), "an image of int64 is not understood"),
-    "complex": (np.zeros((5, 6), complex), "an image of complex128 is not understood"),
+    "tensor of int64": (torch.zeros(3, 5, 6, dtype=torch.long), "an image of int64 is not supported"),
+    "complex": (np.zeros((5, 6), complex), "an image of complex128 is not supported"),
     "NaN": (np.array([[0.5, np.nan]]), r"the image contains NaN: every value must be in \[0, 1\]"),
-    "floats to 255": (np.array([[0.0, 255.0]]), r"must be in \[0, 1\], these run from 0 to 255: divide by 255"),
-    "floats below 0": (torch.full((3, 2, 2), -1.5), "these run from -1.5 to -1.5: bring them there first"),
-    "infinity": (np.array([[0, np.inf]]), "these run from 0 to inf"),
-    "32 bits": (image_of("I", -1, 70000), "a 32-bit image whose values run from -1 to 70000: expected 0 to 65535"),
-    "image of floats": (image_of("F", 0.0, 12.5), "these run from 0 to 12.5: divide by 255"),
+    "floats to 255": (np.array([[0.0, 255.0]]), r"must be in \[0, 1\], these range from 0 to 255: divide by 255"),
+    "floats below 0": (torch.full((3, 2, 2), -1.5), "these range from -1.5 to -1.5: rescale them first"),
+    "infinity": (np.array([[0, np.inf]]), "these range from 0 to inf"),
+    "32 bits": (image_of("I", -1, 70000), "a 32-bit image whose values range from -1 to 70000: expected 0 to 65535"),
+    "image of floats": (image_of("F", 0.0, 12.5), "these range from 0 to 12.5: divide by 255"),
 }
 
 
 @pytest.mark.parametrize(("source", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_image_is_told_what_one_is(source, message):
+def test_other_values_are_refused(source, message):
     assert re.search(message, refusal_of(source))

@@ -24,16 +24,16 @@ def write(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     pytest.importorskip("zarr")
 
-    def write(pixels, **how):
+    def write(pixels, **options):
         path = tmp_path / "aerial é.tif"
-        tifffile.imwrite(path, pixels, **how)
+        tifffile.imwrite(path, pixels, **options)
         return path
 
     return write
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         {},
         {"tile": (16, 16), "compression": "zlib"},
@@ -44,15 +44,15 @@ def write(tmp_path):
     ],
     ids=["plain", "tiles", "lzw", "strips", "one piece", "big"],
 )
-def test_a_window_of_a_tiff_is_a_part_of_the_image(write, rgb, how):
-    opened = open_windows(write(rgb, photometric="rgb", **how))
+def test_a_window_of_a_tiff_is_part_of_the_image(write, rgb, options):
+    opened = open_windows(write(rgb, photometric="rgb", **options))
     assert opened.size_hw == (60, 80)
     np.testing.assert_array_equal(opened[PLACE], rgb[PLACE])
     np.testing.assert_array_equal(opened[:, :], rgb)
 
 
 @pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
-def test_tiles_of_jpeg_are_the_colours_that_pillow_reads(write, photometric):
+def test_jpeg_tiles_have_the_colours_that_pillow_reads(write, photometric):
     x, y = np.mgrid[0:255:80j, 0:255:60j]
     smooth = np.stack([x, y, 255 - x], -1).astype(np.uint8).transpose(1, 0, 2)
     path = write(smooth, photometric=photometric, tile=(16, 16), compression="jpeg")
@@ -63,7 +63,7 @@ def test_tiles_of_jpeg_are_the_colours_that_pillow_reads(write, photometric):
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
-def test_ycbcr_that_is_no_jpeg_has_the_colours_that_pillow_reads(tmp_path, compression):
+def test_ycbcr_without_jpeg_has_the_colours_that_pillow_reads(tmp_path, compression):
     pytest.importorskip("tifffile")
     pixels = np.full((20, 30, 3), (200, 30, 60), np.uint8)
     path = tmp_path / "a.tif"
@@ -77,21 +77,21 @@ def test_ycbcr_that_is_no_jpeg_has_the_colours_that_pillow_reads(tmp_path, compr
 @pytest.mark.parametrize("planes", ["contig", "separate"])
 @pytest.mark.parametrize("alpha", ["unassalpha", "assocalpha"])
 @pytest.mark.parametrize("colours", [1, 3])
-def test_transparent_pixels_lie_on_white_whatever_the_alpha(write, rgb, colours, alpha, planes):
+def test_transparent_pixels_lie_on_white_for_both_kinds_of_alpha(write, rgb, colours, alpha, planes):
     straight = np.dstack([rgb[..., :colours], np.tile(np.arange(80, dtype=np.uint8) * 3, (60, 1))])
     pixels = straight.copy()
     if alpha == "assocalpha":
         pixels[..., :-1] = pixels[..., :-1].astype(int) * pixels[..., -1:] // 255
     laid = pixels if planes == "contig" else pixels.transpose(2, 0, 1).copy()
     path = write(laid, photometric="rgb" if colours == 3 else "minisblack", extrasamples=[alpha], planarconfig=planes)
-    shown = open_windows(path)[:, :].astype(int)
-    if planes == "contig" and (colours, alpha) != (1, "assocalpha"):  # Pillow has no way from there
-        assert np.abs(shown - read_image(path)).max() <= 1
+    pixels_read = open_windows(path)[:, :].astype(int)
+    if planes == "contig" and (colours, alpha) != (1, "assocalpha"):  # Pillow cannot convert these
+        assert np.abs(pixels_read - read_image(path)).max() <= 1
     opacity = straight[..., -1:] / 255
-    assert np.abs(shown - straight[..., :-1] * opacity - 255 * (1 - opacity)).max() <= 2
+    assert np.abs(pixels_read - straight[..., :-1] * opacity - 255 * (1 - opacity)).max() <= 2
 
 
-def test_a_tiff_is_known_by_its_beginning(write, rgb):
+def test_a_tiff_is_recognised_by_its_content(write, rgb):
     path = write(rgb, photometric="rgb", tile=(16, 16), compression="zlib")
     path = path.rename(path.with_suffix(".png"))
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +102,7 @@ def test_a_tiff_is_known_by_its_beginning(write, rgb):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
-def test_who_asks_for_windows_may_open_images_beyond_the_limit_of_pillow(rgb, tmp_path, monkeypatch, suffix):
+def test_windows_may_exceed_pillows_limit(rgb, tmp_path, monkeypatch, suffix):
     path = tmp_path / f"large{suffix}"
     Image.fromarray(rgb).save(path)
     expected = read_image(path)
@@ -119,15 +119,15 @@ def test_who_asks_for_windows_may_open_images_beyond_the_limit_of_pillow(rgb, tm
         open_windows(path)
 
 
-def test_a_large_tiff_names_what_reads_it_in_parts(write, rgb, monkeypatch):
+def test_the_error_for_a_large_tiff_names_the_missing_package(write, rgb, monkeypatch):
     path = write(rgb, photometric="rgb")
     monkeypatch.setitem(sys.modules, "tifffile", None)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ImageError, match=r"tifffile is not installed, .* in parts: pip install masklet\[tiff\]"):
+    with pytest.raises(ImageError, match=r"tifffile, which reads .*, is not installed: pip install masklet\[tiff\]"):
         open_windows(path)
 
 
-def test_channels_may_come_first_and_infrared_last(write, rgb):
+def test_channels_may_be_first_and_infrared_is_left_out(write, rgb):
     planes = write(rgb.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
     np.testing.assert_array_equal(open_windows(planes)[PLACE], rgb[PLACE])
     infrared = write(np.dstack([rgb, rgb[..., 0]]), photometric="rgb", extrasamples=["unspecified"])
@@ -135,7 +135,7 @@ def test_channels_may_come_first_and_infrared_last(write, rgb):
 
 
 @pytest.mark.parametrize("kind", ["grey", "16 bits", "big endian", "transparent", "float"])
-def test_pixels_are_those_of_read_image(write, rgb, kind):
+def test_pixels_equal_those_of_read_image(write, rgb, kind):
     pixels = {
         "grey": rgb[..., 0],
         "16 bits": rgb[..., 0].astype(np.uint16) * 250,
@@ -143,14 +143,14 @@ def test_pixels_are_those_of_read_image(write, rgb, kind):
         "transparent": np.dstack([rgb, rgb[..., 0]]),
         "float": (rgb[..., 0] / 255).astype(np.float32),
     }[kind]
-    how = {
+    options = {
         "transparent": {"photometric": "rgb", "extrasamples": ["unassalpha"]},
         "big endian": {"byteorder": ">"},
     }.get(kind, {})
-    np.testing.assert_array_equal(open_windows(write(pixels, **how))[PLACE], read_image(pixels)[PLACE])
+    np.testing.assert_array_equal(open_windows(write(pixels, **options))[PLACE], read_image(pixels)[PLACE])
 
 
-def test_nothing_else_is_read(write, rgb, monkeypatch):
+def test_nothing_outside_the_window_is_read(write, rgb, monkeypatch):
     path = write(rgb, photometric="rgb", tile=(16, 16))
     monkeypatch.setattr(windows, "read_image", lambda *_: pytest.fail("the whole image was read"))
     shapes = []
@@ -159,17 +159,17 @@ def test_nothing_else_is_read(write, rgb, monkeypatch):
     assert shapes == [(1, 1, 3), (10, 20, 3)]
 
 
-def test_a_tiff_that_lies_as_it_is_is_mapped_and_one_of_one_piece_unpacked_once(write, rgb, monkeypatch):
+def test_an_uncompressed_tiff_is_mapped_and_a_single_chunk_is_decoded_once(write, rgb, monkeypatch):
     mapped, memmap = [], np.memmap
     monkeypatch.setattr(np, "memmap", lambda *a, **kw: mapped.append(1) or memmap(*a, **kw))
     open_windows(write(rgb, photometric="rgb"))[PLACE]
     assert len(mapped) == 2
     opened = open_windows(write(rgb, photometric="rgb", compression="zlib", rowsperstrip=60))
-    monkeypatch.setattr("zlib.decompress", lambda *_: pytest.fail("it was unpacked again"))
+    monkeypatch.setattr("zlib.decompress", lambda *_: pytest.fail("it was decoded again"))
     opened[PLACE]
 
 
-def test_a_tiff_that_pillow_has_to_turn_or_colour_is_read_by_it(write, rgb, tmp_path):
+def test_pillow_reads_a_tiff_that_is_rotated_or_has_a_palette(write, rgb, tmp_path):
     turned = write(rgb, photometric="rgb", extratags=[(274, "H", 1, 6, True)])
     np.testing.assert_array_equal(open_windows(turned)[:, :], np.rot90(rgb, -1))
     Image.fromarray(rgb).quantize(8).save(tmp_path / "palette.tif")
@@ -182,14 +182,14 @@ def test_without_tifffile_pillow_reads_it(write, rgb, monkeypatch):
     np.testing.assert_array_equal(open_windows(path)[PLACE], rgb[PLACE])
 
 
-def test_arrays_and_other_files_have_windows_too(rgb, tmp_path):
+def test_arrays_and_other_files_have_windows(rgb, tmp_path):
     np.save(tmp_path / "a.npy", rgb)
     Image.fromarray(rgb).save(tmp_path / "a.png")
     for source in (rgb, np.load(tmp_path / "a.npy", mmap_mode="r"), tmp_path / "a.png", Image.fromarray(rgb)):
         np.testing.assert_array_equal(open_windows(source)[PLACE], rgb[PLACE])
 
 
-def test_what_is_no_image_is_refused_at_once(write, rgb, tmp_path):
+def test_what_is_not_an_image_is_refused_on_opening(write, rgb, tmp_path):
     stack = write(rgb.transpose(2, 0, 1), photometric="minisblack")
     with pytest.raises(ImageError, match=r"has the axes QYX of \(3, 60, 80\): expected one image, rows and columns"):
         open_windows(stack)
@@ -199,7 +199,7 @@ def test_what_is_no_image_is_refused_at_once(write, rgb, tmp_path):
     with pytest.raises(ImageError, match="is not an image that Pillow can read"):
         open_windows(stack)
     stack.write_bytes(b"II*\0 and no more")
-    with pytest.raises(ImageError, match="is damaged, or of a kind"):
+    with pytest.raises(ImageError, match="is damaged, or in a format"):
         open_windows(stack)
     with pytest.raises(ImageError, match="is not an image"):
         open_windows(rgb[..., 0, 0])

@@ -6,11 +6,19 @@ from hypothesis import strategies as st
 
 from masklet import Sam2Model, Sam2Processor
 from masklet.errors import ImageError, PromptError
+from masklet.model.hiera import join_windows, split_windows, window_positions
+from masklet.model.prompt_encoder import Prompts
 
 
 @pytest.fixture(scope="module")
 def pixel_values():
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def features(tiny_model, pixel_values):
+    with torch.inference_mode():
+        return tiny_model.encode(pixel_values)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +101,11 @@ def test_results_follow_the_size_of_the_input(tiny_model, size_hw, multimask, ma
     assert torch.equal(outputs.pred_masks, again.pred_masks)
 
 
-def test_all_four_masks_are_the_single_one_then_the_candidates(tiny_model, embeddings):
+def test_all_four_masks_are_the_single_one_then_the_candidates(tiny_model, features):
     points, labels = torch.rand(2, 3, 2, 2) * 64, torch.ones(2, 3, 2, dtype=torch.long)
     with torch.inference_mode():
         together, candidates = (
-            tiny_model.decode(embeddings, points=points, labels=labels, multimask=multimask)
-            for multimask in (None, True)
+            tiny_model.decode(features, Prompts(points, labels), multimask=multimask) for multimask in (None, True)
         )
     assert together.logits.shape == (2, 3, 4, 16, 16)
     assert torch.equal(together.logits[:, :, 1:], candidates.logits)
@@ -336,16 +343,35 @@ def test_unknown_inputs_are_refused_by_name(tiny_model, embeddings):
         tiny_model(image_embeddings=embeddings, points=POINT, input_point=POINT)
 
 
-def test_under_autocast_the_image_is_added_to_in_its_own_precision(tiny_model, embeddings):
+def test_under_autocast_the_image_is_updated_in_its_own_precision(tiny_model, features):
     seen = []
     blocks = tiny_model.mask_decoder.transformer.layers
     hooks = [b.layer_norm4.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype)) for b in blocks]
-    points, labels = torch.full((2, 1, 1, 2), 20.0), torch.ones(2, 1, 1, dtype=torch.int64)
-    copies = [level.clone() for level in embeddings]
+    prompts = Prompts(torch.full((2, 1, 1, 2), 20.0), torch.ones(2, 1, 1, dtype=torch.int64))
+    copies = type(features)(*(level.clone() for level in features))
     try:
-        with torch.autocast("cpu", torch.bfloat16):  # with gradients, as training has it
-            tiny_model.decode(copies, points=points, labels=labels, multimask=True)
+        with torch.autocast("cpu", torch.bfloat16):  # with gradients, as in training
+            tiny_model.decode(copies, prompts, multimask=True)
     finally:
         for hook in hooks:
             hook.remove()
     assert seen == [torch.float32] * len(blocks)
+
+
+@pytest.mark.parametrize("size_hw", [(16, 16), (24, 8), (8, 40)])
+def test_the_trunk_takes_positions_that_were_made_before(tiny_model, size_hw):
+    trunk = tiny_model.vision_encoder.backbone
+    pixel_values = torch.randn(1, 3, size_hw[0] * 4, size_hw[1] * 4, generator=torch.Generator().manual_seed(1))
+    positions = window_positions(trunk.pos_embed, trunk.pos_embed_window, size_hw)
+    assert positions.shape == (1, *size_hw, 8)
+    with torch.inference_mode():
+        for given, computed in zip(trunk(pixel_values, positions), trunk(pixel_values), strict=True):
+            assert given.equal(computed)
+
+
+@given(st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.integers(1, 3)), st.integers(1, 8))
+def test_windows_are_joined_as_they_were_split(shape, window):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    windows, grid = split_windows(x, window)
+    assert windows.shape == (shape[0] * grid[0] * grid[1], window, window, shape[3])
+    assert join_windows(windows, grid, shape[1:3]).equal(x)

@@ -27,7 +27,7 @@ def images(golden_folder):
 @pytest.fixture(scope="module")
 def sam(seeded_sam):
     """Encodes each frame once for all tests of this module."""
-    encode, features = seeded_sam.model.get_image_features, {}
+    encode, features = seeded_sam.engine.encode, {}
 
     def encode_once(pixel_values):
         key = hash(pixel_values.numpy().tobytes())
@@ -36,7 +36,7 @@ def sam(seeded_sam):
         return features[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seeded_sam.model, "get_image_features", encode_once)
+        patch.setattr(seeded_sam.engine, "encode", encode_once)
         yield seeded_sam
 
 

@@ -17,7 +17,11 @@ from masklet import (
     Sam2Model,
 )
 from masklet.checkpoints.transformers import config_to_json
+from masklet.engine import make_engine
+from masklet.model.memory_attention import MemoryTokens
+from masklet.model.neck import Features
 from masklet.model.positions import sine_positions_2d
+from masklet.model.prompt_encoder import Prompts
 
 
 def shrunken(**changes):
@@ -124,12 +128,9 @@ def test_the_prompt_encoder_gives_their_embeddings(pair):
         prompts["input_points"], prompts["input_labels"], prompts["input_boxes"], masks
     )
     embedded = ours.prompt_encoder(
-        prompts["input_points"],
-        prompts["input_labels"],
-        prompts["input_boxes"],
-        masks.view(2, 3, side // 4, side // 4),
+        Prompts(*prompts.values(), masks.view(2, 3, side // 4, side // 4)),
         map_hw=(side // 16, side // 16),
-        image_hw=(side, side),
+        input_hw=(side, side),
     )
     close(embedded.tokens, sparse)
     close(embedded.dense.flatten(0, 1), dense)
@@ -137,16 +138,30 @@ def test_the_prompt_encoder_gives_their_embeddings(pair):
 
 @pytest.mark.parametrize("multimask", [True, False])
 @pytest.mark.parametrize("kind", ["points", "one click", "boxes", "points and boxes", "many points"])
-@pytest.mark.parametrize("grad", [False, True], ids=["without gradients", "with gradients"])
-def test_the_decoder_gives_their_masks(pair, embeddings, kind, multimask, grad):
+def test_the_decoder_gives_their_masks(pair, embeddings, kind, multimask):
     ours, theirs, _ = pair
     prompts = prompts_for(ours.config.image_size)[kind]
-    with torch.inference_mode(not grad):
+    with torch.inference_mode():
         expected = theirs(image_embeddings=embeddings[0], multimask_output=multimask, **prompts)
         got = ours(image_embeddings=embeddings[0], multimask_output=multimask, **prompts)
     close(got.pred_masks, expected.pred_masks)
     close(got.iou_scores, expected.iou_scores)
     close(got.object_score_logits, expected.object_score_logits)
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("kind", ["points", "one click", "boxes", "points and boxes", "many points"])
+def test_the_cpu_engine_gives_their_masks(pair, embeddings, kind, multimask):
+    ours, theirs, _ = pair
+    given = prompts_for(ours.config.image_size)[kind]
+    prompts = Prompts(*(given.get(f"input_{name}") for name in ("points", "labels", "boxes")))
+    features = Features(*embeddings[0])
+    with torch.inference_mode():
+        expected = theirs(image_embeddings=embeddings[0], multimask_output=multimask, **given)
+        got = make_engine(ours, "cpu").decode(features, prompts, multimask=multimask, conditioned=features.stride16)
+    close(got.logits, expected.pred_masks)
+    close(got.iou_scores, expected.iou_scores)
+    close(got.object_scores, expected.object_score_logits)
 
 
 @pytest.mark.parametrize("with_point", [True, False])
@@ -184,12 +199,13 @@ def test_unstable_single_masks_are_replaced_as_theirs_are(pair, embeddings):
     ours, theirs, _ = pair
     points = torch.rand(2, 8, 1, 2, generator=torch.Generator().manual_seed(4)) * ours.config.image_size
     labels = torch.ones(points.shape[:3], dtype=torch.long)
+    features = Features(*embeddings[0])
     is_replaced = []
     for factor in (1, 0.001):
         with fainter_single_masks((ours, theirs), factor), torch.inference_mode():
             expected = theirs(image_embeddings=embeddings[0], input_points=points, multimask_output=False)
             got = ours(image_embeddings=embeddings[0], input_points=points, multimask_output=False)
-            all_four = ours.decode(embeddings[0], points=points, labels=labels, multimask=None)
+            all_four = ours.decode(features, Prompts(points, labels), multimask=None, conditioned=features.stride16)
         close(got.pred_masks, expected.pred_masks)
         is_replaced += (got.pred_masks[:, :, 0] != all_four.logits[:, :, 0]).flatten(2).any(2).flatten().tolist()
     assert any(is_replaced) == ours.config.mask_decoder.dynamic_multimask_via_stability
@@ -206,11 +222,9 @@ def test_the_memory_attention_gives_their_features(pair):
     with torch.inference_mode():
         of_both = (tensor.expand(-1, 2, -1) for tensor in (features, positions))
         expected = theirs.memory_attention(next(of_both), memory, next(of_both), memory_positions, 8)
-        got = ours.memory_attention(
-            *(t.transpose(0, 1) for t in (features, positions, memory, memory_positions)),
-            map_hw=(side, side),
-            num_pointers=8,
-        )
+        ours_first = [t.transpose(0, 1) for t in (features, positions, memory, memory_positions)]
+        tokens = MemoryTokens(ours_first[2] + ours_first[3], ours_first[2], num_pointers=8, is_empty=None)
+        got = ours.memory_attention(*ours_first[:2], tokens, map_hw=(side, side))
     close(got, expected.squeeze(0) if expected.ndim == 4 else expected)
 
 

@@ -246,6 +246,6 @@ def test_a_correction_without_the_previous_logits_gives_their_mask(pair, video):
     bank, features = ours._tracks.objects[1].bank, ours._features_of(4)
     reading = ours._tracks.policy(4, bank.prompted, bank, step=1)
     with torch.inference_mode():
-        remembered = read_memory(sam.model, features[2], [bank], [reading])
-        seen, _ = track_object(sam.model, features, ours._tracks.read(**clicks), remembered, previous=None)
+        remembered = read_memory(sam.engine, features, [bank], [reading])
+        seen, _ = track_object(sam.engine, features, ours._tracks.read(**clicks), remembered, previous=None)
     torch.testing.assert_close(seen.logits, expected, rtol=1e-3, atol=1e-3 * expected.std().item())

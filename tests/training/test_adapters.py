@@ -25,7 +25,7 @@ def lora_run(tiny_run):
 def features(model, seed=0):
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return torch.cat([m.flatten() for m in model.get_image_features(pixels)])
+        return torch.cat([m.flatten() for m in model.encode(pixels)])
 
 
 def test_adapters_change_nothing_at_first(tiny_model):

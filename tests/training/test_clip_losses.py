@@ -26,7 +26,7 @@ def model(tiny_run):
 def features(model, frames):
     images = torch.randn(frames, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(model.dtype)
     with torch.no_grad():
-        maps = model.get_image_features(images)
+        maps = model.encode(images)
     return [[m[frame : frame + 1] for m in maps] for frame in range(frames)]
 
 

@@ -25,13 +25,13 @@ def pixels():
 def counted(tiny_model):
     """The tiny model, which counts the images it encodes."""
     model = copy.deepcopy(tiny_model)
-    encode, model.encoded = model.get_image_features, 0
+    encode, model.encoded = model.encode, 0
 
     def counting(pixel_values):
         model.encoded += len(pixel_values)
         return encode(pixel_values)
 
-    model.get_image_features = counting
+    model.encode = counting
     return model
 
 
@@ -40,7 +40,7 @@ def test_an_image_is_encoded_once_whatever_its_company(counted, pixels, tmp_path
     first = cache(pixels)
     again = FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels.flip(0))
     assert counted.encoded == 3
-    for made, kept, exact in zip(first, again, counted.get_image_features(pixels), strict=True):
+    for made, kept, exact in zip(first, again, counted.encode(pixels), strict=True):
         assert made.equal(kept.flip(0))
         assert made.dtype == torch.float32
         torch.testing.assert_close(made, exact, rtol=1e-3, atol=1e-3)
@@ -99,10 +99,8 @@ def test_a_run_encodes_each_image_once_and_learns_the_same_with_or_without_what_
         cache=str(tmp_path / "cache"),
     )
     encoded = []
-    encode = Sam2Model.get_image_features
-    monkeypatch.setattr(
-        Sam2Model, "get_image_features", lambda self, values: encoded.append(len(values)) or encode(self, values)
-    )
+    encode = Sam2Model.encode
+    monkeypatch.setattr(Sam2Model, "encode", lambda self, values: encoded.append(len(values)) or encode(self, values))
     states = []
     for name in ("cold", "warm"):
         run = Run(cached, tmp_path / name, device="cpu")

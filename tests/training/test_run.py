@@ -61,10 +61,10 @@ def test_a_run_measures_first_and_leaves_models_a_log_a_state_and_images(config,
 def test_it_is_measured_at_the_size_of_the_last_stage(config, tmp_path, monkeypatch):
     stages = tuple(replace(config.stages[0], steps=1, image_size=size) for size in (64, 96))
     run = Run(replace(config, stages=stages), tmp_path / "run", device="cpu")
-    sizes, encode = set(), masklet.Sam2Model.get_image_features
+    sizes, encode = set(), masklet.Sam2Model.encode
     monkeypatch.setattr(
         masklet.Sam2Model,
-        "get_image_features",
+        "encode",
         lambda model, values: sizes.add(tuple(values.shape[-2:])) or encode(model, values),
     )
     next(run.reports())
@@ -224,7 +224,7 @@ def learned_names(config):
 
 
 def test_a_loss_that_is_no_number_stops_names_the_image_and_keeps_the_last_good_model(config, tmp_path, monkeypatch):
-    features = masklet.Sam2Model.get_image_features
+    features = masklet.Sam2Model.encode
     run = Run(config, tmp_path / "run", device="cpu")
     example = run.examples.example
 
@@ -239,9 +239,7 @@ def test_a_loss_that_is_no_number_stops_names_the_image_and_keeps_the_last_good_
         is_black = (pixel_values.flatten(1) == pixel_values[:, :1, 0, 0]).float().mean(1) > 0.3
         return [torch.where(is_black.view(-1, 1, 1, 1), torch.nan, m) for m in maps]
 
-    monkeypatch.setattr(
-        run.trainer.model, "get_image_features", lambda values: nan_for_black(run.trainer.model, values)
-    )
+    monkeypatch.setattr(run.trainer.model, "encode", lambda values: nan_for_black(run.trainer.model, values))
     with pytest.raises(
         TrainingError, match="step 3 has a loss or gradient that is not a number: bad.png alone .*saved before"
     ):

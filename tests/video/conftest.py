@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from masklet.engine import make_engine
 from masklet.segmenter import Segmenter
 
 
@@ -11,4 +12,4 @@ from masklet.segmenter import Segmenter
 def sam(sam):
     model = copy.deepcopy(sam.model)
     model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(10.0)
-    return Segmenter(model, sam.image_processor)
+    return Segmenter(make_engine(model), sam.image_processor)

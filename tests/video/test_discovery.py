@@ -10,6 +10,7 @@ from PIL import Image
 from video.test_tracking import CUP, HEIGHT, WIDTH, moving_square
 
 import masklet
+from masklet.engine import make_engine
 from masklet.errors import ConfigError
 from masklet.masks import encode_rle, mask_ious
 from masklet.model.sam2 import Sam2Model
@@ -24,7 +25,7 @@ def masks_of(*boxes):
     masks = np.zeros((len(boxes), HEIGHT, WIDTH), bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         mask[y0:y1, x0:x1] = True
-    return Masks.of_runs(encode_rle(masks), (HEIGHT, WIDTH), np.full(len(masks), 0.9, "f4"), np.arange(len(masks)))
+    return Masks.from_rle(encode_rle(masks), (HEIGHT, WIDTH), np.full(len(masks), 0.9, "f4"), np.arange(len(masks)))
 
 
 @pytest.fixture
@@ -70,8 +71,8 @@ def test_a_frame_is_encoded_once_and_what_is_found_is_followed_as_if_it_had_been
         shown.prompt(0, name, mask=mask)
     expected = [r.masks.masks for r in shown.track()]
     finds(BOXES, [], [])
-    encoded, encode = [], Sam2Model.get_image_features
-    monkeypatch.setattr(Sam2Model, "get_image_features", lambda *a: encoded.append(1) or encode(*a))
+    encoded, encode = [], Sam2Model.encode
+    monkeypatch.setattr(Sam2Model, "encode", lambda *a: encoded.append(1) or encode(*a))
     session = sam.video(video)
     for result, masks in zip(session.everything(every=4), expected, strict=True):
         np.testing.assert_array_equal(result.masks.masks, masks)
@@ -124,7 +125,7 @@ def blind(sam):
     """A network that never sees an object again."""
     model = copy.deepcopy(sam.model)
     model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(-100.0)
-    return Segmenter(model, sam.image_processor)
+    return Segmenter(make_engine(model), sam.image_processor)
 
 
 def test_what_is_out_of_sight_for_long_is_let_go(blind, video, finds):

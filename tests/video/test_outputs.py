@@ -223,7 +223,7 @@ def test_written_while_tracking_or_afterwards_it_is_the_same(sam, tmp_path, monk
         for result in session.track():
             writers.write(result)
     # Nothing is computed again.
-    monkeypatch.setattr(Sam2Model, "get_image_features", None)
+    monkeypatch.setattr(Sam2Model, "encode", None)
     monkeypatch.setattr(Sam2Model, "decode", None)
     for path in paths:
         session.write(later / path.name)

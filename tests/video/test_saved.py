@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from video.test_tracking import BALL, CUP, HEIGHT, WIDTH, assert_same, logits_of, moving_square
 
+from masklet.engine import make_engine
 from masklet.errors import SessionError, SpoolError
 from masklet.segmenter import Segmenter, load
 from masklet.video import saved, spool
@@ -105,7 +106,7 @@ def test_a_session_without_objects_can_be_saved(sam, clip, tmp_path):
 
 
 def test_a_session_in_bfloat16_keeps_its_dtype(sam, clip, tmp_path):
-    half = Segmenter(copy.deepcopy(sam.model).to(torch.bfloat16), sam.image_processor)
+    half = Segmenter(make_engine(copy.deepcopy(sam.model).to(torch.bfloat16)), sam.image_processor)
     session = half.video(clip)
     session.prompt(0, "cup", **CUP)
     list(session.track(end=11))
@@ -193,7 +194,7 @@ def test_another_model_is_refused(sam, session_file):
     other = copy.deepcopy(sam.model)
     other.memory_attention.layers[0].linear1.bias[0] += 1
     with pytest.raises(SessionError, match="was saved with another model"):
-        Segmenter(other, sam.image_processor).resume(session_file)
+        Segmenter(make_engine(other), sam.image_processor).resume(session_file)
 
 
 def test_another_video_or_none_is_refused(sam, tmp_path):
@@ -387,7 +388,7 @@ class Full:
 @pytest.mark.gpu
 @pytest.mark.gpu
 def test_a_session_moves_between_devices(sam, clip, tmp_path):
-    there = Segmenter(copy.deepcopy(sam.model).to("cuda"), sam.image_processor)
+    there = Segmenter(make_engine(copy.deepcopy(sam.model).to("cuda")), sam.image_processor)
     for saver, reader in ((sam, there), (there, sam), (there, there)):
         session = begun(saver, clip)
         session.save(tmp_path / "s")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from masklet.engine import make_engine
 from masklet.errors import CheckpointError, ImageError, PromptError, SessionError, VideoError
 from masklet.model.sam2 import Sam2Model
 from masklet.segmenter import Segmenter
@@ -450,8 +451,8 @@ def test_going_back_encodes_each_frame_once_for_all_objects(sam, video, monkeypa
         session.prompt(0, name, points=[(10 * name + 5, 20)])
     list(session.track())
     encoded = []
-    original = type(sam.model).get_image_features
-    monkeypatch.setattr(type(sam.model), "get_image_features", lambda *a: encoded.append(1) or original(*a))
+    original = type(sam.model).encode
+    monkeypatch.setattr(type(sam.model), "encode", lambda *a: encoded.append(1) or original(*a))
     list(session.track(start=12, end=12))
     assert len(encoded) == 7  # that frame and the six before it
 
@@ -519,7 +520,7 @@ def test_objects_of_a_stream_come_are_corrected_and_go(sam, video):
 def test_an_object_that_is_not_there_has_no_mask(sam, video):
     model = copy.deepcopy(sam.model)
     model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(-10.0)
-    live = Segmenter(model, sam.image_processor).stream()
+    live = Segmenter(make_engine(model), sam.image_processor).stream()
     result = live.push(video[0], {"cup": CUP})
     assert not result.visible[0]
     assert result.masks.areas[0] == 0
@@ -529,7 +530,7 @@ def test_an_object_that_is_not_there_has_no_mask(sam, video):
 def test_a_video_is_followed_in_bfloat16(sam, video):
     """No autocast: every part of the network takes what the one before it gives."""
     model = copy.deepcopy(sam.model).to(torch.bfloat16)
-    session, exact = Segmenter(model, sam.image_processor).video(video), sam.video(video)
+    session, exact = Segmenter(make_engine(model), sam.image_processor).video(video), sam.video(video)
     for one in (session, exact):
         one.prompt(0, "cup", mask=video[0][..., 0] > 200)
         one.prompt(0, "ball", **BALL)
@@ -550,4 +551,4 @@ def test_a_batch_of_no_objects_is_refused(sam, video):
 def test_a_model_without_memory_says_so(sam, video, tmp_path):
     model = Sam2Model(replace(sam.model.config, has_memory=False)).eval()
     with pytest.raises(CheckpointError, match="saved without its memory"):
-        Segmenter(model, sam.image_processor).video(video)
+        Segmenter(make_engine(model), sam.image_processor).video(video)

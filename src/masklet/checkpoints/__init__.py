@@ -1,7 +1,7 @@
-"""Files of weights <-> (config, tensors): the only place that knows foreign names.
+"""Files of weights <-> (config, tensors): the only package that knows the names of other formats.
 
-A model on disk is a transformers folder: ``config.json``, ``model.safetensors``, ``preprocessor_config.json``. Tensors
-there are called as the attributes of ``masklet.model``, so only Meta's ``.pt`` files need a map of names (``meta``).
+A model on disk is a transformers folder: ``config.json``, ``model.safetensors``, ``preprocessor_config.json``. Its
+tensors have the names of the attributes in ``masklet.model``; only Meta's ``.pt`` files need a map of names (``meta``).
 """
 
 from __future__ import annotations
@@ -22,23 +22,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from masklet.atomic import replacing_all
+from masklet.atomic import replacing, replacing_all
 from masklet.checkpoints.damage import what_is
 from masklet.checkpoints.meta import read_meta_file
-from masklet.checkpoints.transformers import config_from_json, config_to_json, preprocessor_to_json
+from masklet.checkpoints.preprocessor import (
+    PreprocessorConfig,
+    check_same,
+    preprocessor_from_json,
+    preprocessor_to_json,
+)
+from masklet.checkpoints.transformers import config_from_json, config_to_json
 from masklet.config import Sam2Config
 from masklet.errors import CheckpointError
 
 StrPath = str | os.PathLike[str]
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+PROCESSOR, VIDEO_PREPROCESSOR = "processor_config.json", "video_preprocessor_config.json"
 EMBEDDED = "nano"
 _EMBEDDED_FOLDER = Path(__file__).parents[1] / "weights" / EMBEDDED
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that can be asked for by a short name."""
+    """A model with a short name."""
 
     name: str
     source: str  # Hub repository, or "embedded"
@@ -62,7 +69,7 @@ KNOWN_MODELS = (
 def read(
     name_or_path: StrPath, *, revision: str | None = None, token: str | None = None
 ) -> tuple[Sam2Config, dict[str, Tensor]]:
-    """Read a model, whatever holds it.
+    """Reads a model of any source.
 
     Args:
         name_or_path: A known model's name, a Hub repository, a model folder, or one of Meta's ``.pt`` files.
@@ -81,32 +88,84 @@ def read(
     return config_from_json(_read_json(config_path), has_memory=has_memory, where=config_path), tensors
 
 
-def read_input_hw(name_or_path: StrPath, *, revision: str | None = None, token: str | None = None) -> tuple[int, int]:
-    """(height, width) that a model's images are resized to, from its preprocessor file."""
+def read_preprocessor(
+    name_or_path: StrPath, *, revision: str | None = None, token: str | None = None
+) -> PreprocessorConfig:
+    """How a model's images are prepared.
+
+    transformers 5 writes it into ``processor_config.json``, older versions into ``preprocessor_config.json``. As in
+    transformers, the former has priority. Without both, the size is that of the network.
+
+    Raises:
+        CheckpointError: A file is malformed, or asks for something that this package does not support.
+    """
     if is_meta_file(name_or_path):
         side = Sam2Config().image_size
-        return side, side
-    if (folder := Path(name_or_path)).is_dir() and not (folder / PREPROCESSOR).is_file():
-        # transformers saves a model alone without one.
-        config_path = locate(folder, CONFIG)
+        return PreprocessorConfig((side, side))
+
+    folder = Path(name_or_path)
+
+    def read_if_present(filename: str) -> dict[str, Any] | None:
+        path = find(name_or_path, filename, revision=revision, token=token)
+        return None if path is None else _read_json(path)
+
+    processor = read_if_present(PROCESSOR) or {}
+
+    def settings(section: str, filename: str) -> tuple[dict[str, Any] | None, Path]:
+        """From a section of ``processor_config.json``, or else from a file of its own."""
+        if isinstance(nested := processor.get(section), dict):
+            return processor | nested, folder / PROCESSOR
+        own = read_if_present(filename)
+        return None if own is None else processor | own, folder / filename
+
+    images, where = settings("image_processor", PREPROCESSOR)
+    if images is None:
+        config_path = locate(name_or_path, CONFIG, revision=revision, token=token)
         side = config_from_json(_read_json(config_path), has_memory=False, where=config_path).image_size
-        return side, side
-    path = locate(name_or_path, PREPROCESSOR, revision=revision, token=token)
-    size = _read_json(path).get("size")
-    if not isinstance(size, dict) or not all(isinstance(size.get(side), int) for side in ("height", "width")):
-        raise CheckpointError(f'{path} has size {size!r}: expected {{"height": …, "width": …}} in pixels')
-    return size["height"], size["width"]
+        return PreprocessorConfig((side, side))
+    config = preprocessor_from_json(images, where)
+    frames, where = settings("video_processor", VIDEO_PREPROCESSOR)
+    if frames is not None:
+        check_same(preprocessor_from_json(frames, where), config, where)
+    return config
+
+
+def write_preprocessor(folder: StrPath, config: PreprocessorConfig) -> None:
+    """Writes how images are prepared into a model folder.
+
+    Raises:
+        CheckpointError: It cannot be written, or ``processor_config.json`` would override it.
+    """
+    folder = Path(folder)
+    check_override(folder, config)
+    text = json.dumps(preprocessor_to_json(config, processor_class="Sam2Processor"), indent=2) + "\n"
+    try:
+        with replacing(folder / PREPROCESSOR) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot save the processor to {folder}: {error}") from error
+
+
+def check_override(folder: Path, config: PreprocessorConfig) -> None:
+    """Raise a CheckpointError if the folder has a ``processor_config.json`` with other settings, which has priority."""
+    path = folder / PROCESSOR
+    content = _read_json(path) if path.is_file() else {}
+    if isinstance(nested := content.get("image_processor"), dict) and preprocessor_from_json(nested, path) != config:
+        raise CheckpointError(
+            f"{path} has other settings for images and priority over {PREPROCESSOR}: remove it, or save to another "
+            "folder"
+        )
 
 
 def is_meta_file(name_or_path: StrPath) -> bool:
-    """Whether this names a file of weights rather than a folder or a repository."""
+    """Whether this is a file of weights, not a folder or a repository."""
     return os.fspath(name_or_path) != EMBEDDED and Path(name_or_path).is_file()
 
 
 def locate(name_or_path: StrPath, filename: str, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Path of one file of a model: in the package, in a folder, or in the Hub's cache, fetched if need be."""
+    """Path of one file of a model: in the package, in a folder, or in the cache of the Hub (fetched if missing)."""
     name = os.fspath(name_or_path)
-    if (folder := _EMBEDDED_FOLDER if name == EMBEDDED else Path(name)).is_dir():
+    if (folder := _folder_of(name)).is_dir():
         if not (folder / filename).is_file():
             there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
             raise CheckpointError(f"{folder} holds no {filename} (it holds {there}): expected a model folder")
@@ -125,6 +184,26 @@ def locate(name_or_path: StrPath, filename: str, *, revision: str | None = None,
     return _fetch(repository, filename, revision, token)
 
 
+def find(name_or_path: StrPath, filename: str, *, revision: str | None = None, token: str | None = None) -> Path | None:
+    """As ``locate``, but None for a file that the model does not have."""
+    folder = _folder_of(name_or_path)
+    if folder.is_dir() and not (folder / filename).is_file():
+        return None
+    try:
+        return locate(name_or_path, filename, revision=revision, token=token)
+    except CheckpointError as error:
+        cause = error.__cause__
+        # Offline, nobody knows whether the repository has a file that is not in the cache. Most have the preprocessor.
+        is_unknown = isinstance(cause, hub_errors.LocalEntryNotFoundError) and filename == PREPROCESSOR
+        if isinstance(cause, hub_errors.EntryNotFoundError) and not is_unknown:
+            return None
+        raise
+
+
+def _folder_of(name_or_path: StrPath) -> Path:
+    return _EMBEDDED_FOLDER if os.fspath(name_or_path) == EMBEDDED else Path(name_or_path)
+
+
 def _fetch(repository: str, filename: str, revision: str | None, token: str | None) -> Path:
     try:
         return Path(hf_hub_download(repository, filename, revision=revision, token=token))
@@ -138,7 +217,7 @@ def _fetch(repository: str, filename: str, revision: str | None, token: str | No
         ) from error
     except hub_errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{repository} has no revision {revision!r}") from error
-    except hub_errors.LocalEntryNotFoundError as error:  # also what a lost connection ends in
+    except hub_errors.LocalEntryNotFoundError as error:  # also after a lost connection
         raise CheckpointError(
             f"{filename} of {repository} is not in the local cache and the Hub cannot be reached. To work offline, "
             f"fetch it once where there is a network (hf download {repository}) and set HF_HUB_OFFLINE=1, copy the "
@@ -146,10 +225,7 @@ def _fetch(repository: str, filename: str, revision: str | None, token: str | No
         ) from error
     except hub_errors.EntryNotFoundError as error:
         raise CheckpointError(f"{repository} holds no {filename}: expected a transformers SAM 2 model") from error
-    except (
-        hub_errors.HFValidationError,
-        OSError,
-    ) as error:  # no name for a repository; the Hub's or the disk's trouble
+    except (hub_errors.HFValidationError, OSError) as error:  # an invalid name; an error of the Hub or of the disk
         reason = " ".join(str(error).split())  # the Hub answers in several lines
         raise CheckpointError(f"cannot fetch {filename} of {repository!r}: {reason}") from error
 
@@ -175,10 +251,10 @@ _EXPECTED_WEIGHTS = "Expected a whole safetensors file; fetch or copy it again"
 
 
 def write(folder: StrPath, config: Sam2Config, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None) -> None:
-    """Write a model folder. All files are complete beside the old ones before the first takes an old one's place.
+    """Writes a model folder. All files are complete before the first one replaces an older file.
 
     Raises:
-        CheckpointError: It cannot be written; an older model in the folder is as it was.
+        CheckpointError: It cannot be written; an older model in the folder is unchanged.
     """
     folder = Path(folder)
     if taken := [name for name in (WEIGHTS, CONFIG, PREPROCESSOR) if (folder / name).is_dir()]:
@@ -189,9 +265,15 @@ def write(folder: StrPath, config: Sam2Config, tensors: Mapping[str, Tensor], *,
         name: t.detach().to("cpu", dtype if t.is_floating_point() else None).contiguous().clone()
         for name, t in tensors.items()
     }
+    preprocessor = PreprocessorConfig((config.image_size, config.image_size))
+    check_override(folder, preprocessor)
+    processor_class = "Sam2VideoProcessor" if config.has_memory else "Sam2Processor"
     texts = {
         name: json.dumps(content, indent=2) + "\n"
-        for name, content in ((CONFIG, config_to_json(config)), (PREPROCESSOR, preprocessor_to_json(config)))
+        for name, content in (
+            (CONFIG, config_to_json(config)),
+            (PREPROCESSOR, preprocessor_to_json(preprocessor, processor_class=processor_class)),
+        )
     }
     is_new = not folder.exists()
     try:
@@ -206,10 +288,10 @@ def write(folder: StrPath, config: Sam2Config, tensors: Mapping[str, Tensor], *,
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are not exactly those of the network, saying which differ.
+    """Checks that weights are exactly those of the network.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected, or of another shape.
+        CheckpointError: Tensors are missing, unexpected, or of another shape; the error names them.
     """
     missing = sorted(expected.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - expected.keys())

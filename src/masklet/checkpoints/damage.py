@@ -1,4 +1,4 @@
-"""A few words on files that cannot be read."""
+"""Descriptions of files that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def what_is(path: Path) -> str:
-    """A few words on a file that could not be read."""
+    """Describes a file that could not be read."""
     with path.open("rb") as file:
         head = file.read(64)
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""Meta's ``.pt`` files: recognised by their tensors, and called as ours."""
+"""Meta's ``.pt`` files: recognised by their tensors, which are renamed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from masklet.config import Sam2Config, Sam2ImageEncoderConfig
 from masklet.errors import CheckpointError
 
 META_SIZES: dict[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...], tuple[int, int], tuple[int, ...]]] = {
-    # (channels, blocks per stage): (heads, global blocks, position grid, windows). Tensors tell no more than the key.
+    # (channels, blocks per stage): (heads, global blocks, position grid, windows). The key follows from the tensors.
     (96, (1, 2, 7, 2)): (1, (5, 7, 9), (7, 7), (8, 4, 14, 7)),
     (96, (1, 2, 11, 2)): (1, (7, 10, 13), (7, 7), (8, 4, 14, 7)),
     (112, (2, 3, 16, 3)): (2, (12, 16, 20), (14, 14), (8, 4, 14, 7)),
@@ -59,7 +59,7 @@ _META_NAMES = [
     (r"^no_obj_ptr$", "no_object_pointer"),
     (r"^no_obj_embed_spatial$", "occlusion_spatial_embedding_parameter"),
     (r"^maskmem_tpos_enc$", "memory_temporal_positional_encoding"),
-    # MLPs: Meta numbers their layers; the first and the last have names here.
+    # MLPs: Meta numbers all layers; here the first and the last have names.
     (r"((?:trunk|backbone)\.blocks\.\d+\.mlp|transformer\.layers\.\d+\.mlp)\.layers\.0\.", r"\1.proj_in."),
     (r"((?:trunk|backbone)\.blocks\.\d+\.mlp|transformer\.layers\.\d+\.mlp)\.layers\.1\.", r"\1.proj_out."),
     (r"(_mlps\.\d|_head|object_pointer_proj)\.layers\.0\.", r"\1.proj_in."),
@@ -80,12 +80,12 @@ def _our_name(name: str) -> str:
     return name
 
 
-# All that torch.load has been seen to raise on damaged files.
+# All errors that torch.load is known to raise on damaged files.
 _DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 
 def read_meta_file(path: Path) -> tuple[Sam2Config, dict[str, Tensor]]:
-    """Read one of Meta's files, or one with the same layout.
+    """Reads one of Meta's files, or one with the same layout.
 
     Raises:
         CheckpointError: It is damaged, holds more than tensors, or is of another kind.
@@ -94,10 +94,10 @@ def read_meta_file(path: Path) -> tuple[Sam2Config, dict[str, Tensor]]:
         is_safetensors = file.read(10)[8:] == b'{"'
     if is_safetensors or path.suffix == ".safetensors":
         raise CheckpointError(
-            f"{path} holds weights alone: expected its folder, with config.json, or a .pt file of Meta's"
+            f"{path} holds only weights: expected its folder, with config.json, or a .pt file of Meta's"
         )
     try:
-        # Only tensors and plain containers: a pickle that would run code is refused.
+        # Only tensors and plain containers are loaded: a pickle that would run code is refused.
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -116,10 +116,10 @@ def read_meta_file(path: Path) -> tuple[Sam2Config, dict[str, Tensor]]:
 
 
 def config_from_meta(tensors: Mapping[str, Tensor], *, where: str | os.PathLike[str]) -> Sam2Config:
-    """Recognise which of the eight releases these tensors are laid out as.
+    """The configuration of the release that has these tensors.
 
     Raises:
-        CheckpointError: None of them.
+        CheckpointError: No release has them.
     """
     position = tensors.get("image_encoder.trunk.pos_embed")
     if position is None:
@@ -156,7 +156,7 @@ def released_config(dim: int, blocks: tuple[int, ...], *, is_v2_1: bool = True) 
 
 
 def convert_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors in Meta's layout, called as ours."""
+    """Tensors of Meta's layout under the names of ``masklet.model``."""
     converted = {_our_name(name): t for name, t in tensors.items() if not _POINTS.match(name)}
     labels = sorted(name for name in tensors if _POINTS.match(name))
     if labels:

@@ -1,14 +1,16 @@
-"""transformers' ``config.json`` and ``preprocessor_config.json``, and what of them this network can be."""
+"""transformers' ``config.json``, and which of its networks this package can build."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 from masklet.config import (
     NUM_MULTIMASK_OUTPUTS,
     STRIDES,
     Sam2Config,
+    Sam2EverythingConfig,
     Sam2ImageEncoderConfig,
     Sam2MaskDecoderConfig,
     Sam2MemoryAttentionConfig,
@@ -17,14 +19,88 @@ from masklet.config import (
 )
 from masklet.errors import CheckpointError, ConfigError
 
+GELU = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
+
 
 def config_to_json(config: Sam2Config) -> dict[str, Any]:
-    """Content of ``config.json``, as transformers names and nests it, constants included."""
-    dim, side = config.hidden_size, config.image_size
-    encoder = config.image_encoder
+    """Content of ``config.json``, as transformers names and nests it, constants included.
+
+    The section ``everything`` is masklet's own; transformers keeps it and does not use it.
+    """
+    return {
+        "architectures": ["Sam2VideoModel" if config.has_memory else "Sam2Model"],
+        "model_type": "sam2_video" if config.has_memory else "sam2",
+        "vision_config": _vision_json(config),
+        "prompt_encoder_config": {
+            "hidden_size": config.hidden_size,
+            "image_size": config.image_size,
+            "patch_size": STRIDES[2],
+            "mask_input_channels": config.prompt_encoder.mask_input_channels,
+            "num_point_embeddings": 4,
+            "scale": 1,
+            **GELU,
+        },
+        "mask_decoder_config": {
+            "hidden_size": config.hidden_size,
+            "hidden_act": "gelu",
+            "mlp_dim": config.mask_decoder.mlp_dim,
+            "num_hidden_layers": 2,
+            "num_attention_heads": config.mask_decoder.num_attention_heads,
+            "attention_downsample_rate": 2,
+            "num_multimask_outputs": NUM_MULTIMASK_OUTPUTS,
+            "iou_head_depth": 3,
+            "iou_head_hidden_dim": config.hidden_size,
+            "dynamic_multimask_via_stability": config.mask_decoder.dynamic_multimask_via_stability,
+            "dynamic_multimask_stability_delta": 0.05,
+            "dynamic_multimask_stability_thresh": 0.98,
+        },
+        **(_memory_json(config) if config.has_memory else {}),
+        "everything": asdict(config.everything),
+    }
+
+
+def _vision_json(config: Sam2Config) -> dict[str, Any]:
+    """The image encoder."""
+    encoder, side = config.image_encoder, config.image_size
     dims = list(encoder.embed_dim_per_stage)
-    act = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
-    video = {
+    return {
+        "model_type": "sam2_vision_model",
+        "backbone_config": {
+            "model_type": "sam2_hiera_det_model",
+            "hidden_size": encoder.hidden_size,
+            "num_attention_heads": encoder.num_attention_heads,
+            "num_channels": 3,
+            "image_size": [side, side],
+            "patch_kernel_size": [7, 7],
+            "patch_stride": [4, 4],
+            "patch_padding": [3, 3],
+            "query_stride": [2, 2],
+            "num_query_pool_stages": 3,
+            "window_positional_embedding_background_size": list(encoder.window_positional_embedding_background_size),
+            "blocks_per_stage": list(encoder.blocks_per_stage),
+            "embed_dim_per_stage": dims,
+            "num_attention_heads_per_stage": list(encoder.num_attention_heads_per_stage),
+            "window_size_per_stage": list(encoder.window_size_per_stage),
+            "global_attention_blocks": list(encoder.global_attention_blocks),
+            "mlp_ratio": 4.0,
+            **GELU,
+        },
+        "backbone_channel_list": dims[::-1],
+        "backbone_feature_sizes": [[side // stride] * 2 for stride in STRIDES],
+        "fpn_hidden_size": config.hidden_size,
+        "fpn_kernel_size": 1,
+        "fpn_stride": 1,
+        "fpn_padding": 0,
+        "fpn_top_down_levels": [2, 3],
+        "num_feature_levels": 3,
+        **GELU,
+    }
+
+
+def _memory_json(config: Sam2Config) -> dict[str, Any]:
+    """The memory attention and the memory encoder, which stand at the top level."""
+    dim, side = config.hidden_size, config.image_size
+    return {
         "image_size": side,
         "num_maskmem": config.num_maskmem,
         "sigmoid_scale_for_mem_enc": 20.0,
@@ -58,68 +134,6 @@ def config_to_json(config: Sam2Config) -> dict[str, Any]:
         "memory_fuser_padding": 3,
         "memory_fuser_hidden_act": "gelu",
     }
-    return {
-        "architectures": ["Sam2VideoModel" if config.has_memory else "Sam2Model"],
-        "model_type": "sam2_video" if config.has_memory else "sam2",
-        "vision_config": {
-            "model_type": "sam2_vision_model",
-            "backbone_config": {
-                "model_type": "sam2_hiera_det_model",
-                "hidden_size": encoder.hidden_size,
-                "num_attention_heads": encoder.num_attention_heads,
-                "num_channels": 3,
-                "image_size": [side, side],
-                "patch_kernel_size": [7, 7],
-                "patch_stride": [4, 4],
-                "patch_padding": [3, 3],
-                "query_stride": [2, 2],
-                "num_query_pool_stages": 3,
-                "window_positional_embedding_background_size": list(
-                    encoder.window_positional_embedding_background_size
-                ),
-                "blocks_per_stage": list(encoder.blocks_per_stage),
-                "embed_dim_per_stage": dims,
-                "num_attention_heads_per_stage": list(encoder.num_attention_heads_per_stage),
-                "window_size_per_stage": list(encoder.window_size_per_stage),
-                "global_attention_blocks": list(encoder.global_attention_blocks),
-                "mlp_ratio": 4.0,
-                **act,
-            },
-            "backbone_channel_list": dims[::-1],
-            "backbone_feature_sizes": [[side // stride] * 2 for stride in STRIDES],
-            "fpn_hidden_size": dim,
-            "fpn_kernel_size": 1,
-            "fpn_stride": 1,
-            "fpn_padding": 0,
-            "fpn_top_down_levels": [2, 3],
-            "num_feature_levels": 3,
-            **act,
-        },
-        "prompt_encoder_config": {
-            "hidden_size": dim,
-            "image_size": side,
-            "patch_size": STRIDES[2],
-            "mask_input_channels": config.prompt_encoder.mask_input_channels,
-            "num_point_embeddings": 4,
-            "scale": 1,
-            **act,
-        },
-        "mask_decoder_config": {
-            "hidden_size": dim,
-            "hidden_act": "gelu",
-            "mlp_dim": config.mask_decoder.mlp_dim,
-            "num_hidden_layers": 2,
-            "num_attention_heads": config.mask_decoder.num_attention_heads,
-            "attention_downsample_rate": 2,
-            "num_multimask_outputs": NUM_MULTIMASK_OUTPUTS,
-            "iou_head_depth": 3,
-            "iou_head_hidden_dim": dim,
-            "dynamic_multimask_via_stability": config.mask_decoder.dynamic_multimask_via_stability,
-            "dynamic_multimask_stability_delta": 0.05,
-            "dynamic_multimask_stability_thresh": 0.98,
-        },
-        **(video if config.has_memory else {}),
-    }
 
 
 NOT_COMPARED = {
@@ -129,73 +143,76 @@ NOT_COMPARED = {
     "backbone_feature_sizes",
     "memory_attention_rope_feat_sizes",
 }
-"""Keys that name a class, or a size of input, which here follows the input at hand."""
+"""Keys that name a class, or sizes that follow from the input here."""
 
 
 def config_from_json(content: dict[str, Any], *, has_memory: bool, where: str | os.PathLike[str]) -> Sam2Config:
-    """Read a ``config.json``; one that asks for what this network never does is refused by name.
+    """Reads a ``config.json``. Keys that are missing have transformers' defaults, which are those of ``Sam2Config``.
 
     Raises:
-        CheckpointError: It describes another kind of model, or a variation that is not supported.
+        CheckpointError: It describes another kind of model, or a SAM 2 that this network cannot be; the error names the
+            key.
     """
     if (kind := content.get("model_type")) not in ("sam2", "sam2_video"):
         raise CheckpointError(f"{where} describes a model of type {kind!r}: expected sam2 or sam2_video")
-
-    def section(source: dict[str, Any], name: str) -> dict[str, Any]:
-        if not isinstance(inner := source.get(name, {}), dict):
-            raise CheckpointError(f"{where} has {name} {inner!r}: expected a JSON object")
-        return inner
-
-    backbone = section(section(content, "vision_config"), "backbone_config")
-    prompts, decoder = section(content, "prompt_encoder_config"), section(content, "mask_decoder_config")
-
-    def given(source: dict[str, Any], **names: str) -> dict[str, Any]:
-        """Fields of ours that the file gives; the rest keep their default, which is transformers' too."""
-        return {ours: source[theirs] for ours, theirs in names.items() if theirs in source}
-
-    def same(*names: str) -> dict[str, str]:
-        return {name: name for name in names}
-
     try:
-        config = Sam2Config(
-            **given(prompts, **same("image_size", "hidden_size")),
-            **given(content, **same("num_maskmem"), is_v2_1="enable_occlusion_spatial_embedding"),
-            has_memory=has_memory,
-            image_encoder=Sam2ImageEncoderConfig(
-                **given(
-                    backbone,
-                    **same(
-                        "hidden_size",
-                        "num_attention_heads",
-                        "blocks_per_stage",
-                        "global_attention_blocks",
-                        "window_size_per_stage",
-                        "window_positional_embedding_background_size",
-                    ),
-                )
-            ),
-            prompt_encoder=Sam2PromptEncoderConfig(**given(prompts, **same("mask_input_channels"))),
-            mask_decoder=Sam2MaskDecoderConfig(
-                **given(decoder, **same("mlp_dim", "num_attention_heads", "dynamic_multimask_via_stability"))
-            ),
-            memory_attention=Sam2MemoryAttentionConfig(
-                **given(
-                    content,
-                    num_layers="memory_attention_num_layers",
-                    feed_forward_hidden_size="memory_attention_feed_forward_hidden_size",
-                )
-            ),
-            memory_encoder=Sam2MemoryEncoderConfig(**given(content, output_channels="memory_encoder_output_channels")),
-        )
+        config = _read_config(content, has_memory=has_memory)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{where}: {error}") from error
-    # What this network would write for itself must be what the file asks for.
-    if differences := list(_differences(config_to_json(config), content)):
+    # The file must ask for what this network would write for itself.
+    if differences := _differences(config_to_json(config), content):
         raise CheckpointError(f"{where} asks for a SAM 2 that masklet does not know: {'; '.join(differences[:3])}")
     return config
 
 
+def _read_config(content: dict[str, Any], *, has_memory: bool) -> Sam2Config:
+    backbone = _section(_section(content, "vision_config"), "backbone_config")
+    prompts, decoder = _section(content, "prompt_encoder_config"), _section(content, "mask_decoder_config")
+    return Sam2Config(
+        **_chosen(prompts, "image_size", "hidden_size"),
+        **_chosen(content, "num_maskmem", is_v2_1="enable_occlusion_spatial_embedding"),
+        has_memory=has_memory,
+        image_encoder=Sam2ImageEncoderConfig(
+            **_chosen(
+                backbone,
+                "hidden_size",
+                "num_attention_heads",
+                "blocks_per_stage",
+                "global_attention_blocks",
+                "window_size_per_stage",
+                "window_positional_embedding_background_size",
+            )
+        ),
+        prompt_encoder=Sam2PromptEncoderConfig(**_chosen(prompts, "mask_input_channels")),
+        mask_decoder=Sam2MaskDecoderConfig(
+            **_chosen(decoder, "mlp_dim", "num_attention_heads", "dynamic_multimask_via_stability")
+        ),
+        memory_attention=Sam2MemoryAttentionConfig(
+            **_chosen(
+                content,
+                num_layers="memory_attention_num_layers",
+                feed_forward_hidden_size="memory_attention_feed_forward_hidden_size",
+            )
+        ),
+        memory_encoder=Sam2MemoryEncoderConfig(**_chosen(content, output_channels="memory_encoder_output_channels")),
+        everything=Sam2EverythingConfig(**_section(content, "everything")),
+    )
+
+
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(inner := content.get(name, {}), dict):
+        raise ConfigError(f"{name} is {inner!r}: expected a JSON object")
+    return inner
+
+
+def _chosen(content: dict[str, Any], *same: str, **renamed: str) -> dict[str, Any]:
+    """The values of some keys, those that are there: under the same name, or under one of ours."""
+    names = {**{name: name for name in same}, **renamed}
+    return {ours: content[theirs] for ours, theirs in names.items() if theirs in content}
+
+
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    """Descriptions of the keys of both whose values differ."""
     found = []
     for key in sorted(ours.keys() & theirs.keys() - NOT_COMPARED):
         if isinstance(ours[key], dict) and isinstance(theirs[key], dict):
@@ -203,22 +220,3 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
         elif ours[key] != theirs[key]:
             found.append(f"{prefix}{key} is {theirs[key]!r}, expected {ours[key]!r}")
     return found
-
-
-def preprocessor_to_json(config: Sam2Config) -> dict[str, Any]:
-    """Content of ``preprocessor_config.json``."""
-    side = config.image_size
-    return {
-        "image_processor_type": "Sam2ImageProcessor",
-        "processor_class": "Sam2VideoProcessor" if config.has_memory else "Sam2Processor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "size": {"height": side, "width": side},
-        "mask_size": {"height": side // STRIDES[0], "width": side // STRIDES[0]},
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    }

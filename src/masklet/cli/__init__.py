@@ -1,4 +1,4 @@
-"""The command line: parses, calls the public API, reports. It contains no segmentation."""
+"""The command line: parses arguments, calls the public API, and reports. It contains no segmentation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from masklet.errors import MaskletError
 from masklet.version import __version__
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
-"""What the parser raises for wrong options; newer versions of Typer keep the class to themselves."""
+"""The parser's error for wrong options, a class that newer versions of Typer do not export."""
 
 app = typer.Typer(
     name="masklet",
-    help="SAM 2: a click, a box or a rough mask gives the object's mask.",
+    help="SAM 2: segments objects of images and videos from points, boxes or rough masks.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -38,11 +38,11 @@ def _show_version(wanted: bool) -> None:
 def _common(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
 ) -> None:
-    """What every command shares."""
+    """Options of all commands."""
 
 
 def main() -> None:
-    """Run a command. Bad input ends it with one line and exit status 2."""
+    """Runs a command. Invalid input ends it with one line and exit status 2."""
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except MaskletError as error:

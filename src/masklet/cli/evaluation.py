@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from masklet.atomic import replacing
-from masklet.cli.options import Device, Model, Resolution, given
+from masklet.cli.options import (
+    Device,
+    Dtype,
+    EngineName,
+    IouThreshold,
+    Model,
+    PointsPerSide,
+    Resolution,
+    StabilityThreshold,
+    given,
+)
 from masklet.cli.outputs import check_places, naming
 from masklet.cli.tables import show_progress, show_table
 from masklet.errors import MaskletError
@@ -23,17 +33,13 @@ def evaluate(
     everything: Annotated[
         bool, typer.Option("--everything", help="Measure the recall of automatic masks, for images.")
     ] = False,
-    points_per_side: Annotated[
-        int | None, typer.Option(help="For --everything: points along each side. Default: 32.")
-    ] = None,
-    iou_threshold: Annotated[
-        float | None, typer.Option(help="For --everything: keep masks of a higher predicted IoU. Default: 0.8.")
-    ] = None,
-    stability_threshold: Annotated[
-        float | None, typer.Option(help="For --everything: keep masks of this stability or more. Default: 0.95.")
-    ] = None,
+    points_per_side: PointsPerSide = None,
+    iou_threshold: IouThreshold = None,
+    stability_threshold: StabilityThreshold = None,
     model: Model = "nano",
     device: Device = "auto",
+    dtype: Dtype = "auto",
+    engine: EngineName = "auto",
     resolution: Resolution = None,
     objects: Annotated[bool, typer.Option("--objects", help="Print a row for each object, then the means.")] = False,
     json_out: Annotated[
@@ -62,14 +68,11 @@ def evaluate(
     from masklet.evaluation.recall import measure_recall, summarise_recall
     from masklet.evaluation.scores import summarise
     from masklet.evaluation.video import evaluate_videos, read_videos, summarise_videos
-    from masklet.everything.generator import Options
-    from masklet.processing import Sam2ImageProcessor
+    from masklet.everything.options import EverythingOptions
 
-    Options(**options)  # invalid options and folders are refused before a model is loaded
+    EverythingOptions(**options)  # refused here, as is a folder that lacks something, before a model is loaded
     examples: Any = read_videos(data) if is_videos else read_folder(data)
-    sam = masklet.load(model, device=device)
-    if resolution is not None:
-        sam = replace(sam, image_processor=Sam2ImageProcessor(resolution))
+    sam = masklet.load(model, device, dtype, engine=engine, resolution=resolution)
     extremes = Extremes()
     remaining = show_progress(examples, len(examples), unit="videos" if is_videos else "images")
     scores: list[Any]

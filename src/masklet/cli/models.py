@@ -6,11 +6,11 @@ from masklet.cli.tables import show_table
 
 
 def list_models() -> None:
-    """List the models that can be asked for by name."""
+    """List the models that have a name."""
     from masklet.checkpoints import KNOWN_MODELS
 
     show_table(
         ("name", "parameters", "size", "from"),
         [(m.name, f"{m.parameters / 1e6:.1f} M", f"{m.megabytes} MB", m.source) for m in KNOWN_MODELS],
-        title="A Hub repository, a model folder or one of Meta's .pt files will do as well.",
+        title="Hub repositories, model folders and Meta's .pt files are loaded as well.",
     )

@@ -1,4 +1,4 @@
-"""What the commands write."""
+"""Checks and errors for the files that commands write."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from masklet.errors import MaskletError
 
 
 class OutputError(MaskletError):
-    """A file that cannot be written."""
+    """A file cannot be written."""
 
 
 def naming(path: Path) -> AbstractContextManager[None]:
-    """The system's complaints about a file that is written, as OutputErrors that name it."""
+    """Turns the system's errors about a file that is written into OutputErrors that name it."""
     return atomic.naming(path, OutputError)
 
 
 def check_places(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[Path] = ()) -> None:
-    """Refuse, before the work, what could not be written after it, or would take the place of something else.
+    """Checks, before the work starts, that the outputs are writable and overwrite neither inputs nor each other.
 
     Args:
-        outputs: Options, and the files they lead to.
-        inputs: What is read.
+        outputs: Options, and the files they name.
+        inputs: Files that are read.
     """
-    taken = {path.resolve(): "is what is read" for path in inputs}
+    taken = {path.resolve(): "is an input" for path in inputs}
     folders = set()
     for option, path in outputs:
         if path is None:
             continue
         place = path.resolve()
         if place in taken:
-            raise MaskletError(f"{option} {path} {taken[place]}: expected another name, or that would be lost")
-        taken[place] = f"is written by {option}, too"
+            raise MaskletError(f"{option} {path} {taken[place]}, which would be overwritten: expected another name")
+        taken[place] = f"is also written by {option}"
         with naming(path):
-            if place.parent not in folders or os.path.isdir(path):  # folders of many files are tried once
+            if place.parent not in folders or os.path.isdir(path):  # a folder of many files is checked once
                 atomic.check_writable(path)
             folders.add(place.parent)

@@ -1,4 +1,4 @@
-"""Rich tables and progress bars on a terminal; in a pipe tab-separated text, and nothing beside it."""
+"""Rich tables and progress bars on a terminal; tab-separated text without a progress bar in a pipe."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ T = TypeVar("T")
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-    """Print a table; in a pipe the title is left out and every row is one line, so that cut and awk can read it."""
+    """Prints a table. In a pipe it has no title and one line per row, for cut and awk."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             print("\t".join(map(str, row)))
         return
-    from rich.console import Console  # on a terminal alone: it takes longer to import than a pipe should wait
+    from rich.console import Console  # on a terminal only: importing it takes long
     from rich.table import Table
 
     table = Table(*columns, title=title, title_justify="left")
@@ -25,7 +25,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, titl
 
 
 def show_progress(items: Iterable[T], total: int | None, *, unit: str) -> Iterator[T]:
-    """The same items, with a progress bar: how many there were, how many a second, the time left."""
+    """Yields the items and shows a progress bar with the count, the rate and the time left."""
     if total == 1 or not sys.stderr.isatty():
         yield from items
         return

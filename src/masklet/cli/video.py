@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.cli.image import parse_numbers
-from masklet.cli.options import Device, Model, Resolution
+from masklet.cli.options import Device, Dtype, EngineName, Model, Resolution
 from masklet.cli.outputs import check_places
 from masklet.cli.tables import show_progress, show_table
 from masklet.errors import MaskletError, PromptError
@@ -45,6 +45,8 @@ def track(
     ] = 16,
     model: Model = "nano",
     device: Device = "auto",
+    dtype: Dtype = "auto",
+    engine: EngineName = "auto",
     resolution: Resolution = None,
     out: Annotated[Path | None, typer.Option(metavar="MP4", help="Write the video with the masks on it.")] = None,
     masks: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write a palette PNG for each frame.")] = None,
@@ -61,7 +63,8 @@ def track(
     check_video_places(video, out, masks, jsonl)
     import masklet
 
-    session = masklet.load(model, device=device).video(video, resolution=resolution, max_objects=max_objects)
+    sam = masklet.load(model, device, dtype, engine=engine)
+    session = sam.video(video, resolution=resolution, max_objects=max_objects)
     show_prompts(session, prompts)
     direction: Direction = "backward" if reverse else "forward"
     total = sum(map(len, session.plan(start, end, direction, every=every))) if session.video.count else None

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masklet.errors import ImageError
+from masklet.images.folder import images_in
 from masklet.images.reading import read_image
-from masklet.results.exporters import read_index_map
-from masklet.video.frames import images_in, width_by_height
+from masklet.results.importers import read_index_map
+from masklet.video.frames import width_by_height
 
 VOID = 255
 """Undecided pixels in annotations of 8 bits. They count as background."""

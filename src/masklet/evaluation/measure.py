@@ -16,7 +16,7 @@ from masklet.evaluation.clicks import Click, box_of, click_until
 from masklet.evaluation.folder import Example
 from masklet.evaluation.grid import Extremes
 from masklet.image import EncodedImage
-from masklet.results import Masks
+from masklet.results import CandidateMasks, Masks
 from masklet.segmenter import Segmenter
 
 CLICKS = 7
@@ -62,6 +62,7 @@ def measure(
             truth = example.labels == number
             user = User(image)
             shown = list(click_until(CLICKS, truth, user.click))
+            assert user.candidates is not None
             after = [region_j(mask, truth) for mask in shown]
             rough = roughen(truth)
             yield ObjectScore(
@@ -71,7 +72,7 @@ def measure(
                 three_clicks=after[2],
                 five_clicks=after[4],
                 seven_clicks=after[6],
-                oracle_click=max(region_j(mask, truth) for mask in user.answers[0].masks),
+                oracle_click=max(region_j(mask, truth) for mask in user.candidates[0].masks),
                 box=region_j(image.predict(box=box_of(truth)).masks[0], truth),
                 rough=region_j(rough, truth),
                 rough_box=region_j(image.predict(box=box_of(rough)).masks[0], truth),
@@ -83,18 +84,23 @@ def measure(
 
 @dataclass
 class User:
-    """Somebody who clicks on one object of an image, and sees of the candidates the one of the best predicted score."""
+    """Somebody who clicks on one object of an image and sees the candidate of the best predicted IoU."""
 
     image: EncodedImage
     points: list[tuple[int, int, int]] = field(default_factory=list)
     answers: list[Masks] = field(default_factory=list)
+    candidates: CandidateMasks | None = None
+    """Of the first click."""
 
     def click(self, click: Click) -> NDArray[np.bool_]:
-        """The mask that is shown to all clicks so far, with the logits of the one before it fed back."""
-        previous = self.answers[-1].best.logits if self.answers else None
+        """The mask for all clicks so far, with the logits of the previous mask fed back."""
         self.points.append(click.point)
-        self.answers.append(self.image.predict(self.points, mask=previous))
-        return self.answers[-1].best.masks[0]
+        if self.answers:
+            self.answers.append(self.image.predict(self.points, mask=self.answers[-1].logits))
+        else:
+            self.candidates = self.image.predict(self.points, candidates=True)
+            self.answers.append(self.candidates.best)
+        return self.answers[-1].masks[0]
 
 
 def roughen(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -27,9 +27,10 @@ from masklet.evaluation.clicks import Click, click_until
 from masklet.evaluation.folder import object_numbers, read_labels
 from masklet.evaluation.grid import Extremes
 from masklet.evaluation.scores import summarise
+from masklet.images.folder import images_in
 from masklet.masks import upscale_logits
 from masklet.segmenter import Segmenter
-from masklet.video.frames import images_in, width_by_height
+from masklet.video.frames import width_by_height
 from masklet.video.session import VideoSession
 from masklet.video.tracks import FrameResult
 

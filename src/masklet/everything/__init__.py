@@ -1,1 +1,1 @@
-"""Automatic masks: everything in an image."""
+"""Automatic masks: everything in an image, without prompts."""

@@ -1,7 +1,7 @@
-"""All masks of an image that is too large to be held: tile by tile, joined where tiles overlap.
+"""All masks of an image that does not fit in memory: tile by tile, with the masks of an object joined across tiles.
 
-What comes out are COCO instances, one after the other. Their run lengths are those of the whole image, made from
-each mask's box, so no bitmap of the image's size is ever there: a mask takes about a byte for each column it crosses.
+The results are COCO instances, yielded one at a time. Their run lengths are of the whole image and are made from the
+box of each mask, so no bitmap of the image's size exists: a mask takes about one byte for each column that it crosses.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from masklet.config import SizeHW
+from masklet.engine import Engine
 from masklet.errors import ConfigError, ImageError
-from masklet.everything.generator import Crop, Options, everything_packed
+from masklet.everything.generator import everything
+from masklet.everything.grid import Crop
+from masklet.everything.options import EverythingOptions, check_whole
 from masklet.images.reading import ImageSource
 from masklet.images.windows import Windows, open_windows
 from masklet.masks import (
@@ -30,62 +33,63 @@ from masklet.masks import (
     patches,
     rle_ious,
 )
-from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.results.exporters import coco_instance
 
 SAME_IOU = 0.5
-"""Masks of neighbouring tiles are of one object if, where both tiles see it, their IoU is at least this."""
+"""Masks of neighbouring tiles belong to one object if their IoU in the overlap of the tiles is at least this."""
+MIN_TILE = 16
+"""In pixels."""
 MAX_PIXELS = 2**31 - 1
-"""COCO's tools count no further."""
+"""Pixels that COCO's tools can count."""
 
 
 @dataclass(eq=False)
-class Object:
-    """An object, as far as it has been seen; further tiles may add to it."""
+class TiledObject:
+    """An object as the tiles so far contain it; further tiles may add to it."""
 
     runs: list[Rle]
-    """Its masks of several tiles, all of the image's size."""
+    """Its masks in each tile, with the image's size."""
     pixels: int
-    """In these masks."""
+    """Area of these masks."""
     score: float
-    """The mean over these pixels."""
+    """Mean of the predicted IoU over these pixels."""
     last_row: int
-    """The last row of tiles that it was seen in."""
-    other: Object | None = None
-    """The object that this one turned out to be."""
+    """The last row of tiles that contains it."""
+    joined_to: TiledObject | None = None
+    """The object that this one was joined to, if any."""
 
     @property
-    def whole(self) -> Object:
-        """The object with all that it turned out to be."""
+    def whole(self) -> TiledObject:
+        """The object that this one has become a part of, or itself."""
         whole = self
-        while whole.other is not None:
-            whole = whole.other
+        while whole.joined_to is not None:
+            whole = whole.joined_to
         return whole
 
-    def join(self, other: Object) -> None:
-        """Make one of two objects, or of one."""
+    def join(self, other: TiledObject) -> None:
+        """Adds the masks of another object to this one."""
         if other is self:
             return
         self.score = (self.score * self.pixels + other.score * other.pixels) / (self.pixels + other.pixels)
         self.pixels += other.pixels
         self.runs += other.runs
         self.last_row = max(self.last_row, other.last_row)
-        other.other = self
+        other.joined_to = self
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """What was found in a part of the image."""
+    """A tile and its masks."""
 
     crop: Crop
     masks: MaskStack
     """Of the tile's size."""
-    objects: list[Object]
-    """One a mask."""
+    objects: list[TiledObject]
+    """The object of each mask."""
 
     def within(self, window: Crop) -> list[Rle]:
-        """What of each mask lies in a part of the tile, as run lengths of that part."""
+        """The part of each mask in a window of the tile, as run lengths of the window's size."""
         top, left = window.y0 - self.crop.y0, window.x0 - self.crop.x0
         height, width = window.size_hw
         cut = []
@@ -99,33 +103,32 @@ class Tile:
 
 
 def everything_tiled(
-    model: Sam2Model,
+    engine: Engine,
     image_processor: Sam2ImageProcessor,
     source: ImageSource,
-    options: Options,
+    options: EverythingOptions,
     *,
     tile: int,
     overlap: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """All masks of a large image, see ``Segmenter.everything``.
+    """Finds all masks of a large image, see ``Segmenter.everything_tiled``.
 
     Args:
-        model: In any precision, on any device.
-        image_processor: Makes the network's input of each tile.
-        source: As ``open_windows`` takes it.
-        options: What to look for in each tile.
-        tile: Its side, in pixels.
-        overlap: Pixels by which neighbours overlap at least; an eighth of ``tile`` if None.
+        engine: Runs the network.
+        image_processor: Prepares each tile for the network.
+        source: As in ``open_windows``.
+        options: Of the masks in each tile.
+        tile: Side of a tile, in pixels.
+        overlap: Least overlap of neighbouring tiles, in pixels; an eighth of ``tile`` if None.
 
     Returns:
-        COCO instances, each as soon as no further tile can add to it.
+        COCO instances, each yielded as soon as no further tile can add to it.
 
     Raises:
-        ImageError: It is no image, or has more pixels than COCO's tools can count.
-        ConfigError: Tiles that make no sense.
+        ImageError: It is not an image, or has more pixels than COCO's tools can count.
+        ConfigError: ``tile`` or ``overlap`` is invalid.
     """
-    if not isinstance(tile, int | np.integer) or tile < 16:
-        raise ConfigError(f"tile is {tile!r}: expected 16 pixels or more, or None to look at the whole image at once")
+    check_whole("tile", tile, MIN_TILE)
     overlap = tile // 8 if overlap is None else overlap
     if not isinstance(overlap, int | np.integer) or not 0 < overlap <= tile // 2:
         raise ConfigError(f"overlap is {overlap!r}: expected 1 to {tile // 2} pixels, half of tile={tile}")
@@ -133,14 +136,14 @@ def everything_tiled(
     height, width = image.size_hw
     if height * width > MAX_PIXELS:
         raise ImageError(
-            f"the image has {width}×{height} pixels: expected {MAX_PIXELS} at most, as COCO's run lengths end there. "
+            f"the image has {width}×{height} pixels: expected {MAX_PIXELS} at most, the limit of COCO's run lengths. "
             "Cut it into parts"
         )
-    return look_and_join(model, image_processor, image, options, make_tiles(image.size_hw, tile, overlap))
+    return _instances(engine, image_processor, image, options, make_tiles(image.size_hw, tile, overlap))
 
 
 def make_tiles(size_hw: SizeHW, tile: int, overlap: int) -> list[list[Crop]]:
-    """Rows of tiles, all of one size, that cover the image and overlap evenly; one where the image is smaller."""
+    """Rows of tiles of equal size that cover the image and overlap evenly; a smaller image is one tile."""
 
     def starts(side: int) -> list[int]:
         count = max(1, math.ceil((side - overlap) / (tile - overlap)))
@@ -153,44 +156,54 @@ def make_tiles(size_hw: SizeHW, tile: int, overlap: int) -> list[list[Crop]]:
     ]
 
 
-def look_and_join(
-    model: Sam2Model, image_processor: Sam2ImageProcessor, image: Windows, options: Options, rows: list[list[Crop]]
+def _instances(
+    engine: Engine,
+    image_processor: Sam2ImageProcessor,
+    image: Windows,
+    options: EverythingOptions,
+    rows: list[list[Crop]],
 ) -> Iterator[dict[str, Any]]:
-    """Tile after tile, row by row. What is held are the tiles of two rows, and the objects that reach into the last."""
-    growing: list[Object] = []
+    """Goes through the tiles row by row. Holds the tiles of two rows, and the objects that reach the last of them."""
+    growing: list[TiledObject] = []
     above: list[Tile] = []
     count = 0
     for number, row in enumerate(rows):
         tiles: list[Tile] = []
         for column, crop in enumerate(row):
-            tile = look(model, image_processor, image, crop, options, number)
+            tile = find_in_tile(engine, image_processor, image, crop, options, number)
             for neighbour in (*tiles[-1:], *above[column : column + 1]):
-                join(neighbour, tile)
+                join_tiles(neighbour, tile)
             growing += tile.objects
             tiles.append(tile)
         above = tiles
-        seen = [one for one in growing if one.other is None]
-        growing = [one for one in seen if one.last_row == number and number + 1 < len(rows)]
-        for one in (one for one in seen if one.last_row < number or number + 1 == len(rows)):
-            yield instance(one, count, image.size_hw)
+        objects = [one for one in growing if one.joined_to is None]
+        is_last = number + 1 == len(rows)
+        growing = [one for one in objects if one.last_row == number and not is_last]
+        for one in (one for one in objects if one.last_row < number or is_last):
+            yield coco_instance_of(one, count, image.size_hw)
             count += 1
 
 
-def look(
-    model: Sam2Model, image_processor: Sam2ImageProcessor, image: Windows, crop: Crop, options: Options, row: int
+def find_in_tile(
+    engine: Engine,
+    image_processor: Sam2ImageProcessor,
+    image: Windows,
+    crop: Crop,
+    options: EverythingOptions,
+    row: int,
 ) -> Tile:
-    """Find everything in one tile, of this row."""
-    pixels = image[crop.y0 : crop.y1, crop.x0 : crop.x1]
-    found = everything_packed(model, image_processor, pixels, options)
+    """Finds all masks of one tile, which lies in this row of tiles."""
+    found = everything(engine, image_processor, image[crop.place], options, packed=True)
     objects = []
     for ((rows, columns), inside), score in zip(patches(found.masks), found.iou_scores.tolist(), strict=True):
         place = slice(rows.start + crop.y0, rows.stop + crop.y0), slice(columns.start + crop.x0, columns.stop + crop.x0)
-        objects.append(Object([encode_patch(Patch(place, inside), image.size_hw)], int(inside.sum()), score, row))
+        run = encode_patch(Patch(place, inside), image.size_hw)
+        objects.append(TiledObject([run], int(inside.sum()), score, row))
     return Tile(crop, found.masks, objects)
 
 
-def join(first: Tile, second: Tile) -> None:
-    """Make one object of masks that agree where both tiles see them, each with one of the other at most."""
+def join_tiles(first: Tile, second: Tile) -> None:
+    """Joins the objects of masks that agree in the overlap of two tiles. A mask is joined to one mask at most."""
     a, b = first.crop, second.crop
     window = Crop(0, max(a.x0, b.x0), max(a.y0, b.y0), min(a.x1, b.x1), min(a.y1, b.y1))
     ious = rle_ious(first.within(window), second.within(window))
@@ -200,8 +213,8 @@ def join(first: Tile, second: Tile) -> None:
         first.objects[i].whole.join(second.objects[j].whole)
 
 
-def instance(one: Object, number: int, size_hw: SizeHW) -> dict[str, Any]:
-    """An object as ``Masks.to_coco`` makes it."""
+def coco_instance_of(one: TiledObject, number: int, size_hw: SizeHW) -> dict[str, Any]:
+    """An object as ``Masks.to_coco`` writes it."""
     mask = PackedMasks([join_rle(one.runs)], size_hw)
     (box,), (area,) = mask_boxes(mask).tolist(), mask_areas(mask).tolist()
     return coco_instance(number + 1, mask.runs[0], box, area=area, score=one.score, object_id=number)

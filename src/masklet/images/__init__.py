@@ -1,1 +1,1 @@
-"""Whatever people call an image, as (height, width, 3) uint8; and windows of images that do not fit in memory."""
+"""Images of any kind as (height, width, 3) uint8, folders of images, and windows of images too large for memory."""

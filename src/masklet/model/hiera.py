@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masklet.config import Sam2ImageEncoderConfig
-from masklet.model.layers import in_blocks
+from masklet.config import Sam2ImageEncoderConfig, SizeHW
+from masklet.model.layers import KeepsFloat32, LayerNorm
 
 MLP_RATIO = 4
 POOL = 2
@@ -30,7 +30,7 @@ class PatchEmbed(nn.Module):
 
 
 class MultiScaleAttention(nn.Module):
-    """Self-attention whose queries may be pooled, so that the map leaves smaller than it came."""
+    """Self-attention whose queries may be pooled, so that the map shrinks."""
 
     def __init__(self, dim_in: int, dim: int, heads: int, pools: bool) -> None:
         super().__init__()
@@ -60,9 +60,6 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
-        return in_blocks(self._of_rows, x.flatten(0, -2), self.proj_in.out_features).view(x.shape)
-
-    def _of_rows(self, x: Tensor) -> Tensor:
         return self.proj_out(F.gelu(self.proj_in(x)))
 
 
@@ -71,11 +68,11 @@ class HieraBlock(nn.Module):
 
     def __init__(self, dim_in: int, dim: int, heads: int, window: int, pools: bool) -> None:
         super().__init__()
-        self.window = window  # 0: sees the whole map
+        self.window = window  # 0: attends to the whole map
         self.pools = pools
-        self.layer_norm1 = nn.LayerNorm(dim_in, eps=1e-6)
+        self.layer_norm1 = LayerNorm(dim_in, eps=1e-6)
         self.attn = MultiScaleAttention(dim_in, dim, heads, pools)
-        self.layer_norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.layer_norm2 = LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim)
         if dim != dim_in:
             self.proj = nn.Linear(dim_in, dim)
@@ -83,28 +80,22 @@ class HieraBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim_in) to (batch, height', width', dim)."""
         normed = self.layer_norm1(x)
-        # The shortcut of a stage change starts from the normed input: the checkpoints were trained so.
-        shortcut = _max_pool(self.proj(normed)) if self.pools else x
-        x = shortcut + self._attend(normed, out_hw=(shortcut.shape[1], shortcut.shape[2]))
+        shortcut = self.shortcut(x, normed)
+        x = shortcut + self._attend(normed, size_hw=(shortcut.shape[1], shortcut.shape[2]))
         return x + self.mlp(self.layer_norm2(x))
 
-    def _attend(self, x: Tensor, out_hw: tuple[int, int]) -> Tensor:
+    def shortcut(self, x: Tensor, normed: Tensor) -> Tensor:
+        """The residual of the attention. At a change of stage it starts from the normed input, as trained."""
+        return _max_pool(self.proj(normed)) if self.pools else x
+
+    def _attend(self, x: Tensor, size_hw: SizeHW) -> Tensor:
         if self.window == 0:
             return self.attn(x)
-        batch, height, width, _ = x.shape
-        down, across = -(-height // self.window), -(-width // self.window)  # windows, rounded up
-        missing = (0, 0, 0, across * self.window - width, 0, down * self.window - height)
-        if any(missing):
-            # Zeros are added after the norm, and attended to: the checkpoints were trained so.
-            x = F.pad(x, missing)
-        windows = x.unflatten(2, (across, self.window)).unflatten(1, (down, self.window)).transpose(2, 3)
-        widest = windows.shape[3] * windows.shape[4] * self.attn.qkv.out_features
-        out = in_blocks(self.attn, windows.flatten(0, 2), widest)  # (batch * down * across, window', window', dim)
-        out = out.unflatten(0, (batch, down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return out[:, : out_hw[0], : out_hw[1]]
+        windows, grid = split_windows(x, self.window)
+        return join_windows(self.attn(windows), grid, size_hw)
 
 
-class Hiera(nn.Module):
+class Hiera(KeepsFloat32):
     """Four stages of blocks at strides 4, 8, 16 and 32."""
 
     def __init__(self, config: Sam2ImageEncoderConfig) -> None:
@@ -133,21 +124,20 @@ class Hiera(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.pos_embed_window, std=0.02)
 
-    def positions(self, size_hw: tuple[int, int]) -> Tensor:
-        """(1, height, width, dim): the learned grid stretched over the map, plus the learned window tiled over it."""
-        grid, window = (embedding[0].permute(1, 2, 0) for embedding in (self.pos_embed, self.pos_embed_window))
-        with torch.autocast(grid.device.type, enabled=False):
-            # Along one axis and then the other, which is the same, and far less work; not in narrow numbers.
-            grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
-            rows, columns = (_stretch(*lengths, grid) for lengths in zip(grid.shape[:2], size_hw, strict=True))
-            stretched = columns @ (rows @ grid.flatten(1)).unflatten(1, grid.shape[1:])  # (height, width, dim)
-        tiles = (-(-size_hw[0] // window.shape[0]), -(-size_hw[1] // window.shape[1]), 1)
-        return (stretched.to(window.dtype) + window.tile(tiles)[: size_hw[0], : size_hw[1]])[None]
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> list[Tensor]:
+        """Encode images.
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """(batch, 3, height, width) to the map after each stage, (batch, h, w, dim), finest first."""
+        Args:
+            pixel_values: (batch, 3, height, width).
+            positions: What ``window_positions`` returns for the map, where it is at hand; computed if None.
+
+        Returns:
+            The map after each stage, (batch, h, w, dim), finest first.
+        """
         x = self.patch_embed(pixel_values)
-        x = x + self.positions((x.shape[1], x.shape[2]))
+        if positions is None:
+            positions = window_positions(self.pos_embed, self.pos_embed_window, (x.shape[1], x.shape[2]))
+        x = x + positions.to(x.dtype)
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)
@@ -156,10 +146,45 @@ class Hiera(nn.Module):
         return maps
 
 
-def _stretch(before: int, after: int, like: Tensor) -> Tensor:
-    """(after, before): what bicubic interpolation multiplies a row of numbers by."""
-    eye = torch.eye(before, dtype=like.dtype, device=like.device)[None, None]
-    return F.interpolate(eye, size=(after, before), mode="bicubic", align_corners=False)[0, 0]
+def window_positions(grid: Tensor, window: Tensor, size_hw: SizeHW) -> Tensor:
+    """Positions of a map: a learned grid resized to it, plus a learned window repeated over it.
+
+    Args:
+        grid: (1, dim, rows, columns).
+        window: (1, dim, side, side).
+        size_hw: (height, width) of the map.
+
+    Returns:
+        (1, height, width, dim).
+    """
+    resized = F.interpolate(grid, size=size_hw, mode="bicubic", align_corners=False)
+    side = window.shape[-1]
+    repeats = (1, 1, -(-size_hw[0] // side), -(-size_hw[1] // side))
+    return (resized + window.tile(repeats)[..., : size_hw[0], : size_hw[1]]).permute(0, 2, 3, 1)
+
+
+def split_windows(x: Tensor, window: int) -> tuple[Tensor, SizeHW]:
+    """Cut a map into square windows, padding it with zeros below and on the right.
+
+    Args:
+        x: (batch, height, width, dim).
+        window: Side of a window, in cells.
+
+    Returns:
+        (batch * down * across, window, window, dim), row by row, and the grid of windows (down, across).
+    """
+    height, width = x.shape[1:3]
+    down, across = -(-height // window), -(-width // window)
+    # Zeros are added after the norm, and attended to: the checkpoints were trained so.
+    x = F.pad(x, (0, 0, 0, across * window - width, 0, down * window - height))
+    windows = x.unflatten(2, (across, window)).unflatten(1, (down, window)).transpose(2, 3)
+    return windows.flatten(0, 2), (down, across)
+
+
+def join_windows(windows: Tensor, grid: SizeHW, size_hw: SizeHW) -> Tensor:
+    """The inverse of ``split_windows``: windows of a grid to (batch, height, width, dim), without the padding."""
+    x = windows.unflatten(0, (-1, *grid)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return x[:, : size_hw[0], : size_hw[1]]
 
 
 def _max_pool(x_bhwc: Tensor) -> Tensor:

@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCK_ELEMENTS = 2**20
-"""Numbers that a CPU's caches hold."""
+NARROW = (torch.float16, torch.bfloat16)
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
-class LayerNorm2d(nn.LayerNorm):
+class KeepsFloat32(nn.Module):
+    """A module whose own parameters and buffers stay in float32 when the network is cast to a narrower type.
+
+    Norms, positions and other small tables cost next to nothing in float32, and lose pixels in half precision. The
+    modules inside are cast as usual.
+    """
+
+    def _apply(self: Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
+        def cast(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device, torch.float32) if moved.dtype in NARROW else moved
+
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        return super()._apply(cast, recurse=False)  # type: ignore[no-untyped-call]
+
+
+class LayerNorm(KeepsFloat32, nn.LayerNorm):
+    """LayerNorm over the last axis, computed in float32; the result has the type of the input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., dim) to the same."""
+        return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+
+
+class LayerNorm2d(LayerNorm):
     """LayerNorm over the channels of (batch, channels, height, width)."""
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__(channels, eps=eps)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise each cell over its channels."""
+        """Normalise each position over its channels."""
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -48,19 +76,3 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """(..., heads, tokens, head_dim) to (..., tokens, dim)."""
     return x.transpose(-3, -2).flatten(-2)
-
-
-def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, widest: int) -> Tensor:
-    """``function`` of the rows of ``x``, each by itself; for inference on a CPU, as many at a time as its caches hold.
-
-    What is made on the way stays in the caches, and in memory that the allocator keeps: new memory costs a CPU more
-    than the arithmetic it is for.
-
-    Args:
-        function: (rows, ...) to (rows, ...).
-        x: (rows, ...).
-        widest: Numbers that ``function`` makes of a row at most.
-    """
-    if x.device.type != "cpu" or torch.is_grad_enabled():
-        return function(x)
-    return torch.cat([function(some) for some in x.split(max(1, BLOCK_ELEMENTS // widest))])

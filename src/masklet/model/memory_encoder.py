@@ -1,4 +1,4 @@
-"""Memory encoder: a frame's features and the object's mask become a small map to remember.
+"""Memory encoder: a frame's features and the mask of an object become a spatial memory.
 
 Source: SAM 2 (arXiv 2408.00714), section 4 and appendix C, "memory encoder".
 """
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from masklet.model.layers import LayerNorm2d
 
 MASK_CHANNELS = (1, 4, 16, 64, 256)
-"""Of a mask on its way from stride 1 to stride 16: every halving quadruples them, so that nothing need be lost."""
+"""Of a mask from stride 1 to stride 16: each halving of the sides quadruples the channels."""
 NUM_FUSER_LAYERS = 2
 LAYER_SCALE_INIT = 1e-6
 
 
 class MaskDownsamplerLayer(nn.Module):
-    """Halve the side."""
+    """Halve both sides."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class MaskDownsamplerLayer(nn.Module):
 
 
 class MaskDownsampler(nn.Module):
-    """A mask of the input's size to the image embedding's."""
+    """Downscale a mask from the size of the input to that of the image embedding."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class MemoryFuser(nn.Module):
 
 
 class MemoryEncoder(nn.Module):
-    """Image features and a mask to a memory map."""
+    """An image embedding and a mask to a spatial memory."""
 
     def __init__(self, dim: int, memory_dim: int) -> None:
         super().__init__()
@@ -90,11 +90,11 @@ class MemoryEncoder(nn.Module):
         self.projection = nn.Conv2d(dim, memory_dim, kernel_size=1)
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """Remember one mask a row.
+        """Encode one mask a row.
 
         Args:
-            features: (masks or 1, dim, h, w), the frame's coarsest map as it left the image encoder.
-            masks: (masks, 1, 16h, 16w), scaled as the tracker scales them.
+            features: (masks or 1, dim, h, w), the image embedding of the frame.
+            masks: (masks, 1, 16h, 16w), scaled to -10 … 10.
 
         Returns:
             (masks, memory_dim, h, w).

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,8 +11,21 @@ from masklet.config import Sam2Config
 from masklet.model.hiera import Hiera
 
 
+class Features(NamedTuple):
+    """An encoded image, or a batch of them: what prompts, memory and masks are computed from."""
+
+    stride4: Tensor  # (batch, dim / 8, 4h, 4w), for the last upscaling of the mask decoder
+    stride8: Tensor  # (batch, dim / 4, 2h, 2w), for the one before
+    stride16: Tensor  # (batch, dim, h, w), the image embedding, before anything is added to it
+
+    @property
+    def map_hw(self) -> tuple[int, int]:
+        """(h, w) of the image embedding."""
+        return self.stride16.shape[-2], self.stride16.shape[-1]
+
+
 class FpnNeck(nn.Module):
-    """One 1x1 convolution a level; the stride-32 level flows into stride 16, the finer ones stay lateral.
+    """One 1x1 convolution a level; the stride-32 level is added to stride 16, the finer ones stay lateral.
 
     Source: feature pyramid networks (arXiv 1612.03144), as in SAM 2, section 4 (image encoder).
     """
@@ -21,23 +35,11 @@ class FpnNeck(nn.Module):
         # Stored coarsest level first.
         self.convs = nn.ModuleList(nn.Conv2d(dim, hidden_size, kernel_size=1) for dim in reversed(dims))
 
-    def forward(self, maps_bhwc: list[Tensor], skips: tuple[nn.Conv2d, nn.Conv2d]) -> list[Tensor]:
-        """Four maps (batch, h, w, dim), strides 4 to 32, to three (batch, channels, h, w), strides 4, 8, 16.
-
-        Args:
-            maps_bhwc: Of the trunk.
-            skips: 1x1 convolutions that the two finest levels go through next. Nothing else reads these levels, and so
-                they are never made as wide as the others: two such convolutions are one, whose weights are the product.
-        """
-        of_stride32, of_stride16, of_stride8, of_stride4 = (_matrix(conv) for conv in self.convs)
-        stride4, stride8, stride16, stride32 = maps_bhwc
-        coarse = _project(stride16, *of_stride16)
-        coarse = coarse + F.interpolate(_project(stride32, *of_stride32), scale_factor=2.0, mode="nearest")
-        return [
-            _project(stride4, *_product(of_stride4, _matrix(skips[0]))),
-            _project(stride8, *_product(of_stride8, _matrix(skips[1]))),
-            coarse,
-        ]
+    def forward(self, maps_bhwc: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Four maps (batch, h, w, dim), strides 4 to 32, to three (batch, hidden_size, h, w), strides 4, 8, 16."""
+        levels = zip(reversed(self.convs), maps_bhwc, strict=True)
+        stride4, stride8, stride16, stride32 = (conv(x.permute(0, 3, 1, 2)) for conv, x in levels)
+        return stride4, stride8, stride16 + F.interpolate(stride32, scale_factor=2.0, mode="nearest")
 
 
 class ImageEncoder(nn.Module):
@@ -48,32 +50,6 @@ class ImageEncoder(nn.Module):
         self.backbone = Hiera(config.image_encoder)
         self.neck = FpnNeck(config.image_encoder.embed_dim_per_stage, config.hidden_size)
 
-    def forward(self, pixel_values: Tensor, skips: tuple[nn.Conv2d, nn.Conv2d]) -> list[Tensor]:
-        """(batch, 3, height, width) to three maps (batch, channels, h, w), strides 4, 8, 16; see ``FpnNeck``."""
-        return self.neck(self.backbone(pixel_values), skips)
-
-
-Affine = tuple[Tensor, Tensor]
-"""Weights (channels out, channels in) and bias (channels out,)."""
-
-
-def _matrix(conv: nn.Module) -> Affine:
-    """What a 1x1 convolution does to a cell."""
-    weight, bias = conv.weight, conv.bias
-    assert isinstance(weight, Tensor)
-    assert isinstance(bias, Tensor)
-    return weight.flatten(1), bias
-
-
-def _product(first: Affine, second: Affine) -> Affine:
-    """Both, one after the other; in float32 at least, or narrow weights would be rounded once more."""
-    dtype = first[0].dtype
-    with torch.autocast(first[0].device.type, enabled=False):
-        wide = torch.promote_types(dtype, torch.float32)
-        (w1, b1), (w2, b2) = ([t.to(wide) for t in pair] for pair in (first, second))
-        return (w2 @ w1).to(dtype), (w2 @ b1 + b2).to(dtype)
-
-
-def _project(x_bhwc: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # A 1x1 convolution of a channels-last map is a product of matrices.
-    return F.linear(x_bhwc, weight, bias).permute(0, 3, 1, 2)
+    def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, 3, height, width) to three maps (batch, dim, h, w), strides 4, 8, 16; see ``Hiera``."""
+        return self.neck(self.backbone(pixel_values, positions))

@@ -11,14 +11,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masklet.config import SizeHW
 from masklet.model.layers import LayerNorm2d
 from masklet.model.positions import FourierPositions
 
 BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = 0, 1, 2, 3
 NOT_A_POINT = -1
-"""Label of a point that says "nothing here"; the network has a learned embedding for it."""
+"""Label of "not a point", for which the network has a learned embedding."""
 PADDING = -10
-"""Label that fills up ragged prompts (and coordinate that fills up ragged boxes); nothing attends to it."""
+"""Label that pads ragged lists of points, and coordinate that pads ragged boxes; nothing attends to it."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as tensors, in pixels of the network's input. Of points and masks at least one is there, or neither."""
+
+    points: Tensor | None = None  # (batch, objects, points, 2), x then y
+    labels: Tensor | None = None  # (batch, objects, points): 1 foreground, 0 background, 2 and 3 box corners, -1, -10
+    boxes: Tensor | None = None  # (batch, objects, 4), x0 y0 x1 y1; a box of -10 is padding
+    masks: Tensor | None = None  # (batch, objects, 4h, 4w) logits
+    has_padding: bool = False
+    """Whether a label or a box is padding; known here, so that no device is asked."""
+
+    def __len__(self) -> int:
+        """How many objects are prompted in each image."""
+        (count,) = {t.shape[1] for t in self._tensors() if t is not None}
+        return count
+
+    def __getitem__(self, objects: slice) -> Prompts:
+        """The prompts of the chosen objects."""
+        points, labels, boxes, masks = (None if t is None else t[:, objects] for t in self._tensors())
+        return Prompts(points, labels, boxes, masks, self.has_padding)
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same on another device."""
+        points, labels, boxes, masks = (None if t is None else t.to(device) for t in self._tensors())
+        return Prompts(points, labels, boxes, masks, self.has_padding)
+
+    @property
+    def is_single_click(self) -> bool:
+        """Whether every object has one point and nothing else: the ambiguous prompt."""
+        return self.labels is not None and self.labels.shape[2] == 1 and self.masks is None and self.boxes is None
+
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return self.points, self.labels, self.boxes, self.masks
 
 
 @dataclass(frozen=True)
@@ -29,19 +65,9 @@ class PromptEmbeddings:
     is_padding: Tensor | None  # (batch, objects, tokens) bool; None where no token is padding
     dense: Tensor  # (batch or 1, objects or 1, dim, h, w): 1 where no mask was given and all share one map
 
-    def select(self, image: int, objects: slice) -> PromptEmbeddings:
-        """Those of some objects of one image, as a batch of 1."""
-        pick = (slice(image, image + 1), objects)
-        is_shared = self.dense.shape[:2] == (1, 1)
-        return PromptEmbeddings(
-            self.tokens[pick],
-            None if self.is_padding is None else self.is_padding[pick],
-            self.dense if is_shared else self.dense[pick],
-        )
-
 
 class MaskEmbed(nn.Module):
-    """A mask prompt, a quarter of the input's size, shrunk to the image embedding."""
+    """Downscale a mask prompt, a quarter of the input's size, to the image embedding."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
@@ -69,61 +95,53 @@ class PromptEncoder(nn.Module):
         self.point_embed = nn.Embedding(4, dim)
         self.not_a_point_embed = nn.Embedding(1, dim)
 
-    def forward(
-        self,
-        points: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        masks: Tensor | None,
-        *,
-        map_hw: tuple[int, int],
-        image_hw: tuple[int, int],
-    ) -> PromptEmbeddings:
-        """Embed what was given.
+    def forward(self, prompts: Prompts, *, map_hw: SizeHW, input_hw: SizeHW) -> PromptEmbeddings:
+        """Embed prompts.
 
         Args:
-            points: (batch, objects, points, 2), x then y, model pixels.
-            labels: (batch, objects, points): 1 foreground, 0 background, 2 and 3 box corners, -1 nothing, -10 padding.
-            boxes: (batch, objects, 4), x0 y0 x1 y1, model pixels; a box of -10 is padding.
-            masks: (batch, objects, 4h, 4w) logits.
+            prompts: With points or boxes.
             map_hw: (h, w) of the image embedding.
-            image_hw: (height, width) of the network's input.
+            input_hw: (height, width) of the network's input.
         """
-        tokens, padding = [], []
-        if points is not None:
-            assert labels is not None
-            tokens.append(self.embed_points(points, labels, image_hw))
-            padding.append(labels == PADDING)
-        if boxes is not None:
-            corners = boxes.unflatten(-1, (2, 2))  # (batch, objects, 2, 2)
-            corner_labels = torch.tensor([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], device=boxes.device).expand(
-                corners.shape[:3]
-            )
-            tokens.append(self.embed_points(corners, corner_labels, image_hw))
-            padding.append((boxes == PADDING).all(-1, keepdim=True).expand(-1, -1, 2))
-        # SAM ended every list of clicks with "nothing here"; SAM 2's weights expect it after boxes too.
+        tokens = []
+        if prompts.points is not None:
+            assert prompts.labels is not None
+            tokens.append(self.embed_points(prompts.points, prompts.labels, input_hw))
+        if prompts.boxes is not None:
+            corners = prompts.boxes.unflatten(-1, (2, 2))  # (batch, objects, 2, 2)
+            labels = torch.tensor([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], device=corners.device).expand(corners.shape[:3])
+            tokens.append(self.embed_points(corners, labels, input_hw))
+        # SAM ended every list of clicks with "not a point"; SAM 2's weights expect it after boxes too.
         tokens.append(self.not_a_point_embed.weight.expand(*tokens[0].shape[:2], 1, -1))
-        padding.append(torch.zeros_like(padding[0][:, :, :1]))
-        is_padding = torch.cat(padding, dim=2)
         return PromptEmbeddings(
             tokens=torch.cat(tokens, dim=2),
-            is_padding=is_padding if is_padding.any() else None,
-            dense=self.embed_masks(masks, map_hw),
+            is_padding=_find_padding(prompts) if prompts.has_padding else None,
+            dense=self.embed_masks(prompts.masks, map_hw),
         )
 
-    def embed_points(self, points: Tensor, labels: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    def embed_points(self, points: Tensor, labels: Tensor, input_hw: SizeHW) -> Tensor:
         """(batch, objects, points, 2) and labels (batch, objects, points) to (batch, objects, points, dim)."""
         # Clicks name the pixel's corner; the network was trained on pixel centres.
-        side_xy = torch.tensor([image_hw[1], image_hw[0]], device=points.device)
-        where = self.shared_embedding((points.float() + 0.5) / side_xy)
-        what = self.point_embed(labels.clamp(min=0))
-        nothing = self.not_a_point_embed.weight[0]
-        # "Nothing here" has no place: its embedding replaces the position.
-        return torch.where((labels == NOT_A_POINT)[..., None], nothing, where + what)
+        size_xy = torch.tensor([input_hw[1], input_hw[0]], device=points.device)
+        positions = self.shared_embedding((points.float() + 0.5) / size_xy)
+        embedded = (positions + self.point_embed(labels.clamp(min=0))).to(self.point_embed.weight.dtype)
+        # "Not a point" has no position: its embedding stands alone.
+        return torch.where((labels == NOT_A_POINT)[..., None], self.not_a_point_embed.weight[0], embedded)
 
-    def embed_masks(self, masks: Tensor | None, map_hw: tuple[int, int]) -> Tensor:
+    def embed_masks(self, masks: Tensor | None, map_hw: SizeHW) -> Tensor:
         """(batch, objects, 4h, 4w) to (batch, objects, dim, h, w); without masks one learned vector everywhere."""
         if masks is None:
             return self.no_mask_embed.weight.view(1, 1, -1, 1, 1).expand(-1, -1, -1, *map_hw)
         embedded = self.mask_embed(masks.flatten(0, 1)[:, None].to(self.no_mask_embed.weight.dtype))
         return embedded.unflatten(0, masks.shape[:2])
+
+
+def _find_padding(prompts: Prompts) -> Tensor:
+    """(batch, objects, tokens) bool, for the tokens of points, of boxes, and the last one."""
+    padding = []
+    if prompts.labels is not None:
+        padding.append(prompts.labels == PADDING)
+    if prompts.boxes is not None:
+        padding.append((prompts.boxes == PADDING).all(-1, keepdim=True).expand(-1, -1, 2))
+    padding.append(torch.zeros_like(padding[0][:, :, :1]))
+    return torch.cat(padding, dim=2)

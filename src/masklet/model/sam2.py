@@ -6,34 +6,33 @@ Source: SAM 2 (arXiv 2408.00714), figure 3.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from masklet import checkpoints
-from masklet.config import SIDE_MULTIPLE, STRIDE, STRIDES, Sam2Config
+from masklet.config import SIDE_MULTIPLE, STRIDE, STRIDES, Sam2Config, SizeHW
 from masklet.errors import ImageError, PromptError
-from masklet.model.layers import FeedForward
-from masklet.model.mask_decoder import DecodedMasks, LikelyMasks, MaskDecoder
-from masklet.model.memory_attention import MemoryAttention
+from masklet.model.layers import FeedForward, KeepsFloat32
+from masklet.model.mask_decoder import DecodedMasks, MaskDecoder
+from masklet.model.memory_attention import Memory, MemoryAttention, MemoryTokens
 from masklet.model.memory_encoder import MemoryEncoder
-from masklet.model.neck import ImageEncoder
-from masklet.model.positions import FourierPositions, sine_positions_2d
-from masklet.model.prompt_encoder import NOT_A_POINT, PromptEncoder
+from masklet.model.neck import Features, ImageEncoder
+from masklet.model.positions import FourierPositions, sine_positions_1d, sine_positions_2d
+from masklet.model.prompt_encoder import NOT_A_POINT, PADDING, PromptEmbeddings, PromptEncoder, Prompts
 
 IGNORED_INPUTS = {"original_sizes", "reshaped_input_sizes", "labels"}
-"""What a processor returns for later steps, and ``model(**inputs)`` therefore hands over too."""
+"""Inputs that processors return for later steps, so that ``model(**inputs)`` passes them too."""
 
 MEMORY_SCALE, MEMORY_BIAS = 20.0, -10.0
-"""A mask's probabilities are stretched to -10 … 10 before they are remembered."""
+"""The probabilities of a mask are scaled to -10 … 10 before they are encoded as memory."""
 
 
 @dataclass(frozen=True)
 class Sam2ImageSegmentationOutput:
-    """What the model says of images and prompts."""
+    """What ``Sam2Model(...)`` returns."""
 
     pred_masks: Tensor  # (batch, objects, masks, height / 4, width / 4) logits
     iou_scores: Tensor  # (batch, objects, masks), predicted IoU, 0 to 1
@@ -41,10 +40,10 @@ class Sam2ImageSegmentationOutput:
     image_embeddings: list[Tensor]  # three maps, finest first
 
 
-class Sam2Model(nn.Module):
+class Sam2Model(KeepsFloat32):
     """SAM 2: image encoder, prompt encoder, mask decoder, and the memory that carries masks through a video.
 
-    Attributes are called as the tensors of a transformers model folder, so that such a folder loads as it is.
+    Attributes are named as the tensors of a transformers model folder, so that such a folder loads as it is.
     """
 
     def __init__(self, config: Sam2Config | None = None) -> None:
@@ -79,8 +78,8 @@ class Sam2Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.no_memory_embedding.dtype
+        """Of the weights, but for norms and tables of positions, which are never narrower than float32."""
+        return self.prompt_encoder.no_mask_embed.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -89,23 +88,31 @@ class Sam2Model(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
-    ) -> Self:
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        resolution: int | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Sam2Model:
         """Build the network of a checkpoint, float32 on the CPU, ready for inference.
 
         Args:
             name_or_path: The embedded model's name, a Hub repository, a model folder, or one of Meta's ``.pt`` files.
+            resolution: Side of the square input that the weights were trained at, where the checkpoint does not say it
+                or says something else; ``save_pretrained`` stores it. ``.pt`` files do not say it: None is 1024.
             revision: Branch, tag or commit of a Hub repository.
             token: For a private Hub repository.
 
         Raises:
             CheckpointError: It cannot be found, is damaged, or is of another kind.
+            ConfigError: ``resolution`` is not a multiple of 32.
         """
         config, tensors = checkpoints.read(name_or_path, revision=revision, token=token)
-        return cls.from_tensors(config, tensors)
+        return cls.from_tensors(config if resolution is None else replace(config, image_size=resolution), tensors)
 
     @classmethod
-    def from_tensors(cls, config: Sam2Config, tensors: dict[str, Tensor]) -> Self:
+    def from_tensors(cls, config: Sam2Config, tensors: dict[str, Tensor]) -> Sam2Model:
         """Build the network and give it these weights, every one of them and no other; float32 ones are not copied."""
         with torch.device("meta"):  # no time spent on weights that are replaced at once
             model = cls(config)
@@ -125,150 +132,143 @@ class Sam2Model(nn.Module):
         """
         checkpoints.write(folder, self.config, self.state_dict(), dtype=dtype)
 
-    def get_image_features(self, pixel_values: Tensor) -> list[Tensor]:
-        """Encode images, as the memory needs them.
+    # The four functions of an engine (masklet.engine)
+
+    def encode(self, pixel_values: Tensor, positions: Tensor | None = None) -> Features:
+        """Encode images.
 
         Args:
             pixel_values: (batch, 3, height, width), normalised; sides are multiples of 32.
+            positions: Position table of the trunk, where it is at hand, see ``Hiera``.
 
-        Returns:
-            Three maps: (batch, dim / 8, height / 4, width / 4), (batch, dim / 4, height / 8, width / 8) and
-            (batch, dim, height / 16, width / 16).
+        Raises:
+            ImageError: Another shape.
         """
-        if (
-            pixel_values.ndim != 4
-            or pixel_values.shape[1] != 3
-            or any(s == 0 or s % SIDE_MULTIPLE for s in pixel_values.shape[2:])
-        ):
-            raise ImageError(
-                f"pixel_values is {tuple(pixel_values.shape)}: expected (batch, 3, height, width) with sides that are "
-                f"multiples of {SIDE_MULTIPLE}, as Sam2ImageProcessor makes them"
-            )
-        return self.vision_encoder(pixel_values.to(self.dtype), (self.mask_decoder.conv_s0, self.mask_decoder.conv_s1))
-
-    def get_image_embeddings(self, pixel_values: Tensor) -> list[Tensor]:
-        """Encode images for prompting without memory; the result serves any number of prompts.
-
-        As ``get_image_features``, with the embedding that says "no memory" added to the last map.
-        """
-        return self.without_memory(self.get_image_features(pixel_values))
-
-    def without_memory(self, features: list[Tensor]) -> list[Tensor]:
-        """What ``get_image_features`` returns, as what ``get_image_embeddings`` does."""
-        stride4, stride8, stride16 = features
-        return [stride4, stride8, stride16 + self.no_memory_embedding.view(1, -1, 1, 1)]
-
-    def condition(
-        self,
-        features: Tensor,
-        memory: Tensor,
-        memory_positions: Tensor,
-        *,
-        num_pointers: int,
-        is_empty: Tensor | None = None,
-    ) -> Tensor:
-        """A frame's coarsest map, having read what is remembered of each object.
-
-        Args:
-            features: (1, dim, h, w), the last of ``get_image_features``.
-            memory: (objects, tokens, memory_dim): maps of h*w tokens one after another, then pointer tokens.
-            memory_positions: (objects or 1, tokens, memory_dim).
-            num_pointers: Tokens at the end that are pointers.
-            is_empty: (objects, tokens) bool: slots that hold nothing.
-
-        Returns:
-            (objects, dim, h, w), to be decoded in the place of an image embedding.
-        """
-        _, dim, height, width = features.shape
-        cells = features.flatten(2).transpose(1, 2)
-        positions = sine_positions_2d((height, width), dim, features.device).to(features.dtype)
-        read = self.memory_attention(
-            cells,
-            positions,
-            memory,
-            memory_positions,
-            map_hw=(height, width),
-            num_pointers=num_pointers,
-            is_empty=is_empty,
-        )
-        return read.transpose(1, 2).unflatten(2, (height, width))
-
-    def encode_memory(self, features: Tensor, logits: Tensor, object_scores: Tensor, *, binarize: bool) -> Tensor:
-        """What to remember of objects in a frame.
-
-        Args:
-            features: (1, dim, h, w), the last of ``get_image_features``.
-            logits: (objects, 4h, 4w) masks.
-            object_scores: (objects, 1) logits.
-            binarize: For frames that a person prompted: their mask is certain.
-
-        Returns:
-            (objects, h*w, memory_dim).
-        """
-        size_hw = (features.shape[-2] * STRIDE, features.shape[-1] * STRIDE)
-        masks = F.interpolate(logits[:, None], size=size_hw, mode="bilinear", align_corners=False)
-        certainty = (masks > 0).to(masks.dtype) if binarize else masks.sigmoid()
-        memory = self.memory_encoder(features, certainty * MEMORY_SCALE + MEMORY_BIAS).flatten(2).transpose(1, 2)
-        if self.config.is_v2_1:
-            is_absent = (object_scores <= 0)[:, None].to(memory.dtype)  # (objects, 1, 1)
-            memory = memory + is_absent * self.occlusion_spatial_embedding_parameter
-        return memory
-
-    def point_to_objects(self, mask_tokens: Tensor, object_scores: Tensor) -> Tensor:
-        """Object pointers: (objects, dim) mask tokens and (objects, 1) scores to (objects, dim)."""
-        pointers = self.object_pointer_proj(mask_tokens)
-        return torch.where(object_scores > 0, pointers, self.no_object_pointer)
+        check_pixel_values(pixel_values)
+        stride4, stride8, stride16 = self.vision_encoder(pixel_values.to(self.dtype), positions)
+        return Features(self.mask_decoder.conv_s0(stride4), self.mask_decoder.conv_s1(stride8), stride16)
 
     def decode(
         self,
-        image_embeddings: list[Tensor],
+        features: Features,
+        prompts: Prompts | None = None,
         *,
-        points: Tensor | None = None,
-        labels: Tensor | None = None,
-        boxes: Tensor | None = None,
-        masks: Tensor | None = None,
         multimask: bool | None,
+        conditioned: Tensor | None = None,
     ) -> DecodedMasks:
-        """Prompts on encoded images to masks.
+        """Decode prompts to masks.
 
         Args:
-            image_embeddings: From ``get_image_embeddings``, or conditioned on memory.
-            points: (batch, objects, points, 2), x then y, pixels of the network's input.
-            labels: (batch, objects, points), see ``PromptEncoder``.
-            boxes: (batch, objects, 4), x0 y0 x1 y1, pixels of the network's input.
-            masks: (batch, objects, height / 4, width / 4) logits.
-            multimask: Three candidates for each object instead of one mask; None for the mask, then the candidates.
+            features: Of each image.
+            prompts: In pixels of the network's input; None for objects that are tracked without a prompt.
+            multimask: True for three candidates, False for one mask, None for the mask and then the candidates.
+            conditioned: (batch, dim, h, w), the image embedding conditioned on memory, from ``read_memory``, where each
+                object is an image of its own; None to decode without memory.
         """
-        stride4, stride8, image = image_embeddings
-        map_hw = (image.shape[-2], image.shape[-1])
-        if points is None and boxes is None:  # only a mask, or nothing: the decoder still expects a point
-            objects = 1 if masks is None else masks.shape[1]
+        image = self.without_memory(features.stride16) if conditioned is None else conditioned
+        output = self.mask_decoder(
+            features._replace(stride16=image),
+            self.shared_image_embedding.grid(features.map_hw),
+            self.embed_prompts(prompts, image),
+            multimask=multimask,
+        )
+        pointers = self.object_pointers(output.mask_tokens, output.object_scores)
+        return replace(output, object_pointers=pointers)
+
+    def read_memory(self, features: Features, memory: Memory) -> Tensor:
+        """Condition a frame on the memory of each object: (objects, dim, h, w).
+
+        Args:
+            features: Of the frame, with a batch of 1.
+            memory: What it reads.
+        """
+        map_hw, dim = features.map_hw, features.stride16.shape[1]
+        positions = sine_positions_2d(map_hw, dim, features.stride16.device)
+        x = features.stride16.flatten(2).transpose(1, 2)  # (1, h*w, dim)
+        x = self.memory_attention(x, positions, self.memory_tokens(memory, map_hw), map_hw=map_hw)
+        return x.transpose(1, 2).unflatten(2, map_hw)
+
+    def write_memory(self, features: Features, logits: Tensor, object_scores: Tensor, *, binarize: bool) -> Tensor:
+        """Encode the masks of objects in a frame as spatial memories: (objects, h*w, memory_dim).
+
+        Args:
+            features: Of the frame, with a batch of 1.
+            logits: (objects, 4h, 4w) masks.
+            object_scores: (objects, 1) logits.
+            binarize: For prompted frames: their mask is certain.
+        """
+        height, width = features.map_hw
+        size_hw = (height * STRIDE, width * STRIDE)
+        masks = F.interpolate(logits[:, None], size=size_hw, mode="bilinear", align_corners=False)
+        probabilities = (masks > 0).to(masks.dtype) if binarize else masks.sigmoid()
+        memory = self.memory_encoder(features.stride16, probabilities * MEMORY_SCALE + MEMORY_BIAS)
+        memory = memory.flatten(2).transpose(1, 2)
+        if self.config.is_v2_1:
+            is_absent = (object_scores <= 0)[:, None].to(memory.dtype)  # (objects, 1, 1)
+            memory = memory + is_absent * self.occlusion_spatial_embedding_parameter.to(memory.dtype)
+        return memory
+
+    # What they are made of
+
+    def without_memory(self, image_embedding: Tensor) -> Tensor:
+        """(batch, dim, h, w) plus the embedding that says "no memory"."""
+        return image_embedding + self.no_memory_embedding.view(1, -1, 1, 1).to(image_embedding.dtype)
+
+    def embed_prompts(self, prompts: Prompts | None, image: Tensor) -> PromptEmbeddings:
+        """Prompts for the mask decoder; the decoder expects a point even where there is none."""
+        prompts = Prompts() if prompts is None else prompts
+        if prompts.points is None and prompts.boxes is None:
+            objects = 1 if prompts.masks is None else prompts.masks.shape[1]
             points = torch.zeros(image.shape[0], objects, 1, 2, device=image.device)
             labels = torch.full(points.shape[:3], NOT_A_POINT, device=image.device)
-        prompts = self.prompt_encoder(
-            points, labels, boxes, masks, map_hw=map_hw, image_hw=(map_hw[0] * STRIDE, map_hw[1] * STRIDE)
-        )
-        positions = self.shared_image_embedding.grid(map_hw)
-        return self.mask_decoder(image, positions, prompts, (stride4, stride8), multimask=multimask)
+            prompts = Prompts(points, labels, masks=prompts.masks)
+        map_hw = (image.shape[-2], image.shape[-1])
+        return self.prompt_encoder(prompts, map_hw=map_hw, input_hw=(map_hw[0] * STRIDE, map_hw[1] * STRIDE))
 
-    def decode_likely(
-        self, image_embeddings: list[Tensor], *, points: Tensor, labels: Tensor, iou_threshold: float
-    ) -> LikelyMasks:
-        """As ``decode`` with three candidates for each object, but only those of a high predicted IoU are drawn.
+    def object_pointers(self, mask_tokens: Tensor, object_scores: Tensor) -> Tensor | None:
+        """Object pointers for mask tokens (batch, objects, masks, dim), of the same shape; None without memory.
 
         Args:
-            image_embeddings: Of one image, from ``get_image_embeddings``.
-            points: (1, objects, points, 2), x then y, pixels of the network's input.
-            labels: (1, objects, points), see ``PromptEncoder``.
-            iou_threshold: What the predicted IoU must be above, from 0 to 1.
+            mask_tokens: From the mask decoder.
+            object_scores: (batch, objects, 1) logits; objects that are not in the image share one learned pointer.
         """
-        stride4, stride8, image = image_embeddings
-        map_hw = (image.shape[-2], image.shape[-1])
-        prompts = self.prompt_encoder(
-            points, labels, None, None, map_hw=map_hw, image_hw=(map_hw[0] * STRIDE, map_hw[1] * STRIDE)
+        if not self.config.has_memory:
+            return None
+        pointers = self.object_pointer_proj(mask_tokens)
+        return torch.where(object_scores[..., None] > 0, pointers, self.no_object_pointer.to(pointers.dtype))
+
+    def memory_tokens(self, memory: Memory, map_hw: SizeHW) -> MemoryTokens:
+        """Lay memory out as tokens, with sines for positions in space and learned or projected ones in time."""
+        memory_dim = self.config.memory_encoder.output_channels
+        maps = memory.maps.to(self.dtype)
+        space = sine_positions_2d(map_hw, memory_dim, maps.device)
+        time = self.memory_temporal_positional_encoding[:, 0, 0][memory.map_slots]  # (objects, maps, memory_dim)
+        map_keys = (maps + (space + time[:, :, None])).to(maps.dtype)
+        # A pointer is wider than a map: it is split into tokens of the map's width.
+        split = memory.pointers.shape[-1] // memory_dim
+        pointers = memory.pointers.to(self.dtype).unflatten(-1, (split, memory_dim))
+        pointer_positions = self._pointer_positions(memory.pointer_distances)
+        pointer_keys = (pointers + pointer_positions[:, :, None]).to(pointers.dtype)
+        return MemoryTokens(
+            keys=torch.cat([map_keys.flatten(1, 2), pointer_keys.flatten(1, 2)], dim=1),
+            values=torch.cat([maps.flatten(1, 2), pointers.flatten(1, 2)], dim=1),
+            num_pointers=pointers.shape[1] * split,
+            is_empty=None if memory.is_empty is None else _spread(memory, split),
         )
-        positions = self.shared_image_embedding.grid(map_hw)
-        return self.mask_decoder.likely(image, positions, prompts, (stride4, stride8), iou_threshold=iou_threshold)
+
+    def _pointer_positions(self, distances: Tensor) -> Tensor:
+        """(objects, pointers) to (objects, pointers, memory_dim); zeros in SAM 2.0."""
+        if not self.config.is_v2_1:
+            return distances.new_zeros(*distances.shape, self.config.memory_encoder.output_channels)
+        sines = sine_positions_1d(distances, self.config.hidden_size)
+        return self.temporal_positional_encoding_projection_layer(sines.to(self.dtype)).float()
+
+    # transformers' interface of the image model
+
+    def get_image_embeddings(self, pixel_values: Tensor) -> list[Tensor]:
+        """Encode images for ``image_embeddings=``: three maps, finest first, the last as it is without memory."""
+        features = self.encode(pixel_values)
+        return [features.stride4, features.stride8, self.without_memory(features.stride16)]
 
     def forward(
         self,
@@ -304,26 +304,44 @@ class Sam2Model(nn.Module):
         if image_embeddings is None:
             assert pixel_values is not None
             image_embeddings = self.get_image_embeddings(pixel_values)
+        *fine, image = image_embeddings
         _check_prompts(input_points, input_labels, input_boxes, batch=image_embeddings[-1].shape[0])
         if input_points is not None and input_labels is None:
             input_labels = torch.ones(input_points.shape[:3], dtype=torch.long, device=input_points.device)
         if input_masks is not None:
             input_masks = _group_masks(input_masks, image_embeddings, input_points, input_boxes)
-        decoded = self.decode(
-            image_embeddings,
-            points=input_points,
-            labels=input_labels,
-            boxes=input_boxes,
-            masks=input_masks,
-            multimask=multimask_output,
-        )
+        prompts = Prompts(input_points, input_labels, input_boxes, input_masks, _has_padding(input_labels, input_boxes))
+        decoded = self.decode(Features(fine[0], fine[1], image), prompts, multimask=multimask_output, conditioned=image)
         return Sam2ImageSegmentationOutput(decoded.logits, decoded.iou_scores, decoded.object_scores, image_embeddings)
+
+
+def _spread(memory: Memory, split: int) -> Tensor:
+    """Which tokens are empty, (objects, tokens), where a map has a token for each cell and a pointer has ``split``."""
+    assert memory.is_empty is not None
+    of_maps, of_pointers = memory.is_empty.split([memory.maps.shape[1], memory.pointers.shape[1]], dim=1)
+    cells = memory.maps.shape[2]
+    return torch.cat([of_maps.repeat_interleave(cells, 1), of_pointers.repeat_interleave(split, 1)], dim=1)
 
 
 def _learned(*shape: int) -> nn.Parameter:
     parameter = nn.Parameter(torch.empty(shape))
     nn.init.trunc_normal_(parameter, std=0.02)
     return parameter
+
+
+def check_pixel_values(pixel_values: Tensor) -> None:
+    """Raise an ImageError unless this is what the image encoder takes."""
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != 3 or any(side == 0 or side % SIDE_MULTIPLE for side in shape[2:]):
+        raise ImageError(
+            f"pixel_values is {shape}: expected (batch, 3, height, width) with sides that are multiples of "
+            f"{SIDE_MULTIPLE}, as Sam2ImageProcessor makes them"
+        )
+
+
+def _has_padding(labels: Tensor | None, boxes: Tensor | None) -> bool:
+    """Whether prompts from a processor are padded; asks the device."""
+    return any(t is not None and bool((t == PADDING).any()) for t in (labels, boxes))
 
 
 def _check_prompts(points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, batch: int) -> None:

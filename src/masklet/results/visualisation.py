@@ -1,4 +1,4 @@
-"""Masks on images: colours, contours, numbers, cut-outs. Arrays in, images out."""
+"""Masks on images: colours, contours, object ids, cut-outs, notebook output. Arrays in, images out."""
 
 import html
 import io
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from masklet.masks import MaskStack, mask_areas, patches, widened
 
-# Told apart on each other's side and on any image; an object keeps its colour through predictions and frames.
+# Distinct next to each other and on any image. An object keeps its colour across predictions and frames.
 PALETTE = np.array(
     [
         (0, 132, 255),  # blue
@@ -30,49 +30,48 @@ PALETTE = np.array(
 )
 
 
-def colour_of(objects: np.ndarray | int) -> np.ndarray:
-    """(..., 3) uint8: the colour of each object, from its number; they return after twelve."""
-    return PALETTE[np.asarray(objects) % len(PALETTE)]
+def colour_of(object_ids: np.ndarray | int) -> np.ndarray:
+    """(..., 3) uint8: the colour of each object, by its id; colours repeat after twelve."""
+    return PALETTE[np.asarray(object_ids) % len(PALETTE)]
 
 
 def paint_masks(
-    image: np.ndarray, masks: MaskStack, objects: np.ndarray, *, alpha: float, ids: bool = False
+    image: np.ndarray, masks: MaskStack, object_ids: np.ndarray, *, alpha: float, ids: bool = False
 ) -> Image.Image:
     """The image with masks painted over it: see ``Masks.overlay``.
 
     Args:
         image: (height, width, 3) uint8.
         masks: (masks, height, width) bool.
-        objects: (masks,) int, which choose the colours and are what ``ids`` writes.
-        alpha: How much of the image the fill hides, 0 to 1.
-        ids: Whether each mask carries its object's number.
+        object_ids: (masks,) int: they select the colours, and ``ids`` writes them.
+        alpha: Opacity of the fill, 0 to 1.
+        ids: Whether to write each object's id on its mask.
     """
-    areas, colours = mask_areas(masks), colour_of(objects)
-    small_last = [i for i in np.argsort(-areas, kind="stable") if areas[i]]
-    filled = image.copy()
-    for i, patch in zip(small_last, patches(masks, small_last), strict=True):
-        filled[patch.place][patch.inside] = colours[i]
-    canvas = np.array(Image.blend(Image.fromarray(image), Image.fromarray(filled), alpha))
+    areas, colours = mask_areas(masks), colour_of(object_ids)
+    order = [i for i in np.argsort(-areas, kind="stable") if areas[i]]  # the smallest last, on top
+    canvas = fill_masks(image, masks, order, colours, alpha)
     line_px = max(1, round(max(canvas.shape[:2]) / 600))
-    for i, patch in zip(small_last, patches(masks, small_last), strict=True):
+    for i, patch in zip(order, patches(masks, order), strict=True):
         wide = widened(patch, line_px, (image.shape[0], image.shape[1]))
         draw_contour(canvas[wide.place], wide.inside, colours[i], line_px)
     painted = Image.fromarray(canvas)
     if ids:
-        pen, font = ImageDraw.Draw(painted), ImageFont.load_default(max(10, max(painted.size) / 45))
-        topmost = np.full(masks.shape[1:], -1)
-        for i, patch in zip(small_last, patches(masks, small_last), strict=True):
-            topmost[patch.place][patch.inside] = i
-        for i, patch in zip(small_last, patches(masks, small_last), strict=True):
-            seen = topmost[patch.place] == i
-            x, y = inner_point(seen if seen.any() else patch.inside)
-            x0, y0 = patch.corner_xy
-            write_number(pen, font, (x0 + x, y0 + y), int(objects[i]), colours[i])
+        write_ids(painted, masks, order, object_ids, colours)
     return painted
 
 
+def fill_masks(
+    image: np.ndarray, masks: MaskStack, order: Sequence[int], colours: np.ndarray, alpha: float
+) -> np.ndarray:
+    """A copy of the image with each mask filled, later ones over earlier ones without mixing."""
+    filled = image.copy()
+    for i, patch in zip(order, patches(masks, order), strict=True):
+        filled[patch.place][patch.inside] = colours[i]
+    return np.array(Image.blend(Image.fromarray(image), Image.fromarray(filled), alpha))
+
+
 def draw_contour(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, line_px: int) -> None:
-    """Outline ``mask`` on ``canvas``, (height, width, 3) uint8, in place; the image's border is no outline."""
+    """Outlines ``mask`` on ``canvas``, (height, width, 3) uint8, in place; the image's border is not outlined."""
     light_line = mask & grow(~mask, line_px)
     dark_line = ~mask & grow(mask, line_px)
     canvas[light_line] = 191 + colour // 4
@@ -80,7 +79,7 @@ def draw_contour(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, line_
 
 
 def grow(mask: np.ndarray, by_px: int) -> np.ndarray:
-    """``mask`` and all within ``by_px`` of it, by octagons: steps to 4 and to 8 neighbours in turn."""
+    """Dilates a mask by ``by_px`` with an octagon: steps to 4 and to 8 neighbours alternate."""
     for step in range(by_px):
         tall = mask.copy()
         tall[1:] |= mask[:-1]
@@ -92,11 +91,26 @@ def grow(mask: np.ndarray, by_px: int) -> np.ndarray:
     return mask
 
 
+def write_ids(
+    painted: Image.Image, masks: MaskStack, order: Sequence[int], object_ids: np.ndarray, colours: np.ndarray
+) -> None:
+    """Writes the object's id on the visible part of each mask, or on the mask if all of it is covered."""
+    pen, font = ImageDraw.Draw(painted), ImageFont.load_default(max(10, max(painted.size) / 45))
+    topmost = np.full(masks.shape[1:], -1)
+    for i, patch in zip(order, patches(masks, order), strict=True):
+        topmost[patch.place][patch.inside] = i
+    for i, patch in zip(order, patches(masks, order), strict=True):
+        visible = topmost[patch.place] == i
+        x, y = inner_point(visible if visible.any() else patch.inside)
+        x0, y0 = patch.corner_xy
+        write_number(pen, font, (x0 + x, y0 + y), int(object_ids[i]), colours[i])
+
+
 def inner_point(mask: np.ndarray) -> tuple[float, float]:
-    """(x, y) inside a mask that is not empty: the middle of the longest run of the row that halves its area."""
+    """(x, y) inside a mask that is not empty: the middle of the longest run in the row that halves its area."""
     areas_above = mask.sum(1).cumsum()
     y = int(np.searchsorted(areas_above, areas_above[-1] / 2))
-    edges = np.flatnonzero(np.diff(np.pad(mask[y], 1).astype(np.int8)))  # where runs start and end, in turn
+    edges = np.flatnonzero(np.diff(np.pad(mask[y], 1).astype(np.int8)))  # starts and ends of runs, alternating
     starts, ends = edges[::2], edges[1::2]
     longest = np.argmax(ends - starts)
     return (starts[longest] + ends[longest]) / 2, y + 0.5
@@ -109,7 +123,7 @@ def write_number(
     number: int,
     colour: np.ndarray,
 ) -> None:
-    """White on a plate of the object's colour, darkened until white can be read on it; kept within the image."""
+    """Writes a number in white on a label of the object's colour, darkened for contrast, within the image."""
     text = str(number)
     x0, y0, x1, y1 = pen.textbbox((0, 0), text, font)
     margin = (y1 - y0) / 3
@@ -118,21 +132,21 @@ def write_number(
         float(np.clip(at, reach, max(reach, side - reach)))
         for at, reach, side in zip(centre_xy, reach_xy, pen.im.size, strict=True)
     )
-    plate = (x - reach_xy[0], y - reach_xy[1], x + reach_xy[0], y + reach_xy[1])
+    label = (x - reach_xy[0], y - reach_xy[1], x + reach_xy[0], y + reach_xy[1])
     dark = tuple(int(value) // 2 for value in colour)
-    pen.rounded_rectangle(plate, radius=margin, fill=dark, outline=(255, 255, 255))
+    pen.rounded_rectangle(label, radius=margin, fill=dark, outline=(255, 255, 255))
     pen.text((x - (x0 + x1) / 2, y - (y0 + y1) / 2), text, (255, 255, 255), font)
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray) -> Image.Image:
-    """RGBA of what lies under a mask that is not empty, cropped to its box; all else is transparent black."""
+    """RGBA: the image inside a mask that is not empty, cropped to its box and transparent outside the mask."""
     (patch,) = patches(mask[None])
     inside = patch.inside[..., None]
     return Image.fromarray(np.concatenate([image[patch.place] * inside, inside * np.uint8(255)], axis=2))
 
 
 def notebook_png(image: Image.Image, max_side: int = 1024) -> bytes:
-    """What a notebook shows and keeps: a PNG, made smaller if need be."""
+    """An image as a PNG for a notebook, reduced to ``max_side`` if it is larger."""
     image = image.copy()
     image.thumbnail((max_side, max_side))
     file = io.BytesIO()
@@ -141,12 +155,12 @@ def notebook_png(image: Image.Image, max_side: int = 1024) -> bytes:
 
 
 def notebook_html(png: bytes | None, caption: str, rows: Iterable[Sequence[object]] = ()) -> str:
-    """What a notebook shows instead, where it can: a PNG, if there is one, a line below it, and a table.
+    """HTML for a notebook: an image, a caption below it, and a table.
 
     Args:
-        png: See ``notebook_png``.
+        png: See ``notebook_png``; None for no image.
         caption: Any text.
-        rows: Of the table; the first are its headings.
+        rows: Of the table; the first row has the headings.
     """
     image = "" if png is None else f'<img src="data:image/png;base64,{b64encode(png).decode()}">'
     head, *body = [[html.escape(str(cell)) for cell in row] for row in rows] or [[]]

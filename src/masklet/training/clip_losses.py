@@ -10,7 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from masklet.engine import Engine
 from masklet.model.mask_decoder import DecodedMasks
+from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
 from masklet.training.losses import Losses, LossWeights, mask_iou, segmentation_losses
 from masklet.training.prompts import PADDING, PromptRates, cells_of, correction_click, coverage, first_prompt
@@ -31,8 +33,8 @@ MAX_GAP = 3
 
 
 def clip_losses(
-    model: Sam2Model,
-    features: list[list[Tensor]],
+    engine: Engine,
+    features: list[Features],
     targets: Tensor,
     *,
     rounds: int,
@@ -43,8 +45,8 @@ def clip_losses(
     """Prompt every object in the first frame of a clip, then follow it.
 
     Args:
-        model: With its memory.
-        features: Of each frame, see ``Sam2Model.get_image_features``.
+        engine: Of a model with memory; gradients flow through it.
+        features: Of each frame, see ``Sam2Model.encode``.
         targets: (frames, objects, height, width) bool; in the first frame each fills a cell of the network's masks.
         rounds: Above 1, so many corrections and one more in the first frame and, in half of the clips, in another.
         weights: Of the losses.
@@ -56,11 +58,11 @@ def clip_losses(
         The losses of each decoding, and the mean IoU of the objects in the first frame and, where visible, in the
         others. A mask that is given is not decoded.
     """
-    policy = PaperPolicy(num_maskmem=model.config.num_maskmem)
+    policy = PaperPolicy(num_maskmem=engine.config.num_maskmem)
     banks = [ObjectMemory(spool=None) for _ in range(targets.shape[1])]
     numbers = _frame_numbers(len(targets), generator)
     corrected = _corrected_frame(len(targets), rounds, generator)
-    teacher = _Teacher(model, rounds, weights, generator)
+    teacher = _Teacher(engine, rounds, weights, generator)
     cover = coverage(targets)  # (frames, objects, h, w)
 
     shown = [
@@ -71,17 +73,17 @@ def clip_losses(
     for frame in range(1, len(targets)):
         number, maps, truth = numbers[frame], features[frame], cover[frame]
         readings = [policy(number, bank.prompted, bank.tracked, step=1) for bank in banks]
-        decoded = decode_with_memory(model, maps, banks, readings)
+        decoded = decode_with_memory(engine, maps, banks, readings)
         teacher.learn(decoded, truth)
-        tracked = choose(model, told_who_is_there(decoded, truth))
+        tracked = choose(told_who_is_there(engine.model, decoded, truth))
         ious.append(_ious(tracked, truth))
         if frame == corrected:
             for index, (bank, reading) in enumerate(zip(banks, readings, strict=True)):
-                remembered = read_memory(model, maps[2], [bank], [reading])
-                (seen,) = choose(model, _one_object(decoded, index))
+                remembered = read_memory(engine, maps, [bank], [reading])
+                (seen,) = choose(_one_object(decoded, index))
                 teacher.correct(bank, number, maps, seen, truth[index], remembered)
         for bank, seen, memory in zip(
-            banks, tracked, memory_maps(model, maps, tracked, is_prompted=False), strict=True
+            banks, tracked, memory_maps(engine, maps, tracked, is_prompted=False), strict=True
         ):
             if number not in bank:  # nothing was to be corrected
                 bank.put(number, seen, memory, is_prompted=False)
@@ -92,8 +94,8 @@ def clip_losses(
 class _Teacher:
     """Shows objects and corrects them, and keeps the losses of all that the network says."""
 
-    def __init__(self, model: Sam2Model, rounds: int, weights: LossWeights, generator: torch.Generator) -> None:
-        self.model = model
+    def __init__(self, engine: Engine, rounds: int, weights: LossWeights, generator: torch.Generator) -> None:
+        self.engine = engine
         self.rounds = rounds
         self.weights = weights
         self.generator = generator
@@ -104,18 +106,16 @@ class _Teacher:
         logits, ious, scores = decoded.logits.float(), decoded.iou_scores.float(), decoded.object_scores.float()
         self.losses.append(segmentation_losses(logits, ious, scores, truth[:, None], weights=self.weights))
 
-    def show(
-        self, bank: ObjectMemory, number: int, maps: list[Tensor], prompt: FramePrompt, truth: Tensor
-    ) -> ObjectFrame:
+    def show(self, bank: ObjectMemory, number: int, maps: Features, prompt: FramePrompt, truth: Tensor) -> ObjectFrame:
         """Show an object for the first time; its mask is remembered as it is given, or after corrections."""
         if prompt.mask is not None:
-            seen, memory = track_object(self.model, maps, prompt)
+            seen, memory = track_object(self.engine, maps, prompt)
             bank.put(number, seen, memory, is_prompted=True)
             return seen
-        decoded = decode_prompt(self.model, maps, prompt, None, None)
+        decoded = decode_prompt(self.engine, maps, prompt, None, None)
         self.learn(decoded, truth[None])
-        (seen,) = choose(self.model, told_who_is_there(decoded, truth[None]))
-        (said,) = choose(self.model, decoded)
+        (seen,) = choose(told_who_is_there(self.engine.model, decoded, truth[None]))
+        (said,) = choose(decoded)
         if (corrected := self.correct(bank, number, maps, said, truth, None, prompt)) is not None:
             return corrected
         self.remember(bank, number, maps, seen)
@@ -125,7 +125,7 @@ class _Teacher:
         self,
         bank: ObjectMemory,
         number: int,
-        maps: list[Tensor],
+        maps: Features,
         said: ObjectFrame,
         truth: Tensor,
         remembered: Tensor | None,
@@ -140,17 +140,17 @@ class _Teacher:
             click = correction_click(said.logits[None, None] > 0, cells[None, None], self.generator)
             clicked = FramePrompt(click.points[0, 0], click.labels[0, 0])
             prompt = clicked if prompt is None else clicked.after(prompt)
-            decoded = decode_prompt(self.model, maps, prompt, remembered, said.logits.detach())
+            decoded = decode_prompt(self.engine, maps, prompt, remembered, said.logits.detach())
             self.learn(decoded, truth[None])
-            (said,) = choose(self.model, decoded)
-            (seen,) = choose(self.model, told_who_is_there(decoded, truth[None]))
+            (said,) = choose(decoded)
+            (seen,) = choose(told_who_is_there(self.engine.model, decoded, truth[None]))
         if seen is not None:
             self.remember(bank, number, maps, seen)
         return seen
 
-    def remember(self, bank: ObjectMemory, number: int, maps: list[Tensor], seen: ObjectFrame) -> None:
+    def remember(self, bank: ObjectMemory, number: int, maps: Features, seen: ObjectFrame) -> None:
         """Keep what was seen of an object as what a person showed."""
-        (memory,) = memory_maps(self.model, maps, [seen], is_prompted=True)
+        (memory,) = memory_maps(self.engine, maps, [seen], is_prompted=True)
         bank.put(number, seen, memory, is_prompted=True)
 
 
@@ -181,7 +181,7 @@ def _prompts(targets: Tensor, rates: PromptRates, generator: torch.Generator) ->
     return prompts
 
 
-def told_who_is_there(decoded: DecodedMasks, truth: Tensor) -> DecodedMasks:
+def told_who_is_there(model: Sam2Model, decoded: DecodedMasks, truth: Tensor) -> DecodedMasks:
     """With the true presence in the place of the predicted one.
 
     What the tracker takes for absent it remembers as absent: a mask of nothing and a constant pointer. While the score
@@ -189,14 +189,12 @@ def told_who_is_there(decoded: DecodedMasks, truth: Tensor) -> DecodedMasks:
     """
     is_present = (truth >= 0.5).flatten(1).any(-1)[:, None, None]  # (objects, 1, 1)
     scores = torch.where(is_present, CERTAIN_LOGIT, -CERTAIN_LOGIT).to(decoded.object_scores.dtype)
-    return replace(decoded, object_scores=scores)
+    return replace(decoded, object_scores=scores, object_pointers=model.object_pointers(decoded.mask_tokens, scores))
 
 
 def _one_object(decoded: DecodedMasks, index: int) -> DecodedMasks:
     one = slice(index, index + 1)
-    return DecodedMasks(
-        decoded.logits[one], decoded.iou_scores[one], decoded.object_scores[one], decoded.mask_tokens[one]
-    )
+    return DecodedMasks(**{name: values[one] for name, values in vars(decoded).items()})
 
 
 def _ious(seen: list[ObjectFrame], truth: Tensor) -> Tensor:

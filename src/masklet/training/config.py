@@ -16,6 +16,7 @@ import yaml
 from masklet.config import (
     SIDE_MULTIPLE,
     Sam2Config,
+    Sam2EverythingConfig,
     Sam2ImageEncoderConfig,
     Sam2MaskDecoderConfig,
     Sam2MemoryAttentionConfig,
@@ -33,6 +34,7 @@ NETWORK_PARTS = {
     "mask_decoder": Sam2MaskDecoderConfig,
     "memory_attention": Sam2MemoryAttentionConfig,
     "memory_encoder": Sam2MemoryEncoderConfig,
+    "everything": Sam2EverythingConfig,
 }
 LAYOUTS = ("folder", "coco", "sa1b", "videos", "sav", "synthetic")
 OPTIMIZERS = ("adamw", "muon")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from masklet.atomic import replacing
 from masklet.image import encoder_fingerprint
+from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
 
 _log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ ABANDONED_S = 3600
 
 
 class FeatureCache:
-    """Stands in for ``Sam2Model.get_image_features`` while the encoder does not learn.
+    """Stands in for ``Sam2Model.encode`` while the encoder does not learn.
 
     A file is called after the encoder's weights and the image's pixels, so that it can be no other's: runs, models
     and processes may share a folder. Maps are kept in float16, and given back so when they are made as well: a run does
@@ -42,19 +43,20 @@ class FeatureCache:
         self.folder = folder / encoder_fingerprint(model)
         self.room = max_bytes - _bytes_in(folder)
 
-    def __call__(self, pixel_values: Tensor) -> list[Tensor]:
+    def __call__(self, pixel_values: Tensor) -> Features:
         """(batch, 3, height, width) to three maps."""
         files = [self._file(image) for image in pixel_values]
         maps = [self._read(file) for file in files]
         if new := [index for index, found in enumerate(maps) if found is None]:
             # As exact as can be, whatever this run multiplies in: another may read it.
             with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
-                made = [m.half() for m in self.model.get_image_features(pixel_values[new])]
+                made = [m.half() for m in self.model.encode(pixel_values[new])]
             for place, index in enumerate(new):
                 maps[index] = [m[place : place + 1].cpu().contiguous().clone() for m in made]
                 self._write(files[index], maps[index])
         found = [m for m in maps if m is not None]
-        return [torch.cat(level).to(pixel_values.device, self.model.dtype) for level in zip(*found, strict=True)]
+        levels = zip(*found, strict=True)
+        return Features(*(torch.cat(level).to(pixel_values.device, self.model.dtype) for level in levels))
 
     def _file(self, image: Tensor) -> Path:
         pixels = image.cpu().contiguous()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from masklet.model.neck import Features
+from masklet.model.prompt_encoder import Prompts
 from masklet.model.sam2 import Sam2Model
 from masklet.training.losses import Losses, LossWeights, mask_iou, segmentation_losses
 from masklet.training.prompts import PromptRates, boxes_as_clicks, correction_click, coverage, first_prompt
@@ -16,7 +18,7 @@ from masklet.video.tracker import CERTAIN_LOGIT
 
 def interactive_losses(
     model: Sam2Model,
-    embeddings: list[Tensor],
+    features: Features,
     targets: Tensor,
     *,
     rounds: int,
@@ -28,7 +30,7 @@ def interactive_losses(
 
     Args:
         model: The network.
-        embeddings: Of ``Sam2Model.get_image_embeddings``.
+        features: Of the images.
         targets: (batch, objects, height, width) bool, each fills a cell of the network's masks.
         rounds: The first prompt, then a correction each.
         weights: Of the losses.
@@ -45,7 +47,7 @@ def interactive_losses(
         clicks, previous = first_prompt(targets, generator, boxes=prompts.box_among_points), None
     losses, ious = [], []
     for index in range(rounds):
-        out = model.decode(embeddings, points=clicks.points, labels=clicks.labels, masks=previous, multimask=None)
+        out = model.decode(features, Prompts(clicks.points, clicks.labels, masks=previous), multimask=None)
         logits, predicted, scores = out.logits.float(), out.iou_scores.float(), out.object_scores.float()
         # The single mask answers every prompt, the candidates only a lone click: what people get is what is taught.
         is_one_click = clicks.is_one_click

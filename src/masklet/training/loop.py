@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from masklet.atomic import replacing
 from masklet.config import Sam2Config
 from masklet.errors import CheckpointError, ConfigError, DeviceError, TrainingError
+from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
 from masklet.training.adapters import add_adapters, merged
 from masklet.training.batches import Batch, Examples, prepared
@@ -81,7 +82,7 @@ class Trainer:
             torch.manual_seed(config.seed)
             self.model = first_model(config)
             self.config = config = config.fitting(self.model.config)
-            frozen_encoder = self.model.get_image_features if cache is None else cache(self.model)
+            frozen_encoder = self.model.encode if cache is None else cache(self.model)
             objective = Objective(
                 self.model, affinity=config.affinity, bfloat16=config.bfloat16, frozen_encoder=frozen_encoder
             )
@@ -121,7 +122,7 @@ class Trainer:
             embeddings = noise_embeddings(self.model.config, stage.images, stage.side_px, generator)
             losses, ious = interactive_losses(
                 self.model,
-                [maps.to(device) for maps in embeddings],
+                Features(*(maps.to(device) for maps in embeddings)),
                 targets.to(device),
                 rounds=2,
                 weights=stage.losses,

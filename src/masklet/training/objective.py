@@ -8,6 +8,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from masklet.engine import EagerEngine
+from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
 from masklet.training.affinity import AffinityHead
 from masklet.training.batches import Batch
@@ -18,8 +20,8 @@ from masklet.training.losses import Losses
 from masklet.training.parts import encoder_learns
 from masklet.training.prompts import cells_of
 
-Encoder = Callable[[Tensor], list[Tensor]]
-"""(batch, 3, height, width) to the maps of ``Sam2Model.get_image_features``."""
+Encoder = Callable[[Tensor], Features]
+"""(batch, 3, height, width) to features, see ``Sam2Model.encode``."""
 
 
 class Objective(nn.Module):
@@ -42,20 +44,20 @@ class Objective(nn.Module):
         with torch.autocast(device, torch.bfloat16, enabled=self.narrows, cache_enabled=False):
             return (self._on_clips if stage.frames > 1 else self._on_images)(batch, stage, generator)
 
-    def _features(self, pixel_values: Tensor) -> list[Tensor]:
+    def _features(self, pixel_values: Tensor) -> Features:
         is_frozen = not encoder_learns(self.model)
         with torch.no_grad() if is_frozen else nullcontext():
-            return (self.frozen_encoder if is_frozen else self.model.get_image_features)(pixel_values)
+            return (self.frozen_encoder if is_frozen else self.model.encode)(pixel_values)
 
     def _on_images(
         self, batch: Batch, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-        embeddings = self.model.without_memory(self._features(batch.pixel_values))
+        features = self._features(batch.pixel_values)
         # First, as it draws its cells first.
-        affinity = None if self.affinity is None else self.affinity(embeddings, cells_of(batch.targets), generator)
+        affinity = None if self.affinity is None else self.affinity(features, cells_of(batch.targets), generator)
         losses, ious = interactive_losses(
             self.model,
-            embeddings,
+            features,
             batch.targets,
             rounds=stage.rounds,
             weights=stage.losses,
@@ -76,8 +78,8 @@ class Objective(nn.Module):
         for clip, targets in enumerate(batch.targets):
             frames = range(clip * stage.frames, (clip + 1) * stage.frames)
             of_clip, of_frames = clip_losses(
-                self.model,
-                [[maps[frame : frame + 1] for maps in features] for frame in frames],
+                EagerEngine(self.model),
+                [Features(*(maps[frame : frame + 1] for maps in features)) for frame in frames],
                 targets,
                 rounds=stage.rounds,
                 weights=stage.losses,

@@ -10,6 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
+from masklet.engine import make_engine
 from masklet.evaluation.agreement import region_j
 from masklet.evaluation.clicks import box_of, inner_pixel
 from masklet.evaluation.video import label_map
@@ -93,7 +94,7 @@ class Validation:
 
         None if no scene shows an object.
         """
-        segmenter = Segmenter(model, Sam2ImageProcessor(self.side_px))
+        segmenter = Segmenter(make_engine(model), Sam2ImageProcessor(self.side_px))
         shown: list[Shown] = []
         mine: list[tuple[str, float]] = []
         objects = 0
@@ -135,7 +136,7 @@ class Validation:
                 values.append(("box", region_j(predicted, mask)))
             if self.clicks:
                 middle = inner_pixel(mask)
-                predicted = image.predict(points=[(middle.x, middle.y)]).best.masks[0]
+                predicted = image.predict(points=[(middle.x, middle.y)]).masks[0]
                 values.append(("click", region_j(predicted, mask)))
             found.append(predicted)
         yield values, Shown(scene.name, frame.image, np.stack(truth), np.stack(found))

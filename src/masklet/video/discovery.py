@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masklet.everything.generator import Options, check_number, check_whole
+from masklet.everything.options import EverythingOptions, check_number, check_whole
 from masklet.masks import encode_rle, rle_ious
 from masklet.results import Masks
 
@@ -20,7 +20,7 @@ class Discovery:
     same_iou: float
     min_object: int
     patience: int
-    options: Options
+    options: EverythingOptions
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("min_object", 0), ("patience", 0)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
 from collections import deque
@@ -25,16 +24,12 @@ from typing_extensions import Self
 
 from masklet.atomic import replacing
 from masklet.errors import ImageError, VideoError
+from masklet.images.folder import IMAGE_SUFFIXES, images_in
 from masklet.images.reading import ImageSource, read_image
 from masklet.video.decoder import FRAMES_AHEAD, IMAGES_FPS, Frame, VideoFile
 
 VideoSource: TypeAlias = str | os.PathLike[str] | Iterable[ImageSource]
 
-# fmt: off
-IMAGE_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
-)
-# fmt: on
 WRITABLE_SUFFIXES = (".mkv", ".mov", ".mp4")
 ENCODERS = {"libx264": {"crf": "18"}, "libopenh264": {"b": "8M"}, "mpeg4": {"qmin": "2", "qmax": "4"}}
 """The first that PyAV was built with writes our videos; each with what makes it look like the original."""
@@ -98,18 +93,6 @@ def open_video(source: VideoSource) -> Video:
     if isinstance(source, Sequence) or hasattr(source, "__getitem__"):
         return Video(ImageSequence(source, name), name)
     return Video(ImageIterator(source, name), name)
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The images right in a folder, in natural order: runs of digits count as numbers."""
-
-    def order(file: Path) -> tuple[list[str | int], str]:
-        # Text and numbers take turns, so like is compared with like; the name itself settles img1 against img01.
-        parts = re.split("([0-9]+)", file.name.lower())
-        return [int(part) if place % 2 else part for place, part in enumerate(parts)], file.name
-
-    files = (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".")
-    return sorted((file for file in files if file.is_file()), key=order)
 
 
 class Video:

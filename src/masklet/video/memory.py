@@ -5,6 +5,7 @@ Source: SAM 2 (arXiv 2408.00714), section 4, "memory bank".
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masklet.engine import Engine
 from masklet.errors import PromptError
-from masklet.model.positions import sine_positions_1d, sine_positions_2d
-from masklet.model.sam2 import Sam2Model
+from masklet.model.memory_attention import Memory
+from masklet.model.neck import Features
 from masklet.video.spool import Place, Spool
 
 MAX_POINTERS = 16
@@ -280,65 +282,51 @@ class Packed:
         return 4 * (2 + self.like.dim)
 
 
-@dataclass(frozen=True)
-class MemoryTokens:
-    """What memory attention reads of a batch of objects."""
-
-    memory: Tensor  # (objects, tokens, memory_dim): maps one after another, then pointers
-    positions: Tensor  # (objects, tokens, memory_dim)
-    num_pointers: int  # how many of the tokens, at the end, are pointers
-    is_empty: Tensor | None  # (objects, tokens) bool: slots that hold nothing; None if all hold something
-
-
-def memory_tokens(
-    model: Sam2Model,
+def gather_memory(
+    engine: Engine,
+    features: Features,
     banks: Sequence[ObjectMemory],
-    readings: Sequence[MemorySelection],
+    selections: Sequence[MemorySelection],
     *,
-    map_hw: tuple[int, int],
     fixed_shapes: bool,
-) -> MemoryTokens:
-    """Lay out what objects remember; the maps of the frames they read must be there.
+) -> Memory:
+    """What a frame reads of a batch of objects; the maps of the selected frames must be there.
 
     Args:
-        model: With its memory.
+        engine: Of a model with memory.
+        features: Of the frame.
         banks: One an object.
-        readings: One an object, of one shape.
-        map_hw: (h, w) of a memory map.
-        fixed_shapes: Also lay out the slots that are empty.
+        selections: One an object, of one shape.
+        fixed_shapes: Pad to the shape of the selections with slots that are empty.
     """
-    (shape,) = {reading.shape(fixed=fixed_shapes) for reading in readings}
-    memory_dim = model.config.memory_encoder.output_channels
-    pieces = model.config.hidden_size // memory_dim  # each pointer is cut into tokens of the memory's width
-    cells = map_hw[0] * map_hw[1]
-    sines = sine_positions_2d(map_hw, memory_dim, model.device).to(model.dtype)
-    ages = sines + model.memory_temporal_positional_encoding[:, 0]  # (slots, h*w, memory_dim)
+    (shape,) = {selection.shape(fixed=fixed_shapes) for selection in selections}
+    config = engine.config
+    cells, memory_dim = math.prod(features.map_hw), config.memory_encoder.output_channels
+    like = features.stride16
+    no_map, no_pointer = like.new_zeros(cells, memory_dim), like.new_zeros(config.hidden_size)
     rows = []
-    for bank, reading in zip(banks, readings, strict=True):
-        maps = [bank.maps[frame].to(model.dtype) for frame, _ in reading.maps]
-        places = [ages[slot] for _, slot in reading.maps]
-        no_maps = sines.new_zeros((shape.maps - len(maps)) * cells, memory_dim)
-        pointers = [bank.pointer(frame).view(pieces, memory_dim) for frame, _ in reading.pointers]
-        pointer_places = _pointer_positions(model, reading).repeat_interleave(pieces, 0)
-        no_pointers = sines.new_zeros((shape.pointers - len(pointers)) * pieces, memory_dim)
-        is_empty = [torch.zeros(len(maps) * cells), torch.ones(len(no_maps))]
-        is_empty += [torch.zeros(len(pointer_places)), torch.ones(len(no_pointers))]
+    for bank, selection in zip(banks, selections, strict=True):
+        own_maps = [bank.maps[frame].to(like.dtype) for frame, _ in selection.maps]
+        own_pointers = [bank.pointer(frame) for frame, _ in selection.pointers]
+        missing_maps, missing_pointers = shape.maps - len(own_maps), shape.pointers - len(own_pointers)
+        longest = max(selection.max_pointers - 1, 1)
         rows.append(
             (
-                torch.cat([*maps, no_maps, *pointers, no_pointers]),
-                torch.cat([*places, no_maps, pointer_places, no_pointers]),
-                torch.cat(is_empty).bool().to(model.device),
+                torch.stack([*own_maps, *[no_map] * missing_maps]),
+                torch.tensor([slot for _, slot in selection.maps] + [0] * missing_maps),
+                torch.stack([*own_pointers, *[no_pointer] * missing_pointers])
+                if shape.pointers
+                else no_pointer[None, :0],
+                torch.tensor([distance / longest for _, distance in selection.pointers] + [0.0] * missing_pointers),
+                torch.tensor(
+                    [False] * len(own_maps)
+                    + [True] * missing_maps
+                    + [False] * len(own_pointers)
+                    + [True] * missing_pointers
+                ),
             )
         )
-    memory, positions, empty = (torch.stack(column) for column in zip(*rows, strict=True))
-    return MemoryTokens(memory, positions, shape.pointers * pieces, empty if fixed_shapes else None)
-
-
-def _pointer_positions(model: Sam2Model, reading: MemorySelection) -> Tensor:
-    """(pointers, memory_dim)."""
-    if not model.config.is_v2_1 or not reading.pointers:
-        width = model.config.memory_encoder.output_channels
-        return torch.zeros(len(reading.pointers), width, device=model.device, dtype=model.dtype)
-    distances = torch.tensor([float(distance) for _, distance in reading.pointers], device=model.device)
-    sines = sine_positions_1d(distances / max(reading.max_pointers - 1, 1), model.config.hidden_size)
-    return model.temporal_positional_encoding_projection_layer(sines.to(model.dtype))
+    maps, slots, pointers, distances, is_empty = (
+        torch.stack(column).to(like.device) for column in zip(*rows, strict=True)
+    )
+    return Memory(maps, slots, pointers, distances, is_empty if fixed_shapes else None)

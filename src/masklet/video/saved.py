@@ -71,7 +71,7 @@ def save_session(
         header = {
             "format": FORMAT + VERSION,
             "masklet": __version__,
-            "model": model_identity(tracks.model),
+            "model": model_identity(tracks.engine.model),
             "video": video_identity(video),
             "input_hw": tracks.input_hw,
             "policy": asdict(policy),
@@ -265,7 +265,7 @@ class SavedSession:
 
 def read_track(tracks: Tracks, tensors: dict[str, Tensor], results: IO[bytes]) -> Track:
     """One object, from its ``object_tensors`` and packed results."""
-    model, bank = tracks.model, ObjectMemory(tracks.spool)
+    model, bank = tracks.engine, ObjectMemory(tracks.spool)
     size_hw = (tracks.input_hw[0] // STRIDES[0], tracks.input_hw[1] // STRIDES[0])
     like = PackedAs(size_hw, model.config.hidden_size, model.dtype, model.device)
     columns = [tensors[key].tolist() for key in ("frames", "is_prompted", "result_bytes")]

@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from typing_extensions import Self
 
+from masklet.engine import Engine
 from masklet.errors import PromptError, SessionError, VideoError
-from masklet.everything.generator import everything_packed, read_options
-from masklet.model.sam2 import Sam2Model
+from masklet.everything.generator import everything
+from masklet.everything.options import EverythingOptions
+from masklet.model.neck import Features
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
 from masklet.results.visualisation import notebook_html, notebook_png
@@ -45,30 +46,36 @@ class VideoSession:
     """A video and the objects that are followed through it. Made by ``Segmenter.video``."""
 
     def __init__(
-        self, model: Sam2Model, processor: Sam2ImageProcessor, video: Video, policy: MemoryPolicy, *, max_objects: int
+        self, engine: Engine, processor: Sam2ImageProcessor, video: Video, policy: MemoryPolicy, *, max_objects: int
     ) -> None:
-        self.model = model
+        self.engine = engine
         self.processor = processor
         self.video = video
         self._tracks = Tracks(
-            model,
+            engine,
             policy,
             max_objects=max_objects,
             size_hw=video.size_hw,
             input_hw=processor.input_hw,
             spool=Spool(),
         )
-        self._features: OrderedDict[int, list[Tensor]] = OrderedDict()
+        self._features: OrderedDict[int, Features] = OrderedDict()
         self._times: dict[int, float] = {}  # of frames that were tracked
         self._ahead: list[range] = []  # frames that tracking has yet to go through
 
     @classmethod
-    def resume(cls, model: Sam2Model, path: str | os.PathLike[str], video: VideoSource | None = None) -> Self:
+    def resume(
+        cls,
+        engine: Engine,
+        processor: Sam2ImageProcessor,
+        path: str | os.PathLike[str],
+        video: VideoSource | None = None,
+    ) -> Self:
         """See ``Segmenter.resume``."""
         saved = read_saved(path)
-        saved.check_model(model)
-        processor, opened = Sam2ImageProcessor(saved.input_hw), saved.open_video(video)
-        session = cls(model, processor, opened, saved.policy, max_objects=saved.max_objects)
+        saved.check_model(engine.model)
+        processor, opened = processor.with_size(saved.input_hw), saved.open_video(video)
+        session = cls(engine, processor, opened, saved.policy, max_objects=saved.max_objects)
         session._times, session._ahead = saved.restore(session._tracks), saved.ahead
         return session
 
@@ -231,7 +238,7 @@ class VideoSession:
         Raises:
             ConfigError: An option that makes no sense.
         """
-        what = read_options(options, "every", "same_iou", "min_object", "patience")
+        what = EverythingOptions.for_model(self.engine.config, options, "every", "same_iou", "min_object", "patience")
         discovery = Discovery(every=every, same_iou=same_iou, min_object=min_object, patience=patience, options=what)
         return self._discover(discovery)
 
@@ -333,8 +340,10 @@ class VideoSession:
             seen = tracks.advance(index, features_of, 1, [name for name in self.object_ids if name not in lost])
             if index % discovery.every == 0:
                 known = tracks.result(index, frame.time, seen, None).masks
-                embeddings = self.model.without_memory(features_of(index))
-                found = everything_packed(self.model, self.processor, frame.image, discovery.options, embeddings)
+                features = features_of(index)
+                found = everything(
+                    self.engine, self.processor, frame.image, discovery.options, features=features, packed=True
+                )
                 for mask in discovery.new_masks(found, known):
                     name = next(name for name in new_names if name not in tracks.objects)
                     with suppress(PromptError):  # too small for the network to see
@@ -347,12 +356,11 @@ class VideoSession:
             yield result
         self._ahead = []
 
-    def _features_of(self, index: int, at_hand: Frame | None = None) -> list[Tensor]:
+    def _features_of(self, index: int, at_hand: Frame | None = None) -> Features:
         if index not in self._features:
             frame = at_hand if at_hand is not None and at_hand.index == index else self.video[index]
             with torch.inference_mode():
-                pixels = self.processor.frame_values(frame.image).to(self.model.device)
-                self._features[index] = self.model.get_image_features(pixels)
+                self._features[index] = self.engine.encode(self.processor.frame_values(frame.image))
         self._features.move_to_end(index)
         while len(self._features) > FEATURES_KEPT:
             self._features.popitem(last=False)

@@ -6,11 +6,11 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from masklet.engine import Engine
 from masklet.errors import PromptError
 from masklet.images.reading import read_image
-from masklet.model.sam2 import Sam2Model
+from masklet.model.neck import Features
 from masklet.processing import Sam2ImageProcessor
 from masklet.video.memory import MemoryPolicy, ObjectFrame
 from masklet.video.tracks import FrameResult, Tracks
@@ -20,9 +20,9 @@ class VideoStream:
     """Follows objects through frames as they arrive. Made by ``Segmenter.stream``."""
 
     def __init__(
-        self, model: Sam2Model, processor: Sam2ImageProcessor, policy: MemoryPolicy, *, max_objects: int, fps: float
+        self, engine: Engine, processor: Sam2ImageProcessor, policy: MemoryPolicy, *, max_objects: int, fps: float
     ) -> None:
-        self.model = model
+        self.engine = engine
         self.processor = processor
         self.policy = policy
         self.max_objects = max_objects
@@ -30,7 +30,7 @@ class VideoStream:
         self.count = 0
         """Frames pushed so far."""
         self._tracks: Tracks | None = None
-        self._features: list[Tensor] = []
+        self._features: Features | None = None
         self._image: Any = None
 
     def __repr__(self) -> str:
@@ -74,12 +74,12 @@ class VideoStream:
         if tracks is None:
             input_hw = self.processor.input_hw
             tracks = Tracks(
-                self.model, self.policy, max_objects=self.max_objects, size_hw=size_hw, input_hw=input_hw, spool=None
+                self.engine, self.policy, max_objects=self.max_objects, size_hw=size_hw, input_hw=input_hw, spool=None
             )
         tracks.check_size(size_hw, self.count)
         told = {name: tracks.read(**prompt) for name, prompt in (prompts or {}).items()}
         with torch.inference_mode():
-            self._features = self.model.get_image_features(self.processor.frame_values(image).to(self.model.device))
+            self._features = self.engine.encode(self.processor.frame_values(image))
         self._tracks, self._image = tracks, image
         self.count += 1
         for name, prompt in told.items():
@@ -106,7 +106,8 @@ class VideoStream:
         index = self.count - 1
         return self._tracks.result(index, index / self.fps, seen, self._image)
 
-    def _features_of(self, frame: int) -> list[Tensor]:
+    def _features_of(self, frame: int) -> Features:
         # Maps of the frames that may still be read are never let go, so no other frame is asked for.
         assert frame == self.count - 1
+        assert self._features is not None
         return self._features

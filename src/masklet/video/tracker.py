@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.config import STRIDE, STRIDES
+from masklet.engine import Engine
 from masklet.model.mask_decoder import DecodedMasks
-from masklet.model.prompt_encoder import BOX_TOP_LEFT
-from masklet.model.sam2 import Sam2Model
-from masklet.video.memory import MemorySelection, ObjectFrame, ObjectMemory, memory_tokens
+from masklet.model.neck import Features
+from masklet.model.prompt_encoder import BOX_TOP_LEFT, Prompts
+from masklet.video.memory import MemorySelection, ObjectFrame, ObjectMemory, gather_memory
 
 ABSENT_LOGIT = -1024.0
 """Mask logits of an object that is not in the frame."""
@@ -49,8 +50,8 @@ class FramePrompt:
 
 
 def track_objects(
-    model: Sam2Model,
-    features: list[Tensor],
+    engine: Engine,
+    features: Features,
     banks: Sequence[ObjectMemory],
     readings: Sequence[MemorySelection],
     *,
@@ -59,8 +60,8 @@ def track_objects(
     """Follow objects into a frame, all in one batch.
 
     Args:
-        model: With its memory.
-        features: Of the frame, see ``Sam2Model.get_image_features``; shared by all of its objects.
+        engine: Of a model with memory.
+        features: Of the frame, see ``Engine.encode``; shared by all of its objects.
         banks: What is remembered of each object; they are read, not changed.
         readings: What to read of each; all of one shape, see ``MemorySelection.shape``.
         fixed_shapes: Fill memories up to a constant shape, as accelerators like it.
@@ -68,14 +69,14 @@ def track_objects(
     Returns:
         Each object in this frame, and the memory map of it, (h*w, memory_dim).
     """
-    seen = choose(model, decode_with_memory(model, features, banks, readings, fixed_shapes=fixed_shapes))
+    seen = choose(decode_with_memory(engine, features, banks, readings, fixed_shapes=fixed_shapes))
     # One by one, since a map that is made again later is made alone, and has to be the same to the bit.
-    return [(one, memory_maps(model, features, [one], is_prompted=False)[0]) for one in seen]
+    return [(one, memory_maps(engine, features, [one], is_prompted=False)[0]) for one in seen]
 
 
 def track_object(
-    model: Sam2Model,
-    features: list[Tensor],
+    engine: Engine,
+    features: Features,
     prompt: FramePrompt,
     remembered: Tensor | None = None,
     previous: Tensor | None = None,
@@ -83,7 +84,7 @@ def track_object(
     """Take a prompt for one object in a frame.
 
     Args:
-        model: With its memory.
+        engine: Of a model with memory.
         features: Of the frame.
         prompt: What a person said.
         remembered: (1, dim, h, w) of ``read_memory``; None on a frame that a prompt reached before the tracker did.
@@ -93,16 +94,16 @@ def track_object(
         As ``track_objects``.
     """
     if prompt.mask is not None:
-        seen = _take_mask(model, features, prompt.mask)
+        seen = _take_mask(engine, features, prompt.mask)
     else:
-        (seen,) = choose(model, decode_prompt(model, features, prompt, remembered, previous))
-    (memory,) = memory_maps(model, features, [seen], is_prompted=True)
+        (seen,) = choose(decode_prompt(engine, features, prompt, remembered, previous))
+    (memory,) = memory_maps(engine, features, [seen], is_prompted=True)
     return seen, memory
 
 
 def decode_prompt(
-    model: Sam2Model,
-    features: list[Tensor],
+    engine: Engine,
+    features: Features,
     prompt: FramePrompt,
     remembered: Tensor | None,
     previous: Tensor | None,
@@ -110,80 +111,79 @@ def decode_prompt(
     """What the network says to clicks or a box, (1, 1, ...): see ``track_object``. One click has three candidates."""
     assert prompt.points is not None
     assert prompt.labels is not None
-    return model.decode(
-        model.without_memory(features) if remembered is None else [features[0], features[1], remembered],
-        points=prompt.points[None, None],
-        labels=prompt.labels[None, None],
-        masks=None if previous is None else previous.clamp(-PREVIOUS_LIMIT, PREVIOUS_LIMIT)[None, None],
+    return engine.decode(
+        features,
+        Prompts(
+            prompt.points[None, None],
+            prompt.labels[None, None],
+            masks=None if previous is None else previous.clamp(-PREVIOUS_LIMIT, PREVIOUS_LIMIT)[None, None],
+        ),
         multimask=len(prompt.labels) <= 1,
+        conditioned=remembered,
     )
 
 
 def decode_with_memory(
-    model: Sam2Model,
-    features: list[Tensor],
+    engine: Engine,
+    features: Features,
     banks: Sequence[ObjectMemory],
     readings: Sequence[MemorySelection],
     *,
     fixed_shapes: bool = False,
 ) -> DecodedMasks:
     """What the network says of objects that nothing is said of in this frame: (objects, 1, ...), three candidates."""
-    coarse = read_memory(model, features[2], banks, readings, fixed_shapes=fixed_shapes)
-    return model.decode([features[0], features[1], coarse], multimask=True)
+    conditioned = read_memory(engine, features, banks, readings, fixed_shapes=fixed_shapes)
+    return engine.decode(features, multimask=True, conditioned=conditioned)
 
 
-def choose(model: Sam2Model, decoded: DecodedMasks) -> list[ObjectFrame]:
+def choose(decoded: DecodedMasks) -> list[ObjectFrame]:
     """Of each object's candidates, (objects, 1, candidates, ...), the one of the best predicted IoU."""
+    assert decoded.object_pointers is not None
     best = decoded.iou_scores[:, 0].argmax(-1)  # (objects,)
     each = torch.arange(len(best), device=best.device)
     scores = decoded.object_scores[:, 0]  # (objects, 1)
     logits = torch.where(scores[..., None] > 0, decoded.logits[each, 0, best], ABSENT_LOGIT)
-    tokens = decoded.mask_tokens[each, 0, best.clamp(max=decoded.mask_tokens.shape[2] - 1)]
-    # One by one as everything on a CPU, so that no object's last bit depends on how many others there are.
-    pointers = torch.cat([model.point_to_objects(tokens[n : n + 1], scores[n : n + 1]) for n in range(len(best))])
+    pointers = decoded.object_pointers[each, 0, best]
     columns = (logits, decoded.iou_scores[each, 0, best], scores[:, 0], pointers)
     # Clones, or what is kept of one object would keep what all of them were made in.
     return [ObjectFrame(*(tensor.clone() for tensor in row)) for row in zip(*columns, strict=True)]
 
 
-def memory_maps(
-    model: Sam2Model, features: list[Tensor], seen: Sequence[ObjectFrame], *, is_prompted: bool
-) -> list[Tensor]:
+def memory_maps(engine: Engine, features: Features, seen: Sequence[ObjectFrame], *, is_prompted: bool) -> list[Tensor]:
     """(h*w, memory_dim) each: what is remembered of objects in a frame, a function of frame and results alone."""
     logits, scores = torch.stack([one.logits for one in seen]), torch.stack([one.score for one in seen])
-    memories = model.encode_memory(features[2], logits, scores[:, None], binarize=is_prompted)
+    memories = engine.write_memory(features, logits, scores[:, None], binarize=is_prompted)
     # The reference stores memories so, and its rounding is part of what it computes.
     return [memory.to(torch.bfloat16, copy=True) for memory in memories]
 
 
 def read_memory(
-    model: Sam2Model,
-    features: Tensor,
+    engine: Engine,
+    features: Features,
     banks: Sequence[ObjectMemory],
-    readings: Sequence[MemorySelection],
+    selections: Sequence[MemorySelection],
     *,
     fixed_shapes: bool = False,
 ) -> Tensor:
-    """(1, dim, h, w) features, conditioned on what is remembered of each object: (objects, dim, h, w)."""
-    map_hw = (features.shape[-2], features.shape[-1])
-    tokens = memory_tokens(model, banks, readings, map_hw=map_hw, fixed_shapes=fixed_shapes)
-    return model.condition(
-        features, tokens.memory, tokens.positions, num_pointers=tokens.num_pointers, is_empty=tokens.is_empty
-    )
+    """The frame conditioned on the memory of each object, (objects, dim, h, w)."""
+    return engine.read_memory(features, gather_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes))
 
 
-def _take_mask(model: Sam2Model, features: list[Tensor], mask: Tensor) -> ObjectFrame:
-    """A person's mask is the result as it is; the network only makes a pointer of it."""
-    inside = mask.to(model.dtype)[None, None]  # (1, 1, height, width)
-    map_hw = (features[2].shape[-2], features[2].shape[-1])
-    size_hw = (map_hw[0] * STRIDE // STRIDES[0], map_hw[1] * STRIDE // STRIDES[0])
+def _take_mask(engine: Engine, features: Features, mask: Tensor) -> ObjectFrame:
+    """The mask of a prompt is the result as it is; the network only makes a pointer of it."""
+    inside = mask.to(engine.dtype)[None, None]  # (1, 1, height, width)
+    # Without the embedding that says "no memory", as the reference does it.
+    prompts = Prompts(masks=engine.downsample_mask(inside))
+    decoded = engine.decode(features, prompts, multimask=False, conditioned=features.stride16)
+    assert decoded.object_pointers is not None
+    size_hw = tuple(side * STRIDE // STRIDES[0] for side in features.map_hw)
     certain = CERTAIN_LOGIT * (2 * inside - 1)
-    decoded = model.decode(features, masks=model.mask_downsample(inside), multimask=False)
-    one = torch.ones((), device=model.device, dtype=model.dtype)
+    one = torch.ones((), device=engine.device, dtype=engine.dtype)
+    # On the CPU in float32: not every device and type has antialiasing.
+    logits = F.interpolate(certain.float().cpu(), size=size_hw, mode="bilinear", antialias=True)[0, 0]
     return ObjectFrame(
-        # In float32, since antialias is not to be had in bfloat16 everywhere.
-        logits=F.interpolate(certain.float(), size=size_hw, mode="bilinear", antialias=True)[0, 0].to(model.dtype),
+        logits=logits.to(engine.device, engine.dtype),
         iou=one,
         score=CERTAIN_LOGIT * one,
-        pointer=model.point_to_objects(decoded.mask_tokens[0, 0, :1], decoded.object_scores[0])[0],
+        pointer=decoded.object_pointers[0, 0, 0],
     )

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.config import STRIDES, SizeHW
+from masklet.engine import Engine
 from masklet.errors import CheckpointError, ImageError, PromptError
 from masklet.masks import upscale_logits
-from masklet.model.sam2 import Sam2Model
+from masklet.model.neck import Features
 from masklet.prompts import read_prompts
 from masklet.results import Masks
 from masklet.video.frames import width_by_height
@@ -22,7 +23,7 @@ from masklet.video.memory import MAX_POINTERS, MemoryPolicy, MemorySelection, Me
 from masklet.video.spool import Spool
 from masklet.video.tracker import FramePrompt, memory_maps, read_memory, track_object, track_objects
 
-FeaturesOf = Callable[[int], list[Tensor]]
+FeaturesOf = Callable[[int], Features]
 """Encodes the frame of a number, again if need be."""
 
 
@@ -92,7 +93,7 @@ class Tracks:
     """Named objects, each with a memory of its own: what one is told changes no other.
 
     Args:
-        model: With its memory.
+        engine: Of a model with memory.
         policy: Which frames' memories a frame reads.
         max_objects: Objects in one batch at most.
         size_hw: Of the video.
@@ -102,7 +103,7 @@ class Tracks:
 
     def __init__(
         self,
-        model: Sam2Model,
+        engine: Engine,
         policy: MemoryPolicy,
         *,
         max_objects: int,
@@ -112,15 +113,15 @@ class Tracks:
     ) -> None:
         if max_objects < 1:
             raise PromptError(f"max_objects is {max_objects}: expected at least 1, the objects tracked in one batch")
-        if not model.config.has_memory:
+        if not engine.config.has_memory:
             raise CheckpointError(
                 "this model was saved without its memory (model_type sam2): it segments images, and cannot follow "
                 "objects through videos. Load the whole checkpoint (sam2_video)"
             )
-        self.model = model
+        self.engine = engine
         self.policy = policy
         self.max_objects = max_objects
-        self.fixed_shapes = model.device.type != "cpu"  # a CPU would compute what is empty, too
+        self.fixed_shapes = engine.pads_memory
         self.size_hw = size_hw
         self.input_hw = input_hw
         self.spool = spool
@@ -143,8 +144,8 @@ class Tracks:
             reading = self.policy(frame, bank.prompted, bank, step=track.passed[frame])
             self._restore_maps([(bank, reading)], features_of)
             # For the next clicks as well, or they would read the answer that they correct as what is certain.
-            track.corrected[frame] = read_memory(self.model, features_of(frame)[2], [bank], [reading])
-        seen, memory = track_object(self.model, features_of(frame), told, track.corrected.get(frame), previous)
+            track.corrected[frame] = read_memory(self.engine, features_of(frame), [bank], [reading])
+        seen, memory = track_object(self.engine, features_of(frame), told, track.corrected.get(frame), previous)
         if told.mask is not None and not (seen.logits > 0).any():
             raise PromptError(
                 f"mask of {int(told.mask.sum())} pixels at the network's input of {width_by_height(self.input_hw)} is "
@@ -176,7 +177,9 @@ class Tracks:
         for batch in batches.values():
             for first in range(0, len(batch), self.max_objects):
                 names, banks, readings = zip(*batch[first : first + self.max_objects], strict=True)
-                tracked = track_objects(self.model, features_of(frame), banks, readings, fixed_shapes=self.fixed_shapes)
+                tracked = track_objects(
+                    self.engine, features_of(frame), banks, readings, fixed_shapes=self.fixed_shapes
+                )
                 for name, bank, (seen, memory) in zip(names, banks, tracked, strict=True):
                     bank.put(frame, seen, memory, is_prompted=False)
                     results[name] = seen
@@ -228,7 +231,7 @@ class Tracks:
         for other, banks in missing.items():
             for bank in banks:
                 (bank.maps[other],) = memory_maps(
-                    self.model, features_of(other), [bank[other]], is_prompted=other in bank.prompted
+                    self.engine, features_of(other), [bank[other]], is_prompted=other in bank.prompted
                 )
 
     def forget_before(self, frame: int) -> None:
@@ -271,7 +274,7 @@ class Tracks:
             raise PromptError(f"points for {len(prompts)} objects: expected one list, since a prompt is for one object")
         assert prompts.points is not None
         assert prompts.labels is not None
-        return FramePrompt(prompts.points[0, 0].to(self.model.device), prompts.labels[0, 0].to(self.model.device))
+        return FramePrompt(prompts.points[0, 0].to(self.engine.device), prompts.labels[0, 0].to(self.engine.device))
 
     def _read_mask(self, mask: Any) -> Tensor:
         values = torch.as_tensor(np.array(mask))
@@ -283,4 +286,4 @@ class Tracks:
         if not inside.any():
             raise PromptError("mask is empty: expected at least one pixel of the object")
         share = F.interpolate(inside[None, None].float(), size=self.input_hw, mode="bilinear", antialias=True)
-        return (share[0, 0] >= 0.5).to(self.model.device)
+        return (share[0, 0] >= 0.5).to(self.engine.device)

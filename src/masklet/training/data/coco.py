@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from masklet.errors import DataError
+from masklet.images.folder import images_in
 from masklet.images.reading import read_image
 from masklet.training.data.scenes import Frame, Scene, mask_of_coco, read_json
-from masklet.video.frames import images_in
 
 
 def read_coco(folder: Path, annotations: Path) -> list[Scene]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from masklet.errors import DataError
 from masklet.evaluation.folder import read_labels
+from masklet.images.folder import images_in
 from masklet.images.reading import read_image
-from masklet.results.exporters import read_index_map
+from masklet.results.importers import read_index_map
 from masklet.training.batches import Mask
 from masklet.training.data.scenes import Frame, Scene, masks_of_labels
-from masklet.video.frames import images_in
 
 EXPECTED = "expected images/NAME.jpg and masks/NAME.png, or masks/NAME/*.png with a mask each"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from masklet.errors import DataError
 from masklet.masks import decode_rle
-from masklet.results.exporters import read_segmentation
+from masklet.results.importers import read_segmentation
 from masklet.training.batches import Mask
 from masklet.training.worlds import Pixels
 

@@ -1,0 +1,117 @@
+"""The interface of an engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from masklet.config import Sam2Config, SizeHW
+from masklet.model.hiera import window_positions
+from masklet.model.mask_decoder import DecodedMasks
+from masklet.model.memory_attention import Memory
+from masklet.model.neck import Features
+from masklet.model.prompt_encoder import Prompts
+from masklet.model.sam2 import Sam2Model
+
+PATCH_STRIDE = 4
+"""Pixels for each cell of the map that positions are added to."""
+
+
+@dataclass(frozen=True)
+class ConfidentMasks:
+    """The candidates for the objects of one image whose predicted IoU is high."""
+
+    logits: Tensor  # (masks, 4h, 4w)
+    iou_scores: Tensor  # (masks,), 0 to 1
+    objects: Tensor  # (masks,) int64: the object that each is a candidate for
+
+
+class Engine(ABC):
+    """Four functions with static shapes, which never read back from the device, and one for automatic masks.
+
+    They are for inference; call them under ``torch.inference_mode()``. Threads may share an engine.
+    """
+
+    name: str
+
+    def __init__(self, model: Sam2Model) -> None:
+        self.model = model
+        self._positions: tuple[object, Tensor] | None = None
+
+    @property
+    def config(self) -> Sam2Config:
+        """Of the network."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where results are; inputs may be anywhere."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of features and logits."""
+        return self.model.dtype
+
+    @property
+    def pads_memory(self) -> bool:
+        """Whether memory is best padded to a few shapes, as accelerators want it."""
+        return self.device.type != "cpu"
+
+    @abstractmethod
+    def encode(self, pixel_values: Tensor) -> Features:
+        """Encode images (batch, 3, height, width), normalised. See ``Sam2Model.encode``."""
+
+    @abstractmethod
+    def decode(
+        self,
+        features: Features,
+        prompts: Prompts | None = None,
+        *,
+        multimask: bool | None,
+        conditioned: Tensor | None = None,
+    ) -> DecodedMasks:
+        """Decode prompts to masks. See ``Sam2Model.decode``."""
+
+    @abstractmethod
+    def read_memory(self, features: Features, memory: Memory) -> Tensor:
+        """Condition a frame on memory: (objects, dim, h, w). See ``Sam2Model.read_memory``."""
+
+    @abstractmethod
+    def write_memory(self, features: Features, logits: Tensor, object_scores: Tensor, *, binarize: bool) -> Tensor:
+        """Encode masks as spatial memories: (objects, h*w, memory_dim). See ``Sam2Model.write_memory``."""
+
+    def decode_confident(self, features: Features, prompts: Prompts, *, iou_threshold: float) -> ConfidentMasks:
+        """Those candidates for the objects of one image whose predicted IoU is above a threshold.
+
+        How many there are is known to the device alone, so this function, unlike the others, reads back from it.
+
+        Args:
+            features: Of one image.
+            prompts: (1, objects, ...).
+            iou_threshold: From 0 to 1.
+        """
+        decoded = self.decode(features, prompts, multimask=True)
+        is_confident = decoded.iou_scores[0] > iou_threshold  # (objects, masks)
+        return ConfidentMasks(
+            decoded.logits[0][is_confident], decoded.iou_scores[0][is_confident], is_confident.nonzero()[:, 0]
+        )
+
+    def downsample_mask(self, mask: Tensor) -> Tensor:
+        """(masks, 1, height, width), 1 inside and 0 outside, to a mask prompt of a quarter of its size."""
+        return self.model.mask_downsample(mask)
+
+    def _position_table(self, pixel_values: Tensor) -> Tensor:
+        """Positions for the trunk, kept for the last size: computed on the CPU, as some devices lack bicubic."""
+        trunk = self.model.vision_encoder.backbone
+        size_hw: SizeHW = (pixel_values.shape[-2] // PATCH_STRIDE, pixel_values.shape[-1] // PATCH_STRIDE)
+        weights = (trunk.pos_embed, trunk.pos_embed_window)
+        key = (size_hw, self.device, *((id(weight), weight._version) for weight in weights))
+        kept = self._positions
+        if kept is None or kept[0] != key:
+            grid, window = (weight.detach().cpu() for weight in weights)
+            kept = self._positions = (key, window_positions(grid, window, size_hw).to(self.device))
+        return kept[1]

@@ -1,0 +1,98 @@
+"""Weights of a box of the network, rearranged once, as long as the box is made of plain layers with those weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from masklet.model import hiera, layers, mask_decoder, memory_attention
+
+PLAIN = {
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.Embedding,
+    nn.Linear,
+    nn.ModuleList,
+    layers.FeedForward,
+    layers.LayerNorm,
+    layers.LayerNorm2d,
+    hiera.Hiera,
+    hiera.HieraBlock,
+    mask_decoder.Attention,
+    mask_decoder.MaskDecoder,
+    mask_decoder.TwoWayAttentionBlock,
+    mask_decoder.TwoWayTransformer,
+    memory_attention.MemoryAttention,
+    memory_attention.MemoryAttentionLayer,
+    memory_attention.RotaryAttention,
+}
+"""Modules whose weights say all about them. Adapters, quantised layers and others have classes of their own."""
+
+Result = TypeVar("Result")
+
+
+class Packed(Generic[Result]):
+    """What ``pack`` makes of some modules; made again when one of them or their weights have changed.
+
+    Changes of weights through ``.data`` leave no trace: make a new engine after them.
+
+    Args:
+        roots: The modules, as they are now.
+        pack: Called without arguments.
+    """
+
+    def __init__(self, roots: Callable[[], Sequence[nn.Module]], pack: Callable[[], Result]) -> None:
+        self._roots = roots
+        self._pack = pack
+        self._state: tuple[Snapshot, Result | None] | None = None
+
+    def get(self) -> Result | None:
+        """The packed weights; None where a layer is not a plain one, or has a hook."""
+        state = self._state
+        roots = self._roots()
+        if state is None or not state[0].is_current(roots):
+            snapshot = Snapshot.take(roots)
+            state = self._state = (snapshot, self._pack() if snapshot.is_plain else None)
+        return state[1]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Modules and weights at one moment."""
+
+    roots: Sequence[nn.Module]
+    modules: Sequence[nn.Module]  # all, those inside included
+    weights: Sequence[tuple[dict[str, nn.Parameter | None], str, nn.Parameter, int]]  # place, name, weight, its version
+    children: Sequence[tuple[dict[str, nn.Module | None], str, nn.Module]]  # place, name, module
+    is_hooked: bool
+
+    @classmethod
+    def take(cls, roots: Sequence[nn.Module]) -> Snapshot:
+        """Of these modules."""
+        modules = [module for root in roots for module in root.modules()]
+        places = [module._parameters for module in modules]
+        weights = [(p, name, w, w._version) for p in places for name, w in p.items() if w is not None]
+        children = [(m._modules, name, c) for m in modules for name, c in m._modules.items() if c is not None]
+        return cls(roots, modules, weights, children, _is_hooked(modules))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether weights say all about the modules."""
+        is_plain = all(type(module) in PLAIN for module in self.modules)
+        return is_plain and not self.is_hooked and all(type(weight) is nn.Parameter for _, _, weight, _ in self.weights)
+
+    def is_current(self, roots: Sequence[nn.Module]) -> bool:
+        """Whether nothing has changed."""
+        return (
+            all(before is now for before, now in zip(self.roots, roots, strict=True))
+            and all(place.get(name) is module for place, name, module in self.children)
+            and all(place.get(name) is weight and weight._version == v for place, name, weight, v in self.weights)
+            and _is_hooked(self.modules) == self.is_hooked
+        )
+
+
+def _is_hooked(modules: Sequence[nn.Module]) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
