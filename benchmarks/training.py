@@ -1,11 +1,11 @@
-"""Peak memory and time of a training step in the ways that fine-tuning offers, each in a process of its own.
+"""Measures peak memory and time of a training step for the ways to fine-tune, each in a process of its own.
 
     python benchmarks/training.py [--models tiny large] [--ways decoder "decoder, cached"] [--json training.json]
 
-Memory is a GPU's (the most that was allocated) or else resident memory of the process, whose base of libraries is
-given beside it. The weights are random, images are noise at the model's own 1024 pixels with four objects, two
-rounds of prompts, float32 unless said otherwise. Times are medians of the steps after the first, in which a cached
-image is encoded.
+Memory is the peak allocated on a GPU, or else the peak resident memory of the process; the memory of its libraries
+alone is given beside it. Weights are random; images are noise at the model's own 1024 pixels with four objects, with
+two rounds of prompts, in float32 unless stated otherwise. Times are medians of the steps after the first one, which
+encodes images that are then cached.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.table import Table
 import masklet
 from masklet.checkpoints.meta import released_config
 from masklet.training.batches import Batch, Example
-from masklet.training.config import DataConfig, LoraConfig, Stage, TrainingConfig
+from masklet.training.config import LoraConfig, Stage, TrainingConfig
 from masklet.training.features import FeatureCache
 from masklet.training.loop import Trainer, make_accelerator
 
@@ -41,40 +41,39 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora": {"train": "lora", "lora": LoraConfig()},
     "lora, checkpointed": {"train": "lora", "lora": LoraConfig(), "checkpoint_activations": True},
     "everything": {"train": "everything"},
-    "everything, in two parts": {"train": "everything", "parts": 2},
+    "everything, two micro-batches": {"train": "everything", "micro_batches": 2},
     "everything, checkpointed": {"train": "everything", "checkpoint_activations": True},
     "everything, checkpointed, bfloat16": {"train": "everything", "checkpoint_activations": True, "bfloat16": True},
 }
-"""What learns, and more of ``TrainingConfig``."""
+"""What is trained, and further settings of ``TrainingConfig``."""
 
 
 class Noise:
-    """Two images, over and over."""
+    """Two images, repeated."""
 
-    def example(self, stage: Stage, step: int, place: int) -> Example:
+    def example(self, stage: Stage, step: int, index: int) -> Example:
         """See ``Examples``."""
-        rng = np.random.default_rng(place % 2)
-        side = stage.side_px
-        masks = np.zeros((stage.objects, side, side), bool)
-        for index in range(stage.objects):
-            masks[index, side // 4 : side // 2, index * side // 8 : (index + 2) * side // 8] = True
-        return Example(f"noise {place}", rng.integers(0, 256, (side, side, 3), dtype=np.uint8), masks)
+        rng = np.random.default_rng(index % 2)
+        size = stage.input_size
+        masks = np.zeros((stage.objects, size, size), bool)
+        for number in range(stage.objects):
+            masks[number, size // 4 : size // 2, number * size // 8 : (number + 2) * size // 8] = True
+        return Example(f"noise {index}", rng.integers(0, 256, (size, size, 3), dtype=np.uint8), masks)
 
     def batch(self, stage: Stage, examples: Sequence[Example]) -> Batch:
         """See ``Examples``."""
-        return Batch.of(examples)
+        return Batch.from_examples(examples)
 
 
-def learn(size: str, way: str, images: int, steps: int, cache: Path) -> dict[str, float]:
-    """What the subprocess does."""
+def measure(size: str, way: str, batch_size: int, steps: int, cache: Path) -> dict[str, float]:
+    """Trains in this process."""
     base = peak_mb()
     choices = dict(WAYS[way])
-    stage = Stage(steps=steps, images=images, objects=4, rounds=2, train=choices.pop("train"))
-    data = DataConfig(layout="folder", path=".")  # never read
-    config = TrainingConfig(model=released_config(*SIZES[size]), data=data, stages=(stage,), **choices)
+    stage = Stage(steps=steps, batch_size=batch_size, objects=4, rounds=2, train=choices.pop("train"))
+    config = TrainingConfig(model=released_config(*SIZES[size]), stages=(stage,), **choices)
     accelerator = make_accelerator("auto")
-    kept = partial(FeatureCache, cache, max_bytes=1e10) if way.endswith("cached") else None
-    trainer = Trainer(config, accelerator, kept)
+    cached = partial(FeatureCache, cache, max_bytes=1e10) if way.endswith("cached") else None
+    trainer = Trainer(config, accelerator, cache=cached)
     times, start = [], time.perf_counter()
     for _ in trainer.run(Noise()):
         if torch.cuda.is_available():
@@ -90,31 +89,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SIZES, default=["tiny", "large"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--images", type=int, default=2, help="of a step, even")
+    parser.add_argument("--batch-size", type=int, default=2, help="an even number")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)  # in a subprocess
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)  # set in subprocesses
     args = parser.parse_args()
     if args.cache:
-        print(json.dumps(learn(args.models[0], args.ways[0], args.images, args.steps, args.cache)))
+        print(json.dumps(measure(args.models[0], args.ways[0], args.batch_size, args.steps, args.cache)))
         return
 
-    table = Table("model", "learns", "peak (GB)", "of it before (GB)", "s/step")
+    table = Table("model", "trained", "peak (GB)", "libraries (GB)", "s/step")
     results = []
     for size in args.models:
         for way in args.ways:
-            numbers = ["--images", str(args.images), "--steps", str(args.steps)]
+            numbers = ["--batch-size", str(args.batch_size), "--steps", str(args.steps)]
             with tempfile.TemporaryDirectory() as cache:
                 command = [sys.executable, __file__, "--models", size, "--ways", way, *numbers, "--cache", cache]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-            if done.returncode:  # killed for memory, or an error that it has printed
+            if done.returncode:  # out of memory, or an error that it printed
                 table.add_row(size, way, f"ended with status {done.returncode}", "", "")
                 continue
             row = json.loads(done.stdout.splitlines()[-1])
-            results.append({"model": size, "learns": way, **row})
+            results.append({"model": size, "trained": way, **row})
             table.add_row(size, way, f"{row['peak_mb'] / 1e3:.1f}", f"{row['base_mb'] / 1e3:.1f}", f"{row['s']:.2f}")
     setting = {
-        "images": args.images,
+        "batch_size": args.batch_size,
         "device": device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "threads": torch.get_num_threads(),
         "masklet": masklet.__version__,

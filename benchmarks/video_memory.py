@@ -25,7 +25,7 @@ from common import device_name, peak_mb, report
 from rich.table import Table
 
 import masklet
-from masklet.video.frames import VideoWriter
+from masklet.video.writer import VideoWriter
 
 KINDS = ("file", "stream")
 LIMIT_MB = 50

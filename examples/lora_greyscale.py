@@ -1,11 +1,11 @@
-"""Adapt the embedded model to greyscale images, as of a microscope or an ultrasound, with LoRA.
+"""Adapts the embedded model to greyscale images, as from a microscope or an ultrasound scanner, with LoRA.
 
     python examples/lora_greyscale.py RUN [IMAGES] [STEPS]
 
-The images are made up, so that the example runs anywhere: speckled, with dim round bodies that hardly stand out.
-They are learned from, and measured, at 256 pixels: use the model with ``sam.image(image, resolution=256)``.
-What is learned is a few adapters beside the encoder's and the decoder's attention; they are merged into plain
-weights, so the result is a model like any other.
+The images are synthetic, so that the example runs anywhere: speckle noise with dim ellipses that hardly stand out.
+Training and validation use an input size of 256 pixels; use the model with ``sam.image(image, resolution=256)``.
+Only adapters in the attention layers of the encoder and the decoder are trained. They are merged into plain weights, so
+the result is a model like any other.
 """
 
 import sys
@@ -20,7 +20,7 @@ SIDE_PX = 256
 
 
 def draw_image(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """An image of one channel, and the map of its bodies."""
+    """An image of one channel, and the label map of its ellipses."""
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
     brightness, labels = np.full((SIDE_PX, SIDE_PX), 70.0), np.zeros((SIDE_PX, SIDE_PX), np.uint8)
     for number in range(1, rng.integers(3, 7)):
@@ -36,7 +36,7 @@ def draw_image(rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
 
 
 def write_images(folder: Path, count: int) -> None:
-    """A folder as fine-tuning expects it."""
+    """Writes a folder of images and masks."""
     rng = np.random.default_rng(0)
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -46,12 +46,12 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def configuration(images: Path, steps: int) -> dict[str, object]:
-    """LoRA of rank 8 on all attention of encoder and decoder."""
+    """LoRA of rank 8 on all attention layers of the encoder and the decoder."""
     return {
         "model": "nano",
         "data": {"layout": "folder", "path": str(images), "validation": 0.2},
         "lora": {"rank": 8, "alpha": 16, "targets": ["vision_encoder.*.attn.*", "mask_decoder.*_proj"]},
-        "stages": [{"steps": steps, "train": "lora", "image_size": 256, "images": 2, "objects": 4, "rounds": 2}],
+        "stages": [{"steps": steps, "train": "lora", "input_size": 256, "batch_size": 2, "objects": 4, "rounds": 2}],
         "learning_rate": 1.0e-3,
         "validate_every": max(1, steps // 4),
         "validation_objects": 40,
@@ -59,7 +59,7 @@ def configuration(images: Path, steps: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Make images, train, tell."""
+    """Makes images, trains, and prints the result."""
     run, *numbers = sys.argv[1:]
     count, steps = [*map(int, numbers), *(60, 200)[len(numbers) :]]
     images = Path(run) / "images"

@@ -17,7 +17,8 @@ from masklet.cli.tables import show_progress
 from masklet.masks import PackedMasks
 from masklet.results import Masks
 from masklet.segmenter import Segmenter
-from masklet.video.frames import VideoWriter, open_video
+from masklet.video.frames import open_video
+from masklet.video.writer import VideoWriter
 
 FEW = ["--points-per-side", "3", "--iou-threshold", "0", "--stability-threshold", "0"]
 
@@ -213,9 +214,9 @@ def test_the_objects_of_a_video_are_found_and_tracked(run, video, tmp_path):
     out, lines, masks = tmp_path / "masked.mp4", tmp_path / "lines.jsonl", tmp_path / "masks"
     result = run(video, "--every", "3", "--out", out, "--json", lines, "--masks", masks)
     assert result.exit_code == 0, result.output
-    assert rows_of(result)[0] == ["object", "frames seen", "mean score"]
+    assert rows_of(result)[0] == ["object", "visible frames", "mean IoU score"]
     assert [line["frame"] for line in lines_of(lines)] == [0, 1, 2, 3, 4]
-    assert [entry["object"] for entry in lines_of(lines)[0]["objects"]][:1] == [1]
+    assert [entry["object_id"] for entry in lines_of(lines)[0]["objects"]][:1] == [1]
     assert (open_video(out).count, open_video(out).fps) == (5, open_video(video).fps)
     assert files_in(masks) == [f"{number:05}.png" for number in range(5)]
 

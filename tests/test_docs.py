@@ -21,7 +21,8 @@ from masklet.checkpoints import KNOWN_MODELS
 from masklet.cli import app
 from masklet.everything.options import EverythingOptions
 from masklet.training.config import config_from
-from masklet.video.frames import VideoWriter, open_video
+from masklet.video.frames import open_video
+from masklet.video.writer import VideoWriter
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,7 +55,7 @@ def training_files():
 
 
 def small_stages(stages):
-    small = {"steps": 1, "images": 1, "objects": 1, "rounds": 2, "image_size": 256}
+    small = {"steps": 1, "batch_size": 1, "objects": 1, "rounds": 2, "input_size": 256}
     return json.dumps([stage | small | {"frames": min(stage.get("frames", 1), 2)} for stage in yaml.safe_load(stages)])
 
 
@@ -179,7 +180,7 @@ def check_everything(arguments, rows):
 
 
 def check_video(arguments, rows):
-    assert rows[0] == ["object", "frames seen", "mean score"]
+    assert rows[0] == ["object", "visible frames", "mean IoU score"]
     prompted = {value.split("@")[0] for value in arguments if "@" in value}
     assert prompted in ({row[0] for row in rows[1:]}, set())
     for _, frames, score in rows[1:]:

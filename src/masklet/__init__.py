@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from masklet.results import Masks as Masks
     from masklet.segmenter import Segmenter as Segmenter
     from masklet.segmenter import load as load
+    from masklet.video.frame_result import FrameResult as FrameResult
     from masklet.video.session import VideoSession as VideoSession
     from masklet.video.stream import VideoStream as VideoStream
-    from masklet.video.tracks import FrameResult as FrameResult
 
 _HOMES = {
     "config": (
@@ -67,9 +67,9 @@ _HOMES = {
     "processing": ("Sam2ImageProcessor", "Sam2Processor"),
     "results": ("CandidateMasks", "Masks"),
     "segmenter": ("Segmenter", "load"),
+    "video.frame_result": ("FrameResult",),
     "video.session": ("VideoSession",),
     "video.stream": ("VideoStream",),
-    "video.tracks": ("FrameResult",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

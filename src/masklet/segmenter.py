@@ -22,7 +22,7 @@ from masklet.model.sam2 import Sam2Model
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
 from masklet.video.frames import open_video
-from masklet.video.memory import PaperPolicy
+from masklet.video.policy import MAX_PROMPTED, MemoryPolicy, make_policy
 from masklet.video.session import VideoSession
 from masklet.video.stream import VideoStream
 
@@ -149,7 +149,8 @@ class Segmenter:
         video: Any,
         *,
         resolution: int | SizeHW | None = None,
-        max_prompted: int | None = 8,
+        policy: str | MemoryPolicy = "paper",
+        max_prompted: int | None = MAX_PROMPTED,
         max_objects: int = MAX_OBJECTS,
     ) -> VideoSession:
         """Opens a video, in which objects are prompted and tracked.
@@ -157,17 +158,23 @@ class Segmenter:
         Args:
             video: A video file, a folder of images in natural order, or any iterable of images.
             resolution: As in ``image``.
-            max_prompted: Prompted frames that a frame reads at most, the nearest ones; all of them if None.
+            policy: Which frames' memories a frame reads: ``"paper"``, or a ``masklet.video.policy.MemoryPolicy``.
+            max_prompted: With ``policy="paper"``, the prompted frames that a frame reads at most, the nearest ones; all
+                of them if None.
             max_objects: Objects in one batch; any number may be tracked. Objects do not depend on each other, to the
                 bit on a CPU, and on other devices with 1; in larger batches there, to the order of sums.
 
         Raises:
             VideoError: It is not a video.
             CheckpointError: The model has no memory.
+            PromptError: ``max_prompted`` or ``max_objects`` is less than 1.
+            ConfigError: There is no such policy.
         """
         opened = open_video(video)
-        policy = PaperPolicy(self.engine.config.num_maskmem, max_prompted, opened.count)
-        return VideoSession(self.engine, self._processor(resolution), opened, policy, max_objects=max_objects)
+        chosen = make_policy(
+            policy, num_maskmem=self.engine.config.num_maskmem, max_prompted=max_prompted, length=opened.count
+        )
+        return VideoSession(self.engine, self._processor(resolution), opened, chosen, max_objects=max_objects)
 
     def resume(self, path: str | os.PathLike[str], video: Any = None) -> VideoSession:
         """Continues a session that ``VideoSession.save`` or ``VideoSession.track(autosave=...)`` saved.
@@ -187,7 +194,8 @@ class Segmenter:
         self,
         *,
         resolution: int | SizeHW | None = None,
-        max_prompted: int = 8,
+        policy: str | MemoryPolicy = "paper",
+        max_prompted: int = MAX_PROMPTED,
         max_objects: int = MAX_OBJECTS,
         fps: float = 30.0,
     ) -> VideoStream:
@@ -195,15 +203,18 @@ class Segmenter:
 
         Args:
             resolution: As in ``image``.
-            max_prompted: Prompted frames that a frame reads at most, the nearest ones.
+            policy: As in ``video``.
+            max_prompted: As in ``video``, but not None.
             max_objects: As in ``video``.
             fps: Frames per second, for the time of each result.
 
         Raises:
             CheckpointError: The model has no memory.
+            PromptError: ``max_prompted`` or ``max_objects`` is less than 1; ``fps`` is not positive.
+            ConfigError: There is no such policy.
         """
-        policy = PaperPolicy(self.engine.config.num_maskmem, max_prompted)
-        return VideoStream(self.engine, self._processor(resolution), policy, max_objects=max_objects, fps=fps)
+        chosen = make_policy(policy, num_maskmem=self.engine.config.num_maskmem, max_prompted=max_prompted)
+        return VideoStream(self.engine, self._processor(resolution), chosen, max_objects=max_objects, fps=fps)
 
     def _processor(self, resolution: int | SizeHW | None) -> Sam2ImageProcessor:
         return _resized(self.image_processor, resolution)

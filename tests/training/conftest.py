@@ -1,9 +1,7 @@
-"""What the tests of training share: made-up sources, and the real ones where they are."""
+"""Shared by the tests of training: a tiny network trained from scratch, examples, and a folder of images."""
 
-import io
-import zipfile
-from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,51 +14,42 @@ from masklet.config import (
     Sam2MemoryAttentionConfig,
     Sam2MemoryEncoderConfig,
 )
+from masklet.training.batches import Batch, Example
 from masklet.training.config import DataConfig, Stage, TrainingConfig
 from masklet.training.losses import LossWeights
-from masklet.training.sources import CUTOUT_ARCHIVES, IMAGE_ARCHIVES, INSTANCE_ARCHIVES, Sources
-
-DATA = Path(__file__).parents[3] / "shared/data/train"
 
 
-@pytest.fixture(scope="session")
-def same_worlds():
-    """Whether two worlds, or what they hold, are equal in all numbers."""
+class Squares:
+    """Bright squares on noise, which move to the right in clips; an ``Examples``."""
 
-    def same(one, other):
-        if type(one) is not type(other):
-            return False
-        if is_dataclass(one):
-            return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
-        if isinstance(one, list):
-            return len(one) == len(other) and all(map(same, one, other))
-        return np.array_equal(one, other)
+    def example(self, stage, step, index):
+        rng = np.random.default_rng((step, index))
+        size, side = stage.input_size, stage.input_size // 4
+        pixels = rng.integers(0, 90, (stage.frames, size, size, 3), dtype=np.uint8)
+        masks = np.zeros((stage.frames, stage.objects, size, size), bool)
+        for number in range(stage.objects):
+            x, y = rng.integers(0, size - side, 2)
+            colour = rng.integers(100, 255, 3, dtype=np.uint8)
+            for frame in range(stage.frames):
+                left = min(x + 4 * frame, size - side)
+                pixels[frame, y : y + side, left : left + side] = colour
+                masks[frame, number, y : y + side, left : left + side] = True
+        if stage.frames == 1:
+            pixels, masks = pixels[0], masks[0]
+        return Example(f"squares {index} of step {step}", pixels, masks)
 
-    return same
-
-
-@pytest.fixture(scope="session")
-def data_folder():
-    if not DATA.exists():
-        pytest.skip(f"the training data are not at {DATA}")
-    return DATA
+    def batch(self, stage, examples):
+        return Batch.from_examples(examples)
 
 
 @pytest.fixture(scope="session")
-def made_up_sources():
-    """Two bright cut-outs, one dull image, one image with two annotated squares."""
-    cutouts = [Image.new("RGBA", (40, 30), colour) for colour in ("red", "yellow")]
-    encoded = Image.fromarray(np.full((90, 120, 3), 60, np.uint8))
-    labels = np.zeros((90, 120), np.uint8)
-    labels[10:50, 10:50], labels[30:80, 70:110], labels[:5] = 1, 2, 255
-    scene = np.array(encoded)
-    scene[labels == 1], scene[labels == 2] = (0, 200, 0), (0, 0, 200)
-    return Sources(cutouts, [encoded], [(Image.fromarray(scene), Image.fromarray(labels))])
+def squares():
+    return Squares()
 
 
 @pytest.fixture(scope="session")
-def tiny_run():
-    """A run of a network that takes a moment."""
+def scratch():
+    """A run that trains a tiny network from scratch, in two stages on images."""
     model = Sam2Config(
         image_size=64,
         hidden_size=32,
@@ -74,75 +63,54 @@ def tiny_run():
         memory_attention=Sam2MemoryAttentionConfig(num_layers=1, feed_forward_hidden_size=16),
         memory_encoder=Sam2MemoryEncoderConfig(output_channels=16),
     )
-    stage = Stage(image_size=64, steps=4, images=2, objects=2, rounds=2, losses=LossWeights(focal=5))
+    stage = Stage(input_size=64, steps=4, batch_size=2, objects=2, rounds=2, losses=LossWeights(focal=5))
     return TrainingConfig(
         model=model,
-        data=DataConfig(layout="synthetic", path="nowhere", validation=0.0),
-        geometry_steps=2,
-        stages=(stage, replace(stage, image_size=96, steps=2)),
+        stages=(stage, replace(stage, input_size=96, steps=2)),
         seed=7,
         learning_rate=1e-3,
         warmup_steps=2,
         weight_decay=0.05,
-        max_gradient_norm=1.0,
         ema_decay=0.9,
-        optimizer="muon",
-        parts=2,
-        affinity=1.0,
+        micro_batches=2,
         workers=1,
     )
 
 
 @pytest.fixture(scope="session")
-def made_up_archives(tmp_path_factory):
-    """A data folder of a few files, laid out as the real one."""
-    folder = tmp_path_factory.mktemp("data")
-
-    def pack(name, **images):
-        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
-            for path, (image, kind) in images.items():
-                file = io.BytesIO()
-                image.save(file, kind)
-                archive.writestr(path, file.getvalue())
-
-    encoded, cutout = Image.new("RGB", (60, 40), "grey"), Image.new("RGBA", (20, 20), "red")
-    labels = Image.new("L", encoded.size)
-    labels.paste(1, (10, 10, 40, 30))
-    for name in CUTOUT_ARCHIVES:
-        pack(f"cutouts-{name}", **{f"thing{n}.webp": (cutout, "WEBP") for n in range(60)})
-    for name in IMAGE_ARCHIVES:
-        pack(name, **{f"view{n}.jpg": (encoded, "JPEG") for n in range(60)})
-    for name in INSTANCE_ARCHIVES:
-        images = {f"images/view{n}.jpg": (encoded, "JPEG") for n in range(60)}
-        pack(name, **images, **{f"masks/view{n}.png": (labels, "PNG") for n in range(60)})
-    return folder
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Six images of two bright squares each."""
+def images(tmp_path_factory):
+    """A folder of six images of two bright squares each. Tests that change files use ``own_config``."""
+    folder = tmp_path_factory.mktemp("squares")
     rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir()
     for index in range(6):
         pixels, labels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8), np.zeros((64, 64), np.uint8)
         for number, (x, y) in enumerate(((4 + 2 * index, 6), (34, 30 + 2 * index)), start=1):
             pixels[y : y + 20, x : x + 24] += np.uint8(150)
             labels[y : y + 20, x : x + 24] = number
-        for folder, array in (("images", pixels), ("masks", labels)):
-            (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(tmp_path / "images" / folder / f"p{index}.png")
-    return tmp_path / "images"
+        Image.fromarray(pixels).save(folder / "images" / f"p{index}.png")
+        Image.fromarray(labels).save(folder / "masks" / f"p{index}.png")
+    return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config(images, tiny_folder):
-    """A short run of the tiny model."""
+    """A short run that fine-tunes the tiny model."""
     return TrainingConfig(
         model=str(tiny_folder),
         data=DataConfig(layout="folder", path=str(images), validation=0.3),
-        stages=(Stage(steps=4, images=2, objects=2, rounds=2, losses=LossWeights(focal=5)),),
+        stages=(Stage(steps=4, batch_size=2, objects=2, rounds=2, losses=LossWeights(focal=5)),),
         learning_rate=1e-3,
         warmup_steps=1,
         workers=1,
         save_every=2,
         validate_every=2,
     )
+
+
+@pytest.fixture
+def own_config(config, images, tmp_path):
+    """The same run on a copy of the images, at ``tmp_path / "images"``."""
+    shutil.copytree(images, tmp_path / "images")
+    return replace(config, data=replace(config.data, path=str(tmp_path / "images")))

@@ -1,25 +1,27 @@
-"""Following objects through a clip."""
+"""Tracking objects through a clip."""
 
 import pytest
 import torch
 
+from masklet.engine import EagerEngine
 from masklet.model.mask_decoder import DecodedMasks
-from masklet.training.clip_losses import clip_losses, told_who_is_there
+from masklet.model.neck import Features
+from masklet.training.clip_losses import clip_losses, with_true_presence
 from masklet.training.loop import Trainer
 from masklet.training.losses import LossWeights, segmentation_losses
-from masklet.training.parts import PARTS, learns
+from masklet.training.parameter_groups import COMPONENTS, is_trained
 from masklet.training.prompts import PromptRates
 from masklet.video.memory import ObjectMemory
 from masklet.video.tracker import ABSENT_LOGIT, choose
 
 
 @pytest.fixture
-def model(tiny_run):
-    model = Trainer(tiny_run).model
+def model(scratch):
+    model = Trainer(scratch).model
     for name, weight in model.named_parameters():
-        weight.requires_grad_(learns(name, "memory"))
+        weight.requires_grad_(is_trained(name, "memory"))
     with torch.no_grad():
-        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(5)  # prompted objects are taken to be there
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(5)  # prompted objects are predicted to be present
     return model
 
 
@@ -27,7 +29,7 @@ def features(model, frames):
     images = torch.randn(frames, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(model.dtype)
     with torch.no_grad():
         maps = model.encode(images)
-    return [[m[frame : frame + 1] for m in maps] for frame in range(frames)]
+    return [Features(*(m[frame : frame + 1] for m in maps)) for frame in range(frames)]
 
 
 def squares(frames, objects):
@@ -42,7 +44,7 @@ RATES = PromptRates(click=0.25, box=0.25, mask=0.5)
 
 def losses_of(model, targets, seed=0, rounds=1, prompts=RATES):
     return clip_losses(
-        model,
+        EagerEngine(model),
         features(model, len(targets)),
         targets,
         rounds=rounds,
@@ -54,7 +56,7 @@ def losses_of(model, targets, seed=0, rounds=1, prompts=RATES):
 
 def test_every_frame_has_its_losses(model):
     losses, ious = losses_of(model, squares(4, 3))
-    assert 3 <= len(losses) <= 6  # masks that are given teach nothing, three clicks or boxes have a loss each
+    assert 3 <= len(losses) <= 6  # masks that are given have no loss, three clicks or boxes have one each
     assert len(ious) == 2
     assert all(0 <= iou <= 1 for iou in ious)
     again, same = losses_of(model, squares(4, 3))
@@ -62,21 +64,21 @@ def test_every_frame_has_its_losses(model):
     assert ious == same
 
 
-def test_an_object_that_goes_and_returns_teaches_all_of_the_memory(model):
+def test_an_object_that_leaves_and_returns_trains_all_of_the_memory(model):
     targets = squares(4, 4)
     targets[1:3, 1:] = False
     for seed in range(2):  # clicks, boxes and masks
         losses, _ = losses_of(model, targets, seed)
         torch.stack([one.total for one in losses]).mean().backward()
-    for part in (*PARTS["object_score"], *PARTS["memory"]):
-        if part == "no_memory_positional_encoding":  # of no use to anybody
+    for part in (*COMPONENTS["object_score"], *COMPONENTS["memory"]):
+        if part == "no_memory_positional_encoding":  # it is not used
             continue
-        taught = [w.grad for name, w in model.named_parameters() if name.startswith(part) and w.grad is not None]
-        assert any(grad.any() for grad in taught), part
+        gradients = [w.grad for name, w in model.named_parameters() if name.startswith(part) and w.grad is not None]
+        assert any(grad.any() for grad in gradients), part
     assert all((w.grad is not None) <= w.requires_grad for w in model.parameters())
 
 
-def test_older_memories_are_reached_in_short_clips(model):
+def test_short_clips_train_the_encodings_of_older_memories(model):
     for seed in range(12):
         losses, _ = losses_of(model, squares(5, 1), seed)
         losses[-1].total.backward()
@@ -85,19 +87,19 @@ def test_older_memories_are_reached_in_short_clips(model):
     assert grad.flatten(1).any(1).all()
 
 
-def test_what_is_remembered_follows_the_truth_and_not_the_score(model):
+def test_memory_stores_true_presence_and_not_the_predicted_score(model):
     truth = squares(1, 2)[0]
     truth[1] = False
     logits, tokens = torch.randn(2, 1, 3, 16, 16), torch.randn(2, 1, 3, 32)
     wrong = DecodedMasks(logits, torch.rand(2, 1, 3), torch.tensor([-4.0, 4.0]).view(2, 1, 1), tokens)
-    here, gone = choose(model, told_who_is_there(wrong, truth))
+    here, gone = choose(with_true_presence(model, wrong, truth))
     assert any(here.logits.equal(candidate) for candidate in logits[0, 0])
     assert not here.pointer.equal(model.no_object_pointer[0])
     assert (gone.logits == ABSENT_LOGIT).all()
     assert gone.pointer.equal(model.no_object_pointer[0])
 
 
-def test_absent_objects_count_for_their_score_alone():
+def test_absent_objects_contribute_to_the_object_score_alone():
     targets = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
     targets[0, :, :2] = True
     logits, ious = torch.randn(2, 1, 3, 4, 4), torch.rand(2, 1, 3)
@@ -111,43 +113,43 @@ def test_absent_objects_count_for_their_score_alone():
 
 
 @pytest.fixture
-def heard(model, monkeypatch):
-    """Every prompt that the decoder is given by somebody: number of points, and whether earlier logits came with it."""
+def prompts(model, monkeypatch):
+    """Records the user's prompts to the decoder: number of points, and whether earlier logits came with them."""
     calls, decode = [], model.decode
 
-    def listening(*args, points=None, masks=None, **prompts):
-        if points is not None:
-            calls.append((points.shape[2], masks is not None))
-        return decode(*args, points=points, masks=masks, **prompts)
+    def recording(features, prompts=None, **options):
+        if prompts is not None and prompts.points is not None:
+            calls.append((prompts.points.shape[2], prompts.masks is not None))
+        return decode(features, prompts, **options)
 
-    monkeypatch.setattr(model, "decode", listening)
+    monkeypatch.setattr(model, "decode", recording)
     return calls
 
 
 CLICKS = PromptRates(click=1, box=0, mask=0)
 
 
-def test_up_to_two_frames_are_corrected_and_corrections_add_up(model, heard):
+def test_up_to_two_frames_are_corrected_and_corrections_add_up(model, prompts):
     counts = set()
     for seed in range(8):
-        heard.clear()
+        prompts.clear()
         losses, _ = losses_of(model, squares(3, 1), seed, rounds=3, prompts=CLICKS)
-        assert heard[:3] == [(1, False), (2, True), (3, True)]
-        assert heard[3:] in ([], [(1, True), (2, True)])  # on another frame clicks begin anew
-        counts.add(len(heard))
-        assert len(losses) == len(heard) + 2
+        assert prompts[:3] == [(1, False), (2, True), (3, True)]
+        assert prompts[3:] in ([], [(1, True), (2, True)])  # on another frame, clicks start anew
+        counts.add(len(prompts))
+        assert len(losses) == len(prompts) + 2
     assert counts == {3, 5}
 
 
-def test_a_corrected_frame_is_remembered_as_a_prompted_one(model, monkeypatch):
+def test_a_corrected_frame_is_stored_as_a_prompted_one(model, monkeypatch):
     puts = []
     put = ObjectMemory.put
 
-    def listening(bank, number, seen, memory, *, is_prompted):
+    def recording(bank, number, result, memory, *, is_prompted):
         puts.append(is_prompted)
-        put(bank, number, seen, memory, is_prompted=is_prompted)
+        put(bank, number, result, memory, is_prompted=is_prompted)
 
-    monkeypatch.setattr(ObjectMemory, "put", listening)
+    monkeypatch.setattr(ObjectMemory, "put", recording)
     found = set()
     for seed in range(8):
         puts.clear()
@@ -156,7 +158,7 @@ def test_a_corrected_frame_is_remembered_as_a_prompted_one(model, monkeypatch):
     assert found == {(True, False, False), (True, True, False), (True, False, True)}
 
 
-def test_an_object_that_is_absent_from_a_corrected_frame_gets_clicks_only_where_it_is_shown(model, heard):
+def test_an_object_absent_from_a_corrected_frame_is_clicked_only_where_it_is_predicted(model, prompts):
     targets = squares(2, 1)
     targets[1] = False
     with torch.no_grad():
@@ -164,13 +166,13 @@ def test_an_object_that_is_absent_from_a_corrected_frame_gets_clicks_only_where_
             model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(bias)
             counts = set()
             for seed in range(8):
-                heard.clear()
+                prompts.clear()
                 losses_of(model, targets, seed, rounds=2, prompts=CLICKS)
-                counts.add(len(heard) - 2)
+                counts.add(len(prompts) - 2)
             assert counts == {0, clicks}
 
 
-def test_corrections_teach_through_the_memory(model):
+def test_corrections_have_gradients_through_the_memory(model):
     for seed in range(4):
         losses, _ = losses_of(model, squares(4, 2), seed, rounds=3)
         torch.stack([one.total for one in losses]).mean().backward()
@@ -180,19 +182,22 @@ def test_corrections_teach_through_the_memory(model):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_gradient_of_a_clip_agrees_with_finite_differences(model, monkeypatch, seed):
-    """Through memory encoder, bank, memory attention, decoder and losses, along the gradient of what learns."""
+    """Through memory encoder, bank, memory attention, decoder and losses, along the gradient of trained weights."""
 
-    def unrounded(model, maps, seen, *, is_prompted):  # in bfloat16 a small step of the weights would be none
-        logits, scores = torch.stack([one.logits for one in seen]), torch.stack([one.score for one in seen])
-        return list(model.encode_memory(maps[2], logits, scores[:, None], binarize=is_prompted))
+    def unrounded(engine, maps, results, *, is_prompted):  # bfloat16 would round small steps away
+        logits, scores = (
+            torch.stack([one.logits for one in results]),
+            torch.stack([one.object_score for one in results]),
+        )
+        return list(engine.write_memory(maps, logits, scores[:, None], binarize=is_prompted))
 
     for user in ("training.clip_losses", "video.tracker"):
         monkeypatch.setattr(f"masklet.{user}.memory_maps", unrounded)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # losses are float32, too coarse for small steps
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # float32 losses are too coarse for small steps
     model.double()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
 
-    def total():  # without corrections: they see earlier logits as something given
+    def total():  # without corrections, which treat earlier logits as constants
         losses, _ = losses_of(model, squares(3, 2), seed)
         return torch.stack([one.total for one in losses]).mean()
 

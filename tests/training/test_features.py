@@ -1,4 +1,4 @@
-"""Features on disk: what comes back, what tells them apart, and what happens when they are damaged or too many."""
+"""The feature cache: hits, misses, damaged files and limits."""
 
 import copy
 import logging
@@ -12,6 +12,7 @@ import torch
 from masklet.errors import ConfigError
 from masklet.model.sam2 import Sam2Model
 from masklet.training import features as features_module
+from masklet.training.config import LoraConfig
 from masklet.training.features import FeatureCache
 from masklet.training.run import Run
 
@@ -23,7 +24,7 @@ def pixels():
 
 @pytest.fixture
 def counted(tiny_model):
-    """The tiny model, which counts the images it encodes."""
+    """The tiny model, counting the images it encodes."""
     model = copy.deepcopy(tiny_model)
     encode, model.encoded = model.encode, 0
 
@@ -35,7 +36,7 @@ def counted(tiny_model):
     return model
 
 
-def test_an_image_is_encoded_once_whatever_its_company(counted, pixels, tmp_path):
+def test_an_image_is_encoded_once_in_whatever_batch(counted, pixels, tmp_path):
     cache = FeatureCache(tmp_path, counted, max_bytes=1e9)
     first = cache(pixels)
     again = FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels.flip(0))
@@ -46,7 +47,7 @@ def test_an_image_is_encoded_once_whatever_its_company(counted, pixels, tmp_path
         torch.testing.assert_close(made, exact, rtol=1e-3, atol=1e-3)
 
 
-def test_another_image_and_another_encoder_have_files_of_their_own(counted, pixels, tmp_path):
+def test_other_images_and_encoders_have_other_files(counted, pixels, tmp_path):
     cache = FeatureCache(tmp_path, counted, max_bytes=1e9)
     cache(pixels[:1])
     cache(pixels[:1].flip(-1))
@@ -58,7 +59,7 @@ def test_another_image_and_another_encoder_have_files_of_their_own(counted, pixe
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
 
 
-def test_a_damaged_file_is_made_again(counted, pixels, tmp_path, caplog):
+def test_a_damaged_file_is_replaced(counted, pixels, tmp_path, caplog):
     first = FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels[:1])
     (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:100])
@@ -67,7 +68,7 @@ def test_a_damaged_file_is_made_again(counted, pixels, tmp_path, caplog):
     assert "is damaged: its image is encoded again" in caplog.text
 
 
-def test_a_full_folder_does_not_grow_and_the_results_are_the_same(counted, pixels, tmp_path, caplog):
+def test_a_full_folder_does_not_grow_and_results_are_the_same(counted, pixels, tmp_path, caplog):
     whole = FeatureCache(tmp_path / "whole", counted, max_bytes=1e9)(pixels)
     one_file = next((tmp_path / "whole").rglob("*.safetensors")).stat().st_size
     cache = FeatureCache(tmp_path / "small", counted, max_bytes=1.5 * one_file)
@@ -78,7 +79,7 @@ def test_a_full_folder_does_not_grow_and_the_results_are_the_same(counted, pixel
     assert caplog.text.count("is full: further images are encoded every time") == 1
 
 
-def test_a_full_disk_is_no_reason_to_stop(counted, pixels, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_does_not_end_the_run(counted, pixels, tmp_path, monkeypatch, caplog):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
@@ -89,13 +90,11 @@ def test_a_full_disk_is_no_reason_to_stop(counted, pixels, tmp_path, monkeypatch
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_run_encodes_each_image_once_and_learns_the_same_with_or_without_what_was_there(
-    config, tmp_path, monkeypatch
-):
+def test_a_run_encodes_each_image_once_and_does_not_depend_on_what_is_cached(config, tmp_path, monkeypatch):
     cached = replace(
         config,
         data=replace(config.data, flip=False, validation=0.0),
-        stages=(replace(config.stages[0], train="decoder", steps=8),),
+        stages=(replace(config.stages[0], train="decoder", steps=6),),
         cache=str(tmp_path / "cache"),
     )
     encoded = []
@@ -111,17 +110,15 @@ def test_a_run_encodes_each_image_once_and_learns_the_same_with_or_without_what_
 
 
 @pytest.mark.parametrize("change", [{"train": "everything"}, {"train": "lora"}])
-def test_an_encoder_that_learns_cannot_be_cached(config, tmp_path, change):
-    from masklet.training.config import LoraConfig
-
+def test_a_trained_encoder_cannot_be_cached(config, tmp_path, change):
     changed = replace(
         config, stages=(replace(config.stages[0], **change),), lora=LoraConfig(), cache=str(tmp_path / "cache")
     )
-    with pytest.raises(ConfigError, match="cache keeps what a frozen image encoder makes, but here it learns"):
+    with pytest.raises(ConfigError, match="cache stores the features of a frozen image encoder, but this run trains"):
         Run(changed, tmp_path / "run", device="cpu")
 
 
-def test_files_that_nobody_finished_take_no_room_and_go(counted, pixels, tmp_path):
+def test_unfinished_files_do_not_count_and_are_removed_later(counted, pixels, tmp_path):
     FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels[:1])
     (file,) = tmp_path.rglob("*.safetensors")
     old, new = (file.with_name(f".unfinished-{name * 8}-{file.name}") for name in "ab")
@@ -129,12 +126,12 @@ def test_files_that_nobody_finished_take_no_room_and_go(counted, pixels, tmp_pat
         orphan.write_bytes(bytes(1000))
     os.utime(old, (0, 0))
     cache = FeatureCache(tmp_path, counted, max_bytes=1e9)
-    assert cache.room == 1e9 - file.stat().st_size
+    assert cache.free_bytes == 1e9 - file.stat().st_size
     assert not old.exists()
-    assert new.exists()  # another run may be at it
+    assert new.exists()  # another run may be writing it
 
 
-def test_a_file_that_another_run_renames_is_passed_over(counted, pixels, tmp_path, monkeypatch):
+def test_a_file_that_another_run_renames_is_skipped(counted, pixels, tmp_path, monkeypatch):
     FeatureCache(tmp_path, counted, max_bytes=1e9)(pixels[:1])
     monkeypatch.setattr(Path, "rglob", lambda folder, pattern: [folder / "gone.safetensors"])
-    assert FeatureCache(tmp_path, counted, max_bytes=1e9).room == 1e9
+    assert FeatureCache(tmp_path, counted, max_bytes=1e9).free_bytes == 1e9

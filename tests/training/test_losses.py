@@ -15,7 +15,7 @@ def test_focal_loss_of_an_undecided_pixel_is_a_quarter_of_its_weighted_cross_ent
     torch.testing.assert_close(focal_loss(logits, truth), expected)
 
 
-def test_focal_loss_hardly_counts_what_is_right_already():
+def test_focal_loss_is_small_for_right_pixels():
     right, wrong = (
         focal_loss(torch.full((1, 1), 6.0), torch.ones(1, 1)),
         focal_loss(torch.full((1, 1), -6.0), torch.ones(1, 1)),
@@ -30,7 +30,7 @@ def test_dice_loss_of_half_an_overlap():
 
 
 @pytest.mark.parametrize("loss", [focal_loss, dice_loss])
-def test_no_logits_are_better_than_those_of_cells_that_are_part_object(loss):
+def test_in_partly_covered_cells_the_truth_is_optimal(loss):
     truth = torch.tensor([[0.75, 0.3, 0.6], [0.2, 0.5, 0.9]])
     logits = truth.logit().requires_grad_()
     best = loss(logits, truth)
@@ -68,7 +68,7 @@ def test_iou_by_hand():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
-def test_the_best_candidate_is_taught_the_mask_most_and_all_are_taught_their_iou(share):
+def test_the_best_candidate_gets_the_mask_losses_and_all_get_the_iou_loss(share):
     targets = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     targets[..., :2] = True
     good = torch.where(targets, 2.0, -2.0)
@@ -87,14 +87,16 @@ def test_the_best_candidate_is_taught_the_mask_most_and_all_are_taught_their_iou
     assert (ious.grad.sign() == torch.tensor([1, -1, 1])).all()
 
 
-def test_objects_that_do_not_count_teach_neither_mask_nor_iou():
+def test_unsupervised_objects_have_no_mask_and_iou_losses():
     generator = torch.Generator().manual_seed(0)
     targets = torch.rand(1, 2, 4, 4, generator=generator) > 0.5
     logits = torch.randn(1, 2, 3, 4, 4, generator=generator, requires_grad=True)
     ious, scores = torch.rand(1, 2, 3, generator=generator), torch.zeros(1, 2, 1)
-    counts = torch.tensor([[True, False]])
-    some = segmentation_losses(logits, ious, scores, targets, weights=LossWeights(), counts=counts)
+    supervised = torch.tensor([[True, False]])
+    supervised_alone = segmentation_losses(logits, ious, scores, targets, weights=LossWeights(), supervised=supervised)
     alone = segmentation_losses(logits[:, :1], ious[:, :1], scores[:, :1], targets[:, :1], weights=LossWeights())
-    torch.testing.assert_close(some.total, alone.total)
-    none = segmentation_losses(logits, ious, scores, targets, weights=LossWeights(), counts=~counts & counts)
+    torch.testing.assert_close(supervised_alone.total, alone.total)
+    none = segmentation_losses(
+        logits, ious, scores, targets, weights=LossWeights(), supervised=~supervised & supervised
+    )
     torch.testing.assert_close(none.total, none.object_score)

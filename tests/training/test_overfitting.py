@@ -1,4 +1,4 @@
-"""A network that can learn anything learns a few images, and a video, by heart."""
+"""A small network overfits a few images, and a video."""
 
 from collections import deque
 from dataclasses import replace
@@ -27,13 +27,13 @@ NETWORK = Sam2Config(
     memory_attention=Sam2MemoryAttentionConfig(num_layers=1, feed_forward_hidden_size=32),
     memory_encoder=Sam2MemoryEncoderConfig(output_channels=32),
 )
-IMAGES = Stage(steps=800, images=4, objects=2, rounds=2, losses=LossWeights(focal=5, all_candidates=0.25))
-CLIPS = replace(IMAGES, steps=400, images=2, frames=4, rounds=2)
+IMAGES = Stage(steps=800, batch_size=4, objects=2, rounds=2, losses=LossWeights(focal=5, all_candidates=0.25))
+CLIPS = replace(IMAGES, steps=400, batch_size=2, frames=3)
 LAST = 20
 
 
 def image(index, shift=0):
-    """Noise with two bright rectangles, one before the other, and the map of their numbers."""
+    """Noise with two bright rectangles, one of which may occlude the other, and their label map."""
     rng = np.random.default_rng(index)
     pixels, labels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8), np.zeros((64, 64), np.uint8)
     places = ((4 * index + 4 * shift, 4), (32 - 4 * shift, 32 + 4 * (index // 2)))
@@ -49,10 +49,10 @@ def save(array, path):
 
 
 def last_ious(path, layout, stages, wanted):
-    """Train on data in ``path``: the mean IoU of each round, or on clips of first and later frames, of the last steps.
+    """Trains on data in ``path`` until the mean IoUs of the last steps exceed ``wanted``, and returns these means.
 
-    How many steps it takes hangs on rounding; it ends in the last stage, as soon as they are as good as wanted. At the
-    resolution of the network's masks: enlarged fourfold, the best of masks loses what its border is smoothed by.
+    They are the IoUs of each round or, on clips, of first and later frames, at the resolution of the network's masks.
+    The number of steps depends on rounding.
     """
     config = TrainingConfig(
         model=NETWORK,
@@ -60,8 +60,6 @@ def last_ious(path, layout, stages, wanted):
         stages=stages,
         learning_rate=2e-3,
         weight_decay=0.0,
-        geometry_steps=200,
-        affinity=1.0,
         save_every=10_000,
     )
     first = config.steps - stages[-1].steps
@@ -74,22 +72,22 @@ def last_ious(path, layout, stages, wanted):
 
 
 @pytest.mark.slow
-def test_four_images_are_learned_by_heart(tmp_path):
+def test_four_images_can_be_overfitted(tmp_path):
     for index in range(4):
         pixels, labels = image(index)
         save(pixels, tmp_path / "images" / f"p{index}.png")
         save(labels, tmp_path / "masks" / f"p{index}.png")
-    prompted, corrected = last_ious(tmp_path, "folder", (IMAGES,), wanted=(0.95, 0.95))
-    assert prompted > 0.95
-    assert corrected > 0.95
+    prompted, corrected = last_ious(tmp_path, "folder", (IMAGES,), wanted=(0.9, 0.9))
+    assert prompted > 0.9
+    assert corrected > 0.9
 
 
 @pytest.mark.slow
-def test_a_video_is_learned_by_heart(tmp_path):
-    for frame in range(6):
+def test_a_video_can_be_overfitted(tmp_path):
+    for frame in range(4):
         pixels, labels = image(0, shift=frame)
         save(pixels, tmp_path / "JPEGImages/one" / f"{frame:05}.png")
         save(labels, tmp_path / "Annotations/one" / f"{frame:05}.png")
-    first, followed = last_ious(tmp_path, "videos", (replace(IMAGES, steps=150), CLIPS), wanted=(0.95, 0.9))
-    assert first > 0.95
-    assert followed > 0.9
+    first, tracked = last_ious(tmp_path, "videos", (replace(IMAGES, steps=250, batch_size=2), CLIPS), wanted=(0.9, 0.9))
+    assert first > 0.9
+    assert tracked > 0.9

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from masklet.training.prompts import boxes_of, cells_of, correction_click, coverage, first_prompt
+from masklet.training.prompts import boxes_around, correction_click, coverage, covered_cells, first_prompt
 
 
 def enlarged(cells):
-    """Targets that fill just these cells."""
+    """Targets that cover exactly these cells."""
     return cells.repeat_interleave(4, -1).repeat_interleave(4, -2)
 
 
@@ -36,28 +36,28 @@ def at(masks, points):
 
 
 def test_boxes_enclose_their_masks_exactly(targets):
-    assert boxes_of(targets)[0].tolist() == [[3, 2, 9, 5], [23, 15, 24, 16], [0, 0, 24, 16]]
+    assert boxes_around(targets)[0].tolist() == [[3, 2, 9, 5], [23, 15, 24, 16], [0, 0, 24, 16]]
 
 
-def test_cells_know_how_much_of_them_is_object():
+def test_coverage_is_the_share_of_each_cell():
     target = torch.zeros(1, 2, 8, 12, dtype=torch.bool)
     target[0, 0, :4, :6] = True
     target[0, 1, 3:5, 8:] = True
     assert coverage(target).tolist() == [[[[1, 0.5, 0], [0, 0, 0]], [[0, 0, 0.25], [0, 0, 0.25]]]]
-    assert cells_of(target).sum((-2, -1)).tolist() == [[2, 0]]
+    assert covered_cells(target).sum((-2, -1)).tolist() == [[2, 0]]
 
 
-def test_boxes_are_told_to_the_pixel():
+def test_boxes_are_exact_to_the_pixel():
     target = torch.zeros(1, 50, 64, 64, dtype=torch.bool)
     target[:, :, 21:42, 13] = target[:, :, 25, 13:50] = target[:, :, 26:40, 20:40] = True
-    prompt = first_prompt(target, torch.Generator().manual_seed(0), boxes=1.0)
+    prompt = first_prompt(target, torch.Generator().manual_seed(0), box_share=1.0)
     is_exact = (prompt.points.flatten(2) == torch.tensor([13.0, 21.0, 50.0, 42.0])).all(-1)
-    assert 10 < is_exact.sum() < 40  # the others are careless
+    assert 10 < is_exact.sum() < 40  # the others are noisy
 
 
 def test_first_prompts_are_clicks_inside_or_boxes_around_with_equal_chance(targets, generator):
     boxes, targets, cells = 0, enlarged(targets), targets
-    exact = boxes_of(targets)
+    exact = boxes_around(targets)
     for _ in range(200):
         prompt = first_prompt(targets, generator)
         assert prompt.points.shape == (2, 3, 2, 2)
@@ -81,28 +81,28 @@ def test_half_of_the_boxes_are_exact(generator):
     assert 0.4 < is_exact.float().mean() < 0.6
 
 
-def test_half_of_the_clicks_are_aimed_at_the_middle(generator):
+def test_half_of_the_clicks_are_centred(generator):
     targets = torch.zeros(1, 400, 16, 16, dtype=torch.bool)
     targets[:, :, 2:9, 3:10] = targets[:, :, 12:14, 12:14] = True
     prompt = first_prompt(enlarged(targets), generator)
-    clicks = prompt.points[prompt.is_one_click][:, 0]
-    is_middle = (clicks == torch.tensor([(6 + 0.5) * 4, (5 + 0.5) * 4])).all(-1)
-    assert 0.4 < is_middle.float().mean() < 0.6
+    clicks = prompt.points[prompt.is_single_click][:, 0]
+    is_centred = (clicks == torch.tensor([(6 + 0.5) * 4, (5 + 0.5) * 4])).all(-1)
+    assert 0.4 < is_centred.float().mean() < 0.6
 
 
-def test_a_mask_that_fills_the_image_has_its_middle_there():
+def test_the_centre_of_a_mask_that_fills_the_image_is_that_of_the_image():
     targets = torch.ones(1, 64, 36, 36, dtype=torch.bool)
     prompt = first_prompt(targets, torch.Generator().manual_seed(0))
     assert (prompt.points[:, :, 0] == 4.5 * 4).all(-1).any()
 
 
-def test_a_lone_click_is_told_from_a_box_and_from_two_clicks(targets, generator):
+def test_a_single_click_is_distinguished_from_a_box_and_from_two_clicks(targets, generator):
     first = first_prompt(enlarged(targets), generator)
-    assert torch.equal(first.is_one_click, first.labels[..., 0] == 1)
-    assert not first.and_then(correction_click(~targets, targets, generator)).is_one_click.any()
+    assert torch.equal(first.is_single_click, first.labels[..., 0] == 1)
+    assert not first.extended(correction_click(~targets, targets, generator)).is_single_click.any()
 
 
-def test_corrections_fall_where_the_mask_is_wrong_and_say_how(targets, generator):
+def test_corrections_fall_where_the_mask_is_wrong_with_the_right_label(targets, generator):
     predicted = targets.roll(2, -1)
     for _ in range(20):
         click = correction_click(predicted, targets, generator)
@@ -113,7 +113,7 @@ def test_corrections_fall_where_the_mask_is_wrong_and_say_how(targets, generator
         assert (click.labels[..., 0] == inside.long()).all()
 
 
-def test_a_perfect_mask_gets_one_more_click_inside(targets, generator):
+def test_a_perfect_mask_is_clicked_inside(targets, generator):
     click = correction_click(targets, targets, generator)
     assert at(targets, click.points[:, :, 0]).all()
     assert (click.labels == 1).all()
@@ -121,7 +121,7 @@ def test_a_perfect_mask_gets_one_more_click_inside(targets, generator):
 
 def test_corrections_follow_the_first_prompt(targets, generator):
     first = first_prompt(enlarged(targets), generator)
-    both = first.and_then(correction_click(~targets, targets, generator))
+    both = first.extended(correction_click(~targets, targets, generator))
     assert both.points.shape == (2, 3, 3, 2)
     assert both.labels.shape == (2, 3, 3)
     assert torch.equal(both.points[:, :, :2], first.points)

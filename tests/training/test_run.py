@@ -1,10 +1,10 @@
-"""Whole runs on a folder of images: what they leave, what they say, and how they end when something is wrong."""
+"""Whole runs on a folder of images: the files they write, resuming, and errors."""
 
 import errno
 import json
 import logging
+import shutil
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 import masklet
+from masklet.engine import CpuEngine
 from masklet.errors import ConfigError, DataError, TrainingError
+from masklet.model.neck import Features
 from masklet.training import Run, train
 from masklet.training import run as run_module
 from masklet.training.data.scenes import Frame, Scene
@@ -20,7 +22,15 @@ from masklet.training.loop import StepReport, Trainer, make_accelerator
 from masklet.training.validation import Scores, Validation
 
 
-def lines(folder):
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run that was not interrupted: its folder, its reports and its summary. Tests do not write to the folder."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run = Run(config, folder, device="cpu")
+    return folder, list(run.reports()), run.summary()
+
+
+def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -37,63 +47,55 @@ def assert_same_state(one, other):
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(second["state"][key][name])), name
 
 
-def test_a_run_measures_first_and_leaves_models_a_log_a_state_and_images(config, tmp_path, images):
-    run = Run(config, tmp_path / "run", device="cpu")
-    reports = list(run.reports())
+def test_a_run_validates_first_and_writes_models_a_log_and_images(finished, images):
+    folder, reports, summary = finished
     assert [type(report) for report in reports] == [Scores, *[StepReport, StepReport, Scores] * 2]
     assert [report.step for report in reports] == [0, 1, 2, 2, 3, 4, 4]
     assert reports[0].values.keys() == {"click", "box"}
-    summary = run.summary()
     assert (summary.start, summary.last) == (reports[0], reports[-1])
     assert summary.best.score == max(r.score for r in reports if isinstance(r, Scores))
-    assert sorted(path.name for path in (tmp_path / "run/samples").iterdir())[0] == "000000-0.jpg"
-    assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1, 2, 2, 3, 4, 4]
-    assert (tmp_path / "run/curve.svg").read_text().count("<circle") == 3
+    assert min(path.name for path in (folder / "samples").iterdir()) == "000000-0.jpg"
+    assert [line["step"] for line in log_of(folder)] == [0, 1, 2, 2, 3, 4, 4]
+    assert (folder / "curve.svg").read_text().count("<circle") == 3
     for name in ("best", "last"):
-        masks = (
-            masklet.load(tmp_path / "run" / name, device="cpu")
-            .image(images / "images/p0.png")
-            .predict(box=(4, 6, 28, 26))
-        )
-        assert masks.masks.shape == (1, 64, 64)
+        image = masklet.load(folder / name, device="cpu").image(images / "images/p0.png")
+        assert image.predict(box=(4, 6, 28, 26)).masks.shape == (1, 64, 64)
 
 
-def test_it_is_measured_at_the_size_of_the_last_stage(config, tmp_path, monkeypatch):
-    stages = tuple(replace(config.stages[0], steps=1, image_size=size) for size in (64, 96))
+def test_validation_uses_the_input_size_of_the_last_stage(config, tmp_path, monkeypatch):
+    stages = tuple(replace(config.stages[0], steps=1, input_size=size) for size in (64, 96))
     run = Run(replace(config, stages=stages), tmp_path / "run", device="cpu")
-    sizes, encode = set(), masklet.Sam2Model.encode
+    sizes, encode = set(), CpuEngine.encode
     monkeypatch.setattr(
-        masklet.Sam2Model,
-        "encode",
-        lambda model, values: sizes.add(tuple(values.shape[-2:])) or encode(model, values),
+        CpuEngine, "encode", lambda self, values: sizes.add(tuple(values.shape[-2:])) or encode(self, values)
     )
     next(run.reports())
     assert sizes == {(96, 96)}
 
 
-def test_a_video_is_measured_where_it_first_shows_something(config):
+def test_a_video_is_validated_from_its_first_frame_with_an_object(config):
     mask = np.ones((64, 64), bool)
-    shown = [{}, {1: lambda: ~mask}, {1: lambda: mask}]
-    video = Scene("video", lambda index: Frame(str(index), np.zeros((64, 64, 3), np.uint8), shown[index]), lambda: 3)
+    frames = [{}, {1: lambda: ~mask}, {1: lambda: mask}]
+    video = Scene("video", lambda index: Frame(str(index), np.zeros((64, 64, 3), np.uint8), frames[index]), lambda: 3)
     model = masklet.Sam2Model.from_pretrained(config.model)
-    validation = Validation([video], config.fitting(model.config))
+    validation = Validation([video], config.for_network(model.config))
     scores, _ = validation.measure(model, 0, make_accelerator("cpu"))
     assert scores.objects == 1
 
 
 def test_the_summary_says_whether_training_helped(config, tmp_path, tiny_folder, monkeypatch):
-    measure = run_module.Validation.measure
+    measure = Validation.measure
 
     def falling(validation, model, step, accelerator):
-        scores, shown = measure(validation, model, step, accelerator)
-        return replace(scores, values={"box": 0.5 - 0.01 * step}), shown
+        scores, samples = measure(validation, model, step, accelerator)
+        return replace(scores, values={"box": 0.5 - 0.01 * step}), samples
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.Validation, "measure", falling)
-        summary = train(config, tmp_path / "worse", device="cpu")
+        patch.setattr(Validation, "measure", falling)
+        summary = train(replace(config, stages=one_step(config)), tmp_path / "worse", device="cpu")
     assert summary.helped is False
     assert str(summary).startswith("training did not help")
-    assert str(summary).endswith("best is the model it began with")
+    assert str(summary).endswith("best is the model that training started from")
     kept = masklet.Sam2Model.from_pretrained(tmp_path / "worse/best").state_dict()
     before = masklet.Sam2Model.from_pretrained(tiny_folder).state_dict()
     assert all(weight.equal(before[name]) for name, weight in kept.items())
@@ -103,81 +105,83 @@ def test_the_summary_says_whether_training_helped(config, tmp_path, tiny_folder,
     assert "1.000 after step 3" in str(better)
 
 
-def test_without_validation_the_summary_says_that_nothing_was_measured(config, tmp_path):
-    summary = train(replace(config, data=replace(config.data, validation=0.0)), tmp_path / "run", device="cpu")
+def one_step(config):
+    return (replace(config.stages[0], steps=1),)
+
+
+def test_without_validation_the_summary_says_so(config, tmp_path):
+    unvalidated = replace(config, stages=one_step(config), data=replace(config.data, validation=0.0))
+    summary = train(unvalidated, tmp_path / "run", device="cpu")
     assert summary.helped is None
-    assert "nothing was measured" in str(summary)
+    assert "1 steps without validation" in str(summary)
     assert not (tmp_path / "run/best").exists()
     assert (tmp_path / "run/last").exists()
 
 
-def test_a_run_that_was_cut_ends_as_one_that_was_not(config, tmp_path, monkeypatch):
-    train(config, tmp_path / "straight", device="cpu")
-    take_step = Trainer.take_step
+def test_a_killed_run_resumes_to_the_same_result(config, finished, tmp_path, monkeypatch):
+    train_step = Trainer.train_step
 
     def die_in_the_fourth(trainer, batch):
         if trainer.step == 3:
             raise SystemExit("as if killed")
-        return take_step(trainer, batch)
+        return train_step(trainer, batch)
 
     with monkeypatch.context() as dying:
-        dying.setattr(Trainer, "take_step", die_in_the_fourth)
+        dying.setattr(Trainer, "train_step", die_in_the_fourth)
         with pytest.raises(SystemExit):
-            train(config, tmp_path / "cut", device="cpu")
-    train(replace(config, workers=2, save_every=3), tmp_path / "cut", device="cpu")
-    assert_same_state(tmp_path / "straight", tmp_path / "cut")
-    assert lines(tmp_path / "straight") == lines(tmp_path / "cut")
+            train(config, tmp_path / "killed", device="cpu")
+    train(replace(config, workers=2, save_every=3), tmp_path / "killed", device="cpu")
+    assert_same_state(finished[0], tmp_path / "killed")
+    assert log_of(finished[0]) == log_of(tmp_path / "killed")
 
 
-def test_a_run_that_is_interrupted_keeps_its_last_step(config, tmp_path, monkeypatch):
-    take_step = Trainer.take_step
+def test_an_interrupted_run_saves_its_last_step(config, tmp_path, monkeypatch):
+    train_step = Trainer.train_step
 
     def interrupted(trainer, batch):
-        if trainer.step == 3:
+        if trainer.step == 1:
             raise KeyboardInterrupt
-        return take_step(trainer, batch)
+        return train_step(trainer, batch)
 
-    monkeypatch.setattr(Trainer, "take_step", interrupted)
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run", device="cpu")
-    assert torch.load(tmp_path / "run/state.pt", weights_only=True)["step"] == 3
+    assert torch.load(tmp_path / "run/state.pt", weights_only=True)["step"] == 1
 
 
-@pytest.mark.parametrize("cut_at", ["measurement", "best", "last"])
-def test_what_a_cut_left_undone_after_the_last_step_is_done_when_going_on(config, tmp_path, monkeypatch, cut_at):
+@pytest.mark.parametrize("interrupted_at", ["validation", "best", "last"])
+def test_what_an_interruption_prevented_after_the_last_step_is_done_on_resuming(
+    config, finished, tmp_path, monkeypatch, interrupted_at
+):
     config = replace(config, save_every=100)
-    straight = train(config, tmp_path / "straight", device="cpu")
-    run = Run(config, tmp_path / "cut", device="cpu")
-    measure, write = run.validation.measure, run._write_model
+    folder, _, summary = finished
+    run = Run(config, tmp_path / "run", device="cpu")
+    measure, write, validate = run.validation.measure, run._write_model, run._validate
 
     def interrupted(*args):
-        if run.trainer.step == 4 and cut_at in ("measurement", args[0]):
+        if run.trainer.step == 4 and interrupted_at in ("validation", args[0]):
             raise KeyboardInterrupt
-        return (measure if cut_at == "measurement" else write)(*args)
+        return (measure if interrupted_at == "validation" else write)(*args)
 
-    if cut_at == "best":
-        monkeypatch.setattr(run, "_measure", partial(forced_best, run, run._measure))
+    def always_best():
+        run.best = None
+        return validate()
+
+    if interrupted_at == "best":
+        monkeypatch.setattr(run, "_validate", always_best)
     monkeypatch.setattr(
-        *((run.validation, "measure") if cut_at == "measurement" else (run, "_write_model")), interrupted
+        *((run.validation, "measure") if interrupted_at == "validation" else (run, "_write_model")), interrupted
     )
     with pytest.raises(KeyboardInterrupt):
         list(run.reports())
-    again = train(config, tmp_path / "cut", device="cpu")
-    assert again.last == straight.last
-    assert lines(tmp_path / "cut") == lines(tmp_path / "straight")
-    one, other = (
-        masklet.Sam2Model.from_pretrained(tmp_path / name / "last").state_dict() for name in ("straight", "cut")
-    )
+    resumed = train(config, tmp_path / "run", device="cpu")
+    assert resumed.last == summary.last
+    assert log_of(tmp_path / "run") == log_of(folder)
+    one, other = (masklet.Sam2Model.from_pretrained(run / "last").state_dict() for run in (folder, tmp_path / "run"))
     assert all(weight.equal(other[name]) for name, weight in one.items())
 
 
-def forced_best(run, measure):
-    """Measure, with any score taken for the best so far."""
-    run.best = None
-    return measure()
-
-
-def test_what_a_killed_save_left_is_swept(config, tmp_path):
+def test_what_a_killed_save_left_is_removed(config, tmp_path):
     left = [tmp_path / "run" / name for name in (".unfinished-0a1b2c3d.pt", "best/.old-0a1b2c3d.json")]
     for file in left:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -188,60 +192,59 @@ def test_what_a_killed_save_left_is_swept(config, tmp_path):
     assert (tmp_path / "run/.hidden").exists()
 
 
-def test_a_run_that_is_over_stays_as_it_is(config, tmp_path):
-    first = train(config, tmp_path / "run", device="cpu")
+def test_a_finished_run_stays_as_it_is(config, finished, tmp_path):
+    folder, _, summary = finished
+    shutil.copytree(folder, tmp_path / "run")
     again = train(config, tmp_path / "run", device="cpu")
-    assert again == first
+    assert again == replace(summary, folder=tmp_path / "run")
+    assert_same_state(folder, tmp_path / "run")
 
 
-def test_another_run_does_not_go_on_in_the_same_folder(config, tmp_path):
-    train(replace(config, stages=(replace(config.stages[0], steps=1),)), tmp_path / "run", device="cpu")
-    with pytest.raises(ConfigError, match="holds a run with other stages, learning_rate: choose another folder"):
-        train(replace(config, learning_rate=2e-3), tmp_path / "run", device="cpu")
+def test_a_run_does_not_resume_under_other_settings(config, finished):
+    with pytest.raises(ConfigError, match="holds a run with different stages, learning_rate: choose another folder"):
+        Run(replace(config, stages=one_step(config), learning_rate=2e-3), finished[0], device="cpu")
 
 
-def test_an_image_that_vanishes_ends_the_run_and_nothing_is_lost(config, tmp_path, images, monkeypatch):
-    train(config, tmp_path / "straight", device="cpu")
-    image = next(p for p in sorted((images / "images").iterdir()) if p.stem in learned_names(config))
-    content, take_step = image.read_bytes(), Trainer.take_step
+def test_an_image_that_disappears_ends_the_run_and_nothing_is_lost(own_config, finished, tmp_path, monkeypatch):
+    image = tmp_path / f"images/images/{min(train_names(own_config))}.png"
+    content, train_step = image.read_bytes(), Trainer.train_step
 
-    def vanishing(trainer, batch):
-        report = take_step(trainer, batch)
+    def disappearing(trainer, batch):
+        report = train_step(trainer, batch)
         image.unlink(missing_ok=True)
         return report
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "take_step", vanishing)
-        with pytest.raises(TrainingError, match=rf"{image.name}.*The run is kept after step \d.*to go on"):
-            train(config, tmp_path / "cut", device="cpu")
+        patch.setattr(Trainer, "train_step", disappearing)
+        with pytest.raises(TrainingError, match=rf"{image.name}.*The run was saved after step \d.*to resume"):
+            train(own_config, tmp_path / "run", device="cpu")
     image.write_bytes(content)
-    train(config, tmp_path / "cut", device="cpu")
-    assert_same_state(tmp_path / "straight", tmp_path / "cut")
+    train(own_config, tmp_path / "run", device="cpu")
+    assert_same_state(finished[0], tmp_path / "run")
 
 
-def learned_names(config):
-    return {scene.name for scene in run_module.open_data(config, torch.device("cpu"))[0].scenes}
+def train_names(config):
+    return {scene.name for scene in run_module.open_data(config)[0].scenes}
 
 
-def test_a_loss_that_is_no_number_stops_names_the_image_and_keeps_the_last_good_model(config, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_ends_the_run_names_the_image_and_keeps_the_last_model(config, tmp_path, monkeypatch):
     features = masklet.Sam2Model.encode
     run = Run(config, tmp_path / "run", device="cpu")
     example = run.examples.example
 
-    def one_bad(stage, step, place):
-        made = example(stage, step, place)
-        return replace(made, name="bad.png", pixels=made.pixels * 0) if (step, place) == (2, 1) else made
+    def one_bad(stage, step, index):
+        made = example(stage, step, index)
+        return replace(made, name="bad.png", pixels=made.pixels * 0) if (step, index) == (2, 1) else made
+
+    def nan_for_black(values):
+        maps = features(run.trainer.model, values)
+        is_black = (values.flatten(1) == values[:, :1, 0, 0]).float().mean(1) > 0.3
+        return Features(*(torch.where(is_black.view(-1, 1, 1, 1), torch.nan, m) for m in maps))
 
     monkeypatch.setattr(run.examples, "example", one_bad)
-
-    def nan_for_black(model, pixel_values):
-        maps = features(model, pixel_values)
-        is_black = (pixel_values.flatten(1) == pixel_values[:, :1, 0, 0]).float().mean(1) > 0.3
-        return [torch.where(is_black.view(-1, 1, 1, 1), torch.nan, m) for m in maps]
-
-    monkeypatch.setattr(run.trainer.model, "encode", lambda values: nan_for_black(run.trainer.model, values))
+    monkeypatch.setattr(run.trainer.model, "encode", nan_for_black)
     with pytest.raises(
-        TrainingError, match="step 3 has a loss or gradient that is not a number: bad.png alone .*saved before"
+        TrainingError, match="step 3 has a loss or gradient that is not finite: bad.png alone .*saved before"
     ):
         list(run.reports())
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)
@@ -252,9 +255,7 @@ def test_a_loss_that_is_no_number_stops_names_the_image_and_keeps_the_last_good_
 
 
 @pytest.mark.parametrize("what", ["state", "model", "log"])
-def test_a_full_disk_ends_the_run_and_leaves_the_last_save(config, tmp_path, monkeypatch, what):
-    train(replace(config, save_every=100), tmp_path / "straight", device="cpu")
-
+def test_a_full_disk_ends_the_run_and_keeps_the_last_save(config, finished, tmp_path, monkeypatch, what):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -271,33 +272,34 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_save(config, tmp_path, mon
                 patch.setattr(masklet.checkpoints, "save_file", full)
             case "log":
                 patch.setattr(run_module.json, "dumps", full)
-        with pytest.raises(TrainingError, match="No space left on device.*[Mm]ake room, and start"):
+        with pytest.raises(TrainingError, match="No space left on device.*[Mm]ake room, then start"):
             list(run.reports())
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")]
     masklet.Sam2Model.from_pretrained(tmp_path / "run/last")
     train(config, tmp_path / "run", device="cpu")
-    assert_same_state(tmp_path / "straight", tmp_path / "run")
+    assert_same_state(finished[0], tmp_path / "run")
 
 
-def test_images_for_validation_must_show_something(config, tmp_path, images):
-    for name in {f"p{index}" for index in range(6)} - learned_names(config):
-        Image.fromarray(np.zeros((64, 64), np.uint8)).save(images / "masks" / f"{name}.png")
-    with pytest.raises(DataError, match="nothing can be measured"):
-        train(config, tmp_path / "run", device="cpu")
+def test_validation_needs_an_image_with_an_object(own_config, tmp_path):
+    for name in {f"p{index}" for index in range(6)} - train_names(own_config):
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / f"images/masks/{name}.png")
+    with pytest.raises(DataError, match="nothing to validate on"):
+        train(own_config, tmp_path / "run", device="cpu")
 
 
-def test_a_damaged_state_is_explained(config, tmp_path):
-    train(replace(config, stages=(replace(config.stages[0], steps=1),)), tmp_path / "run", device="cpu")
+def test_a_damaged_state_is_explained(config, finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished[0] / "config.yaml", tmp_path / "run")
     (tmp_path / "run/state.pt").write_bytes(b"damaged")
-    with pytest.raises(masklet.CheckpointError, match="cannot go on from .*state.pt: it is damaged"):
-        train(replace(config, stages=(replace(config.stages[0], steps=1),)), tmp_path / "run", device="cpu")
+    with pytest.raises(masklet.CheckpointError, match="cannot resume from .*state.pt: it is damaged"):
+        train(config, tmp_path / "run", device="cpu")
 
 
 def test_plain_values_and_a_file_are_configurations_too(config, tmp_path, caplog):
     values = {
         "model": config.model,
         "data": {"layout": "folder", "path": config.data.path},
-        "stages": [{"steps": 1, "images": 1, "objects": 1, "rounds": 1, "train": "decoder"}],
+        "stages": [{"steps": 1, "batch_size": 1, "objects": 1, "rounds": 1, "train": "decoder"}],
     }
     with caplog.at_level(logging.INFO):
         train(values, tmp_path / "one", device="cpu")
@@ -310,3 +312,9 @@ def test_plain_values_and_a_file_are_configurations_too(config, tmp_path, caplog
 def test_an_unknown_device_is_refused(config, tmp_path):
     with pytest.raises(masklet.DeviceError, match="device 'gpu': expected auto or cpu"):
         Run(config, tmp_path / "run", device="gpu")
+
+
+def test_a_folder_under_a_file_is_refused(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot make the run's folder .*file/run: Not a directory. Choose another"):
+        Run(config, tmp_path / "file/run", device="cpu")

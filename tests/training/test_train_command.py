@@ -1,6 +1,7 @@
-"""``masklet train``, as a person calls it."""
+"""The command ``masklet train``."""
 
 import importlib.util
+import io
 import json
 import sys
 from dataclasses import asdict, replace
@@ -12,7 +13,6 @@ from typer.testing import CliRunner
 from masklet import cli
 from masklet.cli import train as command
 from masklet.errors import ConfigError
-from masklet.training import held_out
 from masklet.training.loop import StepReport
 from masklet.training.run import Run
 
@@ -21,17 +21,17 @@ LOSSES = ("total", "focal", "dice", "iou", "object_score")
 
 @pytest.fixture
 def call(tmp_path):
-    """Call the command on a configuration; its run is in ``tmp_path / name``."""
+    """Calls the command on a configuration; its run is in ``tmp_path / "run"``."""
 
-    def call(config, name="run", *options):
+    def call(config):
         (tmp_path / "run.yaml").write_text(json.dumps(asdict(config)))
-        arguments = ["train", tmp_path / "run.yaml", "--run", tmp_path / name, "--device", "cpu", *options]
+        arguments = ["train", tmp_path / "run.yaml", "--run", tmp_path / "run", "--device", "cpu"]
         return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
 
     return call
 
 
-def test_in_a_pipe_rows_are_lines_and_the_score_before_comes_first(call, config):
+def test_in_a_pipe_rows_are_lines_and_the_first_score_is_that_before_training(call, config):
     output = call(config).output.splitlines()
     assert output[0].split("\t") == list(command.COLUMNS)
     assert output[1].startswith("0\t")
@@ -40,56 +40,35 @@ def test_in_a_pipe_rows_are_lines_and_the_score_before_comes_first(call, config)
     assert output[-1].startswith(("training helped: ", "training did not help: "))
 
 
-def test_a_terminal_shows_a_table_and_a_bar(call, config, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_a_table_and_a_bar(config, monkeypatch, tmp_path):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
     run = Run(config, tmp_path / "run", device="cpu")
-    with command._LiveTable(run.config.steps) as table:
-        command._follow(run, table)
-        shown = table.rows
+    with command._table(run) as table:
+        command._print_reports(run, table)
+        rows = table.rows
         assert table.progress.tasks[0].completed == 4
         assert "left" in table.progress.tasks[0].description
-    assert len(shown) == 7
-    assert "before training" in shown[0][-1]
+    assert len(rows) == 7
+    assert "before training" in rows[0][-1]
+    assert "4/4" in terminal.getvalue()
 
 
 def test_the_time_left_may_be_more_than_a_day(monkeypatch):
-    ticks, told = iter(range(0, 10**7, 50_000)), []
+    ticks, texts = iter(range(0, 10**7, 50_000)), []
     monkeypatch.setattr(command.time, "monotonic", lambda: next(ticks))
     reports = [StepReport(step, 1e-3, 1.0, dict.fromkeys(LOSSES, 0.5), [0.5, 0.6]) for step in (1, 2)]
     run = SimpleNamespace(config=SimpleNamespace(steps=4), reports=lambda: reports)
-    command._follow(run, SimpleNamespace(row=lambda *cells: None, at=lambda step, text: told.append(text)))
-    assert told[-1] == "IoU 0.600, 2 days, 7:33:20 left"
+    command._print_reports(run, SimpleNamespace(row=lambda *cells: None, update=lambda step, text: texts.append(text)))
+    assert texts[-1] == "IoU 0.600, 2 days, 7:33:20 left"
 
 
-def test_the_embedded_models_recipe_in_small_leaves_a_model_that_can_be_measured(
-    call, tiny_run, made_up_archives, tmp_path, monkeypatch, capsys
-):
-    recipe = replace(tiny_run, store_float16=True, data=replace(tiny_run.data, validation=0.1), validation_objects=6)
-    output = call(recipe, "run", "--data", made_up_archives).output
-    assert "before training" in output
-    arguments = ["--data", made_up_archives, "--model", tmp_path / "run/best", "--count", 3]
-    monkeypatch.setattr(sys, "argv", ["held_out", *map(str, arguments)])
-    held_out.main()
-    figures = json.loads(capsys.readouterr().out)
-    assert figures["objects"] > 0
-    assert 0 <= figures["one_click"] <= figures["oracle_click"] <= 1
-
-
-def test_videos_of_the_synthetic_world_are_measured_too(call, tiny_run, made_up_archives, tiny_folder):
-    stage = replace(tiny_run.stages[0], steps=1, frames=2, rounds=1, train="memory")
-    recipe = replace(
-        tiny_run,
-        model=str(tiny_folder),
-        stages=(stage,),
-        geometry_steps=0,
-        affinity=0.0,
-        data=replace(tiny_run.data, validation=0.1),
-        validation_objects=4,
-    )
-    assert "video 0." in call(recipe, "run", "--data", made_up_archives).output
-
-
-def test_what_is_wrong_is_said_in_a_line(config, tmp_path, monkeypatch, capsys):
+def test_an_error_is_one_line(config, tmp_path, monkeypatch, capsys):
     (tmp_path / "run.yaml").write_text("data: {layout: folder, path: nowhere}\nstages: [{steps: 1}]\n")
     monkeypatch.setattr(sys, "argv", ["masklet", "train", str(tmp_path / "run.yaml"), "--run", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match="2"):
@@ -98,7 +77,7 @@ def test_what_is_wrong_is_said_in_a_line(config, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["yaml", "accelerate"])
-def test_what_training_needs_is_named_where_it_is_missing(name, monkeypatch, capsys, tmp_path):
+def test_a_missing_package_is_named(name, monkeypatch, capsys, tmp_path):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else find_spec(asked))
     for module in [module for module in sys.modules if module.startswith("masklet.training")]:
@@ -111,19 +90,13 @@ def test_what_training_needs_is_named_where_it_is_missing(name, monkeypatch, cap
     )
 
 
-def test_a_run_under_a_file_is_refused(config, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot make the run's folder .*file/run: Not a directory. Choose another"):
-        Run(config, tmp_path / "file/run", device="cpu")
-
-
-def test_what_is_logged_goes_to_tensorboard_too(call, config, tmp_path):
+def test_tensorboard_receives_the_log(call, config, tmp_path):
     pytest.importorskip("tensorboard")
-    call(replace(config, trackers=("tensorboard",)))
+    call(replace(config, trackers=("tensorboard",), stages=(replace(config.stages[0], steps=2),)))
     assert list((tmp_path / "run/masklet").glob("events.out.tfevents*"))
 
 
-def test_what_is_logged_goes_to_weights_and_biases_too(call, config, tmp_path, monkeypatch):
+def test_weights_and_biases_receives_the_log(call, config, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Objects that nobody showed: found on key frames, followed, and known again."""
+"""Objects without prompts: found in some frames, tracked, and recognised."""
 
 import copy
 import weakref
@@ -13,7 +13,6 @@ import masklet
 from masklet.engine import make_engine
 from masklet.errors import ConfigError
 from masklet.masks import encode_rle, mask_ious
-from masklet.model.sam2 import Sam2Model
 from masklet.results import Masks
 from masklet.segmenter import Segmenter
 from masklet.video.frames import open_video
@@ -30,16 +29,17 @@ def masks_of(*boxes):
 
 @pytest.fixture
 def finds(monkeypatch):
-    """What is found on each key frame in turn, in the place of a network that knows nothing; and what it was given."""
+    """Sets what is found in each searched frame, since the network is random; returns the arguments of the search."""
 
     def finds(*of_frames):
-        coming, given = iter(of_frames), []
+        boxes, given = iter(of_frames), []
 
-        def find(model, processor, image, options, embeddings):
-            given.append((image, options, embeddings))
-            return masks_of(*next(coming))
+        def find(engine, processor, image, options, *, features, packed):
+            assert packed
+            given.append((image, options, features))
+            return masks_of(*next(boxes))
 
-        monkeypatch.setattr("masklet.video.session.everything_packed", find)
+        monkeypatch.setattr("masklet.video.session.everything", find)
         return given
 
     return finds
@@ -50,7 +50,7 @@ def video():
     return moving_square(9)
 
 
-def test_objects_are_found_on_every_nth_frame_and_keep_their_names(sam, video, finds):
+def test_objects_are_found_in_every_nth_frame_and_keep_their_ids(sam, video, finds):
     given = finds(BOXES[:2], [], BOXES)
     session = sam.video(video)
     results = list(session.everything(every=4, same_iou=0.99, min_object=0, points_per_side=5))
@@ -65,40 +65,40 @@ def test_objects_are_found_on_every_nth_frame_and_keep_their_names(sam, video, f
     )  # at the network's input
 
 
-def test_a_frame_is_encoded_once_and_what_is_found_is_followed_as_if_it_had_been_shown(sam, video, finds, monkeypatch):
-    shown = sam.video(video)
-    for name, mask in enumerate(masks_of(*BOXES).masks, start=1):
-        shown.prompt(0, name, mask=mask)
-    expected = [r.masks.masks for r in shown.track()]
+def test_frames_are_encoded_once_and_found_objects_are_tracked_like_prompted_ones(sam, video, finds, monkeypatch):
+    prompted = sam.video(video)
+    for object_id, mask in enumerate(masks_of(*BOXES).masks, start=1):
+        prompted.prompt(0, object_id, mask=mask)
+    expected = [r.masks.masks for r in prompted.track()]
     finds(BOXES, [], [])
-    encoded, encode = [], Sam2Model.encode
-    monkeypatch.setattr(Sam2Model, "encode", lambda *a: encoded.append(1) or encode(*a))
+    encoded, encode = [], sam.engine.encode
+    monkeypatch.setattr(sam.engine, "encode", lambda pixels: encoded.append(1) or encode(pixels))
     session = sam.video(video)
     for result, masks in zip(session.everything(every=4), expected, strict=True):
         np.testing.assert_array_equal(result.masks.masks, masks)
     assert len(encoded) == len(video)
-    assert session.tracked == tuple(range(9))
+    assert session.tracked_frames == tuple(range(9))
 
 
-def test_what_is_found_again_is_known(sam, video, finds):
+def test_an_object_that_is_found_again_is_recognised(sam, video, finds):
     finds(BOXES[:1], [])
     first = [r.masks.masks for r in sam.video(video).everything(every=8)]
     y, x = np.nonzero(first[8][0])
     again = (x.min(), y.min(), x.max() + 1, y.max() + 1)
     overlap = mask_ious(masks_of(again).masks, first[8])[0, 0]
-    for same_iou, names in ((overlap - 0.01, (1,)), (overlap + 0.01, (1, 2))):
+    for same_iou, object_ids in ((overlap - 0.01, (1,)), (overlap + 0.01, (1, 2))):
         finds(BOXES[:1], [again])
         last = list(sam.video(video).everything(every=8, same_iou=min(1, same_iou), min_object=0))[-1]
-        assert last.object_ids == names
+        assert last.object_ids == object_ids
 
 
-def test_one_frame_gives_an_object_once_and_small_ones_not_at_all(sam, video, finds):
+def test_a_frame_gives_an_object_once_and_small_ones_not_at_all(sam, video, finds):
     finds([BOXES[1], (40, 8, 70, 39), BOXES[2], (1, 1, 5, 5)])
     (result,) = sam.video(video[:1]).everything(min_object=17)
     assert result.object_ids == (1, 2)
 
 
-def test_objects_that_were_shown_are_followed_too_and_names_are_not_taken(sam, video, finds):
+def test_prompted_objects_are_tracked_too_and_their_ids_are_not_used(sam, video, finds):
     alone = sam.video(video)
     alone.prompt(2, 1, **CUP)
     expected = [r.masks.masks for r in alone.track(start=0)]
@@ -110,7 +110,7 @@ def test_objects_that_were_shown_are_followed_too_and_names_are_not_taken(sam, v
         np.testing.assert_array_equal(result.masks.masks[:1], masks)
 
 
-def test_names_and_numbers_are_not_given_twice(sam, video, finds):
+def test_ids_and_numbers_are_not_used_twice(sam, video, finds):
     finds(BOXES[:2], BOXES[2:], [])
     session = sam.video(video)
     for result in session.everything(every=4, same_iou=1, min_object=0):
@@ -122,28 +122,50 @@ def test_names_and_numbers_are_not_given_twice(sam, video, finds):
 
 @pytest.fixture
 def blind(sam):
-    """A network that never sees an object again."""
+    """A network for which no object is visible after its prompt."""
     model = copy.deepcopy(sam.model)
     model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(-100.0)
     return Segmenter(make_engine(model), sam.image_processor)
 
 
-def test_what_is_out_of_sight_for_long_is_let_go(blind, video, finds):
+def test_an_object_that_is_out_of_sight_for_long_is_not_tracked(blind, video, finds):
     finds(BOXES[:1], BOXES[:1], [])
     session = blind.video(video)
     results = list(session.everything(every=4, patience=2))
     assert [r.object_ids for r in results] == 3 * [(1,)] + [(), (2,), (2,), (2,), (), ()]
     assert not session._tracks.objects[1].bank.maps
-    assert session.object_ids == (1, 2)  # what was seen of it stays
+    assert session.object_ids == (1, 2)  # its results stay
 
 
-def test_a_found_object_can_be_corrected_written_and_followed_on(sam, video, finds, tmp_path):
+def test_a_prompt_brings_a_lost_object_back(blind, video, finds):
+    session = blind.video(video)
+    for box, frame in zip(BOXES, (0, 6), strict=False):
+        session.prompt(frame, "cup", mask=masks_of(box).masks[0])
+    finds([], [], [])
+    results = list(session.everything(every=4, patience=1))
+    tracked = [r.index for r in results if "cup" in r.object_ids]
+    assert tracked == [0, 1, 6, 7]
+    assert results[6].visible.all()
+
+
+def test_a_prompt_brings_a_lost_object_back_in_a_video_that_is_read_once(blind, finds):
+    finds(BOXES[:1], [])
+    session = blind.video(iter(moving_square(9)))
+    tracked = []
+    for result in session.everything(every=6, patience=1):
+        tracked.append(result.object_ids)
+        if result.index == 4:
+            session.prompt(4, 1, mask=masks_of(BOXES[1]).masks[0])
+    assert tracked == [(1,), (1,), (), (), (), (1,), (), (), ()]
+
+
+def test_found_objects_can_be_corrected_written_and_tracked_on(sam, video, finds, tmp_path):
     finds(BOXES[:2], [], [])
     session = sam.video(video)
     for result in session.everything(every=4):
         if result.index == 3:
             break
-    rest = list(session.track_on())
+    rest = list(session.resume_tracking())
     assert [r.index for r in rest] == [4, 5, 6, 7, 8]
     session.prompt(5, 2, points=[(60, 30), (10, 10, 0)])
     session.write(tmp_path / "masks")
@@ -152,18 +174,18 @@ def test_a_found_object_can_be_corrected_written_and_followed_on(sam, video, fin
     assert sam.resume(tmp_path / "session.masklet", video).object_ids == (1, 2)
 
 
-def test_a_video_that_passes_once_is_enough_and_no_more_than_two_frames_are_held(sam, finds):
+def test_a_video_that_is_read_once_suffices_and_at_most_two_frames_are_held(sam, finds):
     finds(*[BOXES[:1]] * 4)
     alive, session = weakref.WeakSet(), sam.video(iter(moving_square(20)))
     for result in session.everything(every=5, same_iou=0):
         alive.add(result)
         assert len(alive) <= 2
-        assert len(session._features) <= 2
+        assert len(session._encoded) <= 2
         assert result.object_ids == (1,)
     assert result.index == 19
 
 
-def test_nothing_may_be_found(sam, video):
+def test_a_video_without_any_object_gives_empty_results(sam, video):
     results = list(sam.video(video).everything(every=3, points_per_side=2, iou_threshold=1))
     assert [r.object_ids for r in results] == 9 * [()]
     assert results[0].masks.masks.shape == (0, HEIGHT, WIDTH)
@@ -180,25 +202,25 @@ def test_nothing_may_be_found(sam, video):
         ({"patience": -1}, "patience is -1: expected a whole number, 0 or more"),
         (
             {"tile": 64},
-            "there is no option tile: expected every, same_iou, min_object, patience, points_per_side, crops, "
+            "there is no option tile: expected every, same_iou, min_object, patience, packed, points_per_side, crops, "
             "crop_overlap, crop_points_divisor, iou_threshold, stability_threshold, stability_offset, box_nms, "
             "crop_nms, min_area, refine",
         ),
         ({"iou_threshold": 2}, "iou_threshold is 2: expected a number, 0 to 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused_at_once(sam, video, options, message):
+def test_invalid_options_are_refused_at_the_call(sam, video, options, message):
     with pytest.raises(ConfigError) as caught:
         sam.video(video).everything(**options)
     assert str(caught.value) == message
 
 
-def test_in_a_video_that_stands_still_the_embedded_model_finds_few_objects_twice():
+def test_in_a_still_video_the_embedded_model_finds_few_objects_twice():
     image = np.array(
         Image.fromarray(open_video(Path(__file__).parents[2] / "examples/videos/dog.mp4")[0].image).resize((240, 136))
     )
-    look = {"points_per_side": 6, "iou_threshold": 0.3, "stability_threshold": 0.25}
-    results = list(masklet.load(device="cpu").video(3 * [image]).everything(every=2, **look))
+    options = {"points_per_side": 6, "iou_threshold": 0.3, "stability_threshold": 0.25}
+    results = list(masklet.load(device="cpu").video(3 * [image]).everything(every=2, **options))
     first, last = len(results[0].object_ids), len(results[2].object_ids)
     assert first > 2
     assert last - first < first / 2

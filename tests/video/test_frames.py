@@ -17,22 +17,23 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from masklet.errors import ImageError, MaskletError, VideoError
-from masklet.video import decoder
+from masklet.video import decoder, writer
 from masklet.video import frames as module
-from masklet.video.frames import FRAMES_AHEAD, VideoWarning, VideoWriter, ahead, open_video
+from masklet.video.frames import FRAMES_AHEAD, VideoWarning, open_video, read_ahead
+from masklet.video.writer import VideoWriter
 
 LOSSLESS = {"codec": "libx264rgb", "pix_fmt": "rgb24", "qp": "0", "g": "10", "bf": "2"}
 
 
 def image_of(index, size_hw=(32, 48)):
-    """Its colour says which one it is, its bright corner which way is up."""
+    """Its colour identifies it, its bright corner shows which way is up."""
     image = np.full((*size_hw, 3), (index * 5 % 256, 255 - index * 3 % 256, index * 11 % 256), np.uint8)
     image[: size_hw[0] // 4, : size_hw[1] // 2] = 255
     return image
 
 
 def make_video(path, count=40, *, times=None, sizes=None, rotation=None, rate=25, muxer=None, drop=0, **options):
-    """``drop`` leaves out the first packets, as of a recording that was begun in the middle."""
+    """``drop`` leaves out the first packets, as in a recording that starts in the middle."""
     options = LOSSLESS | options
     codec, pix_fmt = options.pop("codec"), options.pop("pix_fmt")
     with av.open(str(path), "w", options=muxer or {}) as container:
@@ -54,12 +55,12 @@ def make_video(path, count=40, *, times=None, sizes=None, rotation=None, rate=25
 
 
 def indices(frames):
-    """Frames -> their numbers, which must be those that their colours tell."""
-    seen = []
+    """The numbers of frames, which must agree with their colours."""
+    numbers = []
     for frame in frames:
         np.testing.assert_array_equal(frame.image, image_of(frame.index, frame.image.shape[:2]))
-        seen.append(frame.index)
-    return seen
+        numbers.append(frame.index)
+    return numbers
 
 
 def reading_threads():
@@ -73,7 +74,7 @@ def write_video(path, images):
 
 
 def refusal_of(source):
-    """The one line that a user reads."""
+    """The error message."""
     with pytest.raises(VideoError) as caught:
         list(open_video(source))
     assert isinstance(caught.value, MaskletError)
@@ -83,15 +84,15 @@ def refusal_of(source):
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """40 frames, a keyframe every 10, some that are stored later than they are shown."""
+    """40 frames, a keyframe every 10, some of which are stored in another order than they are shown."""
     return open_video(make_video(tmp_path_factory.mktemp("video") / "video.mp4"))
 
 
-# MemorySelection
+# Reading
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "avi", "ts", "h264"])
-def test_a_video_is_read_through_and_at_any_frame(suffix, tmp_path):
+def test_a_video_is_read_in_order_and_at_any_frame(suffix, tmp_path):
     video = open_video(make_video(tmp_path / f"video.{suffix}"))
     assert (len(video), video.size_hw, video.fps) == (40, (32, 48), 25)
     assert indices(video) == list(range(40))
@@ -102,13 +103,13 @@ def test_a_video_is_read_through_and_at_any_frame(suffix, tmp_path):
 
 
 @given(start=st.integers(0, 39), stop=st.integers(0, 50) | st.none(), step=st.sampled_from([1, 2, 7, -1, -3]))
-def test_frames_count_as_range_does(video, start, stop, step):
+def test_frames_takes_the_arguments_of_range(video, start, stop, step):
     end = (40 if step > 0 else -1) if stop is None else min(stop, 40)
     assert indices(video.frames(start, stop, step)) == list(range(start, end, step))
 
 
 @pytest.mark.parametrize("step", [1, 4, 15, 100, -1, -4, -15, -100])
-def test_only_frames_that_are_asked_for_become_pixels(video, step, monkeypatch):
+def test_only_requested_frames_are_converted_to_pixels(video, step, monkeypatch):
     converted = []
     upright_pixels = decoder.upright_pixels
     monkeypatch.setattr(decoder, "upright_pixels", lambda frame: converted.append(frame) or upright_pixels(frame))
@@ -118,12 +119,12 @@ def test_only_frames_that_are_asked_for_become_pixels(video, step, monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 10**6])
-def test_backward_in_steps_over_several_batches(video, batch, monkeypatch):
+def test_reading_backward_in_steps_over_several_batches(video, batch, monkeypatch):
     monkeypatch.setattr(video._reader, "_batch", batch)
     assert indices(video.frames(37, 2, -4)) == list(range(37, 2, -4))
 
 
-def test_frames_without_a_start_begin_at_the_end_they_come_from(video):
+def test_without_a_start_reading_begins_at_the_first_or_last_frame(video):
     assert indices(video.frames(stop=3)) == [0, 1, 2]
     assert indices(video.frames(stop=36, step=-1)) == [39, 38, 37]
     assert video[-1].index == 39
@@ -140,7 +141,7 @@ def test_frames_without_a_start_begin_at_the_end_they_come_from(video):
     ],
     ids=["open GOP", "no whole keyframes", "mpeg2", "vp8 with hidden frames", "vp9"],
 )
-def test_a_frame_looks_the_same_wherever_reading_began(options, tmp_path):
+def test_a_frame_is_the_same_wherever_reading_began(options, tmp_path):
     options = {"codec": "libx264", "pix_fmt": "yuv420p", "qp": "20"} | options
     if options["codec"] not in av.codecs_available:
         pytest.skip(f"this PyAV cannot write {options['codec']}")
@@ -157,7 +158,7 @@ def test_a_frame_looks_the_same_wherever_reading_began(options, tmp_path):
             assert frame.time == frames[frame.index].time
 
 
-def test_backward_keeps_few_frames(tmp_path, monkeypatch):
+def test_reading_backward_holds_few_frames(tmp_path, monkeypatch):
     monkeypatch.setattr("masklet.video.decoder.BACKWARD_BYTES", 0)
     video = open_video(make_video(tmp_path / "video.mkv", g="100"))
     batches = []
@@ -174,14 +175,14 @@ def test_times_are_those_of_the_video(tmp_path):
     assert video[4].time == 2.0
 
 
-def test_time_begins_at_the_first_frame_that_is_shown(tmp_path):
+def test_time_begins_at_the_first_visible_frame(tmp_path):
     video = open_video(make_video(tmp_path / "video.mp4", 20, times=[index * 40 - 200 for index in range(20)], bf="0"))
     assert [video[0].time, video[1].time] == [0, pytest.approx(0.04)]
     np.testing.assert_array_equal(video[0].image, image_of(20 - len(video)))  # the edit list hides those before
     assert 0 < len(video) < 20
 
 
-def test_a_recording_that_begins_in_the_middle_begins_where_decoding_can(tmp_path):
+def test_a_recording_that_starts_in_the_middle_starts_at_its_first_keyframe(tmp_path):
     options = {"codec": "mpeg2video", "pix_fmt": "yuv420p", "bf": "2", "qmax": "2"}
     video = open_video(make_video(tmp_path / "video.ts", drop=5, **options))
     frames = list(video)
@@ -205,7 +206,7 @@ def test_rotation_is_applied(quarters, is_mirrored, tmp_path):
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "gray", "gray16le", "yuv422p10le", "bgra", "yuva420p"])
-def test_any_pixel_format_and_odd_sizes(pix_fmt, tmp_path):
+def test_pixel_formats_and_odd_sizes_are_read(pix_fmt, tmp_path):
     video = open_video(make_video(tmp_path / "video.mkv", 3, sizes=(33, 47), codec="ffv1", pix_fmt=pix_fmt))
     image = video[2].image
     assert (image.shape, image.dtype) == ((33, 47, 3), np.uint8)
@@ -233,9 +234,9 @@ def count_up(made, last=1000):
         yield number
 
 
-def test_frames_are_made_a_bounded_number_ahead():
+def test_a_bounded_number_of_frames_is_read_ahead():
     made = []
-    with closing(ahead(count_up(made))) as numbers:
+    with closing(read_ahead(count_up(made))) as numbers:
         for number in numbers:
             time.sleep(0.002)
             assert len(made) <= number + 1 + FRAMES_AHEAD
@@ -247,7 +248,7 @@ def test_frames_are_made_a_bounded_number_ahead():
 def test_the_thread_ends_with_the_reading(video):
     assert not reading_threads()
     frames = video.frames()
-    assert not reading_threads()  # nothing was asked for yet
+    assert not reading_threads()  # no frame was asked for yet
     next(frames)
     assert len(reading_threads()) == 1
     frames.close()
@@ -267,34 +268,34 @@ def test_the_thread_ends_with_the_reading(video):
     assert not reading_threads()
 
 
-def test_several_readings_run_side_by_side(video):
+def test_a_video_can_be_read_twice_at_the_same_time(video):
     pairs = zip(video.frames(), video.frames(start=39, step=-1), strict=True)
     assert [(a.index, b.index) for a, b in pairs] == [(index, 39 - index) for index in range(40)]
 
 
-def test_a_program_may_end_while_a_video_is_read(tmp_path):
+def test_a_program_can_end_while_a_video_is_read(tmp_path):
     path = make_video(tmp_path / "video.mkv")
     program = f"from masklet.video.frames import open_video; frames = open_video({str(path)!r}).frames(); next(frames)"
     done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# Videos that are not whole
+# Incomplete videos
 
 
 @pytest.mark.parametrize("name", ["video.mp4", "video.mkv", "video.avi"])
-def test_of_a_video_that_is_cut_off_what_is_there_is_read_and_then_a_warning_given(name, tmp_path):
+def test_a_truncated_video_is_read_up_to_the_cut_with_a_warning(name, tmp_path):
     muxer = {"movflags": "+faststart"} if name == "video.mp4" else {}
     path = make_video(tmp_path / name, 60, rate=10, g="5", muxer=muxer)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
     video = open_video(path)
     assert 20 < len(video) < 45
     seen = []
-    with pytest.warns(VideoWarning, match="is cut off or damaged: its first .* Fetch or export it again") as caught:
+    with pytest.warns(VideoWarning, match="is cut off or damaged: its first .* Download or export it again") as caught:
         seen.extend(indices(video))
     assert seen == list(range(len(video)))
     assert caught[0].filename == __file__
-    assert indices(video.frames(stop=10)) == list(range(10))  # whoever does not come to the cut is not told
+    assert indices(video.frames(stop=10)) == list(range(10))  # no warning before the cut is reached
     assert indices(video.frames(len(video) - 2, step=-7)) == list(range(len(video) - 2, -1, -7))
     for step in (7, -7, 50):  # also when the step passes over the last frame there is
         seen = []
@@ -314,15 +315,15 @@ def test_damaged_frames_are_left_out_with_a_warning(tmp_path):
     with pytest.warns(VideoWarning, match="damaged: 1 of 30 frames could not be decoded and were left out"):
         seen.extend(indices(video))
     assert seen == [*range(20), *range(21, 30)]
-    assert indices(video.frames(step=3)) == list(range(0, 30, 3))  # the damaged one is left out anyway
+    assert indices(video.frames(step=3)) == list(range(0, 30, 3))  # the damaged frame is skipped anyway
     with pytest.warns(VideoWarning, match="damaged: 1 of 15 frames could not be decoded"):
         assert indices(video.frames(28, None, -2)) == [28, 26, 24, 22, *range(18, -1, -2)]
     assert indices([video[21]]) == [21]
-    with pytest.raises(VideoError, match="frame 20 of .*video.mov cannot be read: it is damaged, take the one before"):
+    with pytest.raises(VideoError, match="frame 20 of .*video.mov cannot be read: it is damaged, use the one before"):
         video[20]
 
 
-def test_a_video_whose_frames_change_size_is_refused_there(tmp_path):
+def test_a_video_whose_frames_change_size_is_refused_at_that_frame(tmp_path):
     one, other = make_video(tmp_path / "a.h264", 10), make_video(tmp_path / "b.h264", 10, sizes=(48, 64))
     both = tmp_path / "both.h264"
     both.write_bytes(one.read_bytes() + other.read_bytes())
@@ -362,7 +363,7 @@ def test_sequences_of_images():
 
 
 @given(start=st.integers(0, 11), stop=st.integers(0, 20) | st.none(), step=st.integers(-13, 13).filter(bool))
-def test_sequences_count_as_range_does(start, stop, step):
+def test_sequences_take_the_arguments_of_range(start, stop, step):
     images = [image_of(index) for index in range(12)]
     end = (12 if step > 0 else -1) if stop is None else min(stop, 12)
     wanted = list(range(start, end, step))
@@ -372,7 +373,7 @@ def test_sequences_count_as_range_does(start, stop, step):
 
 
 @pytest.mark.parametrize("step", [3, -3])
-def test_images_that_are_left_out_are_not_opened(step, tmp_path):
+def test_skipped_images_are_not_opened(step, tmp_path):
     for index in range(10):
         Image.fromarray(image_of(index)).save(tmp_path / f"{index}.png")
     video = open_video(tmp_path)
@@ -382,18 +383,18 @@ def test_images_that_are_left_out_are_not_opened(step, tmp_path):
     assert indices(video.frames(step=step)) == wanted
 
 
-def test_images_that_pass_are_left_out_unread():
+def test_skipped_images_of_an_iterator_are_not_read():
     video = open_video(image_of(index) if index % 4 == 0 else "not read" for index in range(10))
     assert indices(video.frames(step=4)) == [0, 4, 8]
 
 
-def test_images_that_pass_are_taken_when_asked_for():
+def test_images_of_an_iterator_are_taken_when_they_are_asked_for():
     taken = []
     video = open_video(image_of(number) for number in count_up(taken, 9))
     assert (video.count, video.size_hw, taken) == (None, (32, 48), [0])
     with pytest.raises(TypeError, match="the generator of images has no known length: video.count is None"):
         len(video)
-    assert indices([video[0], video[0]]) == [0, 0]  # the last one may be looked at again
+    assert indices([video[0], video[0]]) == [0, 0]  # the last one can be read again
     for frame in video:
         if frame.index == 3:
             break
@@ -402,22 +403,22 @@ def test_images_that_pass_are_taken_when_asked_for():
     assert video.checksum() is None
 
 
-def test_images_that_passed_do_not_come_back():
+def test_images_of_an_iterator_cannot_be_read_again():
     video = open_video(iter([image_of(index) for index in range(5)]))
     assert video[3].index == 3
     with pytest.raises(
-        VideoError, match="frame 1 of .* has passed, .* 4 have been taken. To go back pass a list, a fo"
+        VideoError, match="frame 1 of .* cannot be read again: .* 4 have been read. To go back, pass a list, a fo"
     ):
         video[1]
     with pytest.raises(VideoError, match="cannot be read backward: pass a list, a folder or a video file"):
         video.frames(step=-1)
-    with pytest.raises(VideoError, match="frame 9 of the list_iterator of images cannot be read: there are not so ma"):
+    with pytest.raises(VideoError, match="frame 9 of the list_iterator of images cannot be read: the video is shorter"):
         video[9]
     with pytest.raises(VideoError, match="there is no frame -1 in the list_iterator of images: frames count from 0"):
         video[-1]
 
 
-def test_a_bad_image_is_named_and_the_next_can_be_taken():
+def test_a_bad_image_is_named_and_the_next_can_be_read():
     video = open_video(image for image in (image_of(0), None, image_of(2)))
     with pytest.raises(VideoError, match="frame 1 of the generator of images: expected an image: a path, a binary"):
         video[1]
@@ -431,10 +432,10 @@ def test_images_of_several_sizes_are_refused():
     assert not reading_threads()
 
 
-# What is no video
+# What is not a video
 
 
-def test_frames_that_do_not_exist(video):
+def test_frames_that_do_not_exist_are_refused(video):
     for index in (40, -41):
         with pytest.raises(VideoError, match="there is no frame .* in .*video.mp4: its 40 frames count from 0"):
             video[index]
@@ -445,19 +446,19 @@ def test_frames_that_do_not_exist(video):
     assert list(video.frames(5, 5)) == []
 
 
-def test_files_that_are_no_videos(tmp_path):
+def test_files_that_are_not_videos_are_refused(tmp_path):
     for name, content in (("empty.mp4", b""), ("noise.mp4", bytes(range(7, 256)) * 20)):
         (tmp_path / name).write_bytes(content)
         assert f"{name} is not a video that PyAV can read (Invalid data" in refusal_of(tmp_path / name)
     (tmp_path / "notes.txt").write_text("hello\n" * 200)
-    assert "notes.txt is not a video but text: expected MP4" in refusal_of(tmp_path / "notes.txt")
+    assert "notes.txt is a text file, not a video: expected MP4" in refusal_of(tmp_path / "notes.txt")
     (tmp_path / "words.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
-    assert "words.srt has no video in it, only subtitle: expected a file with moving" in refusal_of(
+    assert "words.srt has no video in it, only subtitle: expected a file with a video" in refusal_of(
         tmp_path / "words.srt"
     )
 
 
-def test_sound_is_no_video(tmp_path):
+def test_a_sound_file_is_refused(tmp_path):
     path = tmp_path / "sound.mka"
     with av.open(str(path), "w", format="matroska") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -467,19 +468,19 @@ def test_sound_is_no_video(tmp_path):
     assert "sound.mka has no video in it, only audio" in refusal_of(path)
 
 
-def test_a_video_without_frames(tmp_path):
+def test_a_video_without_frames_is_refused(tmp_path):
     path = make_video(tmp_path / "video.mov", 3, codec="png")
     path.write_bytes(path.read_bytes().replace(b"\x89PNG", b"none"))
     assert "video.mov has no frames that can be read: expected at least one" in refusal_of(path)
 
 
-def test_a_video_of_an_unknown_codec(tmp_path):
+def test_a_video_with_an_unknown_codec_is_refused(tmp_path):
     path = make_video(tmp_path / "video.mp4", 3)
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
     assert "needs a decoder that this PyAV lacks: convert it to H.264 or VP9" in refusal_of(path)
 
 
-def test_paths_where_nothing_is(tmp_path):
+def test_missing_paths_are_refused(tmp_path):
     assert "there is no video at nothing.mp4: expected a video file or a folder" in refusal_of("nothing.mp4")
     assert "looked in /" in refusal_of("nothing.mp4")
     assert "at https://a.b/c.mp4" in (refusal := refusal_of("https://a.b/c.mp4"))
@@ -492,8 +493,8 @@ def test_paths_where_nothing_is(tmp_path):
     ("source", "message"),
     [
         (b"bytes", "not bytes. Save it to a file and pass its path"),
-        (None, "not NoneType. Pass a list, of one image if need be"),
-        (Image.new("RGB", (4, 4)), "not Image. Pass a list, of one image if need be"),
+        (None, "not NoneType. Pass a list, also for one image"),
+        (Image.new("RGB", (4, 4)), "not Image. Pass a list, also for one image"),
         ({"a": image_of(0)}, "not dict. Pass a list"),
         (
             image_of(0),
@@ -505,11 +506,11 @@ def test_paths_where_nothing_is(tmp_path):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_things_that_are_no_videos(source, message):
+def test_other_objects_are_refused(source, message):
     assert message in refusal_of(source)
 
 
-def test_an_open_file_is_no_video(tmp_path):
+def test_an_open_file_is_refused(tmp_path):
     with (tmp_path / "video.mp4").open("wb") as file:
         assert "not BufferedWriter. Save it to a file and pass its path" in refusal_of(file)
 
@@ -517,7 +518,7 @@ def test_an_open_file_is_no_video(tmp_path):
 # Checksums
 
 
-def test_a_checksum_knows_a_file_again(tmp_path):
+def test_a_checksum_recognises_a_copied_file(tmp_path):
     path = make_video(tmp_path / "video.mkv", 5)
     copy = shutil.copy(path, tmp_path / "copy.mkv")
     assert open_video(path).checksum() == open_video(copy).checksum()
@@ -525,7 +526,7 @@ def test_a_checksum_knows_a_file_again(tmp_path):
     assert open_video(make_video(tmp_path / "other.mkv", 6)).checksum() != open_video(path).checksum()
 
 
-def test_a_checksum_reads_a_files_size_and_both_ends(tmp_path, monkeypatch):
+def test_a_checksum_covers_the_size_and_both_ends_of_a_file(tmp_path, monkeypatch):
     path = make_video(tmp_path / "video.mkv", 5)
     video = open_video(path)
     data = path.read_bytes()
@@ -538,7 +539,7 @@ def test_a_checksum_reads_a_files_size_and_both_ends(tmp_path, monkeypatch):
     assert video.checksum() != known
 
 
-def test_a_checksum_of_a_folder_is_of_names_and_sizes(tmp_path):
+def test_a_checksum_of_a_folder_covers_names_and_sizes(tmp_path):
     for index in range(3):
         Image.fromarray(image_of(index)).save(tmp_path / f"{index}.png")
     video = open_video(tmp_path)
@@ -554,8 +555,8 @@ def test_a_checksum_of_a_folder_is_of_names_and_sizes(tmp_path):
 
 @pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
-def test_what_is_written_is_read_again(encoder, suffix, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ENCODERS", {encoder: module.ENCODERS[encoder]})
+def test_a_written_video_can_be_read(encoder, suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "ENCODERS", {encoder: writer.ENCODERS[encoder]})
     path = tmp_path / "new folder" / f"video.{suffix}"
     with VideoWriter(path, Fraction(30000, 1001)) as out:
         for index in range(20):
@@ -571,7 +572,7 @@ def test_what_is_written_is_read_again(encoder, suffix, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (33, 47), (2, 31), (40, 50)])
-def test_odd_sizes_are_written_one_larger(size_hw, tmp_path):
+def test_odd_sizes_are_padded_by_one(size_hw, tmp_path):
     image = image_of(30, size_hw)
     with VideoWriter(tmp_path / "video.mp4") as out:
         out.write(image)
@@ -590,20 +591,20 @@ def test_frames_per_second_are_kept(fps, tmp_path):
     assert float(open_video(tmp_path / "video.mp4").fps) == pytest.approx(float(fps), rel=1e-6)
 
 
-def test_nothing_is_left_of_a_video_that_failed(tmp_path):
+def test_a_failed_video_leaves_no_file(tmp_path):
     path = tmp_path / "video.mp4"
     path.write_text("an older one")
     with pytest.raises(ZeroDivisionError):
         write_video(path, (image_of(1 // (1 - index)) for index in range(3)))
     with pytest.raises(ImageError):
         write_video(path, [image_of(0), None])
-    with pytest.raises(VideoError, match="no image was written to .*video.mp4: expected one at least"):
+    with pytest.raises(VideoError, match="no image was written to .*video.mp4: expected at least one"):
         write_video(path, [])
     assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
     assert path.read_text() == "an older one"
 
 
-def test_what_a_video_cannot_be_written_to_or_from(tmp_path):
+def test_invalid_arguments_of_the_writer_are_refused(tmp_path):
     path = tmp_path / "video.mp4"
     with pytest.raises(
         VideoError, match="cannot write a video to video.gif: expected a name ending in .mkv, .mov, .mp4"
@@ -614,12 +615,12 @@ def test_what_a_video_cannot_be_written_to_or_from(tmp_path):
             VideoWriter(path, fps)
     with pytest.raises(VideoError, match="is not open: write inside 'with VideoWriter"):
         VideoWriter(path).write(image_of(0))
-    with pytest.raises(VideoError, match="image 1 for .* is 10×20, but image 0 was 48×32: expected one size. Scale"):
+    with pytest.raises(VideoError, match="image 1 for .* is 10×20, but image 0 was 48×32: expected one size. Resize"):
         write_video(path, [image_of(0), image_of(1, (20, 10))])
     assert not list(tmp_path.iterdir())
 
 
-def test_reading_gives_no_warnings_for_whole_videos(video):
+def test_reading_a_complete_video_gives_no_warnings(video):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(list(video)) == 40

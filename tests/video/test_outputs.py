@@ -1,4 +1,4 @@
-"""What tracking leaves behind: videos, folders of masks, lines of JSON."""
+"""Written results: videos, folders of masks, lines of JSON, notebooks."""
 
 import io
 import json
@@ -12,19 +12,19 @@ from video.test_tracking import BALL, CUP, HEIGHT, WIDTH, moving_square
 
 from masklet.errors import PromptError, VideoError
 from masklet.masks import decode_rle
-from masklet.model.sam2 import Sam2Model
 from masklet.results import Masks
 from masklet.results.visualisation import PALETTE
-from masklet.video.frames import VideoWriter, open_video
+from masklet.video.frame_result import FrameResult
+from masklet.video.frames import open_video
 from masklet.video.outputs import Writers, index_image, json_line, open_writers
-from masklet.video.tracks import FrameResult
+from masklet.video.writer import VideoWriter
 
 SIZE_HW = (HEIGHT, WIDTH)
 
 
 @pytest.fixture(scope="module")
 def session(sam):
-    """Two objects, tracked through all but the frames 6 to 8 of 12; the later ones first."""
+    """Two objects, tracked through all but the frames 6 to 8 of 12, the later frames first."""
     session = sam.video(moving_square(12))
     session.prompt(9, "cup", **CUP)
     session.prompt(2, "ball", **BALL)
@@ -39,7 +39,7 @@ def results(session):
 
 
 def assert_look_alike(first, second):
-    """Videos of the same images: nearly always equal, but encoders with several threads do not promise it."""
+    """Videos of the same images: nearly always equal, but encoders with several threads do not guarantee it."""
     for ours, theirs in zip(open_video(first), open_video(second), strict=True):
         assert np.abs(ours.image.astype(int) - theirs.image).mean() < 3
 
@@ -47,16 +47,16 @@ def assert_look_alike(first, second):
 TRACKED = [0, 1, 2, 3, 4, 5, 9, 10, 11]
 
 
-def result_of(masks, logits=None, index=0, objects=None):
+def result_of(masks, logits=None, index=0, object_ids=None):
     """A frame with these masks, (objects, height, width) bool."""
     count = len(masks)
     logits = np.where(masks, 1.0, -1.0).astype(np.float32) if logits is None else logits
     scores = np.full(count, 0.5, np.float32)
     made = Masks(masks, logits, scores, np.arange(count), np.zeros((*masks.shape[1:], 3), np.uint8))
-    return FrameResult(index, index / 25, objects or tuple(range(1, count + 1)), made, np.ones(count, np.float32))
+    return FrameResult(index, index / 25, object_ids or tuple(range(1, count + 1)), made, np.ones(count, np.float32))
 
 
-def test_nothing_is_written_over_the_video_itself(sam, tmp_path):
+def test_the_video_itself_is_not_overwritten(sam, tmp_path):
     file, folder = tmp_path / "video.mp4", tmp_path / "video"
     folder.mkdir()
     with VideoWriter(file) as out:
@@ -75,14 +75,14 @@ def test_nothing_is_written_over_the_video_itself(sam, tmp_path):
 def test_a_video_of_every_third_frame_is_as_long_as_the_video(sam, tmp_path):
     session = sam.video(moving_square(12))
     session.prompt(1, "cup", **CUP)
-    shown = list(session.track(every=3))
+    results = list(session.track(every=3))
     session.write(tmp_path / "masks.mp4")
     written = open_video(tmp_path / "masks.mp4")
     assert written.fps == session.video.fps / 3
-    assert written.count == len(shown) == 4
+    assert written.count == len(results) == 4
 
 
-def test_masks_lie_in_a_folder_as_davis_has_them(session, results, tmp_path):
+def test_masks_are_written_to_a_folder_as_in_davis(session, results, tmp_path):
     session.write(tmp_path / "new" / "masks")
     files = sorted((tmp_path / "new" / "masks").iterdir())
     assert [file.name for file in files] == [f"{index:05}.png" for index in TRACKED]
@@ -105,14 +105,14 @@ def test_a_single_object_has_the_number_one(tmp_path):
     np.testing.assert_array_equal(values, mask[0])
 
 
-def test_where_masks_overlap_the_higher_logit_is_seen():
+def test_where_masks_overlap_the_higher_logit_is_on_top():
     logits = np.zeros((2, 4, 6), np.float32)
     logits[0, :, :4], logits[1, :, 2:] = (1, 2, 3, 4), (4, 3, 2, 1)
     image = index_image(result_of(logits > 0, logits).masks)
     assert np.asarray(image)[0].tolist() == [1, 1, 2, 1, 2, 2]
 
 
-def test_a_mask_is_seen_wherever_nothing_overlaps_it_whatever_its_logits():
+def test_a_mask_that_nothing_overlaps_is_drawn_whatever_its_logits():
     mask = np.ones((1, 4, 6), bool)
     assert (np.asarray(index_image(result_of(mask, -np.ones((1, 4, 6), np.float32)).masks)) == 1).all()
 
@@ -129,31 +129,31 @@ def test_beyond_255_objects_numbers_have_16_bits(count, mode, tmp_path):
 
 def test_more_objects_than_a_png_has_values_are_refused():
     masks = Masks(np.ones((1, 2, 2), bool), np.ones((1, 2, 2), "f4"), np.ones(1, "f4"), np.array([65535]))
-    with pytest.raises(VideoError, match=r"object 65536 does not fit .* write lines of JSON \(\.jsonl\)"):
+    with pytest.raises(VideoError, match=r"object 65536 does not fit .* write JSON lines \(\.jsonl\)"):
         index_image(masks)
 
 
-def test_lines_of_json_hold_all_that_is_known(session, results, tmp_path):
+def test_lines_of_json_hold_the_results_of_a_frame(session, results, tmp_path):
     session.write(tmp_path / "masks.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "masks.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["frame"] for line in lines] == TRACKED
     for line, result in zip(lines, results, strict=True):
         assert line["time"] == result.time
-        assert [entry["object"] for entry in line["objects"]] == list(result.object_ids)
+        assert [entry["object_id"] for entry in line["objects"]] == list(result.object_ids)
         np.testing.assert_array_equal(decode_rle([o["segmentation"] for o in line["objects"]]), result.masks.masks)
         for place, entry in enumerate(line["objects"]):
             x0, y0, x1, y1 = result.masks.boxes[place].tolist()
             assert entry["bbox"] == [x0, y0, x1 - x0, y1 - y0]
             assert entry["area"] == result.masks.areas[place]
-            assert entry["score"] == result.iou_scores[place]
+            assert entry["iou_score"] == result.iou_scores[place]
             assert entry["object_score"] == result.object_scores[place]
 
 
-def test_names_in_json_stay_what_they_are_where_json_can():
-    line = json_line(result_of(np.zeros((3, 2, 2), bool), objects=("Becher süß", 7, frozenset({1}))))
+def test_ids_in_json_keep_their_type_if_json_has_it():
+    line = json_line(result_of(np.zeros((3, 2, 2), bool), object_ids=("Becher süß", 7, frozenset({1}))))
     assert "Becher süß" in line
     assert "\n" not in line
-    assert [entry["object"] for entry in json.loads(line)["objects"]] == ["Becher süß", 7, "frozenset({1})"]
+    assert [entry["object_id"] for entry in json.loads(line)["objects"]] == ["Becher süß", 7, "frozenset({1})"]
 
 
 def test_a_frame_without_objects_has_a_line_and_an_image(tmp_path):
@@ -164,14 +164,14 @@ def test_a_frame_without_objects_has_a_line_and_an_image(tmp_path):
     assert len(open_video(tmp_path / "o.mp4")) == 1
 
 
-def test_a_notebook_shows_frames_of_the_video_with_what_was_tracked(session, results):
-    shown = np.array(Image.open(io.BytesIO(session._repr_png_())))
+def test_a_notebook_shows_frames_of_the_video_with_masks(session, results):
+    png = np.array(Image.open(io.BytesIO(session._repr_png_())))
     four = [results[place].masks.overlay() for place in (0, 3, 5, 8)]
-    np.testing.assert_array_equal(shown, np.concatenate(four, axis=1))
+    np.testing.assert_array_equal(png, np.concatenate(four, axis=1))
     assert repr(session) == "VideoSession(the list of images, 12 frames of 80×48, 2 objects)"
 
 
-def test_a_notebook_tells_what_was_followed_in_a_video(sam):
+def test_a_notebook_lists_the_objects_of_a_video(sam):
     session = sam.video(moving_square(3))
     assert "<table>" not in session._repr_html_()
     session.prompt(1, "<a&b>", box=(20, 10, 50, 30))
@@ -181,18 +181,18 @@ def test_a_notebook_tells_what_was_followed_in_a_video(sam):
     assert b64encode(session._repr_png_()).decode() in page
 
 
-def test_a_notebook_shows_a_video_before_anything_was_shown_in_it(sam):
+def test_a_notebook_shows_a_video_without_prompts(sam):
     one = moving_square(1)
     session = sam.video(one)
     np.testing.assert_array_equal(Image.open(io.BytesIO(session._repr_png_())), one[0])
     assert repr(session) == "VideoSession(the list of images, 1 frame of 80×48, no objects)"
-    passing = sam.video(iter(one))
-    assert passing._repr_png_() is None
-    assert repr(passing) == "VideoSession(the list_iterator of images, frames of 80×48, no objects)"
-    assert len(list(passing.video)) == 1, "looking at it takes no frame"
+    once = sam.video(iter(one))
+    assert once._repr_png_() is None
+    assert repr(once) == "VideoSession(the list_iterator of images, frames of 80×48, no objects)"
+    assert len(list(once.video)) == 1, "showing it takes no frame"
 
 
-def test_a_frame_and_a_stream_show_themselves_in_a_notebook(sam, image):
+def test_a_notebook_shows_a_frame_and_a_stream(sam, image):
     live = sam.stream()
     assert (repr(live), live._repr_png_()) == ("VideoStream(0 frames, no objects)", None)
     assert live._repr_html_() is None
@@ -203,7 +203,7 @@ def test_a_frame_and_a_stream_show_themselves_in_a_notebook(sam, image):
     assert repr(live) == "VideoStream(1 frame, 1 object)"
 
 
-def test_a_video_shows_the_masks_painted_over_it(session, results, tmp_path):
+def test_a_written_video_shows_the_masks_over_its_frames(session, results, tmp_path):
     session.write(tmp_path / "masks.mp4")
     video = open_video(tmp_path / "masks.mp4")
     assert (video.size_hw, video.fps, len(video)) == (SIZE_HW, session.video.fps, len(TRACKED))
@@ -213,7 +213,7 @@ def test_a_video_shows_the_masks_painted_over_it(session, results, tmp_path):
     assert_look_alike(tmp_path / "masks.mp4", tmp_path / "expected.mp4")
 
 
-def test_written_while_tracking_or_afterwards_it_is_the_same(sam, tmp_path, monkeypatch):
+def test_results_are_the_same_written_while_tracking_or_afterwards(sam, tmp_path, monkeypatch):
     session = sam.video(moving_square(6))
     session.prompt(0, "cup", **CUP)
     session.prompt(0, "ball", **BALL)
@@ -223,8 +223,8 @@ def test_written_while_tracking_or_afterwards_it_is_the_same(sam, tmp_path, monk
         for result in session.track():
             writers.write(result)
     # Nothing is computed again.
-    monkeypatch.setattr(Sam2Model, "encode", None)
-    monkeypatch.setattr(Sam2Model, "decode", None)
+    monkeypatch.setattr(sam.engine, "encode", None)
+    monkeypatch.setattr(sam.engine, "decode", None)
     for path in paths:
         session.write(later / path.name)
     written = sorted(path.relative_to(now) for path in now.rglob("*") if path.is_file())
@@ -236,7 +236,7 @@ def test_written_while_tracking_or_afterwards_it_is_the_same(sam, tmp_path, monk
 
 
 @pytest.mark.parametrize("name", ["masks.mp4", "masks", "masks.jsonl"])
-def test_no_more_than_two_frames_are_held(session, tmp_path, monkeypatch, name):
+def test_at_most_two_frames_are_held_while_writing(session, tmp_path, monkeypatch, name):
     alive = weakref.WeakSet()
     write = Writers.write
 
@@ -249,14 +249,14 @@ def test_no_more_than_two_frames_are_held(session, tmp_path, monkeypatch, name):
     session.write(tmp_path / name)
 
 
-def test_masks_of_a_video_that_passed_are_still_there(sam, tmp_path):
+def test_masks_of_a_video_that_is_read_once_can_be_written(sam, tmp_path):
     session = sam.video(iter(moving_square(5)))
     session.prompt(0, "cup", **CUP)
     list(session.track())
     session.write(tmp_path / "masks")
     session.write(tmp_path / "masks.jsonl")
     assert len(list((tmp_path / "masks").iterdir())) == 5
-    with pytest.raises(VideoError, match="has passed"):
+    with pytest.raises(VideoError, match="cannot be read again"):
         session.write(tmp_path / "masks.mp4")
     assert not (tmp_path / "masks.mp4").exists()
 
@@ -276,7 +276,7 @@ def test_a_folder_may_have_a_dot_in_its_name(session, tmp_path):
     assert len(list((tmp_path / "clip.v2").iterdir())) == len(TRACKED)
 
 
-def test_before_tracking_there_is_nothing_to_write(sam, tmp_path):
+def test_before_tracking_nothing_can_be_written(sam, tmp_path):
     session = sam.video(moving_square(3))
     session.prompt(0, **CUP)
     with pytest.raises(PromptError, match="nothing to write: track first"):
@@ -293,7 +293,7 @@ def test_a_frame_of_another_size_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["overlay", "masks", "jsonl"])
-def test_what_cannot_be_written_is_named(tmp_path, kind):
+def test_the_path_that_cannot_be_written_is_named(tmp_path, kind):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / {"overlay": "o.mp4", "masks": "m", "jsonl": "l.jsonl"}[kind]
     with (
@@ -303,7 +303,7 @@ def test_what_cannot_be_written_is_named(tmp_path, kind):
         pass
 
 
-def test_a_read_only_folder_of_masks_is_told_before_the_work(tmp_path, monkeypatch):
+def test_a_read_only_folder_of_masks_is_refused_before_starting(tmp_path, monkeypatch):
     def refuse(self, *args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
@@ -313,10 +313,10 @@ def test_a_read_only_folder_of_masks_is_told_before_the_work(tmp_path, monkeypat
         pytest.raises(VideoError, match=f"cannot write {tmp_path / 'masks'}: Permission denied"),
         open_writers(masks=tmp_path / "masks", fps=25, size_hw=SIZE_HW),
     ):
-        pytest.fail("work was begun")
+        pytest.fail("it was opened")
 
 
-def test_a_full_disk_is_told_of_and_leaves_what_was_there(results, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_older_files(results, tmp_path, monkeypatch):
     (tmp_path / "00000.png").write_bytes(b"old")
 
     def full(*args, **kwargs):
@@ -332,7 +332,7 @@ def test_a_full_disk_is_told_of_and_leaves_what_was_there(results, tmp_path, mon
     assert (tmp_path / "00000.png").read_bytes() == b"old"
 
 
-def test_when_tracking_fails_no_half_video_and_no_half_lines_are_left(results, tmp_path):
+def test_if_tracking_fails_no_partial_files_are_left(results, tmp_path):
     def tracking():
         yield results[0]
         raise OSError("the camera is gone")

@@ -1,4 +1,4 @@
-"""A session goes on where it was broken off, bit for bit; what cannot be gone on with is said."""
+"""A saved session continues to the bit; files that cannot be continued are refused."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from video.test_tracking import BALL, CUP, HEIGHT, WIDTH, assert_same, logits_of
 from masklet.engine import make_engine
 from masklet.errors import SessionError, SpoolError
 from masklet.segmenter import Segmenter, load
-from masklet.video import saved, spool
+from masklet.video import autosave, saved, spool
 from masklet.video.spool import Spool
 
 FRAMES = 20
@@ -36,7 +36,7 @@ def clip(tmp_path_factory):
 
 
 def begun(sam, video, **options):
-    """A session with all there is to save: clicks, a box, a mask, a correction, frames passed either way."""
+    """A session with clicks, a box, a mask, a correction, and frames tracked in both directions."""
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[30:44, 50:76] = True
     session = sam.video(video, **options)
@@ -56,22 +56,22 @@ def session_file(sam, clip, tmp_path_factory):
     return path
 
 
-def test_a_resumed_session_goes_on_bit_for_bit(sam, clip, session_file):
-    unbroken, resumed = begun(sam, clip), sam.resume(session_file)
-    assert resumed.object_ids == unbroken.object_ids == ("cup", 7, "lid")
-    assert resumed.tracked == unbroken.tracked == tuple(range(12))
-    for go_on in (
+def test_a_resumed_session_continues_to_the_bit(sam, clip, session_file):
+    uninterrupted, resumed = begun(sam, clip), sam.resume(session_file)
+    assert resumed.object_ids == uninterrupted.object_ids == ("cup", 7, "lid")
+    assert resumed.tracked_frames == uninterrupted.tracked_frames == tuple(range(12))
+    for continuing in (
         lambda s: s.track(start=12),
         lambda s: s.track(start=6, end=9),
         lambda s: s.track(start=9, direction="backward"),
     ):
-        assert_same(logits_of(go_on(resumed)), logits_of(go_on(unbroken)))
-    corrected = [s.prompt(5, "cup", points=[(10, 40, 0)]).logits for s in (resumed, unbroken)]
+        assert_same(logits_of(continuing(resumed)), logits_of(continuing(uninterrupted)))
+    corrected = [s.prompt(5, "cup", points=[(10, 40, 0)]).logits for s in (resumed, uninterrupted)]
     np.testing.assert_array_equal(*corrected)
-    assert_same(logits_of(resumed.track()), logits_of(unbroken.track()))
+    assert_same(logits_of(resumed.track()), logits_of(uninterrupted.track()))
 
 
-def test_past_results_come_back_without_tracking(sam, clip, session_file):
+def test_past_results_are_restored_without_tracking(sam, clip, session_file):
     def everything(session):
         return [
             (r.index, r.time, r.object_ids, r.iou_scores.tolist(), r.object_scores.tolist(), r.masks.masks.tobytes())
@@ -90,7 +90,7 @@ def test_a_resumed_session_can_be_saved_again(sam, session_file, tmp_path):
             assert first.read(name) == second.read(name)
 
 
-def test_resolution_and_what_is_read_are_kept(sam, clip, tmp_path):
+def test_the_resolution_and_the_policy_are_saved(sam, clip, tmp_path):
     session = begun(sam, clip, resolution=(96, 64), max_prompted=2)
     session.save(tmp_path / "s")
     resumed = sam.resume(tmp_path / "s")
@@ -102,7 +102,7 @@ def test_resolution_and_what_is_read_are_kept(sam, clip, tmp_path):
 def test_a_session_without_objects_can_be_saved(sam, clip, tmp_path):
     sam.video(clip).save(tmp_path / "s")
     resumed = sam.resume(tmp_path / "s")
-    assert resumed.object_ids == resumed.tracked == ()
+    assert resumed.object_ids == resumed.tracked_frames == ()
 
 
 def test_a_session_in_bfloat16_keeps_its_dtype(sam, clip, tmp_path):
@@ -116,19 +116,19 @@ def test_a_session_in_bfloat16_keeps_its_dtype(sam, clip, tmp_path):
         sam.resume(tmp_path / "s")
 
 
-def test_a_resumed_session_holds_nothing_before_it_is_read(sam, session_file):
+def test_a_resumed_session_holds_no_tensors_before_they_are_read(sam, session_file):
     bank = sam.resume(session_file)._tracks.objects["cup"].bank
     assert not bank.maps
     assert bank.tensor_bytes() == 0
 
 
-def test_a_video_that_moved_is_followed(sam, clip, session_file, tmp_path):
+def test_a_video_may_have_moved(sam, clip, session_file, tmp_path):
     moved = write_images(tmp_path / "moved", moving_square(FRAMES))
     expected = logits_of(sam.resume(session_file).track(start=12))
     assert_same(logits_of(sam.resume(session_file, video=moved).track(start=12)), expected)
 
 
-def test_a_video_of_images_is_passed_again(sam, tmp_path):
+def test_images_in_memory_are_passed_again(sam, tmp_path):
     video = moving_square(FRAMES)
     session = begun(sam, video)
     session.save(tmp_path / "s")
@@ -178,14 +178,14 @@ DAMAGED = {
         "is damaged or was cut off",
     ),
     "a flipped bit": (with_a_flipped_bit, "is damaged or was cut off"),
-    "another version": (of_another_version, "in version 9 of the format by masklet 7.0: masklet .* reads version 1"),
+    "another version": (of_another_version, "in version 9 of the format by masklet 7.0: masklet .* reads version 2"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_file_that_is_no_whole_session_is_refused(sam, session_file, tmp_path, case):
-    spoil, message = DAMAGED[case]
-    spoil(session_file, tmp_path / "s")
+def test_a_file_that_is_not_a_complete_session_is_refused(sam, session_file, tmp_path, case):
+    damage, message = DAMAGED[case]
+    damage(session_file, tmp_path / "s")
     with pytest.raises(SessionError, match=message):
         sam.resume(tmp_path / "s")
 
@@ -197,7 +197,7 @@ def test_another_model_is_refused(sam, session_file):
         Segmenter(make_engine(other), sam.image_processor).resume(session_file)
 
 
-def test_another_video_or_none_is_refused(sam, tmp_path):
+def test_another_or_a_missing_video_is_refused(sam, tmp_path):
     video = write_images(tmp_path / "video", moving_square(4))
     session = sam.video(video)
     session.prompt(0, **CUP)
@@ -207,7 +207,7 @@ def test_another_video_or_none_is_refused(sam, tmp_path):
         sam.resume(tmp_path / "s", video=other)
     video.rename(tmp_path / "renamed")
     with pytest.raises(
-        SessionError, match=r"was at .*video and is gone: say where it is, sam\.resume\('.*', video=…\)"
+        SessionError, match=r"is no longer at .*video: pass its new place, sam\.resume\('.*', video=…\)"
     ):
         sam.resume(tmp_path / "s")
     assert sam.resume(tmp_path / "s", video=tmp_path / "renamed").object_ids == (1,)
@@ -228,17 +228,17 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(sam, clip, tmp_path, m
     assert [file.name for file in tmp_path.iterdir()] == ["s"]
 
 
-def test_names_that_no_file_can_hold_are_refused(sam, clip, tmp_path):
+def test_ids_that_cannot_be_saved_are_refused(sam, clip, tmp_path):
     session = sam.video(clip)
     session.prompt(0, ("cup", 1), **CUP)
-    with pytest.raises(SessionError, match=r"object \('cup', 1\) cannot be saved: expected names that are text or"):
+    with pytest.raises(SessionError, match=r"object \('cup', 1\) cannot be saved: expected ids that are text or"):
         session.save(tmp_path / "s")
 
 
 @pytest.mark.parametrize(("cost", "saves"), [(0, [20, 40, 60, 60]), (3, [20, 53, 66])])
-def test_autosave_waits_between_and_saves_at_the_end(monkeypatch, cost, saves):
+def test_autosave_saves_at_intervals_and_at_the_end(monkeypatch, cost, saves):
     now, calls = 0, []
-    monkeypatch.setattr(saved, "monotonic", lambda: now)
+    monkeypatch.setattr(autosave, "monotonic", lambda: now)
 
     def results():
         nonlocal now
@@ -251,11 +251,11 @@ def test_autosave_waits_between_and_saves_at_the_end(monkeypatch, cost, saves):
         calls.append(now)
         now += cost
 
-    assert list(saved.autosaving(results(), save, seconds=15)) == list(range(6))
+    assert list(autosave.autosaving(results(), save, seconds=15)) == list(range(6))
     assert calls == saves
 
 
-def test_autosave_also_saves_what_is_broken_off(sam, clip, tmp_path):
+def test_autosave_saves_an_interrupted_session(sam, clip, tmp_path):
     session = sam.video(clip)
     session.prompt(0, **CUP)
     results = session.track(autosave=1000, autosave_to=tmp_path / "s")
@@ -263,15 +263,15 @@ def test_autosave_also_saves_what_is_broken_off(sam, clip, tmp_path):
         if result.index == 6:
             break
     results.close()
-    assert sam.resume(tmp_path / "s").tracked == tuple(range(7))
+    assert sam.resume(tmp_path / "s").tracked_frames == tuple(range(7))
 
 
 @pytest.mark.parametrize("given", [{"autosave": 5}, {"autosave_to": "here"}])
-def test_autosave_needs_a_time_and_a_place(sam, clip, given):
+def test_autosave_needs_an_interval_and_a_path(sam, clip, given):
     session = sam.video(clip)
     session.prompt(0, **CUP)
     with pytest.raises(SessionError, match="autosave=seconds and autosave_to=path go together"):
-        next(session.track(**given))
+        session.track(**given)
 
 
 CHILD = """
@@ -284,7 +284,7 @@ for result in session.track(autosave=0, autosave_to=sys.argv[3]):
 """
 
 
-def test_a_killed_process_is_gone_on_with_from_the_last_autosave(sam, tmp_path):
+def test_a_killed_process_is_continued_from_the_last_autosave(sam, tmp_path):
     sam.model.save_pretrained(tmp_path / "model")
     video = write_images(tmp_path / "video", moving_square(60))
     arguments = [str(tmp_path / name) for name in ("model", "video", "s")]
@@ -293,18 +293,18 @@ def test_a_killed_process_is_gone_on_with_from_the_last_autosave(sam, tmp_path):
         child.kill()
     assert child.returncode == -signal.SIGKILL
     here = load(tmp_path / "model", device="cpu")
-    unbroken, resumed = here.video(video), here.resume(tmp_path / "s")
-    unbroken.prompt(0, "cup", **CUP)
-    unbroken.prompt(3, "ball", **BALL)
-    expected = logits_of(unbroken.track())
-    last = resumed.tracked[-1]
+    uninterrupted, resumed = here.video(video), here.resume(tmp_path / "s")
+    uninterrupted.prompt(0, "cup", **CUP)
+    uninterrupted.prompt(3, "ball", **BALL)
+    expected = logits_of(uninterrupted.track())
+    last = resumed.tracked_frames[-1]
     assert 0 <= last < 59
     assert_same(logits_of(resumed._stored_results(with_images=False)), expected, [k for k in expected if k[0] <= last])
-    assert_same(logits_of(resumed.track_on()), expected, [k for k in expected if k[0] > last])
+    assert_same(logits_of(resumed.resume_tracking()), expected, [k for k in expected if k[0] > last])
 
 
 @pytest.mark.parametrize(
-    ("track", "broken_at"),
+    ("track", "interrupted_at"),
     [
         ({}, 9),
         ({"start": 10, "direction": "backward"}, 6),
@@ -314,23 +314,23 @@ def test_a_killed_process_is_gone_on_with_from_the_last_autosave(sam, tmp_path):
         ({"start": 2, "end": 12}, 11),
     ],
 )
-def test_tracking_goes_on_where_it_was_broken_off(sam, clip, tmp_path, track, broken_at):
-    unbroken, broken = begun(sam, clip), begun(sam, clip)  # all of it is tracked a second time
-    expected = logits_of(unbroken.track(**track))
+def test_tracking_continues_where_it_was_interrupted(sam, clip, tmp_path, track, interrupted_at):
+    uninterrupted, interrupted = begun(sam, clip), begun(sam, clip)  # all frames are tracked a second time
+    expected = logits_of(uninterrupted.track(**track))
     first = []
-    for result in (results := broken.track(**track, autosave=1000, autosave_to=tmp_path / "s")):
+    for result in (results := interrupted.track(**track, autosave=1000, autosave_to=tmp_path / "s")):
         first.append(result)
-        if result.index == broken_at:
+        if result.index == interrupted_at:
             break
     results.close()
     resumed = sam.resume(tmp_path / "s")
-    found = logits_of(first) | logits_of(resumed.track_on())
+    found = logits_of(first) | logits_of(resumed.resume_tracking())
     assert list(found) == list(expected)
     assert_same(found, expected)
-    assert list(resumed.track_on()) == []
+    assert list(resumed.resume_tracking()) == []
 
 
-def test_a_disk_that_is_full_loses_nothing(sam, clip, tmp_path, monkeypatch):
+def test_a_full_disk_loses_no_results(sam, clip, tmp_path, monkeypatch):
     session = begun(sam, clip)
     tracks = session._tracks
     before = logits_of(session._stored_results(with_images=False))
@@ -350,7 +350,7 @@ def test_a_disk_that_is_full_loses_nothing(sam, clip, tmp_path, monkeypatch):
     assert_same(logits_of(resumed.track(start=12)), logits_of(begun(sam, clip).track(start=12)))
 
 
-def test_a_disk_that_fills_up_keeps_what_is_on_it(tmp_path, monkeypatch):
+def test_a_spool_keeps_what_it_stored_before_the_disk_was_full(tmp_path, monkeypatch):
     held = Spool(limit_bytes=10)
     places = [held.put(bytes([number]) * 8) for number in range(4)]
     file = held._file
@@ -369,23 +369,22 @@ def test_a_disk_that_fills_up_keeps_what_is_on_it(tmp_path, monkeypatch):
 
 
 class Full:
-    """A file on a disk with room for three more bytes."""
+    """A file on a disk with space for three more bytes."""
 
     def __init__(self, file):
-        self.file, self.room = file, 3
+        self.file, self.space = file, 3
 
     def __getattr__(self, name):
         return getattr(self.file, name)
 
     def write(self, data):
-        taken = min(self.room, len(data))
+        taken = min(self.space, len(data))
         if not taken:
             raise OSError(28, "No space left on device")
-        self.room -= taken
+        self.space -= taken
         return self.file.write(data[:taken])
 
 
-@pytest.mark.gpu
 @pytest.mark.gpu
 def test_a_session_moves_between_devices(sam, clip, tmp_path):
     there = Segmenter(make_engine(copy.deepcopy(sam.model).to("cuda")), sam.image_processor)

@@ -21,20 +21,22 @@ if TYPE_CHECKING:
 
 COLUMNS = ("step", "total", "focal", "dice", "iou", "object", "train IoU", "rate", "s/step", "validation")
 ROWS = 200
-"""Of the table of a whole run, at most."""
+"""Maximum number of rows for the steps of a run."""
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what and how.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="YAML file of the model, data and stages.")],
     run: Annotated[
-        Path, typer.Option(help="Folder for the models, the log and the state; a run that is there goes on.")
+        Path, typer.Option(help="Folder for the models, the log and the state. A run in it is resumed.")
     ] = Path("run"),
-    data: Annotated[str | None, typer.Option(metavar="FOLDER", help="Instead of the data's path in the file.")] = None,
-    model: Annotated[str | None, typer.Option(help="To begin from, instead of the model in the file.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="FOLDER", help="Overrides the path of the data.")] = None,
+    model: Annotated[str | None, typer.Option(help="Overrides the model to start from.")] = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU; its own choice if not given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of PyTorch; its default if not given.")
+    ] = None,
 ) -> None:
-    """Fine-tune a model on your own masks, or train one from nothing."""
+    """Fine-tune a model on your own masks, or train one from scratch."""
     import torch
 
     from masklet.training.config import read_config
@@ -42,41 +44,45 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    whole = Run(read_config(config, data=data, model=model), run, device=device)
-    if not whole.accelerator.is_main_process:  # one of several processes speaks for all
-        for _ in whole.reports():
+    execute(Run(read_config(config, data=data, model=model), run, device=device))
+
+
+def execute(run: Run) -> None:
+    """Executes a run. The main process prints a table of its steps and validations, then the summary."""
+    if not run.accelerator.is_main_process:
+        for _ in run.reports():
             pass
         return
-    with _table(whole) as table:
-        _follow(whole, table)
-    print(whole.summary())
+    with _table(run) as table:
+        _print_reports(run, table)
+    print(run.summary())
 
 
 class Table(Protocol):
-    """Where rows and the state of things go."""
+    """Prints rows and progress."""
 
     def row(self, *cells: str) -> None:
-        """Add a row."""
+        """Adds a row."""
 
-    def at(self, step: int, text: str) -> None:
-        """Show how far things are."""
+    def update(self, step: int, text: str) -> None:
+        """Shows the progress."""
 
 
-def _follow(run: Run, table: Table) -> None:
-    """Go through the run; a row every few steps, and one for each measurement."""
+def _print_reports(run: Run, table: Table) -> None:
+    """Executes the run; prints a row every few steps and one for each validation."""
     from masklet.training.validation import Scores
 
     every = max(1, run.config.steps // ROWS)
-    first, began = None, time.monotonic()
+    first, started = None, time.monotonic()
     for report in run.reports():
         if isinstance(report, Scores):
             table.row(*_score_cells(report))
             continue
         if first is None:
-            first, began = report.step, time.monotonic()
-        seconds = (time.monotonic() - began) / max(report.step - first, 1)
+            first, started = report.step, time.monotonic()
+        seconds = (time.monotonic() - started) / max(report.step - first, 1)
         left = timedelta(seconds=round(seconds * (run.config.steps - report.step)))
-        table.at(report.step, f"IoU {report.ious[-1]:.3f}, {left} left")
+        table.update(report.step, f"IoU {report.ious[-1]:.3f}, {left} left")
         if report.step % every == 0:
             table.row(*_step_cells(report, seconds))
 
@@ -94,7 +100,7 @@ def _step_cells(report: StepReport, seconds: float) -> list[str]:
 
 @contextmanager
 def _table(run: Run) -> Iterator[Table]:
-    """A Rich table that grows, above a bar; in a pipe tab-separated lines."""
+    """A live table above a progress bar in a terminal, tab-separated lines otherwise."""
     if sys.stdout.isatty():
         with _LiveTable(run.config.steps) as live:
             yield live
@@ -103,7 +109,7 @@ def _table(run: Run) -> Iterator[Table]:
 
 
 class _Lines:
-    """Rows as they come, for a file or another program."""
+    """Prints rows as tab-separated lines, for files and other programs."""
 
     def __init__(self) -> None:
         print("\t".join(COLUMNS), flush=True)
@@ -111,14 +117,14 @@ class _Lines:
     def row(self, *cells: str) -> None:
         print("\t".join(cells), flush=True)
 
-    def at(self, step: int, text: str) -> None:
+    def update(self, step: int, text: str) -> None:
         pass
 
 
 class _LiveTable:
-    """The last rows and a bar, redrawn in place."""
+    """The last rows and a progress bar, redrawn in place."""
 
-    SHOWN = 20
+    MAX_ROWS = 20
 
     def __init__(self, steps: int) -> None:
         from rich.console import Console
@@ -127,8 +133,8 @@ class _LiveTable:
 
         self.rows: list[tuple[str, ...]] = []
         self.progress = Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self.task = self.progress.add_task("measuring the model as it is", total=steps)
-        self.live = Live(self._drawn(), console=Console(), refresh_per_second=4)
+        self.task = self.progress.add_task("validating the initial model", total=steps)
+        self.live = Live(self._rendered(), console=Console(), refresh_per_second=4)
 
     def __enter__(self) -> _LiveTable:
         self.live.start()
@@ -139,16 +145,16 @@ class _LiveTable:
 
     def row(self, *cells: str) -> None:
         self.rows.append(cells)
-        self.live.update(self._drawn())
+        self.live.update(self._rendered())
 
-    def at(self, step: int, text: str) -> None:
+    def update(self, step: int, text: str) -> None:
         self.progress.update(self.task, completed=step, description=text)
 
-    def _drawn(self) -> Group:
+    def _rendered(self) -> Group:
         from rich.console import Group
         from rich.table import Table as RichTable
 
         table = RichTable(*COLUMNS)
-        for cells in self.rows[-self.SHOWN :]:
+        for cells in self.rows[-self.MAX_ROWS :]:
             table.add_row(*cells)
         return Group(table, self.progress)

@@ -30,9 +30,9 @@ from masklet.evaluation.scores import summarise
 from masklet.images.folder import images_in
 from masklet.masks import upscale_logits
 from masklet.segmenter import Segmenter
+from masklet.video.frame_result import FrameResult
 from masklet.video.frames import width_by_height
 from masklet.video.session import VideoSession
-from masklet.video.tracks import FrameResult
 
 CLICKS = 3
 EXPECTED = "expected JPEGImages/VIDEO/*.jpg and Annotations/VIDEO/*.png"

@@ -1,4 +1,7 @@
-"""Training: ``train`` fine-tunes a model on masks of your own, or trains one from nothing."""
+"""Training: ``train`` fine-tunes a model on masks of your own, or trains one from scratch.
+
+``Run`` does the same and accepts examples, validation scenes, an initialiser, optimizers and an extra loss of your own.
+"""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -7,11 +10,16 @@ from typing import TYPE_CHECKING
 from masklet.errors import ConfigError
 
 if TYPE_CHECKING:
+    from masklet.training.batches import Batch as Batch
+    from masklet.training.batches import Example as Example
+    from masklet.training.batches import Examples as Examples
     from masklet.training.config import DataConfig as DataConfig
     from masklet.training.config import LoraConfig as LoraConfig
     from masklet.training.config import Stage as Stage
     from masklet.training.config import TrainingConfig as TrainingConfig
     from masklet.training.config import read_config as read_config
+    from masklet.training.data.scenes import Frame as Frame
+    from masklet.training.data.scenes import Scene as Scene
     from masklet.training.losses import LossWeights as LossWeights
     from masklet.training.prompts import PromptRates as PromptRates
     from masklet.training.run import Run as Run
@@ -19,7 +27,9 @@ if TYPE_CHECKING:
     from masklet.training.run import train as train
 
 _HOMES = {
+    "batches": ("Batch", "Example", "Examples"),
     "config": ("DataConfig", "LoraConfig", "Stage", "TrainingConfig", "read_config"),
+    "data.scenes": ("Frame", "Scene"),
     "losses": ("LossWeights",),
     "prompts": ("PromptRates",),
     "run": ("Run", "Summary", "train"),
@@ -29,7 +39,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)  # noqa: PLE0605
 
 
-for _name in ("yaml", "accelerate"):  # peft is asked for by those who want adapters
+for _name in ("yaml", "accelerate"):  # peft is needed only for adapters, and is checked for there
     if find_spec(_name) is None:
         raise ConfigError(f'training needs {_name}, which is not installed: pip install "masklet[train]"')
 

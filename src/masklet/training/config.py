@@ -1,4 +1,4 @@
-"""The numbers of a training run, read from YAML: frozen dataclasses, validated, nothing else."""
+"""The configuration of a training run, read from YAML: frozen dataclasses that validate themselves."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from masklet.config import (
 )
 from masklet.errors import ConfigError
 from masklet.training.losses import LossWeights
-from masklet.training.parts import PARTS, TRAINED
+from masklet.training.parameter_groups import COMPONENTS, TRAINABLE
 from masklet.training.prompts import PromptRates
 
-NETWORK_PARTS = {
+NETWORK_CONFIGS = {
     "image_encoder": Sam2ImageEncoderConfig,
     "prompt_encoder": Sam2PromptEncoderConfig,
     "mask_decoder": Sam2MaskDecoderConfig,
@@ -36,11 +36,10 @@ NETWORK_PARTS = {
     "memory_encoder": Sam2MemoryEncoderConfig,
     "everything": Sam2EverythingConfig,
 }
-LAYOUTS = ("folder", "coco", "sa1b", "videos", "sav", "synthetic")
-OPTIMIZERS = ("adamw", "muon")
+LAYOUTS = ("folder", "coco", "sa1b", "videos", "sav")
 TRACKERS = ("tensorboard", "wandb")
-HOUSEKEEPING = ("workers", "save_every", "validate_every", "trackers", "cache", "cache_gb")
-"""Fields that leave the weights alone, and may change while a run is interrupted."""
+CHANGEABLE = ("workers", "save_every", "validate_every", "trackers", "cache", "cache_gb")
+"""Fields that do not affect the weights, so a resumed run may change them."""
 RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: value >= 0, "a whole number >= 0"),
     "learning_rate": (lambda value: 0 < value < math.inf, "a number > 0"),
@@ -49,105 +48,99 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay": (lambda value: 0 <= value < math.inf, "a number >= 0"),
     "max_gradient_norm": (lambda value: value > 0, "a number > 0"),
     "ema_decay": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
-    "geometry_steps": (lambda value: value >= 0, "a whole number >= 0"),
-    "affinity": (lambda value: 0 <= value < math.inf, "a number >= 0"),
     "cache_gb": (lambda value: value >= 0, "a number >= 0"),
 }
-"""What fields of a run may be."""
+"""For fields of a run: a check of the value, and what to expect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where images or videos and their masks lie."""
+    """Where images or videos and their masks are."""
 
     layout: str
-    """``folder``, ``coco``, ``sa1b``, ``videos`` (DAVIS, YouTube-VOS), ``sav`` or ``synthetic``; see ``data``."""
+    """``folder``, ``coco``, ``sa1b``, ``videos`` (DAVIS, YouTube-VOS) or ``sav``; see ``masklet.training.data``."""
     path: str | os.PathLike[str]
-    """Folder of the images or videos; for ``synthetic``, of the archives to compose from."""
+    """Folder of the images or videos."""
     annotations: str | os.PathLike[str] | None = None
-    """COCO's JSON file."""
+    """JSON file of the layout ``coco``."""
     split_masks: bool = False
-    """Take every connected part of a mask for an object of its own: for maps of classes."""
+    """Treat every connected component of a label as an object of its own: for masks of classes."""
     flip: bool = True
     """Mirror half of the images and clips."""
     validation: float | DataConfig = 0.1
-    """Share of the images or videos, chosen by name, that is only measured on; or other data for that."""
+    """Share of the images or videos, chosen by name, to validate on instead of training; or other data for that."""
 
     def __post_init__(self) -> None:
-        _as_text(self, "path", "annotations")
+        _path_as_text(self, "path", "annotations")
         if self.layout not in LAYOUTS:
             raise ConfigError(f"data has layout {self.layout!r}: expected one of {', '.join(LAYOUTS)}")
         if (self.layout == "coco") != (self.annotations is not None):
             raise ConfigError(
-                f"data of layout {self.layout}: annotations, a JSON file, belong to coco, and to it alone"
+                f"data of layout {self.layout}: annotations, a JSON file, are for layout coco, which needs them"
             )
         if self.split_masks and self.layout != "folder":
-            raise ConfigError(f"data of layout {self.layout}: split_masks belongs to layout folder alone")
+            raise ConfigError(f"data of layout {self.layout}: split_masks is for layout folder only")
         if not isinstance(self.validation, DataConfig) and not 0 <= self.validation < 1:
             raise ConfigError(f"data has validation {self.validation!r}: expected a share from 0 to 1, or data")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stretch of training at one input size, on images or on clips."""
+    """A stage of training: steps at one input size, on images or on clips."""
 
     steps: int
-    """Optimizer steps."""
-    image_size: int | None = None
-    """Height and width of the images, in pixels; the model's own if not given."""
-    images: int = 4
-    """Images in a batch, or clips."""
+    """Number of optimizer steps."""
+    input_size: int = 0
+    """Height and width of the network's input, in pixels; 0 for the model's own."""
+    batch_size: int = 4
+    """Number of images or clips in a batch."""
     objects: int = 4
-    """Prompted objects in each image or clip: drawn where there are more, some twice where there are fewer."""
+    """Number of objects prompted in each image or clip: a random choice of them, with repeats if there are fewer."""
     rounds: int = 8
-    """Decodings of each object: the first prompt, then one correction click a round. The papers correct 7 times."""
+    """Number of decodings of each object: the first prompt, then one correction click per round. The papers correct
+    7 times."""
     frames: int = 1
-    """Of a clip, whose objects are prompted in the first and followed through the others; 1 for images."""
+    """Frames of a clip. Objects are prompted in the first frame and tracked through the others. 1 for images."""
     train: str = "everything"
-    """What learns: ``everything``, ``frozen_encoder`` (all but it), ``decoder``, ``memory`` or ``lora`` (adapters)."""
+    """Weights to train: ``everything``, ``frozen_encoder`` (all but the image encoder), ``decoder``, ``memory`` or
+    ``lora`` (adapters)."""
     losses: LossWeights = field(default_factory=LossWeights)
-    """Weights of the losses; the papers' if not given."""
+    """Weights of the losses; by default those of the papers."""
     prompts: PromptRates | None = None
-    """How objects are shown first; as often as in the papers if None."""
+    """Rates of first prompts; those of the papers if None."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "images", "objects", "rounds", "frames"):
+        for name in ("steps", "batch_size", "objects", "rounds", "frames"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ConfigError(f"{name} of a training stage is {value!r}: expected a whole number >= 1")
-        if self.image_size is not None and (self.image_size < 1 or self.image_size % SIDE_MULTIPLE):
-            raise ConfigError(f"image_size of a training stage is {self.image_size}: not a multiple of {SIDE_MULTIPLE}")
-        if self.train not in TRAINED:
-            raise ConfigError(f"train of a training stage is {self.train!r}: expected one of {', '.join(TRAINED)}")
+        if self.input_size < 0 or self.input_size % SIDE_MULTIPLE:
+            raise ConfigError(f"input_size of a training stage is {self.input_size}: not a multiple of {SIDE_MULTIPLE}")
+        if self.train not in TRAINABLE:
+            raise ConfigError(f"train of a training stage is {self.train!r}: expected one of {', '.join(TRAINABLE)}")
 
     @property
     def prompt_rates(self) -> PromptRates:
-        """How objects are shown first."""
-        of_papers = PromptRates(click=0.25, box=0.25, mask=0.5) if self.frames > 1 else PromptRates()
-        return self.prompts or of_papers
-
-    @property
-    def side_px(self) -> int:
-        """Height and width of the images, once the model is known."""
-        assert self.image_size is not None
-        return self.image_size
+        """Rates of first prompts."""
+        default = PromptRates(click=0.25, box=0.25, mask=0.5) if self.frames > 1 else PromptRates()
+        return self.prompts or default
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (arXiv 2106.09685): matrices that learn beside frozen ones, and are added to them on save."""
+    """Low-rank adapters (arXiv 2106.09685): small matrices trained beside frozen ones, and merged into them on save."""
 
     rank: int = 8
-    """Of each adapter."""
+    """Rank of each adapter."""
     alpha: int = 16
-    """An adapter counts ``alpha / rank`` times."""
+    """Adapters are scaled by ``alpha / rank``."""
     targets: tuple[str, ...] = ("vision_encoder.*.attn.*",)
-    """Patterns of the names of linear layers, with ``*`` for anything."""
+    """Patterns of the names of linear layers; ``*`` matches anything."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", _names(self.targets))
         if not self.targets:
             raise ConfigError(
-                "lora has no targets: expected patterns of layers' names, or leave it out for attention's"
+                "lora has no targets: expected patterns of layer names; without the field, the encoder's attention"
             )
         if not isinstance(self.rank, int) or self.rank < 1:
             raise ConfigError(f"rank of lora is {self.rank!r}: expected a whole number >= 1")
@@ -155,170 +148,166 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Everything a run is made of."""
+    """All settings of a training run."""
 
     model: Sam2Config | str | os.PathLike[str] = "nano"
-    """A model to begin from (a name, a folder, a ``.pt`` file), or the network to train from nothing."""
-    data: DataConfig
-    """What to learn from."""
+    """Model to start from (a name, a folder or a ``.pt`` file), or the configuration of a network to train from
+    scratch."""
+    data: DataConfig | None = None
+    """Data to train on; None if ``Run`` is given examples."""
     stages: tuple[Stage, ...]
-    """In order."""
+    """Stages, in order."""
     seed: int = 0
-    """Of first weights, the order of images, and prompts."""
-    optimizer: str = "adamw"
-    """``muon`` moves the matrices of linear maps by Muon (arXiv 2502.16982), and all else by AdamW."""
+    """Seed of the initial weights, the order of images, and prompts."""
     learning_rate: float = 1e-4
-    """At its height, after the warm-up; then it falls to zero along a cosine of the pixels seen."""
+    """Peak learning rate, reached after the warm-up. It then falls to zero along a cosine of the pixels processed."""
     rates: Mapping[str, float] = field(default_factory=dict)
-    """Factors on the learning rate, by part: image_encoder, prompt_encoder, mask_decoder, object_score, memory."""
+    """Factors on the learning rate by component: image_encoder, prompt_encoder, mask_decoder, object_score, memory."""
     layer_decay: float = 1.0
-    """A block of the image encoder learns at this times the rate of the one after it."""
+    """Ratio of the learning rates of a block of the image encoder and the block after it."""
     warmup_steps: int = 20
-    """Steps in which the learning rate rises from zero."""
+    """Steps in which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
-    """AdamW's, on matrices."""
+    """Weight decay of matrices."""
     max_gradient_norm: float = 1.0
-    """Longer gradients are shortened to this."""
+    """Norm to which longer gradients are clipped."""
     ema_decay: float = 0.99
-    """Of the running mean of the weights, which is what is measured and kept; 0 keeps the weights themselves."""
-    parts: int = 1
-    """A batch is learned from in so many parts, whose gradients add up; several processes share them out."""
+    """Decay of the moving average of the weights, which is validated and saved; 0 uses the weights themselves."""
+    micro_batches: int = 1
+    """Equal parts into which a batch is split. Their gradients add up; several processes share them."""
     bfloat16: bool = False
-    """Multiply in bfloat16; weights and losses stay float32."""
+    """Compute matrix products in bfloat16; weights and losses stay in float32."""
     checkpoint_activations: bool = False
-    """Compute blocks twice instead of keeping what they made: less memory, a third more time."""
+    """Recompute the activations of blocks in the backward pass: less memory, about a third more time."""
     lora: LoraConfig | None = None
-    """Adapters, which learn in every stage."""
-    geometry_steps: int = 0
-    """Steps of the lesson in geometry before the first image, for a network that starts from nothing."""
-    affinity: float = 0.0
-    """Weight of the lesson in which cells belong together, for an encoder that starts from nothing."""
+    """Adapters; they are trained in every stage."""
     workers: int = 2
-    """Threads that read or compose the next images."""
+    """Number of threads that prepare batches."""
     save_every: int = 200
-    """Steps between saves of the state, to go on from, and of the model ``last``."""
+    """Steps between saves of the state, from which a run resumes, and of the model ``last``."""
     validate_every: int = 200
-    """Steps between measurements."""
+    """Steps between validations."""
     validation_objects: int = 200
-    """Objects measured on, at most."""
+    """Maximum number of objects to validate on."""
     store_float16: bool = False
-    """Write the models in half the size."""
+    """Save models in float16, at half the size."""
     cache: str | os.PathLike[str] | None = None
-    """Folder for the features of images whose encoder is frozen, so that each is encoded once."""
+    """Folder for the features of a frozen image encoder, so that each image is encoded once."""
     cache_gb: float = 20.0
-    """What that folder may grow to."""
+    """Maximum size of that folder, in gigabytes."""
     trackers: tuple[str, ...] = ()
-    """``tensorboard``, ``wandb``: where else to log to."""
+    """Experiment trackers to log to, in addition to the log file: ``tensorboard``, ``wandb``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "trackers", _names(self.trackers))
         if not isinstance(self.model, Sam2Config):
-            _as_text(self, "model")
-        _as_text(self, "cache")
+            _path_as_text(self, "model")
+        _path_as_text(self, "cache")
         if not self.stages:
             raise ConfigError("the run has no stages: expected at least one, such as {steps: 500}")
         self._check_choices()
-        for name in ("parts", "workers", "save_every", "validate_every", "validation_objects"):
+        for name in ("micro_batches", "workers", "save_every", "validate_every", "validation_objects"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}: expected a whole number >= 1")
         self._check_ranges()
         for stage in self.stages:
-            if stage.images % self.parts:
-                raise ConfigError(f"a stage of {stage.images} images cannot be split into {self.parts} equal parts")
+            if stage.batch_size % self.micro_batches:
+                raise ConfigError(
+                    f"a batch_size of {stage.batch_size} cannot be split into {self.micro_batches} equal micro_batches"
+                )
             if stage.train == "lora" and self.lora is None:
-                raise ConfigError("a stage trains lora, but there is none: add lora: {rank: 8}")
+                raise ConfigError("a stage trains lora, but lora is not configured: add lora: {rank: 8}")
         if isinstance(self.model, Sam2Config):
-            self.fitting(self.model)
-        elif self.geometry_steps:
-            raise ConfigError("geometry_steps are for a network that starts from nothing: give its numbers as model")
+            self.for_network(self.model)
 
     def _check_ranges(self) -> None:
-        for name, (is_fine, expected) in RANGES.items():
-            if not is_fine(value := getattr(self, name)):
+        for name, (is_valid, expected) in RANGES.items():
+            if not is_valid(value := getattr(self, name)):
                 raise ConfigError(f"{name} is {value!r}: expected {expected}")
-        rates = {part: _plain(rate, "float", f"{part} of rates") for part, rate in self.rates.items()}
-        if wrong := [part for part, rate in rates.items() if not 0 <= rate < math.inf]:
+        rates = {name: _plain(rate, "float", f"{name} of rates") for name, rate in self.rates.items()}
+        if wrong := [name for name, rate in rates.items() if not 0 <= rate < math.inf]:
             raise ConfigError(f"{wrong[0]} of rates is {rates[wrong[0]]!r}: expected a number >= 0")
         object.__setattr__(self, "rates", rates)
 
     def _check_choices(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"optimizer is {self.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}")
         for name in self.rates:
-            if name not in PARTS:
-                raise ConfigError(f"rates name {name!r}: expected one of {', '.join(PARTS)}")
+            if name not in COMPONENTS:
+                raise ConfigError(f"rates name {name!r}: expected one of {', '.join(COMPONENTS)}")
         for name in self.trackers:
             if name not in TRACKERS:
                 raise ConfigError(f"trackers name {name!r}: expected one of {', '.join(TRACKERS)}")
 
-    def fitting(self, network: Sam2Config) -> TrainingConfig:
-        """The same, with the input sizes that follow from the network.
+    def for_network(self, network: Sam2Config) -> TrainingConfig:
+        """The same settings, with the network's own input size in stages that set none.
 
         Raises:
-            ConfigError: Clips are to be learned from by a network without memory.
+            ConfigError: A stage trains on clips, but the network has no memory.
         """
         if not network.has_memory and any(stage.frames > 1 or stage.train == "memory" for stage in self.stages):
-            raise ConfigError("a training stage is on clips, but the network has no memory to follow objects with")
-        stages = (replace(stage, image_size=stage.image_size or network.image_size) for stage in self.stages)
-        return self if all(stage.image_size for stage in self.stages) else replace(self, stages=tuple(stages))
+            raise ConfigError("a training stage is on clips, but the network has no memory to track objects with")
+        stages = tuple(replace(stage, input_size=stage.input_size or network.image_size) for stage in self.stages)
+        return replace(self, stages=stages) if stages != self.stages else self
 
     @property
     def steps(self) -> int:
-        """Of all stages."""
+        """Number of steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
-    def stage_of(self, step: int) -> Stage:
-        """The stage that step ``step``, counted from 0, belongs to."""
+    def stage_at(self, step: int) -> Stage:
+        """The stage of step ``step``, counted from 0.
+
+        Raises:
+            IndexError: The run has no such step.
+        """
         for stage in self.stages:
             if step < stage.steps:
                 return stage
             step -= stage.steps
         raise IndexError("the run has ended before this step")
 
-    def drawn_before(self, step: int) -> int:
-        """Images and clips drawn before step ``step``."""
-        drawn = 0
+    def examples_before(self, step: int) -> int:
+        """Number of images and clips in the batches before step ``step``."""
+        examples = 0
         for stage in self.stages:
-            drawn += stage.images * min(max(step, 0), stage.steps)
+            examples += stage.batch_size * min(max(step, 0), stage.steps)
             step -= stage.steps
-        return drawn
+        return examples
 
     def progress(self, step: int) -> float:
-        """Share of the run's pixels that were seen before step ``step``: 0 to 1, roughly the share of its time."""
-        seen, total = 0, 0
+        """Share of the run's pixels in the batches before step ``step``, 0 to 1: roughly the share of its time."""
+        processed, total = 0, 0
         for stage in self.stages:
-            pixels = stage.images * stage.frames * stage.side_px**2
-            seen += pixels * min(max(step, 0), stage.steps)
+            pixels = stage.batch_size * stage.frames * stage.input_size**2
+            processed += pixels * min(max(step, 0), stage.steps)
             total += pixels * stage.steps
             step -= stage.steps
-        return seen / total
+        return processed / total
 
 
 def read_config(path: Path, *, data: str | None = None, model: str | None = None) -> TrainingConfig:
-    """Read a run's YAML file.
+    """Reads a YAML file.
 
     Args:
         path: The file.
-        data: Folder to use instead of the ``path`` of its data.
-        model: Model to begin from, instead of its own.
+        data: Overrides the ``path`` of the data.
+        model: Overrides the model to start from.
 
     Raises:
-        ConfigError: It cannot be read; a value is missing, unknown or impossible.
+        ConfigError: The file cannot be read, or a setting is missing, unknown or invalid.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the training configuration {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from error
+        raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}: expected names and values, such as model: nano")
     if data is not None:
         values["data"] = {**(values.get("data") or {}), "path": data}
     if model is not None:
         values["model"] = model
-        values.pop("geometry_steps", None)  # a model that has learned anything has learned that
     try:
         return config_from(values)
     except ConfigError as error:
@@ -326,12 +315,16 @@ def read_config(path: Path, *, data: str | None = None, model: str | None = None
 
 
 def config_from(values: Mapping[str, Any]) -> TrainingConfig:
-    """A configuration from plain values, nested as in YAML."""
+    """A configuration from plain values, nested as in YAML.
+
+    Raises:
+        ConfigError: A setting is missing, unknown or invalid.
+    """
     values = dict(values)
     if isinstance(model := values.get("model"), Mapping):
-        parts = {n: _make(NETWORK_PARTS[n], v, n) if n in NETWORK_PARTS else v for n, v in model.items()}
-        values["model"] = _make(Sam2Config, parts, "model")
-    if "data" in values and not isinstance(values["data"], DataConfig):
+        nested = {n: _make(NETWORK_CONFIGS[n], v, n) if n in NETWORK_CONFIGS else v for n, v in model.items()}
+        values["model"] = _make(Sam2Config, nested, "model")
+    if values.get("data") is not None and not isinstance(values["data"], DataConfig):
         values["data"] = _data_from(values["data"])
     if values.get("lora") is not None:
         values["lora"] = _make(LoraConfig, values["lora"], "lora")
@@ -342,7 +335,7 @@ def config_from(values: Mapping[str, Any]) -> TrainingConfig:
 
 
 def as_plain(config: TrainingConfig) -> dict[str, Any]:
-    """What ``config_from`` takes, for YAML or JSON."""
+    """The configuration as nested dictionaries that ``config_from`` accepts."""
     return dataclasses.asdict(config)
 
 
@@ -365,8 +358,8 @@ def _data_from(values: Any) -> DataConfig:
     return _make(DataConfig, values, "data")
 
 
-def _as_text(config: object, *names: str) -> None:
-    """Paths in fields of a frozen dataclass as text, as they stand in YAML."""
+def _path_as_text(config: object, *names: str) -> None:
+    """Converts path objects in fields of a frozen dataclass to text, as in YAML."""
     for name in names:
         if isinstance(value := getattr(config, name), os.PathLike):
             object.__setattr__(config, name, os.fspath(value))
@@ -375,7 +368,7 @@ def _as_text(config: object, *names: str) -> None:
 
 
 def _names(values: Any) -> tuple[str, ...]:
-    """One name may stand without a list around it."""
+    """A list of names, or a single name without a list."""
     return (values,) if isinstance(values, str) else tuple(values)
 
 
@@ -390,7 +383,7 @@ def _make(kind: type[T], values: Any, where: str) -> T:
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     for name in values.keys() - known.keys():
         near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(known)}"
         raise ConfigError(f"{where} has no {name!r}: {hint}")
     required = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [name for name in required if name not in values]:
@@ -399,15 +392,15 @@ def _make(kind: type[T], values: Any, where: str) -> T:
         return kind(
             **{name: _plain(value, str(known[name].type), f"{name} of {where}") for name, value in values.items()}
         )
-    except TypeError as error:  # something else than what the field's own check compares with
+    except TypeError as error:  # a value of a type that the check of its field cannot compare
         raise ConfigError(f"{where}: {error}") from error
 
 
 def _plain(value: Any, kind: str, name: str) -> Any:
-    """A number, text or truth value of the kind that the field has; other kinds check for themselves."""
+    """Checks a number, text or truth value against the type of its field; other types check themselves."""
     if kind == "float":
         try:
-            return float(value)  # YAML reads 1e-4, which lacks a point, as text
+            return float(value)  # YAML reads 1e-4, which has no decimal point, as text
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{name} is {value!r}: expected a number") from error
     expected = {"bool": bool, "int": int, "str": str}.get(kind)

@@ -17,195 +17,175 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint
 
 from masklet.atomic import replacing
 from masklet.config import Sam2Config
 from masklet.errors import CheckpointError, ConfigError, DeviceError, TrainingError
-from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
-from masklet.training.adapters import add_adapters, merged
-from masklet.training.batches import Batch, Examples, prepared
+from masklet.training.adapters import add_adapters, merge_adapters
+from masklet.training.batches import Batch, Examples, prefetch
 from masklet.training.config import TrainingConfig
-from masklet.training.geometry import noise_embeddings, random_shapes
-from masklet.training.image_losses import interactive_losses
-from masklet.training.initialise import initialise
-from masklet.training.objective import Encoder, Objective
-from masklet.training.parts import BETAS, learns, make_optimizers
-from masklet.training.processes import gathered, stopping_together
+from masklet.training.objective import Encoder, ExtraLossFactory, Objective
+from masklet.training.parameter_groups import OptimizerFactory, adamw, is_trained
+from masklet.training.processes import fail_together, gather
 
-SIDE_BY_SIDE = 2
-"""Parts of a batch that a CPU learns from at the same time: two threads that each use one core waste the least of them.
-More would not do, since the sum of two gradients has no order and that of three has."""
+Initialiser = Callable[[Sam2Model], None]
+"""Sets the weights of a network that is trained from scratch, in place."""
+
+PARALLEL_MICRO_BATCHES = 2
+"""Number of micro-batches that a CPU computes at the same time: two threads with a core each waste less than one thread
+with two. It is no more, because a sum of three gradients would depend on the order in which threads finish."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step says of itself."""
+    """Measurements of one step."""
 
     step: int
     learning_rate: float
     gradient_norm: float
     losses: dict[str, float]
-    """Means over the rounds, and over the single mask and the candidates."""
+    """Means over all decodings."""
     ious: list[float]
-    """Mean IoU of the mask that is shown after each round; on clips, in the first frame and in the others."""
+    """Mean IoU of the selected masks: after each round; on clips, in the first frame and in the others."""
 
 
 class Trainer:
-    """Weights, their running mean, and the optimizers: what a run is at one moment.
+    """The state of a run: the weights, their moving average and the optimizers.
 
     Args:
-        config: Of the run.
-        accelerator: Knows the device and the other processes; one for the CPU if None.
-        cache: Makes what encodes images while the model's image encoder does not learn; it itself does if None.
+        config: Configuration of the run.
+        accelerator: Handles the device and the other processes; one for the CPU if None.
+        cache: Makes the function that encodes images while the image encoder is not trained; the model itself encodes
+            them if None.
+        initialiser: Sets the initial weights of a network that is trained from scratch.
+        make_optimizers: Makes the optimizers.
+        make_extra_loss: Makes an extra loss, see ``Objective``.
+
+    Raises:
+        ConfigError: The micro-batches cannot be shared equally among the processes, or the network cannot be trained
+            as configured.
+        CheckpointError: The model to start from cannot be read.
     """
 
     def __init__(
         self,
         config: TrainingConfig,
         accelerator: Accelerator | None = None,
+        *,
         cache: Callable[[Sam2Model], Encoder] | None = None,
+        initialiser: Initialiser | None = None,
+        make_optimizers: OptimizerFactory = adamw,
+        make_extra_loss: ExtraLossFactory | None = None,
     ) -> None:
         self.accelerator = accelerator or make_accelerator("cpu")
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
-        if config.parts % self.processes:
+        if config.micro_batches % self.processes:
             raise ConfigError(
-                f"parts is {config.parts}, but there are {self.processes} processes: expected a multiple of them, such "
-                f"as parts: {self.processes}, so that each has as much to do"
+                f"micro_batches is {config.micro_batches}, but there are {self.processes} processes: expected a "
+                f"multiple of {self.processes}, so that all have equal work"
             )
+        if config.bfloat16 and self.accelerator.device.type == "mps":
+            raise ConfigError("bfloat16 is not supported on MPS: expected bfloat16: false, or another device")
         self.step = 0
-        self.is_whole = True
-        """Whether no step is half taken."""
+        self.is_between_steps = True
+        """False while a step is being applied, when the state must not be saved."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = first_model(config)
-            self.config = config = config.fitting(self.model.config)
-            frozen_encoder = self.model.encode if cache is None else cache(self.model)
+            self.model = initial_model(config, initialiser)
+            self.config = config = config.for_network(self.model.config)
             objective = Objective(
-                self.model, affinity=config.affinity, bfloat16=config.bfloat16, frozen_encoder=frozen_encoder
+                self.model,
+                bfloat16=config.bfloat16,
+                frozen_encoder=self.model.encode if cache is None else cache(self.model),
+                extra=None if make_extra_loss is None else make_extra_loss(self.model),
             )
             if config.lora is not None:
                 add_adapters(self.model, config.lora)
         self.model.train()
-        for name, weight in self.model.named_parameters():  # what never learns needs no room between processes
-            weight.requires_grad_(any(learns(name, stage.train) for stage in config.stages))
+        for name, weight in self.model.named_parameters():  # weights that are never trained are not synchronised
+            weight.requires_grad_(any(is_trained(name, stage.train) for stage in config.stages))
         if config.checkpoint_activations:
             _checkpoint_activations(self.model)
-        self.affinity = objective.affinity
         self.objective = objective.to(self.accelerator.device)
-        self.shared: Any = self.accelerator.prepare_model(objective) if self.processes > 1 else objective
-        self._keep_mean()
-        self.optimizers = make_optimizers(
-            self.model,
-            self.affinity,
-            kind=config.optimizer,
-            weight_decay=config.weight_decay,
-            rates=config.rates,
-            layer_decay=config.layer_decay,
-        )
-
-    def _keep_mean(self) -> None:
+        self.replica: Any = self.accelerator.prepare_model(objective) if self.processes > 1 else objective
         self.ema = {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
-
-    def teach_geometry(self) -> Iterator[float]:
-        """The lesson before the first step (see ``geometry``), yielding each step's mean IoU."""
-        assert self.step == 0
-        generator = torch.Generator().manual_seed(self.config.seed)
-        stage, device = self.config.stages[0], self.accelerator.device
-        optimizer = AdamW(self.model.parameters(), lr=self.config.learning_rate, betas=BETAS)
-        for step in range(self.config.geometry_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * min(1.0, (step + 1) / max(self.config.warmup_steps, 1))
-            targets = random_shapes(stage.images, stage.objects, stage.side_px, generator)
-            embeddings = noise_embeddings(self.model.config, stage.images, stage.side_px, generator)
-            losses, ious = interactive_losses(
-                self.model,
-                Features(*(maps.to(device) for maps in embeddings)),
-                targets.to(device),
-                rounds=2,
-                weights=stage.losses,
-                prompts=stage.prompt_rates,
-                generator=generator,
-            )
-            optimizer.zero_grad()
-            torch.stack([round_.total for round_ in losses]).mean().backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
-            optimizer.step()
-            yield float(torch.stack(ious).mean())
-        self._keep_mean()
+        self.optimizers = make_optimizers(self.model, objective.extra, config)
 
     def run(self, examples: Examples[Any], until: int | None = None) -> Iterator[StepReport]:
-        """Train until step ``until`` (the end if None), yielding after each step, when it may be saved."""
+        """Trains until step ``until`` (the end if None). Yields after each step, when the state may be saved."""
         until = self.config.steps if until is None else until
-        wanted = [(self.config.stage_of(step), step, self.places(step)) for step in range(self.step, until)]
-        with closing(prepared(examples, wanted, workers=self.config.workers)) as batches:
+        wanted = [(self.config.stage_at(step), step, self.indices(step)) for step in range(self.step, until)]
+        with closing(prefetch(examples, wanted, workers=self.config.workers)) as batches:
             for _ in wanted:
-                with stopping_together(self.accelerator):
+                with fail_together(self.accelerator):
                     batch = next(batches)
-                yield self.take_step(batch)
+                yield self.train_step(batch)
 
-    def places(self, step: int) -> range:
-        """Of a step's batch, what this process learns from."""
-        share = self.config.stage_of(step).images // self.processes
+    def indices(self, step: int) -> range:
+        """Indices of the examples in a step's batch that belong to this process."""
+        share = self.config.stage_at(step).batch_size // self.processes
         return range(self.rank * share, (self.rank + 1) * share)
 
-    def take_step(self, batch: Batch) -> StepReport:
-        """Learn from this process's share of a batch.
+    def train_step(self, batch: Batch) -> StepReport:
+        """Trains on this process's share of a batch.
 
         Raises:
-            TrainingError: A loss or a gradient is not finite; the weights are as they were.
+            TrainingError: A loss or a gradient is not finite. The weights are unchanged.
         """
-        self._choose_what_learns()
+        self._select_trained_weights()
         rate = learning_rate(self.config, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
-        parts = batch.to(self.accelerator.device).split(self.config.parts // self.processes)
+        micro_batches = batch.to(self.accelerator.device).split(self.config.micro_batches // self.processes)
         on_cpu = self.accelerator.device.type == "cpu"
-        is_paired = on_cpu and self.processes == 1 and len(parts) == SIDE_BY_SIDE
+        is_parallel = on_cpu and self.processes == 1 and len(micro_batches) == PARALLEL_MICRO_BATCHES
         with ExitStack() as stack:
             if on_cpu:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention is slow to go back
-            in_parallel = stack.enter_context(ThreadPoolExecutor(SIDE_BY_SIDE)).map if is_paired else map
-            results = list(in_parallel(partial(self._learn, parts), range(len(parts))))
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the backward pass of fused attention is slow
+            mapped = stack.enter_context(ThreadPoolExecutor(PARALLEL_MICRO_BATCHES)).map if is_parallel else map
+            results = list(mapped(partial(self._backward, micro_batches), range(len(micro_batches))))
             losses, ious = self._mean_over_processes(results)
             norm = float(torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_gradient_norm))
             if not math.isfinite(losses["total"]) or not math.isfinite(norm):
-                raise TrainingError(self._what_is_not_finite(parts))
-            self.is_whole = False
-            list(in_parallel(lambda optimizer: optimizer.step(), self.optimizers))
+                raise TrainingError(self._explain_not_finite(micro_batches))
+            self.is_between_steps = False
+            list(mapped(lambda optimizer: optimizer.step(), self.optimizers))
         self.step += 1
-        self._follow()
-        self.is_whole = True
+        self._update_ema()
+        self.is_between_steps = True
         return StepReport(self.step, rate, norm, losses, ious)
 
-    def _choose_what_learns(self) -> None:
-        """By the stage's choice; what stops to learn is held at its mean, beside which the rest will be used."""
-        trained = self.config.stage_of(self.step).train
-        if self.step > 0 and self.config.stage_of(self.step - 1).train != trained:
-            # What is frozen would be followed by its mean for long, while others learn from weights nobody keeps.
+    def _select_trained_weights(self) -> None:
+        """Turns gradients on for the weights of the current stage, and off for all others."""
+        choice = self.config.stage_at(self.step).train
+        if self.step > 0 and self.config.stage_at(self.step - 1).train != choice:
+            # Weights that are frozen now would differ from their average for long, and the average is what is saved.
             self.model.load_state_dict(self.ema)
         for name, weight in self.model.named_parameters():
-            # Without a gradient, optimizers pass a weight by: nothing decays.
-            weight.requires_grad_(learns(name, trained))
+            # Optimizers skip weights without gradient, so these do not decay either.
+            weight.requires_grad_(is_trained(name, choice))
 
-    def _learn(self, parts: list[Batch], index: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Add the gradient of one part; between processes, the last one's gradient is shared with all of them."""
-        is_last = index + 1 == len(parts)
+    def _backward(self, micro_batches: list[Batch], index: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Adds the gradient of one micro-batch. Only the last one synchronises gradients between processes."""
+        is_last = index + 1 == len(micro_batches)
         with ExitStack() as stack:
             if self.processes > 1 and not is_last:
-                stack.enter_context(self.accelerator.no_sync(self.shared))
-            stage = self.config.stage_of(self.step)
-            total, losses, ious = self.shared(parts[index], stage, self._generator(self.rank * len(parts) + index))
-            (total / len(parts)).backward()
+                stack.enter_context(self.accelerator.no_sync(self.replica))
+            stage = self.config.stage_at(self.step)
+            generator = self._generator(self.rank * len(micro_batches) + index)
+            total, losses, ious = self.replica(micro_batches[index], stage, generator)
+            (total / len(micro_batches)).backward()
         return losses, ious
 
-    def _generator(self, part: int) -> torch.Generator:
-        """Of the prompts of a part of this step's batch, whichever process learns from it."""
-        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * self.config.parts + part)
+    def _generator(self, index: int) -> torch.Generator:
+        """The source of prompts for a micro-batch of this step, independent of which process computes it."""
+        return torch.Generator().manual_seed(
+            (self.config.seed * 1_000_003 + self.step) * self.config.micro_batches + index
+        )
 
     def _mean_over_processes(
         self, results: list[tuple[dict[str, Tensor], list[Tensor]]]
@@ -215,50 +195,51 @@ class Trainer:
         means = self.accelerator.reduce(rows.mean(0), "mean").tolist()
         return dict(zip(names, means, strict=False)), means[len(names) :]
 
-    def _what_is_not_finite(self, parts: list[Batch]) -> str:
-        """Find the image by trying each alone."""
-        stage, names = self.config.stage_of(self.step), [name for part in parts for name in part.names]
+    def _explain_not_finite(self, micro_batches: list[Batch]) -> str:
+        """An error message that names the image or clip at fault, which is found by trying each one alone."""
+        stage, names = self.config.stage_at(self.step), [name for batch in micro_batches for name in batch.names]
         with torch.no_grad():
-            guilty = [
-                one.names[0]
-                for part in parts
-                for one in part.split(len(part.names))
-                if not self.objective(one, stage, self._generator(0))[0].isfinite()
+            at_fault = [
+                single.names[0]
+                for batch in micro_batches
+                for single in batch.split(len(batch.names))
+                if not self.objective(single, stage, self._generator(0))[0].isfinite()
             ]
-        guilty, names = (gathered(self.accelerator, of_process) for of_process in (guilty, names))
-        who = (
-            f"{guilty[0]} alone gives such a loss; look at it"
-            if guilty
-            else f"its images are {', '.join(names)}; if they look well, begin a new run in another folder, with the "
+        at_fault, names = (gather(self.accelerator, of_process) for of_process in (at_fault, names))
+        cause = (
+            f"{at_fault[0]} alone has such a loss; inspect this image"
+            if at_fault
+            else f"its images are {', '.join(names)}; if they are fine, start a new run in another folder, with the "
             "model last of this one and a lower learning_rate"
         )
         return (
-            f"step {self.step + 1} has a loss or gradient that is not a number: {who}. It was not taken; what was "
-            "saved before it is unchanged"
+            f"step {self.step + 1} has a loss or gradient that is not finite: {cause}. The step was not applied, and "
+            "everything saved before it is unchanged"
         )
 
-    def _follow(self) -> None:
-        # The mean starts short, or the first weights would stay in it for long.
+    def _update_ema(self) -> None:
+        # The window grows at first, so that the initial weights soon leave the average.
         decay = min(self.config.ema_decay, self.step / (self.step + 10))
         with torch.no_grad():
             for name, weight in self.model.state_dict().items():
                 self.ema[name].lerp_(weight, 1 - decay)
 
     def averaged_model(self) -> Sam2Model:
-        """A model of its own with the running mean of the weights, adapters merged, for use."""
-        weights = {name: weight.clone() for name, weight in merged(self.ema, self.config.lora).items()}
+        """A copy of the model for inference, with averaged weights and merged adapters."""
+        weights = {name: weight.clone() for name, weight in merge_adapters(self.ema, self.config.lora).items()}
         return Sam2Model.from_tensors(self.model.config, weights)
 
     def save(self, path: Path, notes: dict[str, Any] | None = None) -> None:
-        """Write everything the run needs to go on; the file at ``path`` is replaced whole or not at all.
+        """Writes all that is needed to resume the run; the file at ``path`` is replaced whole or not at all.
 
         Raises:
-            CheckpointError: It cannot be written.
+            CheckpointError: The file cannot be written.
         """
+        extra = self.objective.extra
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
-            "affinity": None if self.affinity is None else self.affinity.state_dict(),
+            "extra": None if extra is None else extra.state_dict(),
             "ema": self.ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "notes": notes or {},
@@ -266,65 +247,70 @@ class Trainer:
         try:
             with replacing(path) as unfinished:
                 torch.save(state, unfinished)
-        except (OSError, RuntimeError) as error:  # torch's writer hides the system's error
+        except (OSError, RuntimeError) as error:  # torch wraps the error of the system in a RuntimeError
             raise CheckpointError(
-                f"cannot save the state of step {self.step} to {path}: {error}. What was there before is unchanged"
+                f"cannot save the state of step {self.step} to {path}: {error}. The previous save is unchanged"
             ) from error
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Go on from what ``save`` wrote; returns its notes.
+        """Resumes from what ``save`` wrote; returns its notes.
 
         Raises:
-            CheckpointError: It is no such file, or of another network.
+            CheckpointError: The file is damaged, or the state of another run.
         """
+        extra = self.objective.extra
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.accelerator.device)
             self.model.load_state_dict(state["model"])
-            if self.affinity is not None:
-                self.affinity.load_state_dict(state["affinity"])
-            for optimizer, of_optimizer in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(of_optimizer)
+            if extra is not None:
+                extra.load_state_dict(state["extra"])
+            for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(optimizer_state)
             self.step, self.ema = state["step"], state["ema"]
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError) as error:
             raise CheckpointError(
-                f"cannot go on from {path}: it is damaged or of another run ({error}). Begin anew in another folder, or"
-                " from the model that was kept"
+                f"cannot resume from {path}: it is damaged or the state of another run ({error}). Start a new run in "
+                "another folder, or from a model that was saved"
             ) from error
         return state["notes"]
 
 
 def make_accelerator(device: str, trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
-    """For the CPU if ``device`` is ``cpu``, else for what there is; it finds the other processes, if any.
+    """An accelerator on the CPU if ``device`` is ``cpu``, else on the GPU if there is one. It finds other processes.
 
     Args:
         device: ``auto`` or ``cpu``.
-        trackers: Where to log to.
-        folder: For what they write.
+        trackers: Experiment trackers to log to.
+        folder: Folder for the trackers' files.
+
+    Raises:
+        DeviceError: The device is neither ``auto`` nor ``cpu``.
     """
     if device not in ("auto", "cpu"):
         raise DeviceError(f"device {device!r}: expected auto or cpu; to choose a GPU, set CUDA_VISIBLE_DEVICES")
-    # A step on images leaves the memory alone, and one on clips the rest.
+    # A step on images does not use the memory, and one on clips does not use all other weights.
     handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
         cpu=device == "cpu",
-        mixed_precision="no",  # the run's own bfloat16 decides, and not accelerate's settings
+        mixed_precision="no",  # the configuration of the run decides, not accelerate's settings
         kwargs_handlers=[handler],
         log_with=list(trackers) or None,
         project_dir=folder,
     )
 
 
-def first_model(config: TrainingConfig) -> Sam2Model:
-    """The network a run begins with."""
-    if isinstance(config.model, Sam2Config):
-        model = Sam2Model(config.model)
-        initialise(model)
-        return model
-    return Sam2Model.from_pretrained(config.model)
+def initial_model(config: TrainingConfig, initialiser: Initialiser | None = None) -> Sam2Model:
+    """The network that a run starts with; ``initialiser`` is applied if it is trained from scratch."""
+    if not isinstance(config.model, Sam2Config):
+        return Sam2Model.from_pretrained(config.model)
+    model = Sam2Model(config.model)
+    if initialiser is not None:
+        initialiser(model)
+    return model
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Rises linearly in the warm-up, then falls to zero along a cosine of the pixels seen after it."""
+    """Rises linearly in the warm-up, then falls to zero along a cosine of the pixels processed."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     warm = config.progress(config.warmup_steps)
@@ -332,7 +318,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def _checkpoint_activations(model: Sam2Model) -> None:
-    """Let the blocks that make most of what has to be kept be computed again on the way back."""
+    """Makes the blocks with the most activations recompute them in the backward pass."""
     blocks = [*model.vision_encoder.backbone.blocks]
     if model.config.has_memory:
         blocks += [*model.memory_attention.layers]

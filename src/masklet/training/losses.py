@@ -1,4 +1,4 @@
-"""What a prediction is told: focal and dice on masks, L1 on predicted IoU, cross-entropy on the object score.
+"""Losses of predicted masks: focal and dice on masks, L1 on predicted IoU, cross-entropy on the object score.
 
 Source: SAM (arXiv 2304.02643), appendix A, "losses" and "training algorithm"; SAM 2 (2408.00714), appendix D.
 """
@@ -17,16 +17,20 @@ from masklet.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Of each loss in what is minimised. The defaults are the papers'."""
+    """Weight of each loss in the total. The defaults are those of the papers."""
 
     focal: float = 20.0
-    """A network that knows nothing is invited by so much to call all background; 5 teaches it."""
+    """Of the focal loss. At 20 an untrained network tends to predict background everywhere; 5 trains it."""
     dice: float = 1.0
+    """Of the dice loss."""
     iou: float = 1.0
+    """Of the L1 loss on predicted IoU."""
     object_score: float = 1.0
+    """Of the cross-entropy on the object score."""
     all_candidates: float = 0.0
-    """How much of the lesson goes to all candidates alike, 0 to 1. The papers' 0 leaves the others far behind the best,
-    and a small network, whose predicted scores tell them apart badly, then often shows one of those; 0.25 helps it."""
+    """Share of the mask losses, 0 to 1, that is the mean over all candidates instead of the best one. With the papers'
+    0 the other candidates stay far behind the best. A small network predicts IoU poorly and often selects one of
+    those; 0.25 helps it."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -37,10 +41,7 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class Losses:
-    """Means over objects, unweighted: scalars that gradients flow through.
-
-    Objects that are absent count for the object score alone.
-    """
+    """Unweighted means over objects: scalars with gradients. Absent objects contribute to the object score alone."""
 
     weights: LossWeights
     focal: Tensor
@@ -50,7 +51,7 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """What is minimised."""
+        """The weighted sum, which training minimises."""
         return (
             self.weights.focal * self.focal
             + self.weights.dice * self.dice
@@ -66,48 +67,49 @@ def segmentation_losses(
     targets: Tensor,
     *,
     weights: LossWeights,
-    counts: Tensor | None = None,
+    supervised: Tensor | None = None,
 ) -> Losses:
-    """Compare candidate masks with the truth; of several candidates the best is taught the mask most.
+    """Compares candidate masks with the target. Mask losses apply to the best candidate, IoU losses to all of them.
 
     Args:
         logits: (batch, objects, masks, h, w).
-        ious: (batch, objects, masks), predicted, 0 to 1: all are taught, so that the best can be told.
+        ious: (batch, objects, masks), predicted, 0 to 1.
         object_scores: (batch, objects, 1) logits.
-        targets: (batch, objects, h, w), how much of each cell is object, 0 to 1; none where an object is absent.
-        weights: Of each loss.
-        counts: (batch, objects) bool: the objects whose masks and IoU are taught; all if None.
+        targets: (batch, objects, h, w), the share of each cell that the object covers, 0 to 1; 0 everywhere where an
+            object is absent.
+        weights: Weight of each loss.
+        supervised: (batch, objects) bool: objects whose masks and IoU count; all of them if None.
     """
     truth, cells = targets[:, :, None].to(logits.dtype).expand_as(logits), targets >= 0.5
     focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)  # (batch, objects, masks)
     best = (weights.focal * focal + weights.dice * dice).argmin(-1, keepdim=True)
     is_present = cells.flatten(2).any(-1, keepdim=True)  # (batch, objects, 1)
-    is_taught = (is_present if counts is None else is_present & counts[..., None]).to(logits.dtype)
+    counts = (is_present if supervised is None else is_present & supervised[..., None]).to(logits.dtype)
 
-    def mean(losses: Tensor) -> Tensor:
-        return (losses.mean(-1, keepdim=True) * is_taught).sum() / is_taught.sum().clamp(min=1)
+    def mean_over_objects(losses: Tensor) -> Tensor:
+        return (losses.mean(-1, keepdim=True) * counts).sum() / counts.sum().clamp(min=1)
 
-    def taught(losses: Tensor) -> Tensor:
-        of_all = losses.mean(-1, keepdim=True)
-        return losses.gather(-1, best).lerp(of_all, weights.all_candidates)
+    def of_best(losses: Tensor) -> Tensor:
+        mean_of_all = losses.mean(-1, keepdim=True)
+        return losses.gather(-1, best).lerp(mean_of_all, weights.all_candidates)
 
     return Losses(
         weights=weights,
-        focal=mean(taught(focal)),
-        dice=mean(taught(dice)),
-        iou=mean((ious - mask_iou(logits > 0, cells[:, :, None])).abs()),
+        focal=mean_over_objects(of_best(focal)),
+        dice=mean_over_objects(of_best(dice)),
+        iou=mean_over_objects((ious - mask_iou(logits > 0, cells[:, :, None])).abs()),
         object_score=F.binary_cross_entropy_with_logits(object_scores, is_present.to(logits.dtype)),
     )
 
 
 def focal_loss(logits: Tensor, truth: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Mean over pixels of cross-entropy, weighted down where the answer is already right.
+    """Cross-entropy, averaged over pixels, that gives less weight to pixels that are already right.
 
     Args:
         logits: (..., h, w).
-        truth: (..., h, w), 0 to 1: logits of less at the border say where in its cells it runs.
-        alpha: Weight of object pixels; the others weigh ``1 - alpha``.
-        gamma: How fast the weight falls with certainty.
+        truth: (..., h, w), 0 to 1: a fraction says how much of a border cell belongs to the object.
+        alpha: Weight of object pixels; background pixels weigh ``1 - alpha``.
+        gamma: How fast the weight of a pixel falls as its prediction improves.
 
     Returns:
         (...).
@@ -115,15 +117,16 @@ def focal_loss(logits: Tensor, truth: Tensor, *, alpha: float = 0.25, gamma: flo
     Source: Focal loss (arXiv 1708.02002), equation 5.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    wrongness = (torch.sigmoid(logits) - truth).abs()
-    return ((alpha * truth + (1 - alpha) * (1 - truth)) * wrongness**gamma * entropy).mean((-2, -1))
+    error = (torch.sigmoid(logits) - truth).abs()
+    return ((alpha * truth + (1 - alpha) * (1 - truth)) * error**gamma * entropy).mean((-2, -1))
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """(..., h, w) logits and truth, 0 to 1, to (...): 1 - overlap, in which small objects count like large ones.
+    """1 minus the overlap of (..., h, w) logits and truth, 0 to 1: (...). Small and large objects count alike.
 
-    Source: V-Net (arXiv 1606.04797), section 3, with 1 added to both sides as in SAM, so that nothing is divided by
-    zero. Its squares make the truth the best answer in cells that are part object, too; SAM leaves them out.
+    Source: V-Net (arXiv 1606.04797), section 3, with 1 added to numerator and denominator as in SAM, which avoids a
+    division by zero. V-Net squares both terms of the denominator, which makes the truth optimal in partly covered cells
+    too; SAM does not.
     """
     probability = torch.sigmoid(logits)
     both = 2 * (probability * truth).sum((-2, -1))
@@ -131,7 +134,7 @@ def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def mask_iou(masks: Tensor, targets: Tensor) -> Tensor:
-    """Intersection over union of bool masks (..., h, w) that broadcast; (...) float32, 0 where both are empty."""
+    """Intersection over union of broadcastable bool masks (..., h, w): (...) float32, 0 where both are empty."""
     both = (masks & targets).sum((-2, -1), dtype=torch.float32)
     either = (masks | targets).sum((-2, -1), dtype=torch.float32)
     return both / either.clamp(min=1)

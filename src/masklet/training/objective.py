@@ -1,4 +1,4 @@
-"""What a batch teaches: the network and its losses as one module, all of which runs on each of several devices."""
+"""The network and its losses as one module, so that all of it can be replicated on several devices."""
 
 from __future__ import annotations
 
@@ -11,41 +11,52 @@ from torch import Tensor, nn
 from masklet.engine import EagerEngine
 from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
-from masklet.training.affinity import AffinityHead
 from masklet.training.batches import Batch
 from masklet.training.clip_losses import clip_losses
 from masklet.training.config import Stage
 from masklet.training.image_losses import interactive_losses
 from masklet.training.losses import Losses
-from masklet.training.parts import encoder_learns
-from masklet.training.prompts import cells_of
+from masklet.training.parameter_groups import trains_encoder
+from masklet.training.precision import autocast
+from masklet.training.prompts import covered_cells
 
 Encoder = Callable[[Tensor], Features]
-"""(batch, 3, height, width) to features, see ``Sam2Model.encode``."""
+"""(batch, 3, height, width) to features, as ``Sam2Model.encode``."""
+ExtraLossFactory = Callable[[Sam2Model], nn.Module]
+"""Makes the ``extra`` module of an ``Objective`` for a network."""
 
 
 class Objective(nn.Module):
-    """Losses of a batch, to be minimised."""
+    """The losses of a batch.
 
-    def __init__(self, model: Sam2Model, *, affinity: float, bfloat16: bool, frozen_encoder: Encoder) -> None:
+    Args:
+        model: The network.
+        bfloat16: Compute matrix products in bfloat16.
+        frozen_encoder: Encodes images while the image encoder is not trained.
+        extra: A further loss on images, with parameters of its own that are trained but not part of the model. It is
+            called with the features of the images, with targets (batch, objects, h, w) bool
+            at the stride of the finest map, and with a CPU generator. It returns a scalar, which is added to the total
+            and logged as ``extra``.
+    """
+
+    def __init__(
+        self, model: Sam2Model, *, bfloat16: bool, frozen_encoder: Encoder, extra: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.model = model
-        self.affinity_weight = affinity
-        self.affinity = AffinityHead(model.config.hidden_size) if affinity else None
-        self.narrows = bfloat16
+        self.extra = extra
+        self.uses_bfloat16 = bfloat16
         self.frozen_encoder = frozen_encoder
 
     def forward(
         self, batch: Batch, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-        """The total, its parts, and the mean IoU of each round, or of a clip's first frame and the others."""
-        device = batch.pixel_values.device.type
-        # A cache of narrowed weights would be shared by the threads, and emptied by the first that ends.
-        with torch.autocast(device, torch.bfloat16, enabled=self.narrows, cache_enabled=False):
+        """The total loss, each loss by name, and mean IoUs: of each round, or of a clip's first and other frames."""
+        with autocast(batch.pixel_values.device, enabled=self.uses_bfloat16):
             return (self._on_clips if stage.frames > 1 else self._on_images)(batch, stage, generator)
 
     def _features(self, pixel_values: Tensor) -> Features:
-        is_frozen = not encoder_learns(self.model)
+        is_frozen = not trains_encoder(self.model)
         with torch.no_grad() if is_frozen else nullcontext():
             return (self.frozen_encoder if is_frozen else self.model.encode)(pixel_values)
 
@@ -53,8 +64,7 @@ class Objective(nn.Module):
         self, batch: Batch, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         features = self._features(batch.pixel_values)
-        # First, as it draws its cells first.
-        affinity = None if self.affinity is None else self.affinity(features, cells_of(batch.targets), generator)
+        extra = None if self.extra is None else self.extra(features, covered_cells(batch.targets), generator)
         losses, ious = interactive_losses(
             self.model,
             features,
@@ -64,10 +74,10 @@ class Objective(nn.Module):
             prompts=stage.prompt_rates,
             generator=generator,
         )
-        total, parts = _mean(losses)
-        if affinity is None:
-            return total, parts, ious
-        return total + self.affinity_weight * affinity, parts | {"affinity": affinity.detach()}, ious
+        total, by_name = _mean(losses)
+        if extra is None:
+            return total, by_name, ious
+        return total + extra, by_name | {"extra": extra.detach()}, ious
 
     def _on_clips(
         self, batch: Batch, stage: Stage, generator: torch.Generator
@@ -77,7 +87,7 @@ class Objective(nn.Module):
         ious: list[list[Tensor]] = []
         for clip, targets in enumerate(batch.targets):
             frames = range(clip * stage.frames, (clip + 1) * stage.frames)
-            of_clip, of_frames = clip_losses(
+            losses_of_clip, ious_of_clip = clip_losses(
                 EagerEngine(self.model),
                 [Features(*(maps[frame : frame + 1] for maps in features)) for frame in frames],
                 targets,
@@ -86,14 +96,14 @@ class Objective(nn.Module):
                 prompts=stage.prompt_rates,
                 generator=generator,
             )
-            losses += of_clip
-            ious.append(of_frames)
-        total, parts = _mean(losses)
-        return total, parts, [torch.stack(values).mean() for values in zip(*ious, strict=True)]
+            losses += losses_of_clip
+            ious.append(ious_of_clip)
+        total, by_name = _mean(losses)
+        return total, by_name, [torch.stack(values).mean() for values in zip(*ious, strict=True)]
 
 
 def _mean(losses: Sequence[Losses]) -> tuple[Tensor, dict[str, Tensor]]:
-    total = torch.stack([one.total for one in losses]).mean()
+    total = torch.stack([decoding.total for decoding in losses]).mean()
     names = ("focal", "dice", "iou", "object_score")
-    parts = {name: torch.stack([getattr(one, name).detach() for one in losses]).mean() for name in names}
-    return total, parts | {"total": total.detach()}
+    by_name = {name: torch.stack([getattr(decoding, name).detach() for decoding in losses]).mean() for name in names}
+    return total, by_name | {"total": total.detach()}

@@ -1,11 +1,11 @@
-"""A run from its configuration to the summary: data, steps, measurements, and what is kept in its folder."""
+"""A training run, from its configuration to its summary: data, steps, validations, and the files in its folder."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,73 +20,91 @@ from masklet.atomic import replacing, sweep
 from masklet.errors import ConfigError, DataError, ImageError, TrainingError, VideoError
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Examples
-from masklet.training.composed import Composed, held_out_scenes
-from masklet.training.config import HOUSEKEEPING, DataConfig, TrainingConfig, as_plain, config_from, read_config
+from masklet.training.config import CHANGEABLE, DataConfig, TrainingConfig, as_plain, config_from, read_config
 from masklet.training.curve import curve_svg
 from masklet.training.data import read_scenes
-from masklet.training.data.drawing import Drawn, look_at
+from masklet.training.data.sampling import SceneExamples, check_scenes
 from masklet.training.data.scenes import Scene, split_by_name
 from masklet.training.features import FeatureCache
-from masklet.training.loop import StepReport, Trainer, make_accelerator
-from masklet.training.parts import TRAINED
-from masklet.training.sources import read_sources
-from masklet.training.validation import Scores, Shown, Validation
+from masklet.training.loop import Initialiser, StepReport, Trainer, make_accelerator
+from masklet.training.objective import ExtraLossFactory
+from masklet.training.parameter_groups import TRAINABLE, OptimizerFactory, adamw
+from masklet.training.validation import Sample, Scores, Validation
 
 _log = logging.getLogger(__name__)
 
 GIGABYTE = 10**9
+SAVED_SCORES = ("start", "best", "last")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to."""
+    """The result of a run."""
 
     steps: int
     folder: Path
     start: Scores | None
-    """Of the model it began with; None if nothing was kept to measure on."""
+    """Scores of the model that the run started from; None if there was nothing to validate on."""
     best: Scores | None
     last: Scores | None
 
     @property
     def helped(self) -> bool | None:
-        """Whether the best model is better than the one the run began with; None if that was not measured."""
+        """Whether the best model is better than the one the run started from; None if that was not measured."""
         return None if self.start is None or self.best is None else self.best.score > self.start.score
 
     def __str__(self) -> str:
+        last, best = self.folder / "last", self.folder / "best"
         if self.start is None or self.best is None or self.last is None:
-            return f"{self.steps} steps; nothing was measured, so look before you trust it: {self.folder / 'last'}"
+            return f"{self.steps} steps without validation: check the model before you rely on it ({last})"
         if self.helped:
             return (
                 f"training helped: {self.start.score:.3f} before, {self.best.score:.3f} after step {self.best.step} "
-                f"({self.folder / 'best'}), {self.last.score:.3f} at the end ({self.folder / 'last'})"
+                f"({best}), {self.last.score:.3f} at the end ({last})"
             )
         return (
-            f"training did not help: {self.start.score:.3f} before, {self.last.score:.3f} at the end "
-            f"({self.folder / 'last'}). {self.folder / 'best'} is the model it began with"
+            f"training did not help: {self.start.score:.3f} before, {self.last.score:.3f} at the end ({last}). {best} "
+            "is the model that training started from"
         )
 
 
 class Run:
-    """One run; ``reports`` goes through it, and may go on where an earlier process was killed.
+    """A training run. ``reports`` executes it, and resumes it if it was interrupted.
 
-    Its folder holds ``best`` and ``last`` (models), ``state.pt`` (to go on), ``config.yaml``, ``log.jsonl``, and
-    ``curve.svg`` and ``samples`` (images to look at).
+    The folder holds ``best`` and ``last`` (models), ``state.pt`` (to resume from), ``config.yaml``, ``log.jsonl``,
+    ``curve.svg`` and ``samples`` (images of validation results).
 
     Args:
-        config: What to do.
-        folder: Made if missing; a run that it holds goes on.
+        config: Configuration.
+        folder: Folder of the run; made if missing. If it holds a run, that run is resumed.
         device: ``auto`` or ``cpu``.
+        examples: Examples to train on, instead of the configuration's data.
+        scenes: Scenes to validate on, instead of the configuration's data.
+        initialiser: Sets the initial weights if ``config.model`` is the configuration of a network. It is not called
+            when a run is resumed.
+        make_optimizers: Makes the optimizers; by default AdamW.
+        make_extra_loss: Makes an extra loss, see ``Objective``.
 
     Raises:
-        ConfigError: The run in the folder was another one; a tracker is not installed.
-        DataError, ImageError, VideoError: The data are not what they should be.
+        ConfigError: The folder holds another run, a tracker is not installed, or there is nothing to train on.
+        DataError, ImageError, VideoError: The data cannot be read, or not as configured.
         CheckpointError: The model, or the state of the run, cannot be read.
     """
 
-    def __init__(self, config: TrainingConfig, folder: str | os.PathLike[str], *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        examples: Examples[Any] | None = None,
+        scenes: Sequence[Scene] | None = None,
+        initialiser: Initialiser | None = None,
+        make_optimizers: OptimizerFactory = adamw,
+        make_extra_loss: ExtraLossFactory | None = None,
+    ) -> None:
         self.folder = Path(folder)
-        self._check_trackers(config)
+        _check_trackers(config)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -94,118 +112,118 @@ class Run:
                 f"cannot make the run's folder {self.folder}: {error.strerror}. Choose another"
             ) from error
         self.state = self.folder / "state.pt"
-        self.goes_on = self.state.exists()
-        if self.goes_on:
+        self.is_resumed = self.state.exists()
+        if self.is_resumed:
             self._check_same(config)
         self.accelerator = make_accelerator(device, config.trackers, self.folder)
         if self.accelerator.is_main_process:
-            sweep(self.folder)  # a kill amid a save leaves a file as large as the state
-        self.examples, scenes = open_data(config, self.accelerator.device)
-        self.trainer = Trainer(config, self.accelerator, _cache_for(config))
+            sweep(self.folder)  # a process killed during a save leaves a file as large as the state
+        self.examples, self.scenes = open_data(config, examples, scenes)
+        self.trainer = Trainer(
+            config,
+            self.accelerator,
+            cache=_cache_for(config),
+            initialiser=None if self.is_resumed else initialiser,
+            make_optimizers=make_optimizers,
+            make_extra_loss=make_extra_loss,
+        )
         self.given, self.config = config, self.trainer.config
-        self.validation = Validation(scenes, self.config) if scenes else None
+        self.validation = Validation(self.scenes, self.config) if self.scenes else None
         self.start: Scores | None = None
         self.best: Scores | None = None
         self.last: Scores | None = None
-        self.accelerator.wait_for_everyone()  # or a slow process would take a fast one's state for an earlier run's
-
-    def _check_trackers(self, config: TrainingConfig) -> None:
-        for name in config.trackers:
-            if find_spec(name) is None:
-                raise ConfigError(f"trackers name {name}, which is not installed: pip install {name}, or leave it out")
+        # Otherwise a slow process could take the first save of a fast one for that of an earlier run.
+        self.accelerator.wait_for_everyone()
 
     def _check_same(self, config: TrainingConfig) -> None:
-        """Refuse to go on with a run of other numbers, which would end as neither of them."""
-        before, now = _numbers(read_config(self.folder / "config.yaml")), _numbers(config)
-        if other := [name for name in now if before.get(name) != now[name]]:
+        """Refuses to resume a run under settings that change its result."""
+        before, now = _settings(read_config(self.folder / "config.yaml")), _settings(config)
+        if different := [name for name in now if before.get(name) != now[name]]:
             raise ConfigError(
-                f"{self.folder} holds a run with other {', '.join(other)}: choose another folder for a new run, or "
-                f"take its {self.folder / 'config.yaml'} to go on"
+                f"{self.folder} holds a run with different {', '.join(different)}: choose another folder for a new "
+                f"run, or use {self.folder / 'config.yaml'} to resume this one"
             )
 
     def reports(self) -> Iterator[Scores | StepReport]:
-        """Train, and yield what each step and each measurement says, the score before training first.
+        """Trains, and yields a report of each step and each validation. The first is the score before training.
 
         Raises:
-            TrainingError: It cannot go on; the message says why, and what is kept.
+            TrainingError: The run cannot continue; the message says why, and what is saved.
         """
         if self.config.trackers:
             self.accelerator.init_trackers("masklet")
         yield from self._begin()
-        with self._kept_when_cut():
-            if self.goes_on:
+        with self._saved_on_failure():
+            if self.is_resumed:
                 yield from self._catch_up()
             for report in self.trainer.run(self.examples):
                 self._log(asdict(report))
                 yield report
-                if self._has_to_measure():
-                    yield from self._measure()
+                if self._is_validation_due():
+                    yield from self._validate()
                 if report.step == self.config.steps or report.step % self.config.save_every == 0:
                     self._save()
         if self.config.trackers:
             self.accelerator.end_training()
 
     def summary(self) -> Summary:
-        """What it came to so far."""
+        """The result so far."""
         return Summary(self.trainer.step, self.folder, self.start, self.best, self.last)
 
     def _begin(self) -> Iterator[Scores]:
-        if self.goes_on:
+        if self.is_resumed:
             notes = self.trainer.load(self.state)
-            self.start, self.best, self.last = (_scores_from(notes[name]) for name in ("start", "best", "last"))
-            self._forget_unfinished_lines()
-            _log.info("going on after step %d", self.trainer.step)
+            self.start, self.best, self.last = (_scores_from(notes[name]) for name in SAVED_SCORES)
+            self._drop_later_lines()
+            _log.info("resuming after step %d", self.trainer.step)
             return
-        for step, iou in enumerate(self.trainer.teach_geometry(), start=1):
-            if step % 100 == 0:
-                _log.info("geometry: step %d, IoU %.3f", step, iou)
         if self.accelerator.is_main_process:
             with self._writing(), replacing(self.folder / "config.yaml") as unfinished:
                 unfinished.write_text(yaml.safe_dump(_as_yaml(self.given), sort_keys=False), encoding="utf-8")
                 (self.folder / "log.jsonl").write_text("")
         if self.validation is not None:
-            yield from self._measure()
+            yield from self._validate()
             if self.start is None:
-                raise DataError("nothing can be measured: the images for validation show no objects. Take others")
+                raise DataError("nothing to validate on: no image for validation has an object. Choose other images")
         self._save()
 
-    def _has_to_measure(self) -> bool:
-        """Whether a measurement is due after the step that was last taken, and was not made before a cut."""
+    def _is_validation_due(self) -> bool:
+        """Whether a validation is due after the last step and was not finished before an interruption."""
         step = self.trainer.step
         is_due = step == self.config.steps or step % self.config.validate_every == 0
         return self.validation is not None and is_due and (self.last is None or self.last.step != step)
 
     def _catch_up(self) -> Iterator[Scores]:
-        """What a cut may have left undone after the last step: its measurement, and the model ``last``."""
-        if self._has_to_measure():
-            yield from self._measure()
+        """Does what an interruption may have prevented after the last step: its validation, and the model ``last``."""
+        if self._is_validation_due():
+            yield from self._validate()
             self._save()
         else:
             self._write_model("last", self.trainer.averaged_model())
 
-    def _measure(self) -> Iterator[Scores]:
+    def _validate(self) -> Iterator[Scores]:
         assert self.validation is not None
         model = self.trainer.averaged_model()
-        scores, shown = self.validation.measure(model, self.trainer.step, self.accelerator)
+        scores, samples = self.validation.measure(model, self.trainer.step, self.accelerator)
         if scores is None:
             return
         self._log({"step": scores.step, "score": scores.score, **scores.values})
         if self.accelerator.is_main_process:
             self._write_curve()
-            self._write_samples(shown)
+            self._write_samples(samples)
         if self.best is None or scores.score > self.best.score:
             self._write_model("best", model)
             self.best = scores
-        # Last, so that a measurement that is cut is made again.
+        # Set last, so that a validation that is interrupted is repeated.
         self.start = self.start or scores
         self.last = scores
         yield scores
 
     def _save(self) -> None:
-        """The state first: it is what cannot be made again."""
+        """Writes the state first, because it is what cannot be made again."""
         if not self.accelerator.is_main_process:
             return
-        notes = {name: scores and asdict(scores) for name, scores in vars(self.summary()).items() if name in NOTED}
+        notes = {name: scores and asdict(scores) for name in SAVED_SCORES for scores in (getattr(self, name),)}
         with self._writing():
             self.trainer.save(self.state, notes)
         self._write_model("last", self.trainer.averaged_model())
@@ -220,11 +238,11 @@ class Run:
         with self._writing(), replacing(self.folder / "curve.svg") as unfinished:
             unfinished.write_text(curve_svg(lines), encoding="utf-8")
 
-    def _write_samples(self, shown: list[Shown]) -> None:
-        for number, example in enumerate(shown):
+    def _write_samples(self, samples: list[Sample]) -> None:
+        for number, sample in enumerate(samples):
             path = self.folder / "samples" / f"{self.trainer.step:06}-{number}.jpg"
             with self._writing(), replacing(path) as unfinished:
-                example.paint().save(unfinished, quality=90)
+                sample.paint().save(unfinished, quality=90)
 
     def _log(self, line: Mapping[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -234,90 +252,91 @@ class Run:
             flat = {key: value for key, value in _flat(line).items() if key != "step"}
             self.accelerator.log(flat, step=line["step"])
 
-    def _forget_unfinished_lines(self) -> None:
-        """Steps that are taken again, and measurements that are made again, are written again."""
+    def _drop_later_lines(self) -> None:
+        """Removes log lines of steps and validations that are about to be repeated."""
         log, step = self.folder / "log.jsonl", self.trainer.step
-        measured = step if self.last is None else self.last.step
+        validated = step if self.last is None else self.last.step
         if self.accelerator.is_main_process and log.exists():
             lines = [
                 line
                 for line in log.read_text(encoding="utf-8").splitlines()
-                if _step_of(line) <= (measured if '"score"' in line else step)
+                if _step_of(line) <= (validated if '"score"' in line else step)
             ]
             with self._writing(), replacing(log) as unfinished:
                 unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     @contextmanager
-    def _kept_when_cut(self) -> Iterator[None]:
-        """What to do when steps end early: keep the last whole one, and say so."""
+    def _saved_on_failure(self) -> Iterator[None]:
+        """Saves the last complete step when the data fail or the run is interrupted."""
         try:
             yield
         except (ImageError, DataError, VideoError) as error:
             self._save()
-            # The launcher ends all processes when one ends, and the first has yet to save.
+            # The launcher ends all processes when one ends, but the main process has yet to save.
             self.accelerator.wait_for_everyone()
             raise TrainingError(
-                f"{error}. The run is kept after step {self.trainer.step}: mend the data, and start it again to go on"
+                f"{error}. The run was saved after step {self.trainer.step}: fix the data, then start it again to "
+                "resume"
             ) from error
         except KeyboardInterrupt:
-            if self.trainer.is_whole:
+            if self.trainer.is_between_steps:
                 self._save()
             raise
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """A disk that is full, or gone, ends the run; the system's error says which."""
+        """Turns errors of writing into a TrainingError."""
         try:
             yield
         except OSError as error:
             raise TrainingError(
-                f"cannot write to {self.folder}: {error}. The last save is unchanged; make room, and start the run "
-                "again to go on from there"
+                f"cannot write to {self.folder}: {error}. The last save is unchanged; make room, then start the run "
+                "again to resume it"
             ) from error
 
 
-NOTED = ("start", "best", "last")
-
-
-def open_data(config: TrainingConfig, device: torch.device) -> tuple[Examples[Any], list[Scene]]:
-    """Examples to learn from, made on ``device`` if they are synthetic, and scenes to measure on.
+def open_data(
+    config: TrainingConfig, examples: Examples[Any] | None = None, scenes: Sequence[Scene] | None = None
+) -> tuple[Examples[Any], Sequence[Scene]]:
+    """Examples to train on and scenes to validate on: those given, otherwise from the configuration's data.
 
     Raises:
-        DataError, ImageError, VideoError: They are not what they should be.
+        ConfigError: There is nothing to train on.
+        DataError, ImageError, VideoError: The data cannot be read, or not as configured.
     """
-    data, share = config.data, config.data.validation
-    apart = share if isinstance(share, DataConfig) else None
-    learned: list[Scene] = []
-    measured: list[Scene] = []
-    examples: Examples[Any]
-    if data.layout == "synthetic":
-        examples = Composed(read_sources(Path(data.path), held_out=False), config.seed, device, config.parts)
-        if share and apart is None:
-            measured = _compositions(data, config)
+    data = config.data
+    if data is None:
+        if examples is None:
+            raise ConfigError("there is nothing to train on: add data to the configuration, or give examples")
+        return examples, scenes or ()
+    if examples is not None and scenes is not None:
+        return examples, scenes
+    if isinstance(data.validation, DataConfig):
+        train_scenes, validation_scenes = read_scenes(data), read_scenes(data.validation) if scenes is None else []
     else:
-        learned, measured = split_by_name(read_scenes(data), 0.0 if isinstance(share, DataConfig) else share)
-        examples = Drawn(learned, config, flip=data.flip)
-    if apart is not None:
-        measured = _compositions(apart, config) if apart.layout == "synthetic" else read_scenes(apart)
-    if real := [*learned, *(measured if (apart or data).layout != "synthetic" else [])]:
-        look_at(real)
-    return examples, measured
+        train_scenes, validation_scenes = split_by_name(read_scenes(data), data.validation)
+    check_scenes([*train_scenes, *validation_scenes])
+    if examples is None:
+        examples = SceneExamples(train_scenes, config, flip=data.flip)
+    return examples, validation_scenes if scenes is None else scenes
 
 
-def _compositions(data: DataConfig, config: TrainingConfig) -> list[Scene]:
-    return held_out_scenes(read_sources(Path(data.path), held_out=True), config)
+def _check_trackers(config: TrainingConfig) -> None:
+    for name in config.trackers:
+        if find_spec(name) is None:
+            raise ConfigError(f"trackers name {name}, which is not installed: pip install {name}, or remove it")
 
 
 def _cache_for(config: TrainingConfig) -> Callable[[Sam2Model], FeatureCache] | None:
-    """What makes the feature cache of a model, if there is to be one."""
+    """Makes the feature cache of a model, if one is configured."""
     if config.cache is None:
         return None
-    names = [name for stage in config.stages for name in TRAINED[stage.train]]
+    trained = [name for stage in config.stages for name in TRAINABLE[stage.train]]
     adapted = [] if config.lora is None else [t for t in config.lora.targets if t.startswith(("*", "vision"))]
-    if "image_encoder" in names or adapted:
+    if "image_encoder" in trained or adapted:
         raise ConfigError(
-            "cache keeps what a frozen image encoder makes, but here it learns: leave cache out, or train decoder, "
-            "frozen_encoder, memory, or lora with targets beside vision_encoder"
+            "cache stores the features of a frozen image encoder, but this run trains the encoder: remove cache, or "
+            "train decoder, frozen_encoder, memory, or lora with targets outside vision_encoder"
         )
     return partial(FeatureCache, Path(config.cache), max_bytes=config.cache_gb * GIGABYTE)
 
@@ -328,40 +347,40 @@ def train(
     *,
     device: str = "auto",
 ) -> Summary:
-    """Train a model, or go on with a run that was cut.
+    """Trains a model, or resumes a run that was interrupted.
 
     Args:
         config: A configuration, its values as a mapping, or the path of a YAML file.
-        run: Folder for all that it makes: ``best`` and ``last`` are models that ``masklet.load`` takes.
+        run: Folder for the results: ``best`` and ``last`` are models that ``masklet.load`` accepts.
         device: ``auto`` or ``cpu``. ``accelerate launch`` starts the same program once for each of several GPUs.
 
     Returns:
-        How well the model did before, at its best and at the end.
+        The scores before training, of the best model and at the end.
 
     Raises:
-        ConfigError: A value is missing, unknown or impossible.
-        DataError, ImageError, VideoError: The data are not what they should be.
-        CheckpointError: The model to begin from cannot be read.
-        TrainingError: It cannot go on; what it had learned by its last save is kept.
+        ConfigError: A setting is missing, unknown or invalid.
+        DataError, ImageError, VideoError: The data cannot be read, or not as configured.
+        CheckpointError: The model to start from cannot be read.
+        TrainingError: The run cannot continue. Everything up to the last save is kept.
     """
     if isinstance(config, str | os.PathLike):
         config = read_config(Path(config))
     elif isinstance(config, Mapping):
         config = config_from(config)
-    whole = Run(config, run, device=device)
-    for report in whole.reports():
+    training = Run(config, run, device=device)
+    for report in training.reports():
         if isinstance(report, Scores):
             _log.info("validation after step %d: %s", report.step, report)
-    return whole.summary()
+    return training.summary()
 
 
-def _numbers(config: TrainingConfig) -> dict[str, Any]:
-    """All that decides about the weights."""
-    return {name: value for name, value in _as_yaml(config).items() if name not in HOUSEKEEPING}
+def _settings(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that affect the weights."""
+    return {name: value for name, value in _as_yaml(config).items() if name not in CHANGEABLE}
 
 
 def _as_yaml(config: TrainingConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(as_plain(config)))  # lists for tuples
+    return json.loads(json.dumps(as_plain(config)))  # turns tuples into lists
 
 
 def _scores_from(note: Mapping[str, Any] | None) -> Scores | None:
@@ -371,7 +390,7 @@ def _scores_from(note: Mapping[str, Any] | None) -> Scores | None:
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # cut off in the middle
+    except (ValueError, KeyError, TypeError):  # the line was not written whole
         return 2**63
 
 
@@ -381,7 +400,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}/")
         elif isinstance(value, list):
-            flat |= {f"{prefix}{key}/{place}": number for place, number in enumerate(value)}
+            flat |= {f"{prefix}{key}/{index}": number for index, number in enumerate(value)}
         else:
             flat[f"{prefix}{key}"] = value
     return flat

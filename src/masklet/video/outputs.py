@@ -1,4 +1,4 @@
-"""What tracking leaves behind: a video with the masks painted in, a folder of masks, or lines of JSON."""
+"""Writes tracked masks: a video with the masks painted over it, a folder of masks, or lines of JSON."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from masklet import atomic
 from masklet.atomic import check_writable, replacing
 from masklet.config import SizeHW
 from masklet.errors import VideoError
+from masklet.masks import PackedMasks
 from masklet.results import Masks
-from masklet.video.frames import WRITABLE_SUFFIXES, Video, VideoWriter, width_by_height
-from masklet.video.tracks import FrameResult
+from masklet.video.frame_result import FrameResult
+from masklet.video.frames import Video, width_by_height
+from masklet.video.writer import WRITABLE_SUFFIXES, VideoWriter
 
 
 @dataclass(frozen=True)
 class Writers:
-    """Files that results are added to, frame by frame. Made by ``open_writers``."""
+    """Open files that results are added to, frame by frame. Made by ``open_writers``."""
 
     size_hw: SizeHW
     outputs: tuple[tuple[Path, Callable[[FrameResult], None]], ...]
@@ -55,17 +57,18 @@ def open_writers(
     fps: Fraction | float,
     size_hw: SizeHW,
 ) -> Iterator[Writers]:
-    """Open what results will be written to; none of it holds more than a frame.
+    """Open files to write results to. No more than one frame is held in memory.
 
-    The video and the lines appear when the block ends well, and not at all when it fails; masks as they are written.
+    The video and the JSON lines appear when the block ends without an error, and otherwise not at all. PNGs appear as
+    they are written.
 
     Args:
-        overlay: A video of the images with their masks painted over them, see ``VideoWriter``.
-        masks: A folder of PNGs, as DAVIS has them: ``00000.png`` for frame 0, where 0 is background and the first
-            object 1. It is made if need be; other files in it are left alone.
-        jsonl: A line of JSON for each frame, see ``json_line``.
-        fps: Of the video, frames per second.
-        size_hw: Of the video and so of every result.
+        overlay: A video of the frames with their masks painted over them, see ``VideoWriter``.
+        masks: A folder of PNGs as in DAVIS: ``00000.png`` for frame 0, where 0 is background and 1 the first object. It
+            is created if it does not exist; other files in it are left alone.
+        jsonl: A file with a line of JSON for each frame, see ``json_line``.
+        fps: Frames per second of the video.
+        size_hw: Of the video, and so of every result.
 
     Raises:
         VideoError: One of them cannot be written.
@@ -87,12 +90,12 @@ def open_writers(
                 lines = stack.enter_context(unfinished.open("w", encoding="utf-8"))
             outputs.append((jsonl, lambda result: print(json_line(result), file=lines)))
         yield Writers(size_hw, tuple(outputs))
-        with naming(" or ".join(str(path) for path, _ in outputs)):  # a disk may be full by now
+        with naming(" or ".join(str(path) for path, _ in outputs)):  # the disk may be full
             stack.close()
 
 
 def output_kind(path: str | os.PathLike[str]) -> dict[str, Path]:
-    """Which of the files of ``open_writers`` a path is meant to be, by its suffix; without one it is a folder."""
+    """The argument of ``open_writers`` that a path is for, by its suffix; without one it is a folder."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
@@ -108,42 +111,49 @@ def output_kind(path: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def refuse_to_overwrite(video: Video, *paths: str | os.PathLike[str] | None) -> None:
-    """Raise a VideoError if one of the paths is the video, a file or a folder of images."""
+    """Raise a VideoError if one of the paths is the video itself, a file or a folder of images."""
     for path in paths:
         if path is not None and video.path is not None and Path(path).resolve() == video.path.resolve():
-            raise VideoError(f"{path} is the video itself: write what was tracked elsewhere, or it would be lost")
+            raise VideoError(f"{path} is the video itself: write to another path, or the video would be lost")
 
 
 def index_image(masks: Masks) -> Image.Image:
     """(height, width) of object numbers, from 1: 8 bits with the colours of ``overlay``, 16 bits beyond 255 objects.
 
-    Where masks overlap, the object of the higher logit is seen.
+    Where masks overlap, the object of the highest logit is on top.
+
+    Raises:
+        VideoError: There are too many objects; the masks are packed, and have no logits.
     """
+    if isinstance(masks.masks, PackedMasks):
+        raise VideoError("packed masks have no logits to decide overlaps: write PNGs from track() without packed=True")
     if (last := masks.object_ids.max(initial=-1) + 1) > 65535:
-        raise VideoError(f"object {last} does not fit the 65535 values of a 16-bit PNG: write lines of JSON (.jsonl)")
+        raise VideoError(f"object {last} does not fit the 65535 values of a 16-bit PNG: write JSON lines (.jsonl)")
     return masks.without_overlap().index_map(by_object=True)
 
 
 def save_index_image(folder: Path, result: FrameResult) -> None:
-    """Add one frame's ``index_image`` to a folder."""
+    """Write the ``index_image`` of one frame to a folder."""
     with replacing(folder / f"{result.index:05}.png") as unfinished:
         index_image(result.masks).save(unfinished)
 
 
 def json_line(result: FrameResult) -> str:
-    """All that is known of a frame, without its line's end.
+    """A frame as JSON, without the end of the line.
 
-    ``frame``, ``time`` in seconds, and ``objects``: of each its name (``object``), ``segmentation`` (COCO's compressed
-    run lengths), ``score`` (predicted IoU), ``object_score`` (above 0: it is in the frame), ``bbox`` [x, y, width,
-    height] and ``area`` in pixels. Names that are no JSON become text.
+    ``frame``, ``time`` in seconds, and ``objects``, each with its ``object_id``, ``segmentation`` (COCO's compressed
+    run lengths), ``iou_score`` (predicted IoU), ``object_score`` (above 0: it is in the frame), ``bbox`` [x, y, width,
+    height] and ``area`` in pixels. Ids that JSON cannot hold become text.
     """
     masks, objects = result.masks, []
-    columns = (masks.to_rle(), masks.iou_scores, result.object_scores, masks.boxes, masks.areas)
-    for name, rle, score, object_score, (x0, y0, x1, y1), area in zip(result.object_ids, *columns, strict=True):
+    columns = (masks.to_rle(), result.iou_scores, result.object_scores, masks.boxes, masks.areas)
+    for object_id, rle, iou_score, object_score, (x0, y0, x1, y1), area in zip(
+        result.object_ids, *columns, strict=True
+    ):
         entry: dict[str, Any] = {
-            "object": name,
+            "object_id": object_id,
             "segmentation": rle,
-            "score": float(score),
+            "iou_score": float(iou_score),
             "object_score": float(object_score),
             "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
             "area": int(area),
@@ -153,5 +163,5 @@ def json_line(result: FrameResult) -> str:
 
 
 def naming(path: Path | str) -> AbstractContextManager[None]:
-    """Errors of the file system, told as errors of this path."""
+    """Turn errors of the file system and of PyAV into a VideoError that names the path."""
     return atomic.naming(path, VideoError, av.FFmpegError)

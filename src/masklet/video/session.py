@@ -1,4 +1,4 @@
-"""A video: prompt, track, correct, go back."""
+"""A video: prompt objects, track them, correct them, go back."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Generator, Hashable
-from contextlib import suppress
+from collections.abc import Generator, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Literal
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from typing_extensions import Self
 
 from masklet.engine import Engine
 from masklet.errors import PromptError, SessionError, VideoError
@@ -25,25 +25,47 @@ from masklet.model.neck import Features
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
 from masklet.results.visualisation import notebook_html, notebook_png
-from masklet.video.decoder import Frame
-from masklet.video.discovery import Discovery
+from masklet.video.autosave import autosaving
+from masklet.video.discovery import Discovery, Sightings
+from masklet.video.frame_column import FrameColumn
+from masklet.video.frame_result import FrameResult
 from masklet.video.frames import Video, VideoSource, width_by_height
-from masklet.video.memory import MemoryPolicy
+from masklet.video.object_frame import ObjectFrame
 from masklet.video.outputs import open_writers, output_kind, refuse_to_overwrite
-from masklet.video.saved import autosaving, check_names, read_saved, save_session
+from masklet.video.plan import Direction, plan_frames, whole_number
+from masklet.video.policy import MemoryPolicy
+from masklet.video.readers import Frame
+from masklet.video.saved import check_can_save, read_saved, save_session
 from masklet.video.spool import Spool
-from masklet.video.tracks import FrameResult, Tracks
+from masklet.video.tracks import Tracks
 
-Direction = Literal["forward", "backward", "both"]
+NOTEBOOK_FRAMES = 4
+"""Frames that a notebook shows of a video."""
+MAX_ENCODED = 2
+"""Encoded frames in memory: the one that is tracked, and one that is prompted beside it."""
 
-FRAMES_SHOWN = 4
-"""In a notebook."""
-FEATURES_KEPT = 2
-"""Encoded frames at hand: the one that is tracked, and one that is looked at or prompted beside it."""
+STILL_TRACKING = (
+    "this session is being tracked already: finish the loop over its track(), resume_tracking() or everything(), or "
+    "call close() on what it returned, before starting another"
+)
+
+
+class EncodedFrame(NamedTuple):
+    """A frame and its features."""
+
+    features: Features
+    image: np.ndarray
 
 
 class VideoSession:
-    """A video and the objects that are followed through it. Made by ``Segmenter.video``."""
+    """A video, and the objects that are tracked through it. Made by ``Segmenter.video``.
+
+    Prompts and corrections may come before, between and during the steps of one ``track``; a second ``track``,
+    ``resume_tracking`` or ``everything`` may start only when the first has ended or was closed.
+
+    A session is not thread-safe: use it, and the generators it returns, from one thread at a time. Sessions in several
+    threads may share a ``Segmenter``.
+    """
 
     def __init__(
         self, engine: Engine, processor: Sam2ImageProcessor, video: Video, policy: MemoryPolicy, *, max_objects: int
@@ -58,10 +80,12 @@ class VideoSession:
             size_hw=video.size_hw,
             input_hw=processor.input_hw,
             spool=Spool(),
+            can_rewind=video.count is not None,
         )
-        self._features: OrderedDict[int, Features] = OrderedDict()
-        self._times: dict[int, float] = {}  # of frames that were tracked
-        self._ahead: list[range] = []  # frames that tracking has yet to go through
+        self._encoded: OrderedDict[int, EncodedFrame] = OrderedDict()
+        self._times: FrameColumn[float] = FrameColumn("d")  # of tracked frames
+        self._remaining: list[range] = []  # frames that are still to be tracked
+        self._tracking = Lock()
 
     @classmethod
     def resume(
@@ -70,13 +94,13 @@ class VideoSession:
         processor: Sam2ImageProcessor,
         path: str | os.PathLike[str],
         video: VideoSource | None = None,
-    ) -> Self:
+    ) -> VideoSession:
         """See ``Segmenter.resume``."""
         saved = read_saved(path)
         saved.check_model(engine.model)
         processor, opened = processor.with_size(saved.input_hw), saved.open_video(video)
         session = cls(engine, processor, opened, saved.policy, max_objects=saved.max_objects)
-        session._times, session._ahead = saved.restore(session._tracks), saved.ahead
+        session._times, session._remaining = saved.restore(session._tracks), saved.remaining
         return session
 
     def __repr__(self) -> str:
@@ -85,36 +109,36 @@ class VideoSession:
         return f"VideoSession({self.video.name}, {frames} of {width_by_height(self.video.size_hw)}, {objects})"
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: a few frames side by side with the masks they have; of a video that passes nothing."""
+        """Notebooks show a few frames side by side with their masks, and nothing of a video that is read only once."""
         if self.video.count is None:
             return None
-        banks = [track.bank for track in self._tracks.objects.values()]
-        frames = sorted({frame for bank in banks for frame in bank.prompted | bank.tracked}) or range(self.video.count)
-        few = np.unique(np.linspace(0, len(frames) - 1, FRAMES_SHOWN).round().astype(int))
+        tracks = self._tracks
+        frames = sorted({f for track in tracks.objects.values() for f in track.bank.frames}) or range(self.video.count)
+        few = np.unique(np.linspace(0, len(frames) - 1, NOTEBOOK_FRAMES).round().astype(int))
         results = [
-            self._tracks.result(index, 0.0, self._tracks.seen(index), self.video[index].image)
+            tracks.frame_result(index, 0.0, tracks.results_in(index), self.video[index].image)
             for index in (frames[place] for place in few)
         ]
         return notebook_png(Image.fromarray(np.concatenate([result.masks.overlay() for result in results], axis=1)))
 
     def _repr_html_(self) -> str:
-        """The same, with where each object was shown and followed."""
+        """The same, with a table of the objects."""
         rows = [
-            (name, ", ".join(map(str, sorted(track.bank.prompted))), f"{len(track.passed)} frames")
-            for name, track in self._tracks.objects.items()
+            (object_id, ", ".join(map(str, sorted(track.bank.prompted))), f"{len(track.tracked_steps)} frames")
+            for object_id, track in self._tracks.objects.items()
         ]
-        headings = ("object", "shown in frame", "followed in")
+        headings = ("object", "prompted in frame", "tracked through")
         return notebook_html(self._repr_png_(), repr(self), [headings, *rows] if rows else [])
 
     @property
     def object_ids(self) -> tuple[Hashable, ...]:
-        """Names of the objects."""
+        """The ids that the objects were prompted with."""
         return tuple(self._tracks.objects)
 
     @property
-    def tracked(self) -> tuple[int, ...]:
-        """Frames that an object was tracked in, from first to last."""
-        return tuple(sorted({frame for track in self._tracks.objects.values() for frame in track.passed}))
+    def tracked_frames(self) -> tuple[int, ...]:
+        """Frames that an object was tracked through, from first to last."""
+        return tuple(sorted({frame for track in self._tracks.objects.values() for frame in track.tracked_steps}))
 
     def prompt(
         self,
@@ -126,14 +150,14 @@ class VideoSession:
         box: Any = None,
         mask: Any = None,
     ) -> Masks:
-        """Show an object in a frame; on a frame that was tracked, correct it there.
+        """Prompt an object in a frame. In a frame that was tracked, this corrects the object there.
 
-        All clicks of a frame add up; a new box or mask takes the place of an earlier one. The frame keeps this result
-        when the video is tracked again, and steers the frames around it. Other objects are not touched.
+        All points of a frame add up; a new box or mask replaces an earlier one. The frame keeps this result when the
+        video is tracked again, and guides the frames around it. Other objects do not change.
 
         Args:
             frame: Its number, from 0.
-            object: The object's name, anything hashable.
+            object: The object's id, anything hashable.
             points: [(x, y), …] on the object; (x, y, 0) is beside it. Pixels of the video, x right and y down.
             labels: 1 on the object, 0 beside it; all 1 if None.
             box: (x0, y0, x1, y1) around it.
@@ -143,32 +167,32 @@ class VideoSession:
             The object's mask in this frame.
 
         Raises:
-            PromptError: The prompt makes no sense.
+            PromptError: The prompt is invalid.
             VideoError: The video has no such frame.
         """
-        prompts = {"points": points, "labels": labels, "box": box, "mask": mask}
-        if frame < 0:
+        if (frame := whole_number("frame", frame)) < 0:
             raise VideoError(f"there is no frame {frame} in {self.video.name}: frames count from 0")
-        seen = self._tracks.prompt(object, frame, self._features_of, self._tracks.read(**prompts))
-        return self._tracks.result(frame, 0.0, {object: seen}, None).masks
+        prompt = self._tracks.read(points=points, labels=labels, box=box, mask=mask)
+        result = self._tracks.prompt(object, frame, self._features_of, prompt)
+        return self._tracks.frame_result(frame, 0.0, {object: result}, self._image_of(frame)).masks
 
     def remove(self, object: Hashable, frame: int | None = None) -> None:
-        """Follow an object no longer, or take back its prompt in one frame. Other objects are not touched.
+        """Remove an object, or undo its prompts in one frame. Other objects do not change.
 
-        The frame of a prompt that is taken back has no result until it is tracked again.
+        A frame whose prompts are undone has no result until it is tracked again.
 
         Raises:
-            PromptError: No such object or prompt, or the only prompt the object has.
+            PromptError: No such object or prompt, or the only prompt of the object.
         """
         if frame is None:
             self._tracks.remove(object)
         else:
-            self._tracks.remove_prompt(object, frame)
+            self._tracks.remove_prompt(object, whole_number("frame", frame))
 
     def reset(self) -> None:
-        """Forget all objects."""
-        for name in self.object_ids:
-            self._tracks.remove(name)
+        """Remove all objects."""
+        for object_id in self.object_ids:
+            self._tracks.remove(object_id)
 
     def track(
         self,
@@ -177,70 +201,86 @@ class VideoSession:
         direction: Direction = "forward",
         *,
         every: int = 1,
+        packed: bool = False,
         autosave: float | None = None,
         autosave_to: str | os.PathLike[str] | None = None,
     ) -> Generator[FrameResult]:
-        """Follow all objects through the video, yielding each frame as it is done.
+        """Track all objects through the video, and yield each frame as it is done.
 
         Args:
-            start: First frame; the first that was prompted if None, or the last one when going backward.
+            start: First frame; the first prompted frame if None, or the last one when going backward.
             end: Last frame, included; the video's end if None, or its beginning when going backward.
             direction: ``"forward"``, ``"backward"``, or ``"both"``: first forward from ``start``, then backward.
-            every: Step from each frame to the one so many frames further; those between are left out.
-            autosave: ``save`` to ``autosave_to`` once in so many seconds, and when tracking ends or is broken off.
-            autosave_to: Where to. After a crash, ``sam.resume`` it and ``track_on``.
+            every: Step from each frame to the next; the frames between are skipped.
+            packed: Yield masks as run lengths (``masklet.masks.PackedMasks``), without logits: for hundreds of objects
+                in a large video, which do not fit in memory otherwise.
+            autosave: ``save`` to ``autosave_to`` at intervals of so many seconds, and when tracking ends or is
+                interrupted.
+            autosave_to: The file. After a crash, open it with ``sam.resume`` and call ``resume_tracking``.
 
         Raises:
-            PromptError: Nothing was prompted.
+            PromptError: Nothing was prompted; an argument is invalid.
             VideoError: There is no such frame.
-            SessionError: It cannot be saved.
+            SessionError: It cannot be saved; another generator of this session is still tracking.
         """
-        self._ahead = self.plan(start, end, direction, every=every)
-        yield from self.track_on(autosave=autosave, autosave_to=autosave_to)
+        plan = self.plan(start, end, direction, every=every)
+        return self._autosaved(self._track(plan, packed), autosave, autosave_to)
 
-    def track_on(
-        self, *, autosave: float | None = None, autosave_to: str | os.PathLike[str] | None = None
+    def resume_tracking(
+        self,
+        *,
+        packed: bool = False,
+        autosave: float | None = None,
+        autosave_to: str | os.PathLike[str] | None = None,
     ) -> Generator[FrameResult]:
-        """Go on with what the last ``track`` had yet to do: it was broken off, here or in a session that was resumed.
+        """Continue the last ``track`` or ``everything``, which was interrupted here or in the session that was resumed.
 
         Args:
+            packed: As in ``track``.
             autosave: As in ``track``.
             autosave_to: As in ``track``.
 
         Raises:
-            SessionError: It cannot be saved.
+            SessionError: It cannot be saved; another generator of this session is still tracking.
         """
-        if (autosave is None) != (autosave_to is None):
-            raise SessionError("autosave=seconds and autosave_to=path go together: expected both, or none of them")
-        if autosave is None or autosave_to is None:
-            yield from self._go()
-        else:
-            check_names(self._tracks)
-            yield from autosaving(self._go(), partial(self.save, autosave_to), autosave)
+        return self._autosaved(self._track(None, packed), autosave, autosave_to)
 
     def everything(
-        self, *, every: int = 30, same_iou: float = 0.5, min_object: int = 100, patience: int = 100, **options: Any
+        self,
+        *,
+        every: int = 30,
+        same_iou: float = 0.5,
+        min_object: int = 100,
+        patience: int = 100,
+        packed: bool = False,
+        **options: Any,
     ) -> Generator[FrameResult]:
-        """Find objects without being told where, and follow them all forward, yielding each frame as it is done.
+        """Find objects without prompts and track them all forward, yielding each frame as it is done.
 
-        Every n-th frame from 0 on is looked at as ``Segmenter.everything`` does. What is found there is an object that
-        is known, or a new one. New objects are called 1, 2, 3 …: an object keeps its name, and no name is given twice.
-        Objects that were shown before are followed with them. Afterwards ``write``, ``track`` and corrections work as
-        after ``track``; when it is broken off, ``track_on`` follows what was found through the rest.
+        Every n-th frame from 0 on is segmented as ``Segmenter.everything`` does it. A mask found there belongs to a
+        known object, or to a new one. New objects have the ids 1, 2, 3 …: an object keeps its id, and no id is used
+        twice. Objects that were prompted before are tracked with them. Afterwards ``write``, ``track`` and corrections
+        work as after ``track``; after an interruption, ``resume_tracking`` tracks what was found through the rest.
 
         Args:
-            every: Frames from one that is looked at to the next.
-            same_iou: A mask is that of a known object if their IoU is at least this.
-            min_object: A mask of fewer pixels is no object.
-            patience: An object that was out of sight for more frames is followed no longer; seen again, it is new.
-            options: What to look for, as in ``Segmenter.everything``.
+            every: Step from one frame that is searched for objects to the next.
+            same_iou: A mask belongs to a known object if their IoU is at least this.
+            min_object: Masks of fewer pixels are ignored.
+            patience: Frames for which an object may be out of sight. Then it is not tracked any more, unless it is
+                prompted again; what is found in its place is a new object.
+            packed: As in ``track``.
+            options: As in ``Segmenter.everything``.
 
         Raises:
-            ConfigError: An option that makes no sense.
+            ConfigError: An option is invalid.
+            SessionError: Another generator of this session is still tracking.
         """
-        what = EverythingOptions.for_model(self.engine.config, options, "every", "same_iou", "min_object", "patience")
+        what = EverythingOptions.for_model(
+            self.engine.config, options, "every", "same_iou", "min_object", "patience", "packed"
+        )
         discovery = Discovery(every=every, same_iou=same_iou, min_object=min_object, patience=patience, options=what)
-        return self._discover(discovery)
+        self._refuse_second_tracking()
+        return self._discover(discovery, packed)
 
     def plan(
         self, start: int | None = None, end: int | None = None, direction: Direction = "forward", *, every: int = 1
@@ -248,46 +288,29 @@ class VideoSession:
         """The frames that ``track`` goes through with the same arguments, in its order.
 
         Raises:
-            PromptError: Nothing was prompted; ``every`` or ``direction`` makes no sense.
+            PromptError: Nothing was prompted; an argument is invalid.
             VideoError: There is no such frame.
         """
-        if direction not in ("forward", "backward", "both"):
-            raise PromptError(f"direction is {direction!r}: expected forward, backward or both")
-        if every < 1:
-            raise PromptError(f"every is {every}: expected 1 for all frames, 2 for every other one, and so on")
         prompted = {frame for track in self._tracks.objects.values() for frame in track.bank.prompted}
-        if not prompted:
-            raise PromptError("nothing to track: show an object first, video.prompt(frame=0, points=[(x, y)])")
-        count = sys.maxsize if self.video.count is None else self.video.count
-        for name, frame in (("start", start), ("end", end)):
-            if frame is not None and (frame < 0 or (name == "start" and frame >= count)):
-                raise VideoError(f"{name} is {frame}: {self.video.name} has no such frame, they count from 0")
-        first = (max(prompted) if direction == "backward" else min(prompted)) if start is None else start
-        last = count - 1 if end is None else min(end, count - 1)
-        forward = range(first, last + 1, every)
-        if direction == "forward":
-            return [forward]
-        if direction == "backward":
-            return [range(first, (end or 0) - 1, -every)]
-        return [forward, range(first - every, -1, -every)]
+        return plan_frames(self.video, prompted, start, end, direction, every=every)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Keep the session in a file, for ``Segmenter.resume`` to go on with. The video is not in it.
+        """Save the session so that ``Segmenter.resume`` can continue it. The video itself is not saved.
 
         Raises:
-            SessionError: It cannot be written, or names of objects are neither text nor whole numbers; an older file
-                there is as it was.
+            SessionError: The file cannot be written, or an object's id is neither text nor a whole number; an older
+                file is left as it was.
         """
-        save_session(path, self._tracks, self.video, self._times, self._ahead)
+        save_session(path, self._tracks, self.video, self._times, self._remaining)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write what was tracked, in the video's order; nothing is tracked again.
+        """Write the results of all tracked frames, in the video's order. Nothing is tracked again.
 
-        A video of every n-th frame shows so many fewer a second, and is as long.
+        If every n-th frame was tracked, the written video shows so many fewer frames a second, and is as long.
 
         Args:
-            path: By its suffix a video with the masks painted over it (``.mp4``, ``.mkv`` …), a line of JSON for each
-                frame (``.jsonl``), or, without suffix, a folder of PNGs as DAVIS has them. See ``video.outputs``.
+            path: Its suffix chooses a video with the masks painted over it (``.mp4``, ``.mkv`` …), a line of JSON for
+                each frame (``.jsonl``), or, without suffix, a folder of PNGs as in DAVIS. See ``video.outputs``.
 
         Raises:
             VideoError: Another suffix; it cannot be written; it is the video itself; a video that came frame by frame
@@ -296,72 +319,115 @@ class VideoSession:
         """
         kind = output_kind(path)
         refuse_to_overwrite(self.video, path)
-        if not self.tracked:
+        frames = self.tracked_frames
+        if not frames:
             raise PromptError("nothing to write: track first, for result in video.track(): ...")
-        stride = math.gcd(*(after - before for before, after in itertools.pairwise(self.tracked))) or 1
+        stride = math.gcd(*(after - before for before, after in itertools.pairwise(frames))) or 1
         with open_writers(**kind, fps=self.video.fps / stride, size_hw=self.video.size_hw) as writers:
             for result in self._stored_results(with_images="overlay" in kind, stride=stride):
                 writers.write(result)
 
     def _stored_results(self, *, with_images: bool, stride: int = 1) -> Generator[FrameResult]:
-        tracked = self.tracked
+        tracks, frames = self._tracks, self.tracked_frames
         if not with_images:
-            for index in tracked:
-                yield self._tracks.result(index, self._times[index], self._tracks.seen(index), None)
+            for index in frames:
+                yield tracks.frame_result(index, self._times[index], tracks.results_in(index), None)
             return
-        wanted = set(tracked)
-        for frame in self.video.frames(tracked[0], tracked[-1] + 1, stride):
+        wanted = set(frames)
+        for frame in self.video.frames(frames[0], frames[-1] + 1, stride):
             if frame.index in wanted:
-                yield self._tracks.result(frame.index, frame.time, self._tracks.seen(frame.index), frame.image)
+                yield tracks.frame_result(frame.index, frame.time, tracks.results_in(frame.index), frame.image)
 
-    def _go(self) -> Generator[FrameResult]:
-        while self._ahead:
-            stretch, *others = self._ahead
-            if not stretch:
-                self._ahead = others
-                continue
-            for frame in self.video.frames(stretch.start, stretch.stop, stretch.step):
-                seen = self._tracks.advance(frame.index, partial(self._features_of, at_hand=frame), stretch.step)
+    def _autosaved(
+        self, results: Generator[FrameResult], seconds: float | None, path: str | os.PathLike[str] | None
+    ) -> Generator[FrameResult]:
+        self._refuse_second_tracking()
+        if (seconds is None) != (path is None):
+            raise SessionError("autosave=seconds and autosave_to=path go together: expected both, or none of them")
+        if seconds is None or path is None:
+            return results
+        check_can_save(self._tracks)
+        return autosaving(results, partial(self.save, path), seconds)
+
+    def _refuse_second_tracking(self) -> None:
+        if self._tracking.locked():
+            raise SessionError(STILL_TRACKING)
+
+    @contextmanager
+    def _tracking_alone(self) -> Iterator[None]:
+        """Own the session's plan until the generator ends, is closed or is garbage-collected."""
+        if not self._tracking.acquire(blocking=False):
+            raise SessionError(STILL_TRACKING)
+        try:
+            yield
+        finally:
+            self._tracking.release()
+
+    def _track(self, plan: list[range] | None, packed: bool) -> Generator[FrameResult]:
+        """Track through the plan, or through what remains of the last one."""
+        with self._tracking_alone():
+            self._remaining = self._remaining if plan is None else plan
+            while self._remaining:
+                frames, *others = self._remaining
+                for frame in self.video.frames(frames.start, frames.stop, frames.step) if frames else ():
+                    results = self._tracks.advance(frame.index, partial(self._features_of, at_hand=frame), frames.step)
+                    self._times[frame.index] = frame.time
+                    self._remaining = [range(frame.index + frames.step, frames.stop, frames.step), *others]
+                    yield self._tracks.frame_result(frame.index, frame.time, results, frame.image, packed=packed)
+                self._remaining = others
+
+    def _discover(self, discovery: Discovery, packed: bool) -> Generator[FrameResult]:
+        with self._tracking_alone():
+            tracks, sightings = self._tracks, Sightings(discovery.patience)
+            count = sys.maxsize if self.video.count is None else self.video.count
+            new_ids = itertools.count(1)
+            for frame in self.video.frames():
+                results = self._advance_all_but_lost(frame, sightings)
+                if frame.index % discovery.every == 0:
+                    results |= self._find_objects(frame, results, discovery, new_ids)
                 self._times[frame.index] = frame.time
-                self._ahead = [range(frame.index + stretch.step, stretch.stop, stretch.step), *others]
-                yield self._tracks.result(frame.index, frame.time, seen, frame.image)
-            self._ahead = others
+                self._remaining = [range(frame.index + 1, count)]
+                result = tracks.frame_result(frame.index, frame.time, results, frame.image, packed=packed)
+                sightings.add(result)
+                yield result
+            self._remaining = []
 
-    def _discover(self, discovery: Discovery) -> Generator[FrameResult]:
-        tracks = self._tracks
-        last_seen: dict[Hashable, int] = {}  # objects that are yet to come have none
-        count = sys.maxsize if self.video.count is None else self.video.count
-        new_names = itertools.count(1)
-        for frame in self.video.frames():
-            index, features_of = frame.index, partial(self._features_of, at_hand=frame)
-            lost = {name for name in self.object_ids if index - last_seen.get(name, index) > discovery.patience}
-            for name in lost:
-                tracks.objects[name].bank.drop_maps(set())
-            seen = tracks.advance(index, features_of, 1, [name for name in self.object_ids if name not in lost])
-            if index % discovery.every == 0:
-                known = tracks.result(index, frame.time, seen, None).masks
-                features = features_of(index)
-                found = everything(
-                    self.engine, self.processor, frame.image, discovery.options, features=features, packed=True
-                )
-                for mask in discovery.new_masks(found, known):
-                    name = next(name for name in new_names if name not in tracks.objects)
-                    with suppress(PromptError):  # too small for the network to see
-                        seen[name] = tracks.prompt(name, index, features_of, tracks.read(mask=mask))
-                        tracks.objects[name].passed[index] = 1  # tracking is here, and ``advance`` has been
-            self._times[index] = frame.time
-            self._ahead = [range(index + 1, count)]
-            result = tracks.result(index, frame.time, seen, frame.image)
-            last_seen |= dict.fromkeys(itertools.compress(result.object_ids, result.visible), index)
-            yield result
-        self._ahead = []
+    def _advance_all_but_lost(self, frame: Frame, sightings: Sightings) -> dict[Hashable, ObjectFrame]:
+        """Track the objects that are not lost. Others are skipped, or a long video would get ever slower."""
+        visible = []
+        for object_id, track in self._tracks.objects.items():
+            if sightings.is_lost(object_id, track.bank.prompted, frame.index):
+                track.bank.keep_maps(set())
+            else:
+                visible.append(object_id)
+        return self._tracks.advance(frame.index, partial(self._features_of, at_hand=frame), 1, visible)
+
+    def _find_objects(
+        self, frame: Frame, tracked: dict[Hashable, ObjectFrame], discovery: Discovery, new_ids: Iterator[int]
+    ) -> dict[Hashable, ObjectFrame]:
+        """Prompt the new objects of a frame with the masks that are found there."""
+        tracks, features_of = self._tracks, partial(self._features_of, at_hand=frame)
+        known = tracks.frame_result(frame.index, frame.time, tracked, None, packed=True).masks
+        features = features_of(frame.index)
+        found = everything(self.engine, self.processor, frame.image, discovery.options, features=features, packed=True)
+        results: dict[Hashable, ObjectFrame] = {}
+        for mask in discovery.new_masks(found, known):
+            object_id = next(number for number in new_ids if number not in tracks.objects)
+            with suppress(PromptError):  # the mask is too small at the network's input
+                results[object_id] = tracks.prompt(object_id, frame.index, features_of, tracks.read(mask=mask))
+                tracks.objects[object_id].tracked_steps[frame.index] = 1  # tracking has reached this frame
+        return results
 
     def _features_of(self, index: int, at_hand: Frame | None = None) -> Features:
-        if index not in self._features:
+        if index not in self._encoded:
             frame = at_hand if at_hand is not None and at_hand.index == index else self.video[index]
             with torch.inference_mode():
-                self._features[index] = self.engine.encode(self.processor.frame_values(frame.image))
-        self._features.move_to_end(index)
-        while len(self._features) > FEATURES_KEPT:
-            self._features.popitem(last=False)
-        return self._features[index]
+                features = self.engine.encode(self.processor.frame_values(frame.image))
+            self._encoded[index] = EncodedFrame(features, frame.image)
+        self._encoded.move_to_end(index)
+        while len(self._encoded) > MAX_ENCODED:
+            self._encoded.popitem(last=False)
+        return self._encoded[index].features
+
+    def _image_of(self, index: int) -> np.ndarray:
+        return self._encoded[index].image if index in self._encoded else self.video[index].image

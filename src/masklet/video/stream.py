@@ -1,27 +1,54 @@
-"""Live frames: one at a time, no end known, memory that does not grow."""
+"""Live frames: they arrive one at a time, without a known end, and memory does not grow."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from masklet.config import SizeHW
 from masklet.engine import Engine
-from masklet.errors import PromptError
+from masklet.errors import ConfigError, PromptError
 from masklet.images.reading import read_image
 from masklet.model.neck import Features
 from masklet.processing import Sam2ImageProcessor
-from masklet.video.memory import MemoryPolicy, ObjectFrame
-from masklet.video.tracks import FrameResult, Tracks
+from masklet.video.frame_result import FrameResult
+from masklet.video.policy import MemoryPolicy
+from masklet.video.tracks import Tracks, check_can_track
+
+
+@dataclass(frozen=True)
+class LatestFrame:
+    """Gives the features of the latest frame. A stream cannot encode an earlier one again."""
+
+    index: int
+    features: Features
+
+    def __call__(self, frame: int) -> Features:
+        """See ``tracks.FeaturesOf``."""
+        if frame != self.index:
+            raise ConfigError(
+                f"the memory policy reads frame {frame} in frame {self.index} of a stream, which no longer has its "
+                "memory map: expected only frames that its keeps() returned"
+            )
+        return self.features
 
 
 class VideoStream:
-    """Follows objects through frames as they arrive. Made by ``Segmenter.stream``."""
+    """Tracks objects through frames as they arrive. Made by ``Segmenter.stream``.
+
+    A stream is not thread-safe: use it from one thread at a time. Streams in several threads may share a ``Segmenter``.
+    """
 
     def __init__(
         self, engine: Engine, processor: Sam2ImageProcessor, policy: MemoryPolicy, *, max_objects: int, fps: float
     ) -> None:
+        check_can_track(engine, max_objects)
+        if not fps > 0:
+            raise PromptError(f"fps is {fps}: expected a positive number of frames per second")
         self.engine = engine
         self.processor = processor
         self.policy = policy
@@ -31,83 +58,108 @@ class VideoStream:
         """Frames pushed so far."""
         self._tracks: Tracks | None = None
         self._features: Features | None = None
-        self._image: Any = None
+        self._image: np.ndarray | None = None
 
     def __repr__(self) -> str:
         objects = f"{len(self.object_ids) or 'no'} object{'s' * (len(self.object_ids) != 1)}"
         return f"VideoStream({self.count} frame{'s' * (self.count != 1)}, {objects})"
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: the frame that came last, with its masks."""
-        return None if (last := self._last()) is None else last._repr_png_()
+        """Notebooks show the last frame with its masks."""
+        return None if (last := self._last_result()) is None else last._repr_png_()
 
     def _repr_html_(self) -> str | None:
-        return None if (last := self._last()) is None else last._repr_html_()
+        return None if (last := self._last_result()) is None else last._repr_html_()
 
-    def _last(self) -> FrameResult | None:
-        return None if self._tracks is None else self._result(self._tracks.seen(self.count - 1))
+    def _last_result(self) -> FrameResult | None:
+        return None if self._tracks is None else self._result_of_last(self._tracks)
 
     @property
     def object_ids(self) -> tuple[Hashable, ...]:
-        """Names of the objects that are followed."""
+        """The ids of the tracked objects."""
         return () if self._tracks is None else tuple(self._tracks.objects)
 
-    def push(self, frame: Any, prompts: Mapping[Hashable, Mapping[str, Any]] | None = None) -> FrameResult:
-        """Take the next frame.
+    def push(
+        self,
+        frame: Any,
+        prompts: Mapping[Hashable, Mapping[str, Any]] | None = None,
+        *,
+        packed: bool = False,
+    ) -> FrameResult:
+        """Track all objects into the next frame.
 
         Args:
             frame: An image, of the same size each time: see ``masklet.images.reading.read_image``.
-            prompts: Objects to add or to show again on this frame, by name, each with ``points``, ``labels``, ``box``
-                or ``mask`` as ``VideoSession.prompt`` takes them: ``{"cup": {"box": (300, 0, 500, 400)}}``.
+            prompts: Objects to add or to correct in this frame, by id, each with ``points``, ``labels``, ``box`` or
+                ``mask`` as ``VideoSession.prompt`` takes them: ``{"cup": {"box": (300, 0, 500, 400)}}``.
+            packed: As in ``VideoSession.track``.
 
         Returns:
             All objects in this frame.
 
         Raises:
-            PromptError: A prompt makes no sense.
-            ImageError: The frame is no image, or its size is another than before.
-                After either the frame has not been taken: push it again.
+            PromptError: A prompt is invalid.
+            ImageError: The frame is not an image, or has another size than those before.
+                After any error the stream is as before the call, so the frame may be pushed again.
         """
         image = read_image(frame)
         size_hw = (image.shape[0], image.shape[1])
-        tracks = self._tracks
-        if tracks is None:
-            input_hw = self.processor.input_hw
-            tracks = Tracks(
-                self.engine, self.policy, max_objects=self.max_objects, size_hw=size_hw, input_hw=input_hw, spool=None
-            )
-        tracks.check_size(size_hw, self.count)
-        told = {name: tracks.read(**prompt) for name, prompt in (prompts or {}).items()}
+        index = self.count
+        # A copy, so that an error leaves the stream as it was.
+        tracks = self._first_tracks(size_hw) if self._tracks is None else self._tracks.copy()
+        tracks.check_size(size_hw, index)
+        read = {object_id: tracks.read(**prompt) for object_id, prompt in (prompts or {}).items()}
         with torch.inference_mode():
-            self._features = self.engine.encode(self.processor.frame_values(image))
-        self._tracks, self._image = tracks, image
-        self.count += 1
-        for name, prompt in told.items():
-            tracks.prompt(name, self.count - 1, self._features_of, prompt)
-        seen = tracks.advance(self.count - 1, self._features_of, step=1)
-        tracks.forget_before(self.count - 1)
-        return self._result(seen)
+            features = self.engine.encode(self.processor.frame_values(image))
+        latest = LatestFrame(index, features)
+        for object_id, prompt in read.items():
+            tracks.prompt(object_id, index, latest, prompt)
+        results = tracks.advance(index, latest, step=1)
+        tracks.forget_before(index)
+        result = tracks.frame_result(index, index / self.fps, results, image, packed=packed)
+        self._tracks, self._features, self._image, self.count = tracks, features, image, index + 1
+        return result
 
-    def correct(self, name: Hashable, **prompt: Any) -> FrameResult:
-        """Show an object again, or for the first time, on the frame that came last; its result is given anew."""
-        if self._tracks is None:
+    def correct(self, object: Hashable, **prompt: Any) -> FrameResult:
+        """Prompt an object in the last frame, again or for the first time.
+
+        Args:
+            object: Its id.
+            prompt: As for ``VideoSession.prompt``.
+
+        Returns:
+            The new result of that frame.
+
+        Raises:
+            PromptError: The prompt is invalid; no frame was pushed yet.
+        """
+        if self._tracks is None or self._features is None:
             raise PromptError("no frame has been pushed yet: expected one before a correction")
-        self._tracks.prompt(name, self.count - 1, self._features_of, self._tracks.read(**prompt))
-        return self._result(self._tracks.seen(self.count - 1))
+        latest = LatestFrame(self.count - 1, self._features)
+        self._tracks.prompt(object, self.count - 1, latest, self._tracks.read(**prompt))
+        return self._result_of_last(self._tracks)
 
-    def remove(self, name: Hashable) -> None:
-        """Follow an object no longer."""
+    def remove(self, object: Hashable) -> None:
+        """Remove an object.
+
+        Raises:
+            PromptError: There is no such object.
+        """
         if self._tracks is None:
-            raise PromptError(f"no object {name!r}: none has been shown yet")
-        self._tracks.remove(name)
+            raise PromptError(f"no object {object!r}: none was prompted yet")
+        self._tracks.remove(object)
 
-    def _result(self, seen: dict[Hashable, ObjectFrame]) -> FrameResult:
-        assert self._tracks is not None
+    def _first_tracks(self, size_hw: SizeHW) -> Tracks:
+        return Tracks(
+            self.engine,
+            self.policy,
+            max_objects=self.max_objects,
+            size_hw=size_hw,
+            input_hw=self.processor.input_hw,
+            spool=None,
+            can_rewind=False,
+        )
+
+    def _result_of_last(self, tracks: Tracks) -> FrameResult:
         index = self.count - 1
-        return self._tracks.result(index, index / self.fps, seen, self._image)
-
-    def _features_of(self, frame: int) -> Features:
-        # Maps of the frames that may still be read are never let go, so no other frame is asked for.
-        assert frame == self.count - 1
-        assert self._features is not None
-        return self._features
+        return tracks.frame_result(index, index / self.fps, tracks.results_in(index), self._image)

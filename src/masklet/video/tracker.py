@@ -1,4 +1,4 @@
-"""One step of tracking: (frame, memory, prompt) -> (result, memory). No state: file, stream and training share it.
+"""One step of tracking: (frame, memory, prompt) -> (result, memory map). Stateless; sessions and training share it.
 
 Source: SAM 2 (arXiv 2408.00714), section 4.
 """
@@ -17,26 +17,28 @@ from masklet.engine import Engine
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.neck import Features
 from masklet.model.prompt_encoder import BOX_TOP_LEFT, Prompts
-from masklet.video.memory import MemorySelection, ObjectFrame, ObjectMemory, gather_memory
+from masklet.video.memory import ObjectMemory, gather_memory
+from masklet.video.object_frame import ObjectFrame
+from masklet.video.policy import MemorySelection
 
 ABSENT_LOGIT = -1024.0
 """Mask logits of an object that is not in the frame."""
 CERTAIN_LOGIT = 10.0
-"""Logits of a mask that a person gave."""
+"""Logits of a mask that is a prompt."""
 PREVIOUS_LIMIT = 32.0
 """Earlier logits are clamped to this before they are corrected."""
 
 
 @dataclass(frozen=True)
 class FramePrompt:
-    """What a person said of one object in one frame, in pixels of the network's input: clicks and box, or a mask."""
+    """A prompt for one object in one frame, in pixels of the network's input: points and box, or a mask."""
 
     points: Tensor | None = None  # (points, 2), box corners first
     labels: Tensor | None = None  # (points,)
     mask: Tensor | None = None  # (height, width) bool, of the network's input
 
     def after(self, earlier: FramePrompt) -> FramePrompt:
-        """Both together: clicks add up, a new box or mask takes an earlier one's place."""
+        """Both prompts together: points add up, a new box or mask replaces an earlier one."""
         if self.mask is not None or earlier.mask is not None or earlier.points is None or self.points is None:
             return self
         assert earlier.labels is not None
@@ -53,62 +55,62 @@ def track_objects(
     engine: Engine,
     features: Features,
     banks: Sequence[ObjectMemory],
-    readings: Sequence[MemorySelection],
+    selections: Sequence[MemorySelection],
     *,
     fixed_shapes: bool = False,
 ) -> list[tuple[ObjectFrame, Tensor]]:
-    """Follow objects into a frame, all in one batch.
+    """Track objects into a frame, in one batch.
 
     Args:
         engine: Of a model with memory.
         features: Of the frame, see ``Engine.encode``; shared by all of its objects.
-        banks: What is remembered of each object; they are read, not changed.
-        readings: What to read of each; all of one shape, see ``MemorySelection.shape``.
-        fixed_shapes: Fill memories up to a constant shape, as accelerators like it.
+        banks: The memory of each object. It is not changed.
+        selections: What to read of each; all of one shape, see ``MemorySelection.shape``.
+        fixed_shapes: Pad memories to a fixed shape, which suits accelerators.
 
     Returns:
-        Each object in this frame, and the memory map of it, (h*w, memory_dim).
+        The result of each object, and its memory map, (h*w, memory_dim).
     """
-    seen = choose(decode_with_memory(engine, features, banks, readings, fixed_shapes=fixed_shapes))
-    # One by one, since a map that is made again later is made alone, and has to be the same to the bit.
-    return [(one, memory_maps(engine, features, [one], is_prompted=False)[0]) for one in seen]
+    results = choose(decode_with_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes))
+    # One by one: a map that is computed again later is computed alone, and has to be the same to the bit.
+    return [(result, memory_maps(engine, features, [result], is_prompted=False)[0]) for result in results]
 
 
 def track_object(
     engine: Engine,
     features: Features,
     prompt: FramePrompt,
-    remembered: Tensor | None = None,
+    conditioned: Tensor | None = None,
     previous: Tensor | None = None,
 ) -> tuple[ObjectFrame, Tensor]:
-    """Take a prompt for one object in a frame.
+    """Segment one object in a frame in which it is prompted.
 
     Args:
         engine: Of a model with memory.
         features: Of the frame.
-        prompt: What a person said.
-        remembered: (1, dim, h, w) of ``read_memory``; None on a frame that a prompt reached before the tracker did.
-        previous: (4h, 4w) logits to correct, where the frame had a result before.
+        prompt: For this frame.
+        conditioned: (1, dim, h, w), from ``read_memory``; None on a frame that tracking has not reached.
+        previous: (4h, 4w) logits to correct, if the frame had a result before.
 
     Returns:
-        As ``track_objects``.
+        As ``track_objects``, for this object.
     """
     if prompt.mask is not None:
-        seen = _take_mask(engine, features, prompt.mask)
+        result = _take_mask(engine, features, prompt.mask)
     else:
-        (seen,) = choose(decode_prompt(engine, features, prompt, remembered, previous))
-    (memory,) = memory_maps(engine, features, [seen], is_prompted=True)
-    return seen, memory
+        (result,) = choose(decode_prompt(engine, features, prompt, conditioned, previous))
+    (memory,) = memory_maps(engine, features, [result], is_prompted=True)
+    return result, memory
 
 
 def decode_prompt(
     engine: Engine,
     features: Features,
     prompt: FramePrompt,
-    remembered: Tensor | None,
+    conditioned: Tensor | None,
     previous: Tensor | None,
 ) -> DecodedMasks:
-    """What the network says to clicks or a box, (1, 1, ...): see ``track_object``. One click has three candidates."""
+    """Decode points or a box, (1, 1, ...): see ``track_object``. A single point has three candidates."""
     assert prompt.points is not None
     assert prompt.labels is not None
     return engine.decode(
@@ -119,7 +121,7 @@ def decode_prompt(
             masks=None if previous is None else previous.clamp(-PREVIOUS_LIMIT, PREVIOUS_LIMIT)[None, None],
         ),
         multimask=len(prompt.labels) <= 1,
-        conditioned=remembered,
+        conditioned=conditioned,
     )
 
 
@@ -127,17 +129,17 @@ def decode_with_memory(
     engine: Engine,
     features: Features,
     banks: Sequence[ObjectMemory],
-    readings: Sequence[MemorySelection],
+    selections: Sequence[MemorySelection],
     *,
     fixed_shapes: bool = False,
 ) -> DecodedMasks:
-    """What the network says of objects that nothing is said of in this frame: (objects, 1, ...), three candidates."""
-    conditioned = read_memory(engine, features, banks, readings, fixed_shapes=fixed_shapes)
+    """Decode objects that are not prompted in this frame: (objects, 1, ...), three candidates."""
+    conditioned = read_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes)
     return engine.decode(features, multimask=True, conditioned=conditioned)
 
 
 def choose(decoded: DecodedMasks) -> list[ObjectFrame]:
-    """Of each object's candidates, (objects, 1, candidates, ...), the one of the best predicted IoU."""
+    """The candidate of the best predicted IoU for each object of (objects, 1, candidates, ...)."""
     assert decoded.object_pointers is not None
     best = decoded.iou_scores[:, 0].argmax(-1)  # (objects,)
     each = torch.arange(len(best), device=best.device)
@@ -145,15 +147,18 @@ def choose(decoded: DecodedMasks) -> list[ObjectFrame]:
     logits = torch.where(scores[..., None] > 0, decoded.logits[each, 0, best], ABSENT_LOGIT)
     pointers = decoded.object_pointers[each, 0, best]
     columns = (logits, decoded.iou_scores[each, 0, best], scores[:, 0], pointers)
-    # Clones, or what is kept of one object would keep what all of them were made in.
+    # Cloned, since views would keep the tensors of the whole batch alive.
     return [ObjectFrame(*(tensor.clone() for tensor in row)) for row in zip(*columns, strict=True)]
 
 
-def memory_maps(engine: Engine, features: Features, seen: Sequence[ObjectFrame], *, is_prompted: bool) -> list[Tensor]:
-    """(h*w, memory_dim) each: what is remembered of objects in a frame, a function of frame and results alone."""
-    logits, scores = torch.stack([one.logits for one in seen]), torch.stack([one.score for one in seen])
+def memory_maps(
+    engine: Engine, features: Features, results: Sequence[ObjectFrame], *, is_prompted: bool
+) -> list[Tensor]:
+    """The memory map of each result, (h*w, memory_dim): a function of the frame and the results alone."""
+    logits = torch.stack([result.logits for result in results])
+    scores = torch.stack([result.object_score for result in results])
     memories = engine.write_memory(features, logits, scores[:, None], binarize=is_prompted)
-    # The reference stores memories so, and its rounding is part of what it computes.
+    # The reference stores memories in this precision, and the rounding is part of its results.
     return [memory.to(torch.bfloat16, copy=True) for memory in memories]
 
 
@@ -170,7 +175,7 @@ def read_memory(
 
 
 def _take_mask(engine: Engine, features: Features, mask: Tensor) -> ObjectFrame:
-    """The mask of a prompt is the result as it is; the network only makes a pointer of it."""
+    """The mask of a prompt is the result. The network only makes a pointer of it."""
     inside = mask.to(engine.dtype)[None, None]  # (1, 1, height, width)
     # Without the embedding that says "no memory", as the reference does it.
     prompts = Prompts(masks=engine.downsample_mask(inside))
@@ -179,11 +184,11 @@ def _take_mask(engine: Engine, features: Features, mask: Tensor) -> ObjectFrame:
     size_hw = tuple(side * STRIDE // STRIDES[0] for side in features.map_hw)
     certain = CERTAIN_LOGIT * (2 * inside - 1)
     one = torch.ones((), device=engine.device, dtype=engine.dtype)
-    # On the CPU in float32: not every device and type has antialiasing.
+    # On the CPU in float32, since some devices and precisions have no antialiasing.
     logits = F.interpolate(certain.float().cpu(), size=size_hw, mode="bilinear", antialias=True)[0, 0]
     return ObjectFrame(
         logits=logits.to(engine.device, engine.dtype),
-        iou=one,
-        score=CERTAIN_LOGIT * one,
+        iou_score=one,
+        object_score=CERTAIN_LOGIT * one,
         pointer=decoded.object_pointers[0, 0, 0],
     )

@@ -1,12 +1,10 @@
-"""Data sets on disk: what each layout gives, and what is said of those that are broken."""
+"""Data sets on disk: what each reader returns, and its errors."""
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from masklet.errors import DataError, ImageError, VideoError
@@ -18,7 +16,7 @@ from masklet.training.data.folder import read_folder
 from masklet.training.data.scenes import Scene, split_by_name
 from masklet.training.data.videos import read_sav, read_videos, sav_stride
 from masklet.training.run import open_data
-from masklet.video.frames import VideoWriter
+from masklet.video.writer import VideoWriter
 
 HEIGHT, WIDTH = 40, 60
 
@@ -58,7 +56,7 @@ def masks_of(scene, frame=0):
     return {number: read.mask(number) for number in read.masks}
 
 
-def test_a_folder_of_images_and_maps_of_numbers(folder):
+def test_a_folder_of_images_and_label_maps(folder):
     scenes = read_folder(folder)
     assert [scene.name for scene in scenes] == ["p0", "p1", "p2"]
     assert np.array_equal(scenes[1].frame(0).image, image(1))
@@ -76,7 +74,7 @@ def test_an_image_may_have_a_folder_of_masks_that_overlap(folder):
     assert np.array_equal(masks[2], square(5, 5))
 
 
-def test_a_mask_may_be_black_and_white_and_beside_numbers_white_is_not_known(folder):
+def test_a_mask_may_be_black_and_white_and_in_label_maps_white_is_unknown(folder):
     alone = labels_of(square(2, 3)) * np.uint8(255)
     both = labels_of(square(2, 3))
     both[:, 40:] = 255
@@ -95,7 +93,7 @@ def test_videos_may_be_black_and_white_as_those_of_davis_2016(tmp_path):
     assert np.array_equal(masks_of(scene, 2)[1], square(4, 3))
 
 
-def test_parts_of_masks_may_be_taken_for_objects(folder):
+def test_connected_components_may_be_objects(folder):
     save(labels_of(square(2, 3) | square(30, 20)), folder / "masks/p0.png")
     assert len(masks_of(read_folder(folder)[0])) == 1
     parts = masks_of(read_folder(folder, split_masks=True)[0])
@@ -113,15 +111,15 @@ def test_sixteen_bit_and_grey_in_colour_masks_are_read(folder):
     assert list(masks_of(second)) == [1]
 
 
-def test_folders_that_are_not_laid_out_so_are_explained(folder, tmp_path_factory):
+def test_folders_of_another_layout_are_explained(folder, tmp_path_factory):
     with pytest.raises(DataError, match=r"no images in .*images: expected images/NAME.jpg and masks/NAME.png"):
         read_folder(tmp_path_factory.mktemp("empty"))
     (folder / "masks/p1.png").unlink()
-    with pytest.raises(DataError, match="1 of 3 images in .* have no masks, p1.png for one"):
+    with pytest.raises(DataError, match="1 of 3 images in .* have no masks, for example p1.png"):
         read_folder(folder)
 
 
-def test_masks_of_another_size_in_colours_or_damaged_are_named(folder):
+def test_masks_of_another_size_coloured_or_damaged_are_named(folder):
     save(labels_of(square(2, 3))[:30], folder / "masks/p0.png")
     save(image(), folder / "masks/p1.png")
     (folder / "masks/p2.png").write_bytes(b"no image")
@@ -157,7 +155,7 @@ def coco_content(**changes):
     return {"images": images, "annotations": annotations} | changes
 
 
-def test_coco_may_mix_polygons_and_both_kinds_of_run_lengths_and_crowds_are_left_out(tmp_path):
+def test_coco_may_mix_polygons_and_both_kinds_of_run_lengths_and_crowds_are_skipped(tmp_path):
     save(image(), tmp_path / "p1.png")
     (tmp_path / "all.json").write_text(json.dumps(coco_content()))
     (scene,) = read_coco(tmp_path, tmp_path / "all.json")
@@ -174,7 +172,7 @@ def test_coco_may_mix_polygons_and_both_kinds_of_run_lengths_and_crowds_are_left
     [
         ({"images": []}, "is not COCO instances"),
         ([], "is not COCO instances"),
-        (coco_content(annotations=[]), "shows no objects: 2 images, but no outlines"),
+        (coco_content(annotations=[]), "has no objects: 2 images, but no segmentations"),
         (
             coco_content(annotations=[{"id": 7, "image_id": 77, "segmentation": [[2, 3, 14, 3, 14, 15]]}]),
             "all.json: annotation 7 is of image 77, which is not among its 2 images",
@@ -221,7 +219,7 @@ def test_sa1b_has_a_json_beside_each_image(tmp_path):
     assert np.array_equal(masks[1], square(2, 3))
     assert np.array_equal(masks[2], square(5, 5))
     (tmp_path / "part/sa_1.json").write_text("{}")
-    with pytest.raises(DataError, match="sa_1.json is not SA-1B's"):
+    with pytest.raises(DataError, match="sa_1.json is not in the format of SA-1B"):
         scene.frame(0)
     with pytest.raises(DataError, match="no images of SA-1B"):
         read_sa1b(tmp_path / "nowhere")
@@ -277,16 +275,16 @@ def test_short_videos_of_sa_v_too_are_annotated_every_fourth_frame(frames):
 @pytest.mark.parametrize(
     ("frames", "annotated", "stride"), [(10, 10, 1), (10, 6, 1), (10, 5, 2), (100, 34, 3), (3, 9, 1)]
 )
-def test_other_videos_tell_their_stride_by_their_counts(frames, annotated, stride):
+def test_the_stride_of_other_videos_follows_from_their_counts(frames, annotated, stride):
     assert sav_stride(frames, annotated) == stride
 
 
-def test_json_that_is_not_sa_v_is_named(tmp_path):
+def test_json_of_another_format_is_named(tmp_path):
     with VideoWriter(tmp_path / "a.mp4") as video:
         video.write(image())
     (tmp_path / "a_auto.json").write_text("{}")
     (scene,) = read_sav(tmp_path)
-    with pytest.raises(DataError, match="a_auto.json is not SA-V's"):
+    with pytest.raises(DataError, match="a_auto.json is not in the format of SA-V"):
         scene.count()
 
 
@@ -294,25 +292,25 @@ def scenes(*names):
     return [Scene(name, lambda frame: None) for name in names]
 
 
-def test_a_split_is_by_name_and_does_not_depend_on_company():
+def test_a_split_is_by_name_and_does_not_depend_on_other_scenes():
     names = [f"image {index}" for index in range(400)]
-    learned, measured = split_by_name(scenes(*names), 0.25)
-    assert len(learned) + len(measured) == 400
-    assert 70 < len(measured) < 130
-    some, few = split_by_name(scenes(*names[100:300]), 0.25)
-    assert {s.name for s in few} <= {s.name for s in measured}
-    assert {s.name for s in some} <= {s.name for s in learned}
+    kept, held_out = split_by_name(scenes(*names), 0.25)
+    assert len(kept) + len(held_out) == 400
+    assert 70 < len(held_out) < 130
+    fewer_kept, fewer_held_out = split_by_name(scenes(*names[100:300]), 0.25)
+    assert {s.name for s in fewer_held_out} <= {s.name for s in held_out}
+    assert {s.name for s in fewer_kept} <= {s.name for s in kept}
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "measured"), [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0), (1, 0.9999999, 0), (5, 0.0, 0)]
+    ("count", "share", "held_out"), [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0), (1, 0.9999999, 0), (5, 0.0, 0)]
 )
-def test_both_sides_of_a_small_split_have_something(count, share, measured):
+def test_both_sides_of_a_small_split_have_something(count, share, held_out):
     one, other = split_by_name(scenes(*map(str, range(count))), share)
-    assert (len(one), len(other)) == (count - measured, measured)
+    assert (len(one), len(other)) == (count - held_out, held_out)
 
 
-def test_images_of_one_name_in_two_folders_are_two(tmp_path):
+def test_images_of_the_same_name_in_two_folders_are_two(tmp_path):
     images = [{"id": n, "file_name": f"{part}/p.png", "height": HEIGHT, "width": WIDTH} for n, part in enumerate("ab")]
     outline = [[2, 3, 14, 3, 14, 15, 2, 15]]
     annotations = [{"id": n, "image_id": n, "segmentation": outline} for n in range(2)]
@@ -327,19 +325,8 @@ def test_validation_may_have_a_folder_of_its_own(folder, tmp_path_factory):
     data = DataConfig(
         layout="folder", path=str(folder), validation=DataConfig(layout="folder", path=str(other / "val"))
     )
-    examples, measured = open_data(TrainingConfig(data=data, stages=(Stage(steps=1),)), torch.device("cpu"))
-    assert [s.name for s in examples.scenes] == [s.name for s in measured] == ["p0", "p1", "p2"]
-
-
-def test_validation_of_compositions_is_real_where_it_has_data_and_the_other_way_round(folder, made_up_archives):
-    real = DataConfig(layout="folder", path=folder)
-    made_up = DataConfig(layout="synthetic", path=made_up_archives)
-    for data, apart, names in (
-        (made_up, real, ["p0", "p1", "p2"]),
-        (real, made_up, ["composition 0", "composition 1"]),
-    ):
-        run = TrainingConfig(data=replace(data, validation=apart), stages=(Stage(steps=1),), validation_objects=6)
-        assert [scene.name for scene in open_data(run, torch.device("cpu"))[1]] == names
+    examples, validation = open_data(TrainingConfig(data=data, stages=(Stage(steps=1),)))
+    assert [s.name for s in examples.scenes] == [s.name for s in validation] == ["p0", "p1", "p2"]
 
 
 def test_files_that_are_missing_are_counted_before_the_run(tmp_path):

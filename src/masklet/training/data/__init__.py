@@ -1,4 +1,4 @@
-"""Data sets to learn from, one reader a layout; all of them give ``Scene``, see ``scenes``."""
+"""Readers of annotated data sets, one for each layout; each returns ``Scene`` objects (see ``scenes``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_scenes(data: DataConfig) -> list[Scene]:
     """All images or videos of a data set.
 
     Raises:
-        DataError: It is not laid out as it should be, or files of it are missing.
+        DataError: The data do not have the layout, or some of their files are missing.
     """
     path = Path(data.path)
     match data.layout:

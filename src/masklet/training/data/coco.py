@@ -1,4 +1,4 @@
-"""COCO instances, and SA-1B, which keeps one such JSON beside each image."""
+"""COCO instances, and SA-1B, which has a JSON file in that format beside each image."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def read_coco(folder: Path, annotations: Path) -> list[Scene]:
     """All images that have objects.
 
     Args:
-        folder: Of the images.
-        annotations: COCO's JSON; polygons and run lengths of either kind may stand side by side. Crowds, regions of
-            objects that are not told apart, are left out, and so are annotations without outline.
+        folder: Folder of the images.
+        annotations: COCO's JSON file. Polygons and both kinds of run lengths may be mixed. Crowds and annotations
+            without a segmentation are skipped.
 
     Raises:
-        DataError: The file is no such JSON, or shows nothing.
+        DataError: The file is not COCO instances, or contains no objects.
     """
     content = read_json(annotations)
     try:
@@ -46,7 +46,7 @@ def read_coco(folder: Path, annotations: Path) -> list[Scene]:
             "and annotations with image_id and segmentation"
         ) from error
     if not scenes:
-        raise DataError(f"{annotations} shows no objects: {len(images)} images, but no outlines beside crowds")
+        raise DataError(f"{annotations} has no objects: {len(images)} images, but no segmentations other than crowds")
     return scenes
 
 
@@ -54,7 +54,7 @@ def read_sa1b(folder: Path) -> list[Scene]:
     """All images of a folder of SA-1B: ``sa_1.jpg`` beside ``sa_1.json``, at any depth.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no such images.
     """
     files = sorted(folder.rglob("*.json"))
     folders = {place: {image.stem: image for image in images_in(place)} for place in {f.parent for f in files}}
@@ -83,5 +83,7 @@ def _read_sa1b(file: Path, image: Path, _: int) -> Frame:
         size_hw = (int(content["image"]["height"]), int(content["image"]["width"]))
         annotations = [annotation for annotation in content["annotations"] if annotation["segmentation"]]
     except (KeyError, TypeError) as error:
-        raise DataError(f"{file} is not SA-1B's ({error!r}): expected image and annotations with masks") from error
+        raise DataError(
+            f"{file} is not in the format of SA-1B ({error!r}): expected image and annotations with masks"
+        ) from error
     return _read(image, size_hw, annotations, str(file), 0)

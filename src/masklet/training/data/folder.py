@@ -1,4 +1,4 @@
-"""Folders of images and masks: ``images/NAME.jpg`` with ``masks/NAME.png``, or a file a mask in ``masks/NAME/``."""
+"""Folders of images and masks: ``images/NAME.jpg`` with ``masks/NAME.png``, or one file per mask in ``masks/NAME/``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from masklet.results.importers import read_index_map
 from masklet.training.batches import Mask
 from masklet.training.data.scenes import Frame, Scene, masks_of_labels
 
-EXPECTED = "expected images/NAME.jpg and masks/NAME.png, or masks/NAME/*.png with a mask each"
+EXPECTED = "expected images/NAME.jpg and masks/NAME.png, or masks/NAME/*.png with one mask each"
 
 
 def read_folder(folder: Path, *, split_masks: bool = False) -> list[Scene]:
     """All images of a folder.
 
     Args:
-        folder: Holds ``images`` and ``masks``. An image of masks is palette or grey, 0 for background, a number an
-            object, 255 "not known"; or black and white. Where an image has a folder of masks, all that is not 0 in
-            one of them is an object.
-        split_masks: Take connected parts for objects of their own.
+        folder: Holds ``images`` and ``masks``. A label map ``masks/NAME.png`` is palette or grey, with 0 for
+            background, one number per object and 255 for unknown; or it is black and white. In a folder of masks, the
+            nonzero pixels of each file are one object.
+        split_masks: Treat every connected component of a label as an object of its own.
 
     Raises:
         DataError: There are no images, or some have no masks.
@@ -36,8 +36,8 @@ def read_folder(folder: Path, *, split_masks: bool = False) -> list[Scene]:
     maps = {image: _maps_of(image, masks) for image in images}
     if missing := [image for image, files in maps.items() if not files]:
         raise DataError(
-            f"{len(missing)} of {len(images)} images in {image_folder} have no masks, {missing[0].name} for one: "
-            f"{EXPECTED}. For an image without objects, a mask of zeros"
+            f"{len(missing)} of {len(images)} images in {image_folder} have no masks, for example {missing[0].name}: "
+            f"{EXPECTED}. An image without objects needs a mask of zeros"
         )
     return [
         Scene(image.stem, partial(_read, image, files, split_masks), files=(image, *files))

@@ -1,4 +1,4 @@
-"""Annotated images and videos, whatever they are kept in: the one type that all readers give."""
+"""Annotated images and videos: the types that all readers of data sets return."""
 
 from __future__ import annotations
 
@@ -16,71 +16,71 @@ from numpy.typing import NDArray
 from masklet.errors import DataError
 from masklet.masks import decode_rle
 from masklet.results.importers import read_segmentation
-from masklet.training.batches import Mask
-from masklet.training.worlds import Pixels
+from masklet.training.batches import Mask, Pixels
 
-HASHES = 2**32
-"""Values of the checksum that decides which side of a split a name falls on."""
+NUM_CHECKSUMS = 2**32
+"""Number of values of the checksum that splits scenes by name."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """An image and the objects that are in it."""
+    """An image and the objects in it."""
 
     name: str
     image: Pixels  # (height, width, 3) RGB
-    masks: Mapping[int, Callable[[], Mask]]  # by object, decoded when asked for: there may be hundreds
+    masks: Mapping[int, Callable[[], Mask]]  # by object number; decoded on demand, as there may be hundreds
 
     def mask(self, number: int) -> Mask:
-        """(height, width) of one object.
+        """The mask of one object, (height, width).
 
         Raises:
-            DataError: It is of another size than the image.
+            DataError: The mask and the image differ in size.
         """
         mask = self.masks[number]()
         if mask.shape != (size_hw := self.image.shape[:2]):
-            came, expected = (f"{width}×{height}" for height, width in (mask.shape, size_hw))
-            raise DataError(f"{self.name}: the mask of object {number} is {came} pixels, but the image is {expected}")
+            found, expected = (f"{width}×{height}" for height, width in (mask.shape, size_hw))
+            raise DataError(f"{self.name}: the mask of object {number} is {found} pixels, but the image is {expected}")
         return mask
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A video, or an image as a video of one frame; nothing of it is read yet."""
+    """A video, or an image as a video of one frame. Nothing is read until it is needed."""
 
     name: str
     frame: Callable[[int], Frame]
-    """Reads one frame; an object keeps its number through all of them."""
+    """Reads one frame by its index. An object has the same number in all frames."""
     count: Callable[[], int] = lambda: 1
-    """Frames. Asked for when needed, as some videos have to be opened to tell."""
+    """Returns the number of frames; some videos have to be opened for it."""
     files: tuple[Path, ...] = ()
-    """What has to be there."""
+    """Files that must exist."""
 
 
 def split_by_name(scenes: Sequence[Scene], share: float) -> tuple[list[Scene], list[Scene]]:
-    """Scenes to learn from, and a share to measure on: a name falls on the same side whatever else there is.
+    """Splits scenes into those to train on and a ``share`` to validate on.
 
-    At least one scene is on either side, if there are two and a share is asked for; one alone is learned from.
+    A name always falls on the same side, whatever the other scenes are. If ``share`` is above 0 and there are two
+    scenes or more, each side gets at least one; a single scene is trained on.
     """
-    hashes = [zlib.crc32(scene.name.encode()) for scene in scenes]
-    ranked = sorted(range(len(scenes)), key=lambda index: (hashes[index], scenes[index].name, index))
-    count = sum(value < share * HASHES for value in hashes)
+    checksums = [zlib.crc32(scene.name.encode()) for scene in scenes]
+    ranked = sorted(range(len(scenes)), key=lambda index: (checksums[index], scenes[index].name, index))
+    count = sum(value < share * NUM_CHECKSUMS for value in checksums)
     if share > 0:
         count = min(max(count, 1), max(len(scenes) - 1, 0))
-    measured = set(ranked[:count])
-    return [s for i, s in enumerate(scenes) if i not in measured], [scenes[i] for i in sorted(measured)]
+    held_out = set(ranked[:count])
+    return [s for i, s in enumerate(scenes) if i not in held_out], [scenes[i] for i in sorted(held_out)]
 
 
 def masks_of_labels(labels: NDArray[Any], *, split: bool = False) -> dict[int, Callable[[], Mask]]:
-    """Masks from a map of numbers, (height, width): 0 background, else an object each.
+    """Masks from a label map.
 
     Args:
-        labels: The map.
-        split: Take connected parts for objects of their own.
+        labels: (height, width): 0 for background, another number for each object.
+        split: Treat every connected component as an object of its own.
     """
     numbers = [int(number) for number in np.unique(labels) if number]
     if split:
-        labels = cc3d.connected_components(labels.copy(), connectivity=8)  # it wants one that it could write to
+        labels = cc3d.connected_components(labels.copy(), connectivity=8)  # cc3d needs a writable array
         numbers = list(range(1, int(labels.max()) + 1))
 
     def masks_where(number: int) -> Callable[[], Mask]:
@@ -90,22 +90,22 @@ def masks_of_labels(labels: NDArray[Any], *, split: bool = False) -> dict[int, C
 
 
 def mask_of_coco(segmentation: Any, size_hw: tuple[int, int], where: str, index: int) -> Callable[[], Mask]:
-    """A mask from what COCO calls a segmentation: polygons, or run lengths, packed or as a list.
+    """A function that decodes a COCO segmentation: polygons, or run lengths, compressed or as a list.
 
-    Decoding raises a DataError where it is none of these.
+    The function raises a DataError if the segmentation is none of these.
 
     Args:
-        segmentation: Of one annotation.
+        segmentation: The segmentation of one annotation.
         size_hw: (height, width) of its image.
-        where: The file, for errors.
-        index: Of the annotation, for errors.
+        where: Name of the file, for error messages.
+        index: Number of the annotation, for error messages.
     """
 
     def decode() -> Mask:
         try:
             return decode_rle([read_segmentation(segmentation, size_hw, index)])[0]
         except OverflowError as error:
-            raise DataError(f"{where}: annotation {index} has run lengths below 0, or too large") from error
+            raise DataError(f"{where}: annotation {index} has run lengths that are negative or too large") from error
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{where}: {error}") from error
 
@@ -113,10 +113,10 @@ def mask_of_coco(segmentation: Any, size_hw: tuple[int, int], where: str, index:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file.
+    """The content of a JSON file.
 
     Raises:
-        DataError: It is missing or no JSON.
+        DataError: The file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

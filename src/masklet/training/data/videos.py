@@ -1,4 +1,4 @@
-"""Videos: folders as of DAVIS and YouTube-VOS, and SA-V's videos with a JSON of masklets."""
+"""Videos: folders in the layout of DAVIS and YouTube-VOS, and SA-V's videos with JSON files of masklets."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from masklet.training.data.scenes import Frame, Scene, mask_of_coco, masks_of_la
 from masklet.video.frames import Video, open_video
 
 SAV_STRIDE = 4
-"""SA-V annotates 6 of its 24 frames a second."""
+"""SA-V annotates 6 of its 24 frames per second."""
 
 
 def read_videos(folder: Path) -> list[Scene]:
     """All videos of a folder: ``JPEGImages/VIDEO/*.jpg`` and ``Annotations/VIDEO/*.png``.
 
-    They are found and read as for evaluation, but for images without an annotation, which are passed over, as
-    YouTube-VOS annotates every fifth.
+    They are found and read as in evaluation, except that images without an annotation are skipped: YouTube-VOS
+    annotates every fifth frame.
 
     Raises:
-        VideoError: There are no videos, or one has no annotations.
+        VideoError: There are no videos, or a video has no annotations.
     """
     scenes = []
     for video in find_videos(folder):
@@ -48,7 +48,7 @@ def read_sav(folder: Path) -> list[Scene]:
     """All videos of a folder of SA-V, at any depth: ``NAME.mp4`` with ``NAME_manual.json``, ``NAME_auto.json`` or both.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no such videos.
     """
     scenes = []
     for video in sorted(folder.rglob("*.mp4")):
@@ -64,11 +64,13 @@ def read_sav(folder: Path) -> list[Scene]:
 
 @lru_cache(maxsize=8)
 def _masklets(files: tuple[Path, ...]) -> list[tuple[Path, Mapping[str, Any]]]:
-    """Kept for a few videos, as a clip asks for them frame by frame."""
+    """The annotations of a video, cached for a few videos, since clips read frame by frame."""
     found = [(file, read_json(file)) for file in files]
     for file, content in found:
         if not isinstance(content, dict) or not isinstance(content.get("masklet"), list) or not content["masklet"]:
-            raise DataError(f"{file} is not SA-V's: expected masklet, a list of frames with a list of run lengths each")
+            raise DataError(
+                f"{file} is not in the format of SA-V: expected masklet, a list of run lengths for each frame"
+            )
     return found
 
 
@@ -88,13 +90,13 @@ def _read_sav(path: Path, files: tuple[Path, ...], index: int) -> Frame:
     masks: dict[int, Callable[[], Mask]] = {
         number: mask_of_coco(segmentation, video.size_hw, str(file), number)
         for number, (file, segmentation) in enumerate(found, start=1)
-        if segmentation  # an object may be absent
+        if segmentation  # None where the object is absent
     }
     return Frame(f"{path}, frame {index * stride}", video[index * stride].image, masks)
 
 
 def sav_stride(frames: int, annotated: int) -> int:
-    """From each annotated frame to the next: 4 in SA-V itself, else what as many of so many frames allow."""
+    """Distance between annotated frames: 4 in SA-V itself; in other data, from the number of frames and annotations."""
     if math.ceil(frames / SAV_STRIDE) == annotated:
         return SAV_STRIDE
     return max(1, (frames - 1) // max(1, annotated - 1))

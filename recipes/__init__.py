@@ -1,0 +1,1 @@
+"""How the models in this repository are made. Not part of the installed package."""

@@ -1,0 +1,134 @@
+"""The material of synthetic images: cut-outs, images, and images with instance masks, decoded once into memory."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from masklet.errors import DataError
+from masklet.training.batches import Pixels
+from recipes.nano.object_parts import parts_of
+
+# The archives of the embedded model, in order; archives of other names follow them.
+CUTOUT_ARCHIVES = ("openclipart", "fluent3d", "notoemoji", "kenney3d", "coco-photo")
+IMAGE_ARCHIVES = ("photos-coco-ccby", "photos-misc")
+INSTANCE_ARCHIVES = ("instances-coco-ccby", "instances-dsb2018-cc0")
+MAX_SIDE_PX = 640
+"""Images are shrunk to this size: crops of them fill inputs of about 512 pixels."""
+COCO_REPEATS = 3
+"""How much more often annotated images of COCO are used than annotated microscopy."""
+COCO_CUTOUT_REPEATS = 4
+"""How much more often cut-outs of images are used in training than drawn and rendered ones."""
+HELD_OUT_EVERY = 20
+"""One of this many groups of sources is held out for validation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The decoded material."""
+
+    cutouts: list[Image.Image]
+    """RGBA."""
+    images: list[Image.Image]
+    """RGB, without masks."""
+    instances: list[tuple[Image.Image, Image.Image]]
+    """An RGB image and its label map of the same size: 0 for background, 1..k for instances, 255 for unknown."""
+    _parts: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """Compressed parts of cut-outs, by identity: finding them takes longer than all other work on a cut-out."""
+
+    def parts_of_cutout(self, index: int) -> Pixels:
+        """(height, width), see ``parts_of``. Found once for each cut-out, even if it is listed several times."""
+        cutout = self.cutouts[index]
+        if (packed := self._parts.get(id(cutout))) is None:
+            packed = self._parts[id(cutout)] = zlib.compress(parts_of(cutout).tobytes(), level=1)
+        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(cutout.height, cutout.width)
+
+
+def read_sources(folder: Path, *, held_out: bool) -> Sources:
+    """Decodes the sources for training, or those for validation, from a folder of archives.
+
+    Args:
+        folder: Holds archives ``cutouts-*.zip``, ``photos-*.zip`` and ``instances-*.zip``, as made by ``pack_sources``.
+        held_out: Take the sources for validation instead of those for training.
+
+    Raises:
+        DataError: An archive is missing, or there are no sources of some kind.
+    """
+    cutouts = []
+    for archive in _archives(folder, "cutouts", [f"cutouts-{name}" for name in CUTOUT_ARCHIVES]):
+        repeats = COCO_CUTOUT_REPEATS if archive.stem == "cutouts-coco-photo" and not held_out else 1
+        cutouts += [_cutout(data) for _, data in _read(archive, held_out)] * repeats
+    archives = _archives(folder, "photos", IMAGE_ARCHIVES)
+    images = [_image(data) for archive in archives for _, data in _read(archive, held_out)]
+    instances = []
+    for archive in _archives(folder, "instances", INSTANCE_ARCHIVES):
+        files = dict(_read(archive, held_out))
+        for name in sorted(name for name in files if name.startswith("images/")):
+            image = _image(files[name])
+            labels = Image.open(io.BytesIO(files[f"masks/{Path(name).stem}.png"]))
+            pair = (image, labels.resize(image.size, Image.Resampling.NEAREST))
+            instances += [pair] * (COCO_REPEATS if "coco" in archive.stem else 1)
+    sources = Sources(cutouts, images, instances)
+    for kind, found in (("cutouts", cutouts), ("photos", images), ("instances", instances)):
+        if not found:
+            purpose = "validation" if held_out else "training"
+            raise DataError(f"the archives {kind}-*.zip in {folder} hold nothing for {purpose}: expected more files")
+    return sources
+
+
+def _archives(folder: Path, kind: str, known: Sequence[str]) -> list[Path]:
+    """The archives of a kind: the ``known`` ones, all or none, in an order that images depend on; then any others."""
+    found = sorted(folder.glob(f"{kind}-*.zip"))
+    ours = [folder / f"{name}.zip" for name in known]
+    if not found:
+        raise DataError(f"no {kind}-*.zip in {folder}: expected archives made by recipes.nano.pack_sources")
+    if (there := [path for path in ours if path in found]) and (
+        missing := [path for path in ours if path not in found]
+    ):
+        raise DataError(f"{missing[0]} is missing beside {there[0].name}: expected all archives of the embedded model")
+    return [*there, *(path for path in found if path not in ours)]
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a file of an archive is for validation. Files of one group, see ``source_group``, stay together."""
+    return zlib.crc32(source_group(name).encode()) % HELD_OUT_EVERY == 0
+
+
+def source_group(name: str) -> str:
+    """The subject of a file: the image it was cut from, the 3D model it renders, or the first code point of an emoji.
+
+    Without groups, a cut-out could be held out while training uses its image, other views of it, or the same emoji in
+    another skin tone or font.
+    """
+    path = Path(name)
+    if coco := re.search(r"coco_(\d+)", path.name):
+        return f"coco {int(coco[1])}"
+    if emoji := re.match(r"(?:emoji_)?u?0*([0-9a-f]{2,6})(?:[-_]|$)", path.stem):
+        return f"emoji {emoji[1]}"
+    return path.parent.name if path.stem.isdigit() else path.stem
+
+
+def _read(archive: Path, held_out: bool) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(archive) as files:
+        for name in sorted(files.namelist()):
+            if not name.endswith("/") and is_held_out(name) == held_out:
+                yield name, files.read(name)
+
+
+def _cutout(data: bytes) -> Image.Image:
+    cutout = Image.open(io.BytesIO(data)).convert("RGBA")
+    return cutout.crop(cutout.getchannel("A").getbbox())
+
+
+def _image(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+    return image
