@@ -39,7 +39,7 @@ def finds(monkeypatch):
             given.append((image, options, features))
             return masks_of(*next(boxes))
 
-        monkeypatch.setattr("masklet.video.session.everything", find)
+        monkeypatch.setattr("masklet.video.discovery.everything", find)
         return given
 
     return finds

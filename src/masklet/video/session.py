@@ -6,31 +6,28 @@ import itertools
 import math
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Generator, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from masklet.engine import Engine
 from masklet.errors import PromptError, SessionError, VideoError
-from masklet.everything.generator import everything
 from masklet.everything.options import EverythingOptions
 from masklet.model.neck import Features
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
 from masklet.results.visualisation import notebook_html, notebook_png
 from masklet.video.autosave import autosaving
-from masklet.video.discovery import Discovery, Sightings
+from masklet.video.discovery import Discovery, ObjectFinder
+from masklet.video.encoded_frames import EncodedFrames
 from masklet.video.frame_column import FrameColumn
 from masklet.video.frame_result import FrameResult
 from masklet.video.frames import Video, VideoSource, width_by_height
-from masklet.video.object_frame import ObjectFrame
 from masklet.video.outputs import open_writers, output_kind, refuse_to_overwrite
 from masklet.video.plan import Direction, plan_frames, whole_number
 from masklet.video.policy import MemoryPolicy
@@ -41,20 +38,10 @@ from masklet.video.tracks import Tracks
 
 NOTEBOOK_FRAMES = 4
 """Frames that a notebook shows of a video."""
-MAX_ENCODED = 2
-"""Encoded frames in memory: the one that is tracked, and one that is prompted beside it."""
-
 STILL_TRACKING = (
     "this session is being tracked already: finish the loop over its track(), resume_tracking() or everything(), or "
     "call close() on what it returned, before starting another"
 )
-
-
-class EncodedFrame(NamedTuple):
-    """A frame and its features."""
-
-    features: Features
-    image: np.ndarray
 
 
 class VideoSession:
@@ -82,7 +69,7 @@ class VideoSession:
             spool=Spool(),
             can_rewind=video.count is not None,
         )
-        self._encoded: OrderedDict[int, EncodedFrame] = OrderedDict()
+        self._encoded = EncodedFrames(engine, processor, video)
         self._times: FrameColumn[float] = FrameColumn("d")  # of tracked frames
         self._remaining: list[range] = []  # frames that are still to be tracked
         self._tracking = Lock()
@@ -174,7 +161,7 @@ class VideoSession:
             raise VideoError(f"there is no frame {frame} in {self.video.name}: frames count from 0")
         prompt = self._tracks.read(points=points, labels=labels, box=box, mask=mask)
         result = self._tracks.prompt(object, frame, self._features_of, prompt)
-        return self._tracks.frame_result(frame, 0.0, {object: result}, self._image_of(frame)).masks
+        return self._tracks.frame_result(frame, 0.0, {object: result}, self._encoded.image(frame)).masks
 
     def remove(self, object: Hashable, frame: int | None = None) -> None:
         """Remove an object, or undo its prompts in one frame. Other objects do not change.
@@ -378,56 +365,16 @@ class VideoSession:
 
     def _discover(self, discovery: Discovery, packed: bool) -> Generator[FrameResult]:
         with self._tracking_alone():
-            tracks, sightings = self._tracks, Sightings(discovery.patience)
+            finder = ObjectFinder(self._tracks, self.processor, discovery)
             count = sys.maxsize if self.video.count is None else self.video.count
-            new_ids = itertools.count(1)
             for frame in self.video.frames():
-                results = self._advance_all_but_lost(frame, sightings)
-                if frame.index % discovery.every == 0:
-                    results |= self._find_objects(frame, results, discovery, new_ids)
+                results = finder.advance(frame, partial(self._features_of, at_hand=frame))
                 self._times[frame.index] = frame.time
                 self._remaining = [range(frame.index + 1, count)]
-                result = tracks.frame_result(frame.index, frame.time, results, frame.image, packed=packed)
-                sightings.add(result)
+                result = self._tracks.frame_result(frame.index, frame.time, results, frame.image, packed=packed)
+                finder.sightings.add(result)
                 yield result
             self._remaining = []
 
-    def _advance_all_but_lost(self, frame: Frame, sightings: Sightings) -> dict[Hashable, ObjectFrame]:
-        """Track the objects that are not lost. Others are skipped, or a long video would get ever slower."""
-        visible = []
-        for object_id, track in self._tracks.objects.items():
-            if sightings.is_lost(object_id, track.bank.prompted, frame.index):
-                track.bank.keep_maps(set())
-            else:
-                visible.append(object_id)
-        return self._tracks.advance(frame.index, partial(self._features_of, at_hand=frame), 1, visible)
-
-    def _find_objects(
-        self, frame: Frame, tracked: dict[Hashable, ObjectFrame], discovery: Discovery, new_ids: Iterator[int]
-    ) -> dict[Hashable, ObjectFrame]:
-        """Prompt the new objects of a frame with the masks that are found there."""
-        tracks, features_of = self._tracks, partial(self._features_of, at_hand=frame)
-        known = tracks.frame_result(frame.index, frame.time, tracked, None, packed=True).masks
-        features = features_of(frame.index)
-        found = everything(self.engine, self.processor, frame.image, discovery.options, features=features, packed=True)
-        results: dict[Hashable, ObjectFrame] = {}
-        for mask in discovery.new_masks(found, known):
-            object_id = next(number for number in new_ids if number not in tracks.objects)
-            with suppress(PromptError):  # the mask is too small at the network's input
-                results[object_id] = tracks.prompt(object_id, frame.index, features_of, tracks.read(mask=mask))
-                tracks.objects[object_id].tracked_steps[frame.index] = 1  # tracking has reached this frame
-        return results
-
     def _features_of(self, index: int, at_hand: Frame | None = None) -> Features:
-        if index not in self._encoded:
-            frame = at_hand if at_hand is not None and at_hand.index == index else self.video[index]
-            with torch.inference_mode():
-                features = self.engine.encode(self.processor.frame_values(frame.image))
-            self._encoded[index] = EncodedFrame(features, frame.image)
-        self._encoded.move_to_end(index)
-        while len(self._encoded) > MAX_ENCODED:
-            self._encoded.popitem(last=False)
-        return self._encoded[index].features
-
-    def _image_of(self, index: int) -> np.ndarray:
-        return self._encoded[index].image if index in self._encoded else self.video[index].image
+        return self._encoded.features(index, at_hand)
