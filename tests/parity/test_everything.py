@@ -14,8 +14,13 @@ QUICK_ROWS = range(24, 27)
 
 @pytest.mark.xdist_group("everything")
 @pytest.mark.parametrize(
-    "rows",
-    [pytest.param(QUICK_ROWS, id="three rows"), pytest.param(range(GRID), id="all rows", marks=pytest.mark.slow)],
+    ("engine_name", "rows"),
+    [
+        pytest.param("cpu", QUICK_ROWS, id="cpu, three rows"),
+        pytest.param("cpu", range(GRID), id="cpu, all rows", marks=pytest.mark.slow),
+        pytest.param("eager", QUICK_ROWS, id="eager, three rows", marks=pytest.mark.slow),
+    ],
+    indirect=["engine_name"],
 )
 def test_automatic_masks_are_those_of_transformers(seeded_transformers_sam, golden_folder, monkeypatch, rows):
     with np.load(golden_folder / "transformers/everything.npz") as file:

@@ -86,28 +86,37 @@ def evaluate(
         scores = list(measure(sam, remaining, extremes=extremes))
         summary = summarise(scores)
     if json_out is not None:
-        content = {
+        setting = {
             "masklet": masklet.__version__,
             "data": str(data),
             "model": model,
             "input_hw": sam.image_processor.input_hw,
             "device": str(sam.model.device),
             **options,
-            "summary": summary,
-            "objects": [asdict(score) for score in scores],
         }
-        with naming(json_out), replacing(json_out) as unfinished:
-            unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        write_scores(json_out, setting, scores, summary)
     if grid is not None:
         with naming(grid), replacing(grid) as unfinished:
             extremes.draw(f"{data.name}, {model}").save(unfinished)
-    title = f"{model}: {data}"
-    if objects:
-        columns = list(asdict(scores[0]))
-        rows = [[text_of(value) for value in asdict(score).values()] for score in scores]
-        show_table(columns, [*rows, ["mean", *(text_of(summary.get(name, "")) for name in columns[1:])]], title=title)
-    else:
+    print_scores(scores, summary, title=f"{model}: {data}", each_object=objects)
+
+
+def write_scores(path: Path, setting: dict[str, Any], scores: list[Any], summary: dict[str, float]) -> None:
+    """Writes the setting, the means and the scores of all objects as JSON."""
+    content = {**setting, "summary": summary, "objects": [asdict(score) for score in scores]}
+    with naming(path), replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def print_scores(scores: list[Any], summary: dict[str, float], *, title: str, each_object: bool) -> None:
+    """Prints a row for each measure, or a row for each object and a last one of the means."""
+    if not each_object:
         show_table(("measure", "value"), [(name, text_of(value)) for name, value in summary.items()], title=title)
+        return
+    columns = list(asdict(scores[0]))
+    rows = [[text_of(value) for value in asdict(score).values()] for score in scores]
+    means = ["mean", *(text_of(summary.get(name, "")) for name in columns[1:])]
+    show_table(columns, [*rows, means], title=title)
 
 
 def holds_videos(data: Path) -> bool:
