@@ -6,9 +6,10 @@ import numpy as np
 import peft
 import pytest
 import torch
-from engine.conftest import assert_close, random_memory
+from engine.conftest import assert_close, random_memory, random_model
 
 import masklet
+from masklet.config import Sam2Config
 from masklet.engine import CpuEngine, EagerEngine, make_engine
 from masklet.errors import ConfigError, ImageError
 from masklet.model.layers import LayerNorm
@@ -363,10 +364,22 @@ def inputs_of(model):
     }
 
 
+@pytest.fixture(scope="module")
+def model_to_export(request, tiny_model):
+    if request.param == "embedded":
+        return masklet.load().model
+    return tiny_model if request.param == "smallest" else random_model(Sam2Config())
+
+
+@pytest.mark.xdist_group("export")
 @pytest.mark.parametrize("function", [Encode, Decode, ReadMemory, WriteMemory])
-@pytest.mark.parametrize("size", ["tiny", pytest.param("embedded", marks=pytest.mark.slow)])
-def test_the_four_functions_can_be_exported(tiny_model, function, size):
-    model = tiny_model if size == "tiny" else masklet.load().model
+@pytest.mark.parametrize(
+    "model_to_export",
+    ["smallest", *(pytest.param(size, marks=pytest.mark.slow) for size in ("SAM 2.1 tiny", "embedded"))],
+    indirect=True,
+)
+def test_the_four_functions_can_be_exported(model_to_export, function):
+    model = model_to_export
     module, inputs = function(model).eval(), inputs_of(model)[function]
     with torch.no_grad():
         exported = torch.export.export(module, inputs, strict=False)
