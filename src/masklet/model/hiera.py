@@ -175,8 +175,10 @@ def split_windows(x: Tensor, window: int) -> tuple[Tensor, SizeHW]:
     """
     height, width = x.shape[1:3]
     down, across = -(-height // window), -(-width // window)
-    # Zeros are added after the norm, and attended to: the checkpoints were trained so.
-    x = F.pad(x, (0, 0, 0, across * window - width, 0, down * window - height))
+    padding = (0, 0, 0, across * window - width, 0, down * window - height)
+    if any(padding):  # F.pad copies even where there is nothing to add
+        # Zeros are added after the norm, and attended to: the checkpoints were trained so.
+        x = F.pad(x, padding)
     windows = x.unflatten(2, (across, window)).unflatten(1, (down, window)).transpose(2, 3)
     return windows.flatten(0, 2), (down, across)
 
