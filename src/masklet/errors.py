@@ -30,7 +30,7 @@ class DeviceError(MaskletError, RuntimeError):
 
 
 class SessionError(MaskletError, ValueError):
-    """A saved session that cannot be written, or gone on with."""
+    """A session that cannot be saved, resumed or tracked."""
 
 
 class DataError(MaskletError, ValueError):

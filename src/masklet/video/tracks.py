@@ -37,11 +37,11 @@ class Track:
     """From 0, in the order in which objects were added. It chooses the colour; label images hold it plus 1."""
     bank: ObjectMemory
     conditioned: MutableMapping[int, Tensor]
-    """Of each frame that was corrected since tracking last advanced: the map that its memory had conditioned."""
+    """Frames that were corrected since tracking last advanced, each conditioned on the memory from before."""
     clicks: dict[int, FramePrompt] = field(default_factory=dict)
-    """Points and boxes of each prompted frame, for later clicks to add to. Masks are not kept: they are results."""
+    """Points and boxes of each prompted frame, which later clicks add to. Masks are not kept: they are results."""
     tracked_steps: FrameColumn[int] = field(default_factory=lambda: FrameColumn("q"))
-    """Frames that tracking has reached, and the step by which it did: 1 forward, -1 backward."""
+    """Frames that tracking has reached, with its step: 1 forward, -1 backward."""
 
     def copy(self) -> Track:
         """An independent copy. Results that lie in a spool cannot be copied."""
@@ -56,7 +56,7 @@ class Track:
 
 
 def check_can_track(engine: Engine, max_objects: int) -> None:
-    """Refuse what no object can be tracked with.
+    """Check that objects can be tracked.
 
     Raises:
         PromptError: ``max_objects`` is less than 1.
