@@ -22,17 +22,17 @@ PATCH_STRIDE = 4
 
 @dataclass(frozen=True)
 class ConfidentMasks:
-    """The candidates for the objects of one image whose predicted IoU is high."""
+    """The candidate masks of one image whose predicted IoU is above a threshold."""
 
     logits: Tensor  # (masks, 4h, 4w)
     iou_scores: Tensor  # (masks,), 0 to 1
-    objects: Tensor  # (masks,) int64: the object that each is a candidate for
+    objects: Tensor  # (masks,) int64: index of the object each mask belongs to
 
 
 class Engine(ABC):
     """Four functions with static shapes, which never read back from the device, and one for automatic masks.
 
-    They are for inference; call them under ``torch.inference_mode()``. Threads may share an engine.
+    They are for inference; call them under ``torch.inference_mode()``. Engines are thread-safe.
     """
 
     name: str
@@ -43,22 +43,22 @@ class Engine(ABC):
 
     @property
     def config(self) -> Sam2Config:
-        """Of the network."""
+        """The network's configuration."""
         return self.model.config
 
     @property
     def device(self) -> torch.device:
-        """Where results are; inputs may be anywhere."""
+        """Device of the results; inputs may be on any device."""
         return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and of features and logits."""
+        """Type of the weights, the features and the logits."""
         return self.model.dtype
 
     @property
     def pads_memory(self) -> bool:
-        """Whether memory is best padded to a few shapes, as accelerators want it."""
+        """Whether to pad memory to a few fixed shapes, which accelerators prefer."""
         return self.device.type != "cpu"
 
     @abstractmethod
@@ -85,9 +85,9 @@ class Engine(ABC):
         """Encode masks as spatial memories: (objects, h*w, memory_dim). See ``Sam2Model.write_memory``."""
 
     def decode_confident(self, features: Features, prompts: Prompts, *, iou_threshold: float) -> ConfidentMasks:
-        """Those candidates for the objects of one image whose predicted IoU is above a threshold.
+        """Decode prompts on one image and keep the candidates whose predicted IoU is above a threshold.
 
-        How many there are is known to the device alone, so this function, unlike the others, reads back from it.
+        Only the device knows how many there are, so this function, unlike the others, reads back from it.
 
         Args:
             features: Of one image.
@@ -105,7 +105,7 @@ class Engine(ABC):
         return self.model.mask_downsample(mask)
 
     def _position_table(self, pixel_values: Tensor) -> Tensor:
-        """Positions for the trunk, kept for the last size: computed on the CPU, as some devices lack bicubic."""
+        """Positions for the trunk, cached for the last size. Computed on the CPU: some devices lack bicubic."""
         trunk = self.model.vision_encoder.backbone
         size_hw: SizeHW = (pixel_values.shape[-2] // PATCH_STRIDE, pixel_values.shape[-1] // PATCH_STRIDE)
         weights = (trunk.pos_embed, trunk.pos_embed_window)

@@ -1,4 +1,4 @@
-"""Tell networks apart by their weights."""
+"""Fingerprints that tell networks apart by structure and weights."""
 
 import hashlib
 from collections.abc import Iterable

@@ -113,12 +113,12 @@ class Hiera(KeepsFloat32):
         self.stage_ends: list[int] = []
         for stage, count in enumerate(config.blocks_per_stage):
             for index in range(count):
-                enters = index == 0 and stage > 0
+                enters_stage = index == 0 and stage > 0
                 # A stage's first block still cuts the map it receives into the windows of the stage before.
-                before = stage - 1 if enters else stage
+                before = stage - 1 if enters_stage else stage
                 is_global = len(self.blocks) in config.global_attention_blocks
                 window = 0 if is_global else windows[before]
-                self.blocks.append(HieraBlock(dims[before], dims[stage], heads[stage], window, pools=enters))
+                self.blocks.append(HieraBlock(dims[before], dims[stage], heads[stage], window, pools=enters_stage))
             self.stage_ends.append(len(self.blocks) - 1)
         self.apply(_init_weights)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -129,7 +129,7 @@ class Hiera(KeepsFloat32):
 
         Args:
             pixel_values: (batch, 3, height, width).
-            positions: What ``window_positions`` returns for the map, where it is at hand; computed if None.
+            positions: The result of ``window_positions`` for the map, if already computed; computed here if None.
 
         Returns:
             The map after each stage, (batch, h, w, dim), finest first.

@@ -1,4 +1,4 @@
-"""Small blocks that several boxes of the figures are made of."""
+"""Small blocks that several modules share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Module = TypeVar("Module", bound=nn.Module)
 class KeepsFloat32(nn.Module):
     """A module whose own parameters and buffers stay in float32 when the network is cast to a narrower type.
 
-    Norms, positions and other small tables cost next to nothing in float32, and lose pixels in half precision. The
-    modules inside are cast as usual.
+    Norms, positions and other small tables cost next to nothing in float32, and half precision would shift masks by
+    pixels. Submodules are cast as usual.
     """
 
     def _apply(self: Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
@@ -52,7 +52,7 @@ class LayerNorm2d(LayerNorm):
 
 
 class FeedForward(nn.Module):
-    """Linear layers with ReLU between: an MLP head, or the MLP of a decoder layer."""
+    """Linear layers with ReLU in between: an MLP head, or the MLP of a decoder layer."""
 
     def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int) -> None:
         super().__init__()

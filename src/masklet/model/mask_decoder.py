@@ -24,7 +24,7 @@ CROSS_ATTENTION_NARROWING = 2
 """Cross-attention works at the width of the embeddings divided by this."""
 NUM_MASK_TOKENS = NUM_MULTIMASK_OUTPUTS + 1
 OBJECT_TOKEN, IOU_TOKEN, MASK_TOKENS = 0, 1, slice(2, 2 + NUM_MASK_TOKENS)
-"""Places of the decoder's own tokens; those of the prompts follow."""
+"""Indices of the decoder's own tokens; the prompt tokens follow."""
 STABILITY_DELTA = 0.05
 STABILITY_THRESHOLD = 0.98
 
@@ -37,10 +37,10 @@ class DecodedMasks:
     iou_scores: Tensor  # (batch, objects, masks), predicted IoU, 0 to 1
     object_scores: Tensor  # (batch, objects, 1) logits: above 0 the object is in the image
     mask_tokens: Tensor  # (batch, objects, masks, dim): what object pointers are projected from
-    object_pointers: Tensor | None = None  # (batch, objects, masks, dim); of a model with memory, see ``Sam2Model``
+    object_pointers: Tensor | None = None  # (batch, objects, masks, dim); None without memory
 
     def masks(self, chosen: slice) -> DecodedMasks:
-        """Some of the masks of every object."""
+        """The chosen masks of every object."""
         return DecodedMasks(
             self.logits[:, :, chosen], self.iou_scores[:, :, chosen], self.object_scores, self.mask_tokens[:, :, chosen]
         )
@@ -159,7 +159,7 @@ class TwoWayTransformer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Prompts and an image embedding to masks, their predicted IoU, and whether the object is there."""
+    """Prompts and an image embedding to masks, their predicted IoU, and whether the object is in the image."""
 
     def __init__(self, dim: int, config: Sam2MaskDecoderConfig) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class MaskDecoder(nn.Module):
         return F.gelu(x)
 
     def select(self, output: DecodedMasks, multimask: bool | None) -> DecodedMasks:
-        """The masks that were asked for, see ``forward``, of all four."""
+        """Select the requested masks of all four; see ``forward``."""
         if multimask is None:
             return output
         if multimask:
@@ -248,7 +248,7 @@ class MaskDecoder(nn.Module):
 
 
 def _replace_unstable(logits: Tensor, iou_scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace the single mask by the best of the three where it would change much with its cut-off.
+    """Replace the single mask by the best of the three where its area depends too much on the threshold.
 
     Source: SAM 2, appendix C ("dynamic multimask").
     """

@@ -21,7 +21,7 @@ POSITION_WEIGHT = 0.1
 
 @dataclass(frozen=True)
 class Memory:
-    """What a frame reads of the memory bank of each object."""
+    """The part of each object's memory bank that a frame reads."""
 
     maps: Tensor  # (objects, maps, h*w, memory_dim): spatial memories
     map_slots: Tensor  # (objects, maps) int64: temporal slot, the last is that of prompted frames
@@ -41,7 +41,7 @@ class MemoryTokens:
 
 
 class RotaryAttention(nn.Module):
-    """One-head attention whose queries and keys are rotated by their position in the image."""
+    """Single-head attention whose queries and keys are rotated by their position in the image."""
 
     def __init__(self, dim: int, memory_dim: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class MemoryAttentionLayer(nn.Module):
         return x + self.self_attn(y, y, y, rotations)
 
     def mlp(self, x: Tensor) -> Tensor:
-        """(..., dim) to the same, to be added to it."""
+        """(..., dim) to the same shape, without the residual."""
         return self.linear2(F.relu(self.linear1(self.layer_norm3(x))))
 
 

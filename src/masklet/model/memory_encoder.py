@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from masklet.model.layers import LayerNorm2d
 
 MASK_CHANNELS = (1, 4, 16, 64, 256)
-"""Of a mask from stride 1 to stride 16: each halving of the sides quadruples the channels."""
+"""Channels of a mask from stride 1 to stride 16: each halving of the sides quadruples the channels."""
 NUM_FUSER_LAYERS = 2
 LAYER_SCALE_INIT = 1e-6
 
@@ -90,11 +90,11 @@ class MemoryEncoder(nn.Module):
         self.projection = nn.Conv2d(dim, memory_dim, kernel_size=1)
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """Encode one mask a row.
+        """Encode masks of one frame.
 
         Args:
             features: (masks or 1, dim, h, w), the image embedding of the frame.
-            masks: (masks, 1, 16h, 16w), scaled to -10 … 10.
+            masks: (masks, 1, 16h, 16w), scaled to the range -10 to 10.
 
         Returns:
             (masks, memory_dim, h, w).

@@ -12,7 +12,7 @@ from masklet.model.hiera import Hiera
 
 
 class Features(NamedTuple):
-    """An encoded image, or a batch of them: what prompts, memory and masks are computed from."""
+    """An encoded image, or a batch of them: the input of the mask decoder, the memory attention and memory encoder."""
 
     stride4: Tensor  # (batch, dim / 8, 4h, 4w), for the last upscaling of the mask decoder
     stride8: Tensor  # (batch, dim / 4, 2h, 2w), for the one before

@@ -1,7 +1,6 @@
 """Encodings of position: random Fourier features, sines, and rotations. All are computed in float32.
 
-Nothing here is drawn from the weights but the matrix of the Fourier features, so half precision would only blur
-coordinates by pixels.
+Only the matrix of the Fourier features is stored in a checkpoint. Half precision would blur coordinates by pixels.
 """
 
 from __future__ import annotations

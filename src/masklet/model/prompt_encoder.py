@@ -24,14 +24,14 @@ PADDING = -10
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as tensors, in pixels of the network's input. Of points and masks at least one is there, or neither."""
+    """Prompts as tensors, in pixels of the network's input. Kinds of prompt that were not given are None."""
 
     points: Tensor | None = None  # (batch, objects, points, 2), x then y
     labels: Tensor | None = None  # (batch, objects, points): 1 foreground, 0 background, 2 and 3 box corners, -1, -10
     boxes: Tensor | None = None  # (batch, objects, 4), x0 y0 x1 y1; a box of -10 is padding
     masks: Tensor | None = None  # (batch, objects, 4h, 4w) logits
     has_padding: bool = False
-    """Whether a label or a box is padding; known here, so that no device is asked."""
+    """Whether a label or a box is padding; known on the host, so that nothing is read back from the device."""
 
     def __len__(self) -> int:
         """How many objects are prompted in each image."""
@@ -44,7 +44,7 @@ class Prompts:
         return Prompts(points, labels, boxes, masks, self.has_padding)
 
     def to(self, device: torch.device) -> Prompts:
-        """The same on another device."""
+        """Copy the prompts to a device."""
         points, labels, boxes, masks = (None if t is None else t.to(device) for t in self._tensors())
         return Prompts(points, labels, boxes, masks, self.has_padding)
 
@@ -63,7 +63,7 @@ class PromptEmbeddings:
 
     tokens: Tensor  # (batch, objects, tokens, dim)
     is_padding: Tensor | None  # (batch, objects, tokens) bool; None where no token is padding
-    dense: Tensor  # (batch or 1, objects or 1, dim, h, w): 1 where no mask was given and all share one map
+    dense: Tensor  # (batch or 1, objects or 1, dim, h, w): 1 where all share the map for "no mask"
 
 
 class MaskEmbed(nn.Module):
@@ -121,7 +121,7 @@ class PromptEncoder(nn.Module):
 
     def embed_points(self, points: Tensor, labels: Tensor, input_hw: SizeHW) -> Tensor:
         """(batch, objects, points, 2) and labels (batch, objects, points) to (batch, objects, points, dim)."""
-        # Clicks name the pixel's corner; the network was trained on pixel centres.
+        # Coordinates of clicks are pixel corners; the network was trained on pixel centres.
         size_xy = torch.tensor([input_hw[1], input_hw[0]], device=points.device)
         positions = self.shared_embedding((points.float() + 0.5) / size_xy)
         embedded = (positions + self.point_embed(labels.clamp(min=0))).to(self.point_embed.weight.dtype)
@@ -129,7 +129,7 @@ class PromptEncoder(nn.Module):
         return torch.where((labels == NOT_A_POINT)[..., None], self.not_a_point_embed.weight[0], embedded)
 
     def embed_masks(self, masks: Tensor | None, map_hw: SizeHW) -> Tensor:
-        """(batch, objects, 4h, 4w) to (batch, objects, dim, h, w); without masks one learned vector everywhere."""
+        """(batch, objects, 4h, 4w) to (batch, objects, dim, h, w); without masks, one learned vector in every cell."""
         if masks is None:
             return self.no_mask_embed.weight.view(1, 1, -1, 1, 1).expand(-1, -1, -1, *map_hw)
         embedded = self.mask_embed(masks.flatten(0, 1)[:, None].to(self.no_mask_embed.weight.dtype))

@@ -1,4 +1,4 @@
-"""Sam2Model: the boxes joined as in the papers' figures.
+"""Sam2Model: the modules, connected as in the papers' figures.
 
 Source: SAM 2 (arXiv 2408.00714), figure 3.
 """
@@ -27,12 +27,12 @@ IGNORED_INPUTS = {"original_sizes", "reshaped_input_sizes", "labels"}
 """Inputs that processors return for later steps, so that ``model(**inputs)`` passes them too."""
 
 MEMORY_SCALE, MEMORY_BIAS = 20.0, -10.0
-"""The probabilities of a mask are scaled to -10 … 10 before they are encoded as memory."""
+"""The probabilities of a mask are scaled to the range -10 to 10 before they are encoded as memory."""
 
 
 @dataclass(frozen=True)
 class Sam2ImageSegmentationOutput:
-    """What ``Sam2Model(...)`` returns."""
+    """The output of ``Sam2Model(...)``."""
 
     pred_masks: Tensor  # (batch, objects, masks, height / 4, width / 4) logits
     iou_scores: Tensor  # (batch, objects, masks), predicted IoU, 0 to 1
@@ -52,7 +52,7 @@ class Sam2Model(KeepsFloat32):
         dim = config.hidden_size
         self.shared_image_embedding = FourierPositions(dim)
         self.vision_encoder = ImageEncoder(config)
-        # Checkpoints hold the one matrix twice; it is kept twice, so that a file is used as it is.
+        # Checkpoints store this matrix twice; so does the model, so that their tensors load unchanged.
         self.prompt_encoder = PromptEncoder(dim, config.prompt_encoder.mask_input_channels)
         self.prompt_encoder.shared_embedding.load_state_dict(self.shared_image_embedding.state_dict())
         self.mask_decoder = MaskDecoder(dim, config.mask_decoder)
@@ -69,7 +69,7 @@ class Sam2Model(KeepsFloat32):
         self.memory_encoder = MemoryEncoder(dim, memory_dim)
         self.mask_downsample = nn.Conv2d(1, 1, kernel_size=4, stride=4)
         self.object_pointer_proj = FeedForward(dim, dim, dim, num_layers=3)
-        self.no_memory_positional_encoding = _learned(1, 1, dim)  # in every checkpoint, used by none
+        self.no_memory_positional_encoding = _learned(1, 1, dim)  # in every checkpoint, but unused
         self.memory_temporal_positional_encoding = _learned(config.num_maskmem, 1, 1, memory_dim)
         self.no_object_pointer = _learned(1, dim)
         if config.is_v2_1:
@@ -78,12 +78,12 @@ class Sam2Model(KeepsFloat32):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, but for norms and tables of positions, which are never narrower than float32."""
+        """Type of the weights, except for norms and position tables, which are never narrower than float32."""
         return self.prompt_encoder.no_mask_embed.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """Device of the weights."""
         return self.no_memory_embedding.device
 
     @classmethod
@@ -99,13 +99,13 @@ class Sam2Model(KeepsFloat32):
 
         Args:
             name_or_path: The embedded model's name, a Hub repository, a model folder, or one of Meta's ``.pt`` files.
-            resolution: Side of the square input that the weights were trained at, where the checkpoint does not say it
-                or says something else; ``save_pretrained`` stores it. ``.pt`` files do not say it: None is 1024.
+            resolution: Side of the square input that the weights were trained at, if the checkpoint does not store it
+                or stores another; ``save_pretrained`` stores it. ``.pt`` files do not store it: None means 1024.
             revision: Branch, tag or commit of a Hub repository.
             token: For a private Hub repository.
 
         Raises:
-            CheckpointError: It cannot be found, is damaged, or is of another kind.
+            CheckpointError: The checkpoint cannot be found, is damaged, or is of another kind.
             ConfigError: ``resolution`` is not a multiple of 32.
         """
         config, tensors = checkpoints.read(name_or_path, revision=revision, token=token)
@@ -113,22 +113,22 @@ class Sam2Model(KeepsFloat32):
 
     @classmethod
     def from_tensors(cls, config: Sam2Config, tensors: dict[str, Tensor]) -> Sam2Model:
-        """Build the network and give it these weights, every one of them and no other; float32 ones are not copied."""
-        with torch.device("meta"):  # no time spent on weights that are replaced at once
+        """Build the network with these weights: all of its tensors and no others; float32 tensors are not copied."""
+        with torch.device("meta"):  # spends no time on initial weights
             model = cls(config)
         checkpoints.check_tensors(tensors, {name: tuple(t.shape) for name, t in model.state_dict().items()})
         model.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
         return model.eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-        """Write a model folder that masklet and transformers load. An older one there is replaced whole, or not at all.
+        """Write a model folder that masklet and transformers load. An existing one is replaced whole, or not at all.
 
         Args:
-            folder: Where to; made if missing.
-            dtype: Of the stored weights; as they are if None.
+            folder: Output folder; created if missing.
+            dtype: Type of the stored weights; unchanged if None.
 
         Raises:
-            CheckpointError: It cannot be written.
+            CheckpointError: The folder cannot be written.
         """
         checkpoints.write(folder, self.config, self.state_dict(), dtype=dtype)
 
@@ -139,10 +139,10 @@ class Sam2Model(KeepsFloat32):
 
         Args:
             pixel_values: (batch, 3, height, width), normalised; sides are multiples of 32.
-            positions: Position table of the trunk, where it is at hand, see ``Hiera``.
+            positions: Position table of the trunk, if already computed; see ``Hiera``.
 
         Raises:
-            ImageError: Another shape.
+            ImageError: ``pixel_values`` has another shape.
         """
         check_pixel_values(pixel_values)
         stride4, stride8, stride16 = self.vision_encoder(pixel_values.to(self.dtype), positions)
@@ -180,7 +180,7 @@ class Sam2Model(KeepsFloat32):
 
         Args:
             features: Of the frame, with a batch of 1.
-            memory: What it reads.
+            memory: The memory of each object that the frame reads.
         """
         map_hw, dim = features.map_hw, features.stride16.shape[1]
         positions = sine_positions_2d(map_hw, dim, features.stride16.device)
@@ -208,14 +208,14 @@ class Sam2Model(KeepsFloat32):
             memory = memory + is_absent * self.occlusion_spatial_embedding_parameter.to(memory.dtype)
         return memory
 
-    # What they are made of
+    # The steps of these functions
 
     def without_memory(self, image_embedding: Tensor) -> Tensor:
-        """(batch, dim, h, w) plus the embedding that says "no memory"."""
+        """(batch, dim, h, w) plus the learned "no memory" embedding."""
         return image_embedding + self.no_memory_embedding.view(1, -1, 1, 1).to(image_embedding.dtype)
 
     def embed_prompts(self, prompts: Prompts | None, image: Tensor) -> PromptEmbeddings:
-        """Prompts for the mask decoder; the decoder expects a point even where there is none."""
+        """Embed prompts for the mask decoder, which expects a point even if none was given."""
         prompts = Prompts() if prompts is None else prompts
         if prompts.points is None and prompts.boxes is None:
             objects = 1 if prompts.masks is None else prompts.masks.shape[1]
@@ -266,7 +266,7 @@ class Sam2Model(KeepsFloat32):
     # transformers' interface of the image model
 
     def get_image_embeddings(self, pixel_values: Tensor) -> list[Tensor]:
-        """Encode images for ``image_embeddings=``: three maps, finest first, the last as it is without memory."""
+        """Encode images for ``image_embeddings=``: three maps, finest first; the last has "no memory" added."""
         features = self.encode(pixel_values)
         return [features.stride4, features.stride8, self.without_memory(features.stride16)]
 
@@ -294,8 +294,8 @@ class Sam2Model(KeepsFloat32):
             ignored: ``original_sizes``, ``reshaped_input_sizes`` and ``labels``, which processors return as well.
 
         Raises:
-            PromptError: Shapes do not fit each other.
-            ImageError: No image, or one of a wrong shape.
+            PromptError: The shapes of the prompts do not match.
+            ImageError: No image was given, or one of a wrong shape.
         """
         if unknown := ignored.keys() - IGNORED_INPUTS:
             raise TypeError(f"Sam2Model takes no input called {', '.join(sorted(unknown))}")

@@ -1,6 +1,6 @@
 """The engine for processors: the same float32 arithmetic, arranged for caches, with weights packed once.
 
-Layers that were replaced, wrapped (LoRA) or hooked run as they are: the box of the network that holds them takes the
+Layers that were replaced, wrapped (LoRA) or hooked run as they are: the part of the network that holds them takes the
 plain path.
 """
 
@@ -25,7 +25,7 @@ from masklet.model.sam2 import Sam2Model, check_pixel_values
 
 
 class CpuEngine(Engine):
-    """For float32 weights on a CPU. What is done to one object changes no bit of another."""
+    """For float32 weights on a CPU. The result for one object does not depend on the others, to the bit."""
 
     name = "cpu"
 

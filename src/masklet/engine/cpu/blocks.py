@@ -12,9 +12,9 @@ BLOCK_ELEMENTS = 2**20
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, widest: int) -> Tensor:
-    """``function`` of the rows of ``x``, as many at a time as a CPU's caches hold.
+    """Apply ``function`` to the rows of ``x``, in blocks that fit in a CPU's caches.
 
-    Intermediate results stay in the caches, and in memory that the allocator keeps: fresh memory costs a CPU more than
+    Intermediate results stay in the caches, and the allocator reuses their memory: fresh memory costs a CPU more than
     the arithmetic.
 
     Args:

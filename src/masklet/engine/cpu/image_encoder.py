@@ -21,8 +21,8 @@ Affine = tuple[Tensor, Tensor]
 class PackedNeck:
     """The 1x1 convolutions after the trunk, one for each level, as matrices.
 
-    Nothing but the decoder's skip convolutions reads the two finest levels, so neck and skip are one product, and the
-    wide maps between them are never made.
+    Only the decoder's skip convolutions read the two finest levels, so neck and skip convolution are merged into one
+    product, and the wide maps between them are never computed.
     """
 
     stride4: Affine
@@ -32,7 +32,7 @@ class PackedNeck:
 
     @classmethod
     def pack(cls, model: Sam2Model) -> PackedNeck:
-        """Of a network whose convolutions are plain ones."""
+        """Pack a network whose convolutions are plain ones."""
         stride32, stride16, stride8, stride4 = (_matrix(conv) for conv in model.vision_encoder.neck.convs)
         decoder = model.mask_decoder
         skips = (_product(stride4, _matrix(decoder.conv_s0)), _product(stride8, _matrix(decoder.conv_s1)))
@@ -103,7 +103,7 @@ def _matrix(conv: nn.Module) -> Affine:
 
 
 def _product(first: Affine, second: Affine) -> Affine:
-    """Both convolutions, one after the other."""
+    """One convolution that does the work of both, ``first`` before ``second``."""
     (w1, b1), (w2, b2) = first, second
     return w2 @ w1, w2 @ b1 + b2
 

@@ -36,13 +36,13 @@ from masklet.model.prompt_encoder import PromptEmbeddings
 OBJECTS_PER_BATCH = 16
 """Reading the weights costs as much for one token as for a hundred."""
 CHUNK_ELEMENTS = 2**22
-"""Elements of the finest maps of a chunk of objects. Larger ones fall out of the caches, and out of the memory that the
-allocator keeps, whose return costs more than the arithmetic."""
+"""Elements of the finest maps of a chunk of objects. Larger maps do not fit in the caches, and the allocator does not
+reuse their memory; allocating it anew costs more than the arithmetic."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """The cells of the image as each object has changed them, in chunks; one chunk of one object that all share."""
+    """The image's cells as updated for each object, in chunks of objects; at first one image that all objects share."""
 
     chunks: list[Tensor]  # (1, objects, h*w, dim)
     pos: Tensor  # (h*w, dim)
@@ -51,7 +51,7 @@ class Images:
     is_shared: bool = False  # whether several objects still have the same image
 
     def split(self, tokens: Tensor) -> Iterable[Tensor]:
-        """What belongs to the objects of each chunk, of (1, objects, ...)."""
+        """Split (1, objects, ...) into the chunks of objects."""
         return [tokens] if len(self.chunks) == 1 else tokens.split(self.chunk, dim=1)
 
 
@@ -69,15 +69,15 @@ class CpuMaskDecoder:
     def decode(
         self, features: Features, image_pos: Tensor, prompts: PromptEmbeddings, *, multimask: bool | None
     ) -> DecodedMasks:
-        """See ``MaskDecoder.forward``. Images run one by one; no object changes a bit of another."""
+        """See ``MaskDecoder.forward``. Images run one by one; no result depends on the other objects, to the bit."""
         images = []
         fine = zip(features.stride4.split(1), features.stride8.split(1), strict=True)
         skips_of_images = [self.upscaling.skip_maps(*maps) for maps in fine]  # one, where objects share an image
         for number, skips in zip(range(len(features.stride16)), cycle(skips_of_images), strict=False):
             one = slice(number, number + 1)
             decoded = [
-                self._decode(features.stride16[one], image_pos, some, skips)
-                for some in _batches(_of_image(prompts, number))
+                self._decode(features.stride16[one], image_pos, batch, skips)
+                for batch in _batches(_of_image(prompts, number))
             ]
             images.append(_concatenate(decoded, dim=1))
         return self.decoder.select(_concatenate(images, dim=0), multimask)
@@ -146,7 +146,7 @@ class CpuMaskDecoder:
         return tokens, token_pos, images
 
     def _finish(self, tokens: Tensor, token_pos: Tensor, images: Images) -> Tensor:
-        """The final attention of any of the tokens."""
+        """The final attention, for the given tokens only."""
         tokens = tokens + self.final_attention(tokens + token_pos, images)
         return self.decoder.transformer.layer_norm_final_attn(tokens)
 
@@ -205,7 +205,7 @@ class TokensToImage:
         scores = (q * self.head_dim**-0.5 @ self.from_keys).flatten(2, 3) @ with_pos.transpose(2, 3)
         weights = scores.softmax(-1)  # (1, objects, heads * tokens, h*w)
         sums = (weights @ cells).unflatten(2, (self.heads, count))  # (1, objects, heads, tokens, dim)
-        values = sums @ self.from_values.transpose(1, 2)  # the weights sum to one, so the bias comes through as it is
+        values = sums @ self.from_values.transpose(1, 2)  # the weights sum to one, so the bias can be added after
         return self.attention.o_proj(join_heads(values) + self.attention.v_proj.bias)
 
 
@@ -221,7 +221,7 @@ class ImageToTokens:
         self.query_bias = attention.q_proj.bias.detach().unflatten(0, (heads, -1, 1))  # (heads, head_dim, 1)
 
     def __call__(self, images: Images, k: Tensor, v: Tensor, is_padding: Tensor | None) -> Iterator[Tensor]:
-        """What is to be added to each chunk of images, for tokens ``k`` and ``v``, (1, objects, tokens, dim)."""
+        """The update of each chunk of images, from tokens ``k`` and ``v``, (1, objects, tokens, dim)."""
         attention = self.attention
         padding = repeat(None) if is_padding is None else is_padding.split(images.chunk, dim=1)
         if not images.is_folded:
@@ -231,7 +231,7 @@ class ImageToTokens:
                 yield attention(cells + images.pos, keys, values, is_void)
             return
         k, v = split_heads(attention.k_proj(k), self.heads), split_heads(attention.v_proj(v), self.heads)
-        # Each head's weights sum to one, so its share of the output's bias may be part of its values.
+        # Each head's weights sum to one, so a share of the output's bias can be part of its values.
         values = (v @ self.to_image + attention.o_proj.bias / self.heads).flatten(2, 3).split(images.chunk, dim=1)
         for scores, own, is_void in zip(self._scores(images, k), values, padding, strict=False):
             if is_void is not None:
@@ -273,7 +273,7 @@ class CellUpscaling:
         self.finest_dim = decoder.conv_s0.out_channels
 
     def skip_maps(self, stride4: Tensor, stride8: Tensor) -> SkipMaps:
-        """Of (1, dim / 8, 4h, 4w) and (1, dim / 4, 2h, 2w)."""
+        """Arrange (1, dim / 8, 4h, 4w) and (1, dim / 4, 2h, 2w) by cell."""
         map_hw = (stride8.shape[-2] // 2, stride8.shape[-1] // 2)
         fine = _by_cell(stride4, map_hw) + self.bias2
         return SkipMaps(fine[:, None], (_by_cell(stride8, map_hw) + self.bias1)[:, None], map_hw)
@@ -304,13 +304,13 @@ def _of_image(prompts: PromptEmbeddings, number: int) -> PromptEmbeddings:
 
 
 def _batches(prompts: PromptEmbeddings) -> Iterator[PromptEmbeddings]:
-    """The objects of one image, so many at a time."""
+    """The objects of one image, in batches."""
     for start in range(0, prompts.tokens.shape[1], OBJECTS_PER_BATCH):
-        some = slice(start, start + OBJECTS_PER_BATCH)
+        chosen = slice(start, start + OBJECTS_PER_BATCH)
         yield PromptEmbeddings(
-            prompts.tokens[:, some],
-            None if prompts.is_padding is None else prompts.is_padding[:, some],
-            prompts.dense if prompts.dense.shape[1] == 1 else prompts.dense[:, some],
+            prompts.tokens[:, chosen],
+            None if prompts.is_padding is None else prompts.is_padding[:, chosen],
+            prompts.dense if prompts.dense.shape[1] == 1 else prompts.dense[:, chosen],
         )
 
 

@@ -25,7 +25,7 @@ from masklet.model.positions import Rotations, axial_rotations, rotate, sine_pos
 BLOCK_QUERIES = 1024
 """Queries of one block: their scores for one row of keys should stay in a CPU's caches."""
 FOLDING_SPEED = 0.7
-"""Folded attention takes as long for this share of the arithmetic as fused attention takes for all of it."""
+"""Folded attention is faster if it needs less than this share of the arithmetic of fused attention."""
 
 
 CrossAttention = Callable[[Tensor, MemoryTokens], Tensor]
@@ -35,7 +35,8 @@ CrossAttention = Callable[[Tensor, MemoryTokens], Tensor]
 class CpuMemoryAttention:
     """See ``MemoryAttention``. Made for one size of map.
 
-    Objects are run one after another: together they fall out of the caches, and alone none changes a bit of another.
+    Objects run one after another: together they would not fit in the caches, and alone, the result for one does not
+    depend on the others, to the bit.
     """
 
     def __init__(self, attention: MemoryAttention, map_hw: SizeHW) -> None:
@@ -54,17 +55,17 @@ class CpuMemoryAttention:
         """(1, h*w, dim) conditioned on the memory of each object: (objects, h*w, dim)."""
         first, *others = layers = list(self._layers())
         folded = self.folded.get() if memory.is_empty is None else None
-        attends: list[CrossAttention]
+        cross_attentions: list[CrossAttention]
         if folded is None or not folded[0].is_faster(memory.keys.shape[1]):
-            attends = [self._plain(layer.cross_attn_image) for layer in layers]
+            cross_attentions = [self._plain(layer.cross_attn_image) for layer in layers]
         else:
-            attends = list(folded)
-        # Until they read memory, all objects see the same frame.
+            cross_attentions = list(folded)
+        # Until they read memory, all objects share the frame's features.
         shared = first.attend_to_frame(features + self.positions, self.rotations)
         conditioned = []
         for one in _each_object(memory):
-            x = self._read(first, attends[0], shared, one)
-            for layer, attend in zip(others, attends[1:], strict=True):
+            x = self._read(first, cross_attentions[0], shared, one)
+            for layer, attend in zip(others, cross_attentions[1:], strict=True):
                 x = self._read(layer, attend, layer.attend_to_frame(x, self.rotations), one)
             conditioned.append(x)
         return self.attention.layer_norm(torch.cat(conditioned))
@@ -104,9 +105,10 @@ class Keys:
 class FoldedAttention:
     """As ``RotaryAttention`` for one object, with half the arithmetic where memory is narrow.
 
-    A rotated query u meets a key at (x, y) as u . R(W k + b), where R rotates the first half of the channels with x
-    alone and the second with y alone. All keys of a row share y: for each row, the second half of u is projected to k
-    itself, which is narrower than that half. And values are summed before they are projected, as weights sum to one.
+    The score of a rotated query u and a key k at (x, y) is u . R(W k + b), where R rotates the first half of the
+    channels with x alone and the second with y alone. All keys of a row share y: for each row, the second half of u is
+    projected to k itself, which is narrower than that half. And values are summed before they are projected, since
+    weights sum to one.
     """
 
     def __init__(self, attention: RotaryAttention, rotations: Rotations, map_hw: SizeHW) -> None:
@@ -133,7 +135,7 @@ class FoldedAttention:
         keys = self._arrange(memory)
         rotated = rotate(attention.q_proj(q), self.rotations)[0] * q.shape[-1] ** -0.5
         width = keys.rows.shape[-1]
-        # Allocated once: fresh memory costs more than what is computed in it.
+        # Allocated once: fresh memory costs more than the arithmetic.
         x = rotated.new_empty(BLOCK_QUERIES, width)
         at_rows = rotated.new_empty(len(keys.rows), BLOCK_QUERIES, self.rows.shape[-1])
         scores = rotated.new_empty(BLOCK_QUERIES, keys.rows.shape[1])
@@ -149,16 +151,16 @@ class FoldedAttention:
 
     def _arrange(self, memory: MemoryTokens) -> Keys:
         k, v = memory.keys[0], memory.values[0]
-        places = len(k) - memory.num_pointers
+        cells = len(k) - memory.num_pointers
         height, width = self.map_hw
         memory_dim, half = v.shape[-1], self.rows.shape[1]
-        maps = F.pad(k[:places], (0, 1), value=1.0).view(-1, height, width, memory_dim + 1)  # the one meets the bias
+        maps = F.pad(k[:cells], (0, 1), value=1.0).view(-1, height, width, memory_dim + 1)  # the 1 multiplies the bias
         by_column = maps.permute(2, 1, 0, 3).flatten(1, 2) @ self.columns  # (w, h * maps, dim / 2)
         rows = maps.new_empty(height, len(maps), width, half + memory_dim + 1)
         rows[..., :half] = by_column.unflatten(1, rows.shape[:2]).permute(1, 2, 0, 3)
         rows[..., half:] = maps.transpose(0, 1)
-        values = v[:places].view(-1, height, width, memory_dim).transpose(0, 1).flatten(1, 2)
-        return Keys(rows.flatten(1, 2), values, self.attention.k_proj(k[places:]).T, v[places:])
+        values = v[:cells].view(-1, height, width, memory_dim).transpose(0, 1).flatten(1, 2)
+        return Keys(rows.flatten(1, 2), values, self.attention.k_proj(k[cells:]).T, v[cells:])
 
     def _read_block(self, u: Tensor, keys: Keys, x: Tensor, at_rows: Tensor, scores: Tensor) -> Tensor:
         """Attention of a block of rotated queries (queries, dim): (queries, memory_dim), not finite on overflow.
@@ -179,5 +181,5 @@ class FoldedAttention:
             torch.mm(x, keys_of_row.T, out=scores).exp_()
             sums.addmm_(scores, values_of_row)
             total += scores.sum(1)
-        # An infinite total would turn finite sums into zeros, which look like a result.
+        # An infinite total would turn finite sums into zeros, which would pass for a result.
         return torch.where(total.isfinite()[:, None], sums / total[:, None], torch.nan)

@@ -1,4 +1,4 @@
-"""Weights of a box of the network, rearranged once, as long as the box is made of plain layers with those weights."""
+"""Packed weights: rearranged once and reused until a layer or a weight changes; only for plain layers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ PLAIN = {
     memory_attention.MemoryAttentionLayer,
     memory_attention.RotaryAttention,
 }
-"""Modules whose weights say all about them. Adapters, quantised layers and others have classes of their own."""
+"""Modules whose weights determine what they compute. Adapters and quantised layers have other classes."""
 
 Result = TypeVar("Result")
 
 
 class Packed(Generic[Result]):
-    """What ``pack`` makes of some modules; made again when one of them or their weights have changed.
+    """The result of ``pack`` for a few modules; computed again when a module or a weight has changed.
 
-    Changes of weights through ``.data`` leave no trace: make a new engine after them.
+    Changes of weights through ``.data`` cannot be detected: make a new engine after them.
 
     Args:
         roots: The modules, as they are now.
@@ -50,7 +50,7 @@ class Packed(Generic[Result]):
         self._state: tuple[Snapshot, Result | None] | None = None
 
     def get(self) -> Result | None:
-        """The packed weights; None where a layer is not a plain one, or has a hook."""
+        """The packed weights; None if a layer is not a plain one, or has a hook."""
         state = self._state
         roots = self._roots()
         if state is None or not state[0].is_current(roots):
@@ -64,14 +64,14 @@ class Snapshot:
     """Modules and weights at one moment."""
 
     roots: Sequence[nn.Module]
-    modules: Sequence[nn.Module]  # all, those inside included
+    modules: Sequence[nn.Module]  # submodules included
     weights: Sequence[tuple[dict[str, nn.Parameter | None], str, nn.Parameter, int]]  # place, name, weight, its version
     children: Sequence[tuple[dict[str, nn.Module | None], str, nn.Module]]  # place, name, module
     is_hooked: bool
 
     @classmethod
     def take(cls, roots: Sequence[nn.Module]) -> Snapshot:
-        """Of these modules."""
+        """Take a snapshot of these modules."""
         modules = [module for root in roots for module in root.modules()]
         places = [module._parameters for module in modules]
         weights = [(p, name, w, w._version) for p in places for name, w in p.items() if w is not None]
@@ -80,7 +80,7 @@ class Snapshot:
 
     @property
     def is_plain(self) -> bool:
-        """Whether weights say all about the modules."""
+        """Whether the weights determine what the modules compute."""
         is_plain = all(type(module) in PLAIN for module in self.modules)
         return is_plain and not self.is_hooked and all(type(weight) is nn.Parameter for _, _, weight, _ in self.weights)
 
