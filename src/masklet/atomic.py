@@ -93,10 +93,10 @@ def _put_in_place(files: list[Path], places: list[Path]) -> None:
 @contextmanager
 def naming(path: Path | str, as_error: type[Exception], *kinds: type[Exception]) -> Iterator[None]:
     """Errors of the file system, or of these kinds, as errors of the class ``as_error`` that name the file."""
-    told: tuple[type[Exception], ...] = (OSError, *kinds)
+    renamed: tuple[type[Exception], ...] = (OSError, *kinds)
     try:
         yield
-    except told as error:
+    except renamed as error:
         raise as_error(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -61,9 +61,9 @@ def measure(
         for number in example.objects:
             truth = example.labels == number
             user = User(image)
-            shown = list(click_until(CLICKS, truth, user.click))
+            predicted = list(click_until(CLICKS, truth, user.click))
             assert user.candidates is not None
-            after = [region_j(mask, truth) for mask in shown]
+            after = [region_j(mask, truth) for mask in predicted]
             rough = roughen(truth)
             yield ObjectScore(
                 image=example.name,
@@ -79,7 +79,7 @@ def measure(
                 rough_mask=region_j(image.predict(mask=rough).masks[0], truth),
             )
             if extremes is not None:
-                extremes.add(f"{example.name} {number}", after[0], example.image, truth, shown[0])
+                extremes.add(f"{example.name} {number}", after[0], example.image, truth, predicted[0])
 
 
 @dataclass
