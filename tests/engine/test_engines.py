@@ -10,7 +10,7 @@ from engine.conftest import assert_close, random_memory, random_model
 
 import masklet
 from masklet.config import Sam2Config
-from masklet.engine import CpuEngine, EagerEngine, make_engine
+from masklet.engine import CpuEngine, EagerEngine, base, make_engine
 from masklet.errors import ConfigError, ImageError
 from masklet.model.layers import LayerNorm
 from masklet.model.neck import Features
@@ -412,3 +412,25 @@ def test_images_of_wrong_shapes_are_refused(engines):
             ImageError, match="expected \\(batch, 3, height, width\\) with sides that are multiples of 32"
         ):
             engine.encode(torch.zeros(1, 3, 64, 65))
+
+
+def test_position_tables_are_computed_once_for_a_size_and_on_the_cpu(tiny_model, monkeypatch):
+    devices, compute = [], base.window_positions
+
+    def counted(grid, window, size_hw):
+        devices.append(grid.device.type)
+        return compute(grid, window, size_hw)
+
+    monkeypatch.setattr(base, "window_positions", counted)
+    model = copy.deepcopy(tiny_model)
+    for engine in (EagerEngine(model), CpuEngine(model)):
+        devices.clear()
+        for side, calls in ((64, 1), (64, 1), (96, 2), (96, 2)):
+            with torch.inference_mode():
+                engine.encode(torch.zeros(1, 3, side, side))
+            assert devices == ["cpu"] * calls
+        with torch.no_grad():
+            model.vision_encoder.backbone.pos_embed.add_(0.1)
+        with torch.inference_mode():
+            engine.encode(torch.zeros(1, 3, 96, 96))
+        assert len(devices) == 3
