@@ -9,6 +9,7 @@ from PIL import Image
 import masklet
 from masklet.errors import ConfigError, DeviceError, ImageError
 from masklet.image import encoder_fingerprint
+from masklet.processing import Sam2ImageProcessor
 from masklet.segmenter import Segmenter, find_device, load
 
 
@@ -81,6 +82,8 @@ def test_a_segmenter_is_made_of_a_model_at_hand(tiny_model, sam, image):
         assert made.image_processor.input_hw == (64, 64)
         masks, expected = made.image(image).predict([(30, 20)]), sam.image(image).predict([(30, 20)])
         np.testing.assert_allclose(masks.logits, expected.logits, rtol=1e-3, atol=1e-3)
+    processor = Sam2ImageProcessor(96)
+    assert Segmenter.from_model(tiny_model, processor).image_processor is processor
     with pytest.raises(ConfigError, match="engine is 'gpu': expected one of auto, eager, cpu"):
         Segmenter.from_model(tiny_model, engine="gpu")
 

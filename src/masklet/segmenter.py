@@ -47,12 +47,16 @@ class Segmenter:
     image_processor: Sam2ImageProcessor
 
     @classmethod
-    def from_model(cls, model: Sam2Model, *, engine: str = "auto") -> Segmenter:
+    def from_model(
+        cls, model: Sam2Model, image_processor: Sam2ImageProcessor | None = None, *, engine: str = "auto"
+    ) -> Segmenter:
         """A segmenter for a network at hand, such as one that was trained or has LoRA adapters.
 
         Args:
             model: In evaluation mode, on the device and in the precision it is to run in. Of a PEFT model, pass
                 ``get_base_model()``.
+            image_processor: How images are prepared; None for that of published checkpoints, at the size of
+                ``model.config``.
             engine: As in ``load``.
 
         Raises:
@@ -60,7 +64,7 @@ class Segmenter:
         """
         if model.training:
             raise ConfigError("the model is in training mode: call model.eval() first")
-        return cls(make_engine(model, engine), Sam2ImageProcessor(model.config.image_size))
+        return cls(make_engine(model, engine), image_processor or Sam2ImageProcessor(model.config.image_size))
 
     @property
     def model(self) -> Sam2Model:

@@ -10,14 +10,14 @@ from collections.abc import Generator, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from masklet.engine import Engine
 from masklet.errors import PromptError, SessionError, VideoError
-from masklet.everything.options import EverythingOptions
+from masklet.everything.options import EverythingKeywords, EverythingOptions
 from masklet.model.neck import Features
 from masklet.processing import Sam2ImageProcessor
 from masklet.results import Masks
@@ -35,6 +35,9 @@ from masklet.video.readers import Frame
 from masklet.video.saved import check_can_save, read_saved, save_session
 from masklet.video.spool import Spool
 from masklet.video.tracks import Tracks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 NOTEBOOK_FRAMES = 4
 """Frames that a notebook shows of a video."""
@@ -240,7 +243,7 @@ class VideoSession:
         min_object: int = 100,
         patience: int = 100,
         packed: bool = False,
-        **options: Any,
+        **options: Unpack[EverythingKeywords],
     ) -> Generator[FrameResult]:
         """Find objects without prompts and track them all forward, yielding each frame as it is done.
 
