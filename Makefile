@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_ALL := $(VENV)/.ready-all
+TORCHVISION := $(VENV)/torchvision
 INSTALL := $(BIN)/pip install --disable-pip-version-check --no-input -q -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: check test test-all demo bench
+.PHONY: check test test-all test-controls demo serve bench
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +16,12 @@ $(READY): pyproject.toml constraints.txt
 
 $(READY_ALL): $(READY)
 	$(INSTALL) -e ".[test-all]"
+	touch $@
+
+# torchvision, which transformers' processors and timm need, may not fit the build of torch: only tests of ours against
+# them see it.
+$(TORCHVISION): $(READY)
+	$(INSTALL) --no-deps --target $@ torchvision==0.28.0 "timm>=1.0.20"
 	touch $@
 
 check: $(READY)
@@ -29,8 +36,14 @@ test: $(READY)
 test-all: $(READY_ALL)
 	$(PYTEST)
 
+test-controls: $(READY_ALL) $(TORCHVISION)
+	PYTHONPATH=$(TORCHVISION) $(PYTEST) tests/compat tests/parity/test_edgetam.py tests/test_edgetam_files.py
+
 demo: $(READY)
 	$(BIN)/python examples/demo.py
+
+serve: $(READY)
+	$(BIN)/masklet serve examples --data $(VENV)/serve-data
 
 bench: $(READY)
 	$(BIN)/python benchmarks/image.py

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import subprocess
 import sys
 import zlib
@@ -25,14 +24,26 @@ import numpy as np
 import pycocotools.mask as coco
 import torch
 import torch.nn.functional as F
-from common import device_name, peak_mb, report, seconds
-from rich.table import Table
+from common import (
+    OURS,
+    OURS_EXACT,
+    THEIRS,
+    THEIRS_BF16,
+    both_clocks,
+    peak_mb,
+    report,
+    rows_of,
+    setting,
+    table_of,
+)
 
-import masklet
 from masklet.checkpoints.transformers import config_to_json
+from masklet.config import Sam2Config
+from masklet.engine import make_engine
 from masklet.images.reading import read_image
 from masklet.masks import box_nms, decode_rle, mask_ious, text_rle
-from masklet.processing import Sam2ImageProcessor
+from masklet.model.sam2 import Sam2Model
+from masklet.processing import ImageProcessor
 from masklet.segmenter import Segmenter
 
 POINT_BATCH = 64
@@ -58,12 +69,15 @@ def seeded_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 class Masklet:
-    """masklet."""
+    """masklet, with products in bfloat16 where the device is faster at them."""
+
+    mixed = True
 
     def __init__(self, args: argparse.Namespace) -> None:
-        model = masklet.Sam2Model(masklet.Sam2Config(image_size=args.side))
+        model = Sam2Model(Sam2Config(image_size=args.side))
         model.load_state_dict(seeded_weights(model))
-        self.sam = Segmenter.from_model(model.eval().requires_grad_(False).to(args.device))
+        engine = make_engine(model.eval().requires_grad_(False).to(args.device), mixed=self.mixed)
+        self.sam = Segmenter(engine, ImageProcessor(args.side))
         self.args, self.image = args, read_image(args.image)
 
     def encode(self) -> object:
@@ -84,13 +98,21 @@ class Masklet:
         return found.to_rle()
 
 
+class MaskletFloat32(Masklet):
+    """masklet in float32."""
+
+    mixed = False
+
+
 class Transformers:
     """The straightforward generator."""
+
+    is_autocast = False
 
     def __init__(self, args: argparse.Namespace) -> None:
         import transformers
 
-        config = config_to_json(masklet.Sam2Config(image_size=args.side))
+        config = config_to_json(Sam2Config(image_size=args.side))
         content = {key: value for key, value in config.items() if key.endswith("_config")}
         model = transformers.Sam2Model(transformers.Sam2Config(**content)).eval().requires_grad_(False)
         model.load_state_dict(seeded_weights(model))
@@ -99,8 +121,9 @@ class Transformers:
     @torch.inference_mode()
     def encode(self) -> list[torch.Tensor]:
         """Encodes the image."""
-        pixels = Sam2ImageProcessor(self.args.side).pixel_values(self.image)
-        return self.model.get_image_embeddings(pixels.to(self.args.device))
+        pixels = ImageProcessor(self.args.side).pixel_values(self.image)
+        with torch.autocast(self.args.device, torch.bfloat16, enabled=self.is_autocast):
+            return self.model.get_image_embeddings(pixels.to(self.args.device))
 
     @torch.inference_mode()
     def generate(self) -> list[dict]:
@@ -112,11 +135,12 @@ class Transformers:
         runs, scores, boxes = [], [], []
         for points in grid.split(POINT_BATCH, dim=1):
             labels = torch.ones(points.shape[:3], dtype=torch.long, device=args.device)
-            out = self.model(
-                image_embeddings=embeddings, input_points=points, input_labels=labels, multimask_output=True
-            )
-            logits = F.interpolate(out.pred_masks[0], size_hw, mode="bilinear").flatten(0, 1)
-            ious = out.iou_scores.flatten()
+            with torch.autocast(args.device, torch.bfloat16, enabled=self.is_autocast):
+                out = self.model(
+                    image_embeddings=embeddings, input_points=points, input_labels=labels, multimask_output=True
+                )
+            logits = F.interpolate(out.pred_masks[0].float(), size_hw, mode="bilinear").flatten(0, 1)
+            ious = out.iou_scores.flatten().float()
             strict, loose = ((logits > cut_off).sum((1, 2)) for cut_off in (1, -1))
             kept = (ious > args.iou) & (strict / loose >= args.stability)
             for mask, score in zip(logits[kept] > 0, ious[kept], strict=True):
@@ -129,13 +153,25 @@ class Transformers:
         return [runs[i] for i in order]
 
 
-SIDES = {"masklet": Masklet, "transformers": Transformers}
+class TransformersAutocast(Transformers):
+    """The same under autocast."""
+
+    is_autocast = True
 
 
-def without_encode(side: Masklet | Transformers) -> tuple[float, list[dict]]:
-    """Seconds without the image encode, and the masks."""
-    encode, found = seconds(side.encode), []
-    return seconds(lambda: found.extend(side.generate())) - encode, found
+SIDES = {
+    OURS: Masklet,
+    OURS_EXACT: MaskletFloat32,
+    THEIRS: Transformers,
+    THEIRS_BF16: TransformersAutocast,
+}
+
+
+def without_encode(side: Masklet | Transformers) -> tuple[dict[str, float], list[dict]]:
+    """Seconds without the image encode by both clocks, and the masks."""
+    encode, found = both_clocks(side.encode), []
+    whole = both_clocks(lambda: found.extend(side.generate()))
+    return {clock: whole[clock] - encode[clock] for clock in whole}, found
 
 
 def same_share(ours: list[dict], theirs: list[dict]) -> float:
@@ -173,46 +209,32 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES])
     parser.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
         print(json.dumps(own_peak(args)))
         return
 
-    ours, theirs = (side(args) for side in SIDES.values())
-    ours.encode(), theirs.encode()
-    rounds = [(without_encode(ours), without_encode(theirs)) for _ in range(args.rounds)]
-    times, first = [(a, b) for (a, _), (b, _) in rounds], [found for _, found in rounds[0]]
-    ratios = [b / a for a, b in times]
-    results: dict[str, object] = {
-        "masklet_s": statistics.median(a for a, _ in times),
-        "transformers_s": statistics.median(b for _, b in times),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "masks": [len(found) for found in first],
-        "same": same_share(*first),
-    }
-    if args.memory:
-        results["memory"] = {name: peak_of(name, args) for name in SIDES}
-    setting = {
-        "device": device_name(args.device),
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "resolution": args.side,
-        "points": args.points**2,
-        "masklet": masklet.__version__,
-        "torch": torch.__version__,
-        "rounds": args.rounds,
-    }
-    table = Table("", "masklet", "transformers")
-    table.add_row("without the encode (s)", f"{results['masklet_s']:.2f}", f"{results['transformers_s']:.2f}")
-    table.add_row("times faster", f"{results['ratio']:.2f} ({min(ratios):.2f} – {max(ratios):.2f})", "")
-    table.add_row("masks", *map(str, results["masks"]))
-    table.add_row("the same, IoU > 0.99", f"{results['same']:.1%}", "")
-    for key in ("encoded_mb", "peak_mb") if args.memory else ():
-        table.add_row(key.replace("_mb", " (MB)"), *(f"{results['memory'][name][key]:.0f}" for name in SIDES))
-    report(table, setting, results, args.json)
+    sides = {name: side(args) for name, side in SIDES.items() if name in args.sides}
+    for side in sides.values():
+        side.encode()
+    times, masks = {name: [] for name in sides}, {}
+    for _ in range(args.rounds):
+        for name, side in sides.items():
+            took, masks[name] = without_encode(side)
+            times[name].append(took)
+    rows = rows_of(times, work="masks without the encode")
+    reference = masks.get(THEIRS)
+    for row in rows:
+        row["masks"] = len(masks[row["side"]])
+        if reference is not None:
+            row["same"] = same_share(masks[row["side"]], reference)
+        if args.memory:
+            row["memory"] = peak_of(row["side"], args)
+    conditions = setting(args.device, resolution=args.side, points=args.points**2)
+    table = table_of(rows, ("work", "masks", *(("same",) if reference is not None else ())))
+    report(table, conditions, rows, args.json)
 
 
 if __name__ == "__main__":

@@ -1,100 +1,151 @@
-"""Load, encode and decode times beside transformers, in one process, turn by turn, on the same random weights.
+"""Encode and decode times beside transformers, in one process, turn by turn, on the same random weights.
 
-    python benchmarks/image.py [--models tiny base-plus] [--objects 64] [--rounds 5] [--json image.json]
+    python benchmarks/image.py [--models tiny base-plus] [--work encode click clicks image load] [--objects 64]
+        [--rounds 3] [--json image.json]
 
-Times are medians over the rounds; the ratio is the median of the rounds' own ratios, which holds when the machine's
-speed drifts. Above 1 masklet is faster.
+Sides: masklet's own API with ``dtype="auto"`` and with float32; transformers in float32 and under bfloat16 autocast;
+and masklet's classes with transformers' names (float32, as transformers loads them). ``image`` goes from an array to
+the mask of a click, through our own API and through the class with the name of Meta's. Medians over the rounds; a ratio
+is the median of the rounds' own ratios, by wall time and, in brackets, by CPU time. Above 1 a side is faster.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
-from common import SIZES, device_name, report, seconds
-from rich.table import Table
+from common import (
+    OURS,
+    OURS_EXACT,
+    SIZES,
+    THEIRS,
+    THEIRS_BF16,
+    autocast,
+    report,
+    rows_of,
+    setting,
+    table_of,
+    take_turns,
+)
 
 import masklet
 from masklet.checkpoints.meta import released_config
+from masklet.compat.sam2.network import SAM2Base
+from masklet.compat.sam2.sam2_image_predictor import SAM2ImagePredictor
+from masklet.model.prompt_encoder import Prompts
+from masklet.model.sam2 import Sam2Model
+
+DROP_IN, DROP_IN_META = "masklet.compat.transformers float32", "masklet.compat.sam2 float32"
+WORK = ("encode", "click", "clicks", "image", "load")
+
+Sides = dict[str, Callable[[], object]]
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Both once unmeasured, then in turn."""
-    seconds(ours), seconds(theirs)
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
-    return {
-        "masklet_s": statistics.median(a for a, _ in pairs),
-        "transformers_s": statistics.median(b for _, b in pairs),
-        "ratio": statistics.median(b / a for a, b in pairs),
-        "ratio_min": min(b / a for a, b in pairs),
-        "ratio_max": max(b / a for a, b in pairs),
-    }
+class Models:
+    """One network, loaded by all sides."""
 
+    def __init__(self, size: str, device: str) -> None:
+        torch.manual_seed(0)
+        with tempfile.TemporaryDirectory() as folder:
+            Sam2Model(released_config(*SIZES[size])).save_pretrained(folder)
+            self.auto = masklet.load(folder, device)
+            self.exact = masklet.load(folder, device, "float32")
+            self.drop_in = masklet.Sam2Model.from_pretrained(folder).to(device)
+            self.theirs = transformers.Sam2Model.from_pretrained(folder).eval().to(device)
+        self.device = device
+        self.pixels = torch.randn(1, 3, 1024, 1024, device=device)
 
-def measure(size: str, objects: int, rounds: int, device: str) -> dict[str, dict[str, float]]:
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        masklet.Sam2Model(released_config(*SIZES[size])).save_pretrained(folder)
-        results = {
-            "load": compare(
-                lambda: masklet.Sam2Model.from_pretrained(folder),
-                lambda: transformers.Sam2Model.from_pretrained(folder),
-                rounds,
-            )
+    def encode(self) -> Sides:
+        """Pixels to features."""
+        pixels = self.pixels
+        return {
+            OURS: lambda: self.auto.engine.encode(pixels),
+            OURS_EXACT: lambda: self.exact.engine.encode(pixels),
+            DROP_IN: lambda: self.drop_in.get_image_embeddings(pixels),
+            THEIRS: lambda: self.theirs.get_image_embeddings(pixels),
+            THEIRS_BF16: autocast(lambda: self.theirs.get_image_embeddings(pixels), self.device),
         }
-        ours = masklet.Sam2Model.from_pretrained(folder).to(device)
-        theirs = transformers.Sam2Model.from_pretrained(folder).eval().to(device)
-    pixels = torch.randn(1, 3, 1024, 1024, device=device)
-    with torch.inference_mode():
-        results["encode"] = compare(
-            lambda: ours.get_image_embeddings(pixels), lambda: theirs.get_image_embeddings(pixels), rounds
-        )
-        embeddings = ours.get_image_embeddings(pixels)
-        for count in (1, objects):
-            points = torch.rand(1, count, 1, 2, device=device) * 1024
-            labels = torch.ones(1, count, 1, dtype=torch.long, device=device)
-            prompts = {"image_embeddings": embeddings, "input_points": points, "input_labels": labels}
-            results[f"decode {count} × 1 click"] = compare(
-                lambda p=prompts: ours(**p), lambda p=prompts: theirs(**p), rounds
-            )
-    return results
+
+    def decode(self, count: int) -> Sides:
+        """A click each for some objects, from features to logits."""
+        points = torch.rand(1, count, 1, 2, device=self.device) * 1024
+        labels = torch.ones(1, count, 1, dtype=torch.long, device=self.device)
+        prompts, features = Prompts(points, labels), self.exact.engine.encode(self.pixels)
+        embeddings = self.drop_in.get_image_embeddings(self.pixels)
+        named = {"image_embeddings": embeddings, "input_points": points, "input_labels": labels}
+        return {
+            OURS: lambda: self.auto.engine.decode(features, prompts, multimask=True),
+            OURS_EXACT: lambda: self.exact.engine.decode(features, prompts, multimask=True),
+            DROP_IN: lambda: self.drop_in(**named),
+            THEIRS: lambda: self.theirs(**named),
+            THEIRS_BF16: autocast(lambda: self.theirs(**named), self.device),
+        }
+
+    def image(self) -> Sides:
+        """An array to the mask of a click."""
+        array = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
+        predictor = SAM2ImagePredictor(SAM2Base(self.exact.model, self.exact.image_processor))
+
+        def predict() -> object:
+            predictor.set_image(array)
+            return predictor.predict(np.array([[500, 375]]), np.array([1]))
+
+        return {
+            OURS: lambda: self.auto.image(array).predict(points=[(500, 375)], candidates=True),
+            OURS_EXACT: lambda: self.exact.image(array).predict(points=[(500, 375)], candidates=True),
+            DROP_IN_META: predict,
+        }
+
+    def load(self) -> Sides:
+        """A folder to a network."""
+        folder = tempfile.mkdtemp()
+        self.exact.model.save_pretrained(folder)
+        return {
+            OURS_EXACT: lambda: Sam2Model.from_pretrained(folder),
+            DROP_IN: lambda: masklet.Sam2Model.from_pretrained(folder),
+            THEIRS: lambda: transformers.Sam2Model.from_pretrained(folder),
+        }
+
+
+def measure(size: str, work: list[str], objects: int, rounds: int, device: str) -> list[dict[str, object]]:
+    """Rows of one network."""
+    models = Models(size, device)
+    sides = {
+        "encode": models.encode,
+        "click": lambda: models.decode(1),
+        "clicks": lambda: models.decode(objects),
+        "image": models.image,
+        "load": models.load,
+    }
+    names = {"clicks": f"{objects} clicks"}
+    rows = []
+    for name in work:
+        # Tensors made in inference mode cannot be parameters.
+        with torch.inference_mode(name != "load"):
+            times = take_turns(sides[name](), rounds)
+        rows += rows_of(times, model=size, work=names.get(name, name))
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SIZES, default=["tiny", "base-plus"])
+    parser.add_argument("--work", nargs="+", choices=WORK, default=[*WORK])
     parser.add_argument("--objects", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    results = {size: measure(size, args.objects, args.rounds, args.device) for size in args.models}
-    setting = {
-        "device": device_name(args.device),
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "resolution": 1024,
-        "masklet": masklet.__version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "rounds": args.rounds,
-    }
-    table = Table("model", "work", "masklet (s)", "transformers (s)", "ratio", "min – max")
-    for size, rows in results.items():
-        for work, row in rows.items():
-            spread = f"{row['ratio_min']:.2f} – {row['ratio_max']:.2f}"
-            table.add_row(
-                size, work, f"{row['masklet_s']:.3f}", f"{row['transformers_s']:.3f}", f"{row['ratio']:.2f}", spread
-            )
-    report(table, setting, results, args.json)
+    rows = [row for size in args.models for row in measure(size, args.work, args.objects, args.rounds, args.device)]
+    report(table_of(rows, ("model", "work")), setting(args.device, resolution=1024), rows, args.json)
 
 
 if __name__ == "__main__":

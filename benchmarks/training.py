@@ -43,7 +43,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "everything": {"train": "everything"},
     "everything, two micro-batches": {"train": "everything", "micro_batches": 2},
     "everything, checkpointed": {"train": "everything", "checkpoint_activations": True},
-    "everything, checkpointed, bfloat16": {"train": "everything", "checkpoint_activations": True, "bfloat16": True},
+    "everything, checkpointed, bfloat16": {
+        "train": "everything",
+        "checkpoint_activations": True,
+        "precision": "bfloat16",
+    },
 }
 """What is trained, and further settings of ``TrainingConfig``."""
 
@@ -90,7 +94,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SIZES, default=["tiny", "large"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--batch-size", type=int, default=2, help="an even number")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)  # set in subprocesses
     args = parser.parse_args()

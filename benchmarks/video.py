@@ -1,37 +1,59 @@
-"""Seconds per frame of tracking 1, 4 and 16 objects, compared with transformers in the same process.
+"""Seconds per frame of tracking 1, 4 and 16 objects with a full memory, beside transformers in the same process.
 
-    python benchmarks/video.py [--models embedded tiny] [--objects 1 4 16] [--frames 12] [--warm-up 7] [--json FILE]
+    python benchmarks/video.py [--models embedded tiny base-plus] [--objects 1 4 16] [--rounds 3] [--sides …]
+        [--json FILE]
 
-Both networks have the same weights (random for tiny), pixels and prompts, in float32. They advance frame by frame in
-turn, so that changes in the machine's speed affect both. The first frames fill the memory and are not measured. The
-time of a frame includes everything after its pixels are prepared: encoding, tracking, and masks of the video's size.
-The ratio is the median of the ratios of single frames; above 1, masklet is faster.
+All sides have the same weights (random, except for the embedded model), frames and prompts, and advance frame by frame
+in turn, so that changes of the machine's speed affect all. A frame of ours includes everything after its pixels are
+prepared: encoding, tracking, and masks of the video's size; ``masklet.compat.sam2`` prepares the pixels as well. The
+first frames fill the memory and are not measured. To save time, transformers runs the first two of them and takes the
+memory of the second for the others: what a frame costs does not depend on what the memory holds.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from common import device_name, report, seconds
-from rich.table import Table
+from common import (
+    OURS,
+    OURS_EXACT,
+    SIZES,
+    THEIRS,
+    THEIRS_BF16,
+    autocast,
+    both_clocks,
+    report,
+    rows_of,
+    setting,
+    table_of,
+)
 from torch import Tensor
-from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 import masklet
-from masklet.engine import make_engine
+from masklet.checkpoints.meta import released_config
+from masklet.compat import transformers as drop_in
+from masklet.compat.sam2.network import SAM2Base
+from masklet.compat.sam2.sam2_camera_predictor import SAM2CameraPredictor
+from masklet.model.sam2 import Sam2Model
 from masklet.prompts import to_model_pixels
 from masklet.segmenter import Segmenter
 
 EMBEDDED = "embedded"
+DROP_IN, DROP_IN_META = "masklet.compat.transformers float32", "masklet.compat.sam2 float32"
+SIDES = (OURS, OURS_EXACT, DROP_IN, DROP_IN_META, THEIRS, THEIRS_BF16)
 SIZE_HW = (480, 854)
+FILL = 7
+"""Frames before the measurement: the prompted one, and six that fill the memory of a released model."""
+
+Step = Callable[[int], object]
+"""Takes the frame of an index."""
 
 
 def video(count: int) -> list[np.ndarray]:
@@ -41,19 +63,28 @@ def video(count: int) -> list[np.ndarray]:
     return [np.ascontiguousarray(big[:, 4 * i : 4 * i + SIZE_HW[1]]) for i in range(count)]
 
 
-def models(name: str, resolution: int | None, device: str) -> tuple[Segmenter, torch.nn.Module]:
-    """Our model and that of transformers, with the same weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        if name == EMBEDDED:
-            model = masklet.load().model
-        else:
-            torch.manual_seed(0)
-            model = masklet.Sam2Model(masklet.Sam2Config(image_size=resolution or 1024))
-        model.mask_decoder.pred_obj_score_head.proj_out.bias.data.fill_(10.0)  # so that no object is absent
-        model.save_pretrained(folder)
-        ours = masklet.load(folder, device=device)
-        theirs = transformers.Sam2VideoModel.from_pretrained(folder).eval().to(device)
-    return ours, theirs
+class Models:
+    """One network, loaded by all sides."""
+
+    def __init__(self, name: str, resolution: int | None, device: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            if name == EMBEDDED:
+                model = masklet.load(dtype="float32").model
+            else:
+                torch.manual_seed(0)
+                model = Sam2Model(released_config(*SIZES[name], **({"image_size": resolution} if resolution else {})))
+            model.mask_decoder.pred_obj_score_head.proj_out.bias.data.fill_(10.0)  # so that no object is absent
+            model.save_pretrained(folder)
+            self.auto = masklet.load(folder, device)
+            self.exact = masklet.load(folder, device, "float32")
+            self.drop_in = drop_in.Sam2VideoModel.from_pretrained(folder).eval().to(device)
+            self.theirs = transformers.Sam2VideoModel.from_pretrained(folder).eval().to(device)
+        self.device = device
+
+    @property
+    def side(self) -> int:
+        """Of the square input."""
+        return self.exact.image_processor.input_hw[0]
 
 
 class Prepared:
@@ -68,101 +99,120 @@ class Prepared:
         return next(self._pixels)
 
 
-def track(
-    sam: Segmenter, theirs: torch.nn.Module, frames: int, objects: int, warm_up: int, device: str
-) -> list[tuple[float, float]]:
-    """(ours, theirs) seconds of each frame after ``warm_up``."""
-    images = video(frames)
-    side = sam.image_processor.input_hw[0]
-    pixels = [sam.image_processor.frame_values(image).to(device) for image in images]
-    generator = torch.Generator().manual_seed(0)
-    points = torch.rand(objects, 2, generator=generator) * torch.tensor([SIZE_HW[1], SIZE_HW[0]])
-    live = Segmenter(make_engine(sam.model), Prepared(pixels, side)).stream()
-    session = Sam2VideoInferenceSession(
-        video_height=SIZE_HW[0],
-        video_width=SIZE_HW[1],
-        dtype=torch.float32,
-        inference_device=device,
-        inference_state_device=device,
-        video_storage_device=device,
-    )
-    prompts = {name: {"points": [tuple(point.tolist())]} for name, point in enumerate(points)}
-    places = to_model_pixels(points, size_hw=SIZE_HW, input_hw=(side, side))
-    for name in range(objects):
-        inputs = {
-            "point_coords": places[name].view(1, 1, 1, 2).to(device),
-            "point_labels": torch.ones(1, 1, 1, dtype=torch.int32, device=device),
-        }
-        session.add_point_inputs(session.obj_id_to_idx(name), 0, inputs)
-        session.obj_with_new_inputs.append(name)
+class Clip:
+    """Frames and clicks, the same for all sides."""
 
-    @torch.inference_mode()
-    def push_theirs(index: int) -> np.ndarray:
-        masks = theirs(inference_session=session, frame=pixels[index]).pred_masks
-        return (F.interpolate(masks, SIZE_HW, mode="bilinear", align_corners=False) > 0).cpu().numpy()
+    def __init__(self, models: Models, frames: int, objects: int) -> None:
+        self.models = models
+        self.images = video(frames)
+        processor = models.exact.image_processor
+        self.pixels = [processor.frame_values(image).to(models.device) for image in self.images]
+        generator = torch.Generator().manual_seed(0)
+        self.points = torch.rand(objects, 2, generator=generator) * torch.tensor([SIZE_HW[1], SIZE_HW[0]])
 
-    pairs = []
-    for index, image in enumerate(images):
-        ours = seconds(lambda i=index, p=image: live.push(p, prompts if i == 0 else None))
-        pairs.append((ours, seconds(lambda i=index: push_theirs(i))))
-    return pairs[warm_up:]
+    def ours(self, sam: Segmenter) -> Step:
+        """Our own stream."""
+        live = Segmenter(sam.engine, Prepared(self.pixels, self.models.side)).stream()
+        prompts = {name: {"points": [tuple(point.tolist())]} for name, point in enumerate(self.points)}
+        return lambda index: live.push(self.images[index], None if index else prompts)
+
+    def meta(self) -> Step:
+        """Our class for live video with the methods of Meta's forks."""
+        exact = self.models.exact
+        predictor = SAM2CameraPredictor(SAM2Base(exact.model, exact.image_processor))
+
+        def step(index: int) -> object:
+            if index:
+                return predictor.track(self.images[index])
+            predictor.load_first_frame(self.images[0])
+            for name, point in enumerate(self.points):
+                predictor.add_new_prompt(0, name, points=point[None].numpy(), labels=np.array([1]))
+            return None
+
+        return step
+
+    def sessions(self, model: torch.nn.Module, session_class: type) -> Step:
+        """Transformers' classes, or ours with their names."""
+        device, side = self.models.device, self.models.side
+        session = session_class(
+            video_height=SIZE_HW[0],
+            video_width=SIZE_HW[1],
+            dtype=torch.float32,
+            inference_device=device,
+            inference_state_device=device,
+            video_storage_device=device,
+        )
+        places = to_model_pixels(self.points, size_hw=SIZE_HW, input_hw=(side, side))
+        for name, place in enumerate(places):
+            inputs = {
+                "point_coords": place.view(1, 1, 1, 2).to(device),
+                "point_labels": torch.ones(1, 1, 1, dtype=torch.int32, device=device),
+            }
+            session.add_point_inputs(session.obj_id_to_idx(name), 0, inputs)
+            session.obj_with_new_inputs.append(name)
+        is_theirs = type(session).__module__.startswith("transformers.")
+
+        @torch.inference_mode()
+        def step(index: int) -> object:
+            if is_theirs and 2 <= index < FILL:
+                session.add_new_frame(self.pixels[index], index)
+                for outputs in session.output_dict_per_obj.values():
+                    outputs["non_cond_frame_outputs"][index] = outputs["non_cond_frame_outputs"][1]
+                return None
+            masks = model(inference_session=session, frame=self.pixels[index]).pred_masks
+            return (F.interpolate(masks, SIZE_HW, mode="bilinear", align_corners=False) > 0).cpu().numpy()
+
+        return step
+
+    def step_of(self, side: str) -> Step:
+        """How a side takes a frame."""
+        models = self.models
+        if side in (OURS, OURS_EXACT):
+            return self.ours(models.auto if side == OURS else models.exact)
+        if side == DROP_IN_META:
+            return self.meta()
+        if side == DROP_IN:
+            return self.sessions(models.drop_in, drop_in.Sam2VideoInferenceSession)
+        step = self.sessions(
+            models.theirs, transformers.models.sam2_video.modeling_sam2_video.Sam2VideoInferenceSession
+        )
+        return step if side == THEIRS else lambda index: autocast(lambda: step(index), models.device)()
+
+
+def track(models: Models, sides: list[str], rounds: int, objects: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds of each frame with a full memory."""
+    clip = Clip(models, FILL + rounds, objects)
+    steps = {side: clip.step_of(side) for side in sides}
+    times: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for index in range(FILL + rounds):
+        for side, step in steps.items():
+            took = both_clocks(lambda step=step, index=index: step(index))
+            if index >= FILL:
+                times[side].append(took)
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=[EMBEDDED, "tiny"], default=[EMBEDDED, "tiny"])
+    parser.add_argument("--models", nargs="+", choices=[EMBEDDED, *SIZES], default=[EMBEDDED, "tiny", "base-plus"])
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--frames", type=int, default=12)
-    parser.add_argument("--warm-up", type=int, default=7, help="frames before the measurement, to fill the memory")
-    parser.add_argument("--resolution", type=int, help="input size of tiny, instead of 1024, for a quick try")
+    parser.add_argument("--rounds", type=int, default=3, help="measured frames")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES])
+    parser.add_argument("--resolution", type=int, help="input size, instead of 1024, for a quick try")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if args.frames <= args.warm_up:
-        parser.error(f"--frames {args.frames} leaves nothing to measure after --warm-up {args.warm_up}")
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     rows = []
     for name in args.models:
-        ours, theirs = models(name, args.resolution, args.device)
+        models = Models(name, args.resolution, args.device)
         for objects in args.objects:
-            pairs = track(ours, theirs, args.frames, objects, args.warm_up, args.device)
-            rows.append(
-                {
-                    "model": name,
-                    "resolution": ours.image_processor.input_hw[0],
-                    "objects": objects,
-                    "masklet_s": statistics.median(a for a, _ in pairs),
-                    "transformers_s": statistics.median(b for _, b in pairs),
-                    "ratio": statistics.median(b / a for a, b in pairs),
-                    "ratio_min": min(b / a for a, b in pairs),
-                    "ratio_max": max(b / a for a, b in pairs),
-                }
-            )
-    setting = {
-        "device": device_name(args.device),
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "video": f"{SIZE_HW[1]}×{SIZE_HW[0]}",
-        "frames": args.frames - args.warm_up,
-        "masklet": masklet.__version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-    }
-    columns = ("model", "input", "objects", "masklet (s/frame)", "transformers (s/frame)", "ratio", "min – max")
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(
-            row["model"],
-            str(row["resolution"]),
-            str(row["objects"]),
-            f"{row['masklet_s']:.3f}",
-            f"{row['transformers_s']:.3f}",
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_min']:.2f} – {row['ratio_max']:.2f}",
-        )
-    report(table, setting, rows, args.json)
+            times = track(models, args.sides, args.rounds, objects)
+            rows += rows_of(times, model=name, input=models.side, objects=objects)
+    conditions = setting(args.device, video=f"{SIZE_HW[1]}×{SIZE_HW[0]}")
+    report(table_of(rows, ("model", "input", "objects")), conditions, rows, args.json)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compat.torchvision_stub import has_torchvision
 from hypothesis import HealthCheck, settings
 
 from masklet.config import (
@@ -17,8 +18,10 @@ from masklet.config import (
 )
 from masklet.engine import make_engine
 from masklet.model.sam2 import Sam2Model
-from masklet.processing import Sam2ImageProcessor
+from masklet.processing import ImageProcessor
 from masklet.segmenter import Segmenter
+
+has_torchvision()  # prepares it before transformers imports it
 
 # Machines that run tests may be busy with other work, so no example has a time limit.
 settings.register_profile("masklet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,6 +35,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    has_torchvision()  # before transformers imports it
     # The repr of a failing example may contain a whole network. This warning must not hide the failure.
     config.addinivalue_line("filterwarnings", "ignore:Generating overly large repr")
 
@@ -58,7 +62,7 @@ def segmenter_of(engine_name):
     """A function from a model to the segmenter that is compared with the references."""
 
     def segmenter_of(model):
-        return Segmenter(make_engine(model, engine_name), Sam2ImageProcessor(model.config.image_size))
+        return Segmenter(make_engine(model, engine_name), ImageProcessor(model.config.image_size))
 
     return segmenter_of
 
@@ -103,7 +107,7 @@ def tiny_model(tiny_config):
 
 @pytest.fixture(scope="session")
 def sam(tiny_model, tiny_config):
-    return Segmenter(make_engine(tiny_model), Sam2ImageProcessor(tiny_config.image_size))
+    return Segmenter(make_engine(tiny_model), ImageProcessor(tiny_config.image_size))
 
 
 @pytest.fixture(scope="session")

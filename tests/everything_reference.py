@@ -12,11 +12,16 @@ from masklet.model.prompt_encoder import Prompts
 
 
 @torch.inference_mode()
-def all_masks(sam, image, *, side, iou, stability, nms=0.7, crops=0, min_area=0, refine=False):
+def all_masks(
+    sam, image, *, iou, stability, side=None, grids=None, nms=0.7, crops=0, min_area=0, refine=False, multimask=True,
+    threshold=0.0,
+):  # fmt: skip
     """(masks, height, width) bool, from high to low predicted IoU."""
     whole, found = (0, 0, image.shape[1], image.shape[0]), []
     for crop in crop_boxes(image.shape[:2], crops):
-        in_crop = masks_of_crop(sam, image, crop, side, iou, stability, refine)
+        centres = [(i + 0.5) / side for i in range(side or 0)]
+        points = [(x, y) for y in centres for x in centres] if grids is None else grids[crop != whole]
+        in_crop = masks_of_crop(sam, image, crop, points, iou, stability, refine, multimask, threshold)
         found += distinct(sorted((f for f in in_crop if not is_cut(f[3], crop, whole)), key=lambda f: -f[0]), nms)
     if crops:
         found = distinct(sorted(found, key=lambda f: f[1], reverse=True), 0.7)
@@ -43,24 +48,24 @@ def crop_boxes(size_hw, layers):
     return boxes
 
 
-def masks_of_crop(sam, image, crop, side, iou, stability, refine):
+def masks_of_crop(sam, image, crop, points, iou, stability, refine, multimask, threshold):
     """Yields (score, minus the crop's area, mask, box) of confident and stable masks."""
     x0, y0, x1, y1 = crop
     encoded = sam.image(np.ascontiguousarray(image[y0:y1, x0:x1]))
-    for row, column in itertools.product(range(side), range(side)):
+    for x, y in points:
         input_h, input_w = encoded.input_hw
-        point = ((column + 0.5) / side * input_w, (row + 0.5) / side * input_h)
-        candidates = decode(sam, encoded, point, multimask=True)
+        point = (x * input_w, y * input_h)
+        candidates = decode(sam, encoded, point, multimask=multimask)
         if refine:
             rough = [logits.clip(-32, 32) for logits, _ in candidates]
             candidates = [decode(sam, encoded, point, multimask=False, mask=mask)[0] for mask in rough]
         for low_res, score in candidates:
             logits = F.interpolate(low_res[None, None], (y1 - y0, x1 - x0), mode="bilinear")[0, 0]
-            strict, loose = (logits > 1).sum().item(), (logits > -1).sum().item()
-            if not score > iou or not loose or strict / loose < stability or not (logits > 0).any():
+            strict, loose = (logits > threshold + 1).sum().item(), (logits > threshold - 1).sum().item()
+            if not score > iou or not loose or strict / loose < stability or not (logits > threshold).any():
                 continue
             mask = np.zeros(image.shape[:2], bool)
-            mask[y0:y1, x0:x1] = (logits > 0).numpy()
+            mask[y0:y1, x0:x1] = (logits > threshold).numpy()
             yield score, -(x1 - x0) * (y1 - y0), mask, box_of(mask)
 
 

@@ -52,9 +52,9 @@ def assert_fields_equal(first, second, *names):
 def even_odd(rings, size_hw):
     """(height, width) bool: pixels whose centre has an odd number of edges to its left."""
     y, x = np.mgrid[: size_hw[0], : size_hw[1]] + 0.5
-    edges = Counter((tuple(a), tuple(b)) for ring in rings for a, b in zip(ring, [*ring[1:], ring[0]], strict=True))
+    ends = (sorted((tuple(a), tuple(b))) for ring in rings for a, b in zip(ring, [*ring[1:], ring[0]], strict=True))
     crossings = np.zeros(size_hw, int)
-    for ((x0, y0), (x1, y1)), count in edges.items():
-        if y0 != y1 and not edges[(x1, y1), (x0, y0)]:  # lines in both directions cancel
-            crossings += count * ((min(y0, y1) < y) & (y < max(y0, y1)) & (x > x0 + (y - y0) * (x1 - x0) / (y1 - y0)))
+    for ((x0, y0), (x1, y1)), count in Counter(map(tuple, ends)).items():
+        if y0 != y1 and count % 2:  # a line that is passed twice separates nothing
+            crossings += (min(y0, y1) < y) & (y < max(y0, y1)) & (x > x0 + (y - y0) * (x1 - x0) / (y1 - y0))
     return crossings % 2 == 1

@@ -7,11 +7,13 @@ import masklet
 from masklet import errors
 
 PUBLIC_NAMES = """
-    CandidateMasks CheckpointError ConfigError DataError DeviceError EncodedImage FrameResult ImageError
-    MaskletError Masks PromptError Sam2Config Sam2EverythingConfig Sam2ImageEncoderConfig Sam2ImageProcessor
-    Sam2MaskDecoderConfig Sam2MemoryAttentionConfig Sam2MemoryEncoderConfig Sam2Model Sam2Processor
-    Sam2PromptEncoderConfig Segmenter SessionError SpoolError TrainingError VideoError VideoSession
-    VideoStream __version__ load
+    CandidateMasks CheckpointError ConfigError DataError DetectorError DeviceError EncodedImage FrameResult ImageError
+    LiveVideo MaskletError Masks PromptError Sam2Config Sam2EverythingConfig Sam2HieraDetConfig Sam2HieraDetModel
+    Sam2ImageEncoderConfig Sam2ImageProcessor Sam2MaskDecoderConfig Sam2MemoryAttentionConfig
+    Sam2MemoryEncoderConfig Sam2Model Sam2PreTrainedModel Sam2Processor Sam2PromptEncoderConfig Sam2VideoConfig
+    Sam2VideoInferenceSession Sam2VideoModel Sam2VideoProcessor Sam2VideoVideoProcessor Sam2VisionConfig
+    Sam2VisionModel Segmenter SessionError SpoolError TrainingError VideoError VideoSession VideoStream
+    __version__ load load_detector
 """
 
 
@@ -55,7 +57,7 @@ def test_each_error_is_also_the_builtin_it_resembles(error, builtin):
     "code",
     [
         "import masklet",
-        "import masklet; masklet.__version__; dir(masklet); masklet.MaskletError; masklet.Sam2Config()",
+        "import masklet; masklet.__version__; dir(masklet); masklet.MaskletError; masklet.Sam2EverythingConfig()",
         "import sys, masklet.cli; sys.argv = ['masklet', '--help']\ntry: masklet.cli.main()\nexcept SystemExit: pass",
         "import sys, masklet.cli; sys.argv = ['masklet', 'image', '--help']\n"
         "try: masklet.cli.main()\nexcept SystemExit: pass",
@@ -101,13 +103,15 @@ def without(name, scope=None, *args):
     return importer(name, scope, *args)
 builtins.__import__ = without
 
+PROGRAMS = ("cvat_sdk", "fiftyone", "magicgui", "napari")  # which load their plug-ins themselves
 failed = []
 for module in pkgutil.walk_packages(masklet.__path__, "masklet."):
     if not module.name.endswith("__main__"):
         try:
             import_module(module.name)
         except ModuleNotFoundError as error:
-            failed.append(module.name)
+            if error.name not in PROGRAMS:
+                failed.append(module.name)
 print(failed)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)

@@ -1,11 +1,14 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from masklet.atomic import replacing, replacing_all
+from masklet.atomic import keeping, replacing, replacing_all
 
 
 def test_the_written_file_replaces_the_old_one(tmp_path):
@@ -117,3 +120,58 @@ def test_either_all_files_of_a_group_are_replaced_or_none(tmp_path, monkeypatch)
     monkeypatch.undo()
     write()
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["new"] * 3
+
+
+def test_what_was_written_is_kept_when_the_block_fails(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text("old")
+    with suppress(RuntimeError), keeping(path) as part:
+        part.write_text("first line")
+        assert (part.name, path.read_text()) == ("lines.part.jsonl", "old")
+        raise RuntimeError
+    assert path.read_text() == "first line"
+    assert os.listdir(tmp_path) == ["lines.jsonl"]
+
+
+def test_what_a_killed_process_left_is_not_replaced(tmp_path):
+    (tmp_path / "lines.part.jsonl").write_text("left")
+    with pytest.raises(FileExistsError, match="lines.part.jsonl is what"), keeping(tmp_path / "lines.jsonl"):
+        pass
+    assert (tmp_path / "lines.part.jsonl").read_text() == "left"
+
+
+def test_kept_lines_go_to_a_device_at_once():
+    with keeping("/dev/null") as part:
+        assert part == Path("/dev/null")
+    assert part.exists()
+
+
+def test_a_file_to_which_nothing_was_written_is_removed(tmp_path):
+    (tmp_path / "lines.jsonl").write_text("old")
+    with keeping(tmp_path / "lines.jsonl") as part:
+        part.touch()
+    assert os.listdir(tmp_path) == ["lines.jsonl"]
+    assert (tmp_path / "lines.jsonl").read_text() == "old"
+
+
+def test_devices_and_pipes_are_written_to_and_stay(tmp_path):
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with replacing(pipe) as place:
+        place.write_bytes(b"new")
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    with replacing("/dev/null") as place:
+        place.write_bytes(b"new")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert os.listdir(tmp_path) == ["pipe.json"]
+
+
+def test_a_standard_output_that_is_a_file_is_not_replaced(tmp_path):
+    code = "from masklet.atomic import replacing\nwith replacing('/dev/stdout') as f: f.write_bytes(b'new')"
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path / "out").read_bytes() == b"new"
+    assert os.path.islink("/dev/stdout")

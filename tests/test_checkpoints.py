@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from masklet import checkpoints
 from masklet.checkpoints import KNOWN_MODELS, check_tensors, read
-from masklet.checkpoints.meta import config_from_meta, convert_meta
+from masklet.checkpoints.meta import config_from_meta, convert_meta, without_wrappers
+from masklet.checkpoints.meta import meta_tensors as meta_tensors_of
 from masklet.checkpoints.transformers import config_from_json, config_to_json
 from masklet.config import (
     Sam2Config,
@@ -28,10 +29,11 @@ from masklet.config import (
     Sam2MemoryEncoderConfig,
 )
 from masklet.errors import CheckpointError
+from masklet.model.prompt_encoder import Prompts
 from masklet.model.sam2 import Sam2Model
 from masklet.segmenter import load
 
-FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
+FILES = ["config.json", "model.safetensors", "preprocessor_config.json", "video_preprocessor_config.json"]
 
 
 def refusal_of(name, **kwargs):
@@ -76,7 +78,7 @@ def test_a_saved_model_is_read_unchanged(tiny_model, tiny_config, tiny_folder):
         assert torch.equal(tensors[name], tensor), name
 
 
-def test_a_folder_holds_three_files_that_everyone_may_read(tiny_folder):
+def test_a_folder_holds_files_that_everyone_may_read(tiny_folder):
     assert sorted(os.listdir(tiny_folder)) == FILES
     assert all(path.stat().st_mode & 0o044 for path in tiny_folder.iterdir())
 
@@ -86,11 +88,14 @@ def test_saving_again_writes_the_same_bytes(tiny_folder, tmp_path):
     assert contents(tmp_path / "again") == contents(tiny_folder)
 
 
-def test_a_model_is_loaded_ready_for_inference(tiny_folder):
-    model = Sam2Model.from_pretrained(str(tiny_folder))
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_model_is_loaded_in_evaluation_mode_and_can_be_trained(tiny_folder, mode):
+    with mode():
+        model = Sam2Model.from_pretrained(str(tiny_folder))
     assert not model.training
     assert (model.dtype, model.device) == (torch.float32, torch.device("cpu"))
-    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.is_inference() for parameter in model.parameters())
 
 
 def test_a_model_may_be_saved_over_the_folder_it_was_loaded_from(folder):
@@ -238,7 +243,8 @@ def test_a_config_that_is_not_an_object_is_refused(folder):
 def test_a_config_of_another_kind_of_model_is_refused(folder, kind):
     spoil(folder, model_type=kind)
     assert refusal_of(folder) == (
-        f"{folder / 'config.json'} describes a model of type {kind!r}: expected sam2 or sam2_video"
+        f"{folder / 'config.json'} describes a model of type {kind!r}: expected sam2, sam2_video, edgetam "
+        "or edgetam_video"
     )
 
 
@@ -261,7 +267,7 @@ def test_a_config_of_another_kind_of_model_is_refused(folder, kind):
         ("vision_config__num_feature_levels", 4, "vision_config.num_feature_levels is 4, expected 3"),
         ("vision_config__fpn_top_down_levels", [0, 1, 2, 3], "fpn_top_down_levels is [0, 1, 2, 3], expected [2, 3]"),
         ("vision_config__backbone_config__mlp_ratio", 2.0, "backbone_config.mlp_ratio is 2.0, expected 4.0"),
-        ("vision_config__backbone_config__hidden_act", "relu", "hidden_act is 'relu', expected 'gelu'"),
+        ("vision_config__backbone_config__mlp_ratio", 3.0, "mlp_ratio is 3.0, expected 4.0"),
         ("vision_config__backbone_config__query_stride", [4, 4], "query_stride is [4, 4], expected [2, 2]"),
         ("memory_fuser_num_layers", 3, "memory_fuser_num_layers is 3, expected 2"),
         ("sigmoid_bias_for_mem_enc", 0.0, "sigmoid_bias_for_mem_enc is 0.0, expected -10.0"),
@@ -283,7 +289,9 @@ def test_a_config_that_asks_for_something_else_is_refused_by_name(folder, name, 
     ("name", "value", "message"),
     [
         ("prompt_encoder_config__image_size", 1000, "image_size is 1000: expected a multiple of 32 pixels"),
-        ("prompt_encoder_config__image_size", [64, 64], "image_size is [64, 64]: expected whole numbers >= 1"),
+        ("prompt_encoder_config__image_size", [64, 32], "image_size is [64, 32]: expected whole numbers >= 1"),
+        ("prompt_encoder_config__hidden_act", "silu", "hidden_act is 'silu': expected gelu or relu"),
+        ("vision_config__backbone_config__hidden_act", "silu", "hidden_act is 'silu': expected gelu or relu"),
         ("prompt_encoder_config__hidden_size", "32", "hidden_size is '32': expected whole numbers >= 1"),
         ("num_maskmem", 7.5, "num_maskmem is 7.5: expected whole numbers >= 1"),
         (
@@ -341,7 +349,7 @@ def fail_with(error):
 )
 def test_a_failed_save_does_not_change_the_old_folder(tiny_config, folder, monkeypatch, error):
     before = contents(folder)
-    monkeypatch.setattr(checkpoints, "save_file", fail_with(error))
+    monkeypatch.setattr(checkpoints.weights, "save_file", fail_with(error))
     with pytest.raises(CheckpointError) as caught:
         Sam2Model(tiny_config).save_pretrained(folder)
     assert str(caught.value) == f"cannot save the model to {folder}: {error}; what was there is unchanged"
@@ -366,14 +374,14 @@ def test_a_save_that_fails_after_the_weights_changes_nothing_either(tiny_config,
 
 def test_an_interrupted_save_leaves_nothing_behind(tiny_config, folder, monkeypatch):
     before = contents(folder)
-    monkeypatch.setattr(checkpoints, "save_file", fail_with(KeyboardInterrupt()))
+    monkeypatch.setattr(checkpoints.weights, "save_file", fail_with(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         Sam2Model(tiny_config).save_pretrained(folder)
     assert contents(folder) == before
 
 
 def test_a_failed_first_save_leaves_no_folder(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "save_file", fail_with(OSError("disk full")))
+    monkeypatch.setattr(checkpoints.weights, "save_file", fail_with(OSError("disk full")))
     with pytest.raises(CheckpointError, match="disk full"):
         tiny_model.save_pretrained(tmp_path / "new")
     assert os.listdir(tmp_path) == []
@@ -440,6 +448,13 @@ def meta_file(meta_tensors, tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize("release", RELEASES)
+def test_names_of_meta_are_found_again(golden_folder, release):
+    shapes = manifest(golden_folder, release)
+    again = meta_tensors_of(convert_meta({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}))
+    assert {name: list(t.shape) for name, t in again.items()} == shapes
+
+
 def test_a_file_of_meta_loads(meta_file, meta_tensors):
     model = Sam2Model.from_pretrained(meta_file)
     assert model.config == Sam2Config()
@@ -481,6 +496,17 @@ def test_fine_tuned_files_of_the_same_layout_load(meta_tensors, tmp_path, around
     assert Sam2Model.from_pretrained(str(path)).config == Sam2Config()
 
 
+@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.module."])
+def test_the_wrappers_of_training_loops_are_removed(meta_tensors, key, prefix):
+    wrapped = {prefix + name: t for name, t in meta_tensors.items()} | {"loss.weight": torch.zeros(1)}
+    state = wrapped if key is None else {"epoch": 3, key: wrapped}
+    found = without_wrappers(state)
+    assert found is not None
+    assert found.keys() == meta_tensors.keys()
+    assert all(found[name] is t for name, t in meta_tensors.items())
+
+
 class RunsCode:
     """A stand-in for a malicious pickle."""
 
@@ -518,7 +544,8 @@ def test_a_pickle_that_would_run_code_does_not(folder, tmp_path, how, name):
         ({}, 'holds no state dict: expected {"model": {name: tensor}}'),
         ([torch.zeros(1)], 'holds no state dict: expected {"model": {name: tensor}}'),
         (torch.zeros(3), 'holds no state dict: expected {"model": {name: tensor}}'),
-        ({"state_dict": {"a": torch.zeros(1)}}, 'holds no state dict: expected {"model": {name: tensor}}'),
+        ({"state_dict": {"a": torch.zeros(1)}}, "holds tensors like 'a': expected SAM 2 in Meta's layout"),
+        ({"weights": {"a": torch.zeros(1)}}, 'holds no state dict: expected {"model": {name: tensor}}'),
         ({"model": {"a": torch.zeros(1), "b": 3}}, 'holds no state dict: expected {"model": {name: tensor}}'),
         (
             {"fc.weight": torch.zeros(1)},
@@ -623,9 +650,9 @@ def test_the_error_for_an_unknown_name_suggests_the_nearest_known_one(name, near
     )
 
 
-@pytest.mark.parametrize("name", ["zzzzzz", "/no/such/folder", "a/b/c", "~/models"])
+@pytest.mark.parametrize("name", ["zzzzzz", "/no/such/folder", "a/b/c", "~/nets"])
 def test_the_error_for_a_very_different_name_lists_the_known_ones(name):
-    assert refusal_of(name).startswith(f"no model {name!r}: Expected one of nano, sam2.1-hiera-tiny, ")
+    assert refusal_of(name).startswith(f"no model {name!r}: Expected one of nano, edgetam, ")
 
 
 @pytest.mark.parametrize("name", ["model.pt", "checkpoints/sam2.1_hiera_tiny.pt", "/no/where/model.safetensors"])
@@ -636,7 +663,7 @@ def test_a_missing_file_is_not_searched_on_the_hub(name):
 def test_the_name_of_the_embedded_model_has_priority_over_files(tmp_path, monkeypatch):
     (tmp_path / "nano").write_bytes(b"not a model")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoints, "_EMBEDDED_FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(checkpoints.hub, "_EMBEDDED_FOLDER", tmp_path / "weights")
     (tmp_path / "weights").mkdir()
     assert refusal_of("nano").startswith(f"{tmp_path / 'weights'} holds no config.json (it holds nothing)")
 
@@ -729,7 +756,7 @@ def test_errors_of_the_hub_are_reported(monkeypatch, name, error, message):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(checkpoints, "hf_hub_download", fail)
+    monkeypatch.setattr(checkpoints.hub, "hf_hub_download", fail)
     assert refusal_of(name, revision="old") == message
 
 
@@ -747,10 +774,9 @@ def test_revision_and_token_reach_the_hub(tiny_folder, monkeypatch):
             raise hub_errors.EntryNotFoundError(filename)
         return tiny_folder / filename
 
-    monkeypatch.setattr(checkpoints, "hf_hub_download", fetch)
+    monkeypatch.setattr(checkpoints.hub, "hf_hub_download", fetch)
     load("me/mine", revision="v1", token="secret")
-    optional = ["processor_config.json", "video_preprocessor_config.json"]
-    assert sorted(asked) == sorted(("me/mine", name, "v1", "secret") for name in [*FILES, *optional])
+    assert sorted(asked) == sorted(("me/mine", name, "v1", "secret") for name in [*FILES, "processor_config.json"])
 
 
 # transformers
@@ -788,15 +814,13 @@ def test_transformers_gives_the_same_masks(transformers, tiny_folder, tiny_model
     theirs, info = transformers.Sam2Model.from_pretrained(tiny_folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
-    inputs = {
-        "pixel_values": torch.randn(2, 3, 64, 64),
-        "input_points": 64 * torch.rand(2, 3, 2, 2),
-        "input_labels": torch.tensor([[[1, 0], [1, 1], [0, 1]]] * 2),
-    }
+    pixel_values, points = torch.randn(2, 3, 64, 64), 64 * torch.rand(2, 3, 2, 2)
+    labels = torch.tensor([[[1, 0], [1, 1], [0, 1]]] * 2)
     with torch.inference_mode():
         for multimask in (True, False):
-            a, b = tiny_model(**inputs, multimask_output=multimask), theirs(**inputs, multimask_output=multimask)
-            torch.testing.assert_close(a.pred_masks, b.pred_masks, rtol=1e-4, atol=1e-3)
+            a = tiny_model.decode(tiny_model.encode(pixel_values), Prompts(points, labels), multimask=multimask)
+            b = theirs(pixel_values, points, labels, multimask_output=multimask)
+            torch.testing.assert_close(a.logits, b.pred_masks, rtol=1e-4, atol=1e-3)
             torch.testing.assert_close(a.iou_scores, b.iou_scores, rtol=1e-4, atol=1e-5)
 
 

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 import masklet
 from masklet import checkpoints, cli
-from masklet.cli.image import parse_numbers, read_mask
+from masklet.cli.prompts import parse_numbers
 from masklet.errors import PromptError
+from masklet.mask_prompts import read_mask_file
 from masklet.masks import decode_rle
 from masklet.segmenter import load
 
@@ -31,7 +32,7 @@ def run(tiny_folder, image_file):
     """Run ``masklet image`` on the image with the tiny model."""
 
     def run(*options):
-        arguments = ["image", image_file, "--model", tiny_folder, *options]
+        arguments = ["image", image_file, "--model", tiny_folder, "--dtype", "float32", *options]
         return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
 
     return run
@@ -98,13 +99,15 @@ def test_on_a_terminal_there_is_a_table(monkeypatch, capsys):
     assert "┃ name" in out or "│ tiny" in out
 
 
-def test_the_models_are_listed_with_size_and_source():
+def test_the_models_are_listed_with_size_speed_licence_and_source():
     result = CliRunner().invoke(cli.app, ["models"])
     rows = [line.split("\t") for line in result.output.splitlines()]
-    assert rows[0] == ["name", "parameters", "size", "from"]
+    assert rows[0] == ["name", "parameters", "size", "speed", "licence", "from"]
     assert [row[0] for row in rows[1:]] == [model.name for model in checkpoints.KNOWN_MODELS]
-    assert rows[2] == ["sam2.1-hiera-tiny", "39.0 M", "156 MB", "facebook/sam2.1-hiera-tiny"]
-    assert len(rows) == 1 + 1 + 8
+    assert rows[2] == ["edgetam", "13.9 M", "56 MB", "fastest", "Apache-2.0", "yonigozlan/EdgeTAM-hf"]
+    assert rows[3] == ["sam2.1-hiera-tiny", "39.0 M", "156 MB", "fast", "Apache-2.0", "facebook/sam2.1-hiera-tiny"]
+    assert rows[-1][-2:] == ["CC-BY-SA-4.0, research and education", "wanglab/MedSAM2"]
+    assert len(rows) == 1 + 2 + 8 + 1
 
 
 def test_the_version_is_that_of_the_package():
@@ -134,7 +137,7 @@ def test_all_requested_files_are_written(run, encoded, tmp_path):
     best = encoded.predict([(30, 20)])
     np.testing.assert_array_equal(pixels_of(out), np.array(best.overlay()))
     np.testing.assert_array_equal(pixels_of(mask_out) == 255, best.masks[0])
-    (instance,) = json.loads(json_out.read_text())
+    (instance,) = json.loads(json_out.read_text())["annotations"]
     np.testing.assert_array_equal(decode_rle([instance["segmentation"]])[0], best.masks[0])
     assert instance["score"] == pytest.approx(best.iou_scores[0])
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
@@ -173,7 +176,20 @@ def test_a_written_mask_can_be_a_prompt(run, encoded, tmp_path):
 )
 def test_pixels_neither_black_nor_transparent_are_inside(image, tmp_path):
     image.save(tmp_path / "mask.png")
-    assert read_mask(tmp_path / "mask.png").tolist() == [[False, True]]
+    assert (read_mask_file(tmp_path / "mask.png") > 0).tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("greys", [[0, 3, 102, 204, 255], [0, 1, 2, 3]], ids=["soft", "numbers"])
+def test_greys_of_a_mask_are_read_as_they_are_stored(greys, tmp_path):
+    Image.fromarray(np.array([greys], np.uint8)).save(tmp_path / "mask.png")
+    assert read_mask_file(tmp_path / "mask.png").tolist() == [greys]
+
+
+def test_many_colours_of_a_mask_are_one_object(tmp_path):
+    """An object that was cut out of its image, on black."""
+    colours = np.stack([np.arange(100), np.full(100, 7), np.full(100, 9)], axis=1).astype(np.uint8)
+    Image.fromarray(np.array([[[0, 0, 0], *colours]], np.uint8)).save(tmp_path / "mask.png")
+    assert read_mask_file(tmp_path / "mask.png").tolist() == [[False] + [True] * 100]
 
 
 # Refusals
@@ -206,7 +222,7 @@ def test_numbers_may_have_spaces_around_them():
         ),
         (
             ["--point", "nan,10"],
-            "point (nan, 10) is not a place: expected two finite numbers, x and y in pixels",
+            "point (nan, 10) is not a position: expected two finite numbers, x and y in pixels",
         ),
         (["--point", "30,20,7"], "label 7.0: expected 1 (on the object) or 0 (not on it)"),
         (
@@ -220,7 +236,8 @@ def test_numbers_may_have_spaces_around_them():
         ),
         (
             [CLICK, "--resolution", "100"],
-            "input size 100 does not fit the network: expected a multiple of 32 for the height and for the width",
+            "resolution is 100: expected the side of a square, a multiple of 32 pixels. For other shapes give "
+            "resolution=(height, width) with each image",
         ),
         ([CLICK, "--device", "gpu"], "no device 'gpu': expected auto, cpu, cuda, cuda:N or mps"),
         (
@@ -244,7 +261,24 @@ def test_bad_input_is_one_line_and_status_2(refusal_of, options, message):
 def test_a_mask_of_another_size_is_refused(refusal_of, tmp_path):
     Image.new("L", (80, 47), 255).save(tmp_path / "mask.png")
     assert refusal_of("--mask", tmp_path / "mask.png").startswith(
-        "mask has shape (1, 47, 80) of bool: expected the image's size (48, 80) (rows, columns) for a plain mask, or "
+        "mask has shape (1, 47, 80) of uint8: expected the image's size (48, 80) (rows, columns) for a binary or soft "
+        "mask, or "
+    )
+
+
+def test_a_mask_that_numbers_objects_is_refused(refusal_of, tmp_path):
+    numbers = Image.fromarray(np.tile(np.repeat(np.arange(4, dtype=np.uint8), 20), (48, 1)))
+    numbers.save(tmp_path / "mask.png")
+    assert refusal_of("--mask", tmp_path / "mask.png") == (
+        "mask of the image's size holds values from 0 to 3: expected a binary mask of 0 and 1 (or 255), a soft mask "
+        "(floats from 0 to 1, or grey values in uint8), or logits of size (16, 16). If the values are numbers of "
+        "masks, select one: mask == 1"
+    )
+    numbers.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])  # of DAVIS
+    numbers.save(tmp_path / "palette.png")
+    assert refusal_of("--mask", tmp_path / "palette.png") == (
+        f"the mask {tmp_path / 'palette.png'} has 3 colours, like an image that numbers several objects: expected a "
+        "mask of one object, black outside"
     )
 
 
@@ -316,11 +350,11 @@ def test_in_a_pipe_the_text_is_plain_and_errors_go_to_stderr(command, tiny_folde
     assert [line.count("\t") for line in good.stdout.splitlines()] == [3, 3]
     assert "\x1b" not in good.stdout
     assert (
-        json.loads((tmp_path / "r.json").read_text())[0]["area"]
+        json.loads((tmp_path / "r.json").read_text())["annotations"][0]["area"]
         == load(tiny_folder).image(image_file).predict([(30, 20)]).areas.item()
     )
 
-    bad = subprocess.run([*arguments, "--point", "300,20"], capture_output=True, text=True, timeout=120)
+    bad = subprocess.run([*arguments, "--point", "30"], capture_output=True, text=True, timeout=120)
     assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr.startswith("masklet: point (300, 20) is outside the image: ")
+    assert bad.stderr.startswith("masklet: --point '30': expected 2 or 3 numbers in pixels")
     assert bad.stderr.count("\n") == 1

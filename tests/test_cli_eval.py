@@ -1,20 +1,24 @@
 """The command ``masklet eval``."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.mask import encode
 from typer.testing import CliRunner
 
 from masklet import cli
+from masklet.cli import evaluation
 from masklet.evaluation.folder import read_folder
 from masklet.evaluation.measure import measure
 from masklet.evaluation.recall import measure_recall, summarise_recall
 from masklet.evaluation.scores import summarise
 from masklet.evaluation.video import evaluate_videos, read_videos, summarise_videos
 from masklet.images.reading import read_image
+from masklet.video.writer import VideoWriter
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def run(tiny_folder):
     """Runs the command and returns its rows of columns."""
 
     def run(*arguments):
-        command = ["eval", "--model", str(tiny_folder), *map(str, arguments)]
+        command = ["eval", "--model", str(tiny_folder), "--dtype", "float32", *map(str, arguments)]
         result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return [line.split("\t") for line in result.stdout.splitlines()]
@@ -137,19 +141,68 @@ def test_the_resolution_changes_the_scores(run, images):
 def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(refusal_of, images, videos, tmp_path):
     (tmp_path / "empty").mkdir()
     assert refusal_of("--data", tmp_path / "none").startswith(f"there is no folder {tmp_path / 'none'}: expected")
-    assert "holds neither: expected images/NAME.jpg and masks/NAME.png, or JPEGImages/" in refusal_of(
-        "--data", tmp_path / "empty"
-    )
+    assert "is of no known layout: expected images/ and masks/, JPEGImages/" in refusal_of("--data", tmp_path / "empty")
     assert "--everything is for images" in refusal_of("--data", videos, "--everything")
     assert "--iou-threshold is an option of --everything" in refusal_of("--data", images, "--iou-threshold", 0.5)
     wrong = refusal_of("--data", images, "--everything", "--points-per-side", 0)
-    assert wrong == "points_per_side is 0: expected a whole number, 1 or more"
+    assert wrong == "points_per_side is 0: expected a whole number, 1 to 1024"
     (images / "masks/b.png").unlink()
     assert refusal_of("--data", images).startswith("1 of 2 images have no mask: expected ")
     (videos / "Annotations/square/00001.png").unlink()
     assert refusal_of("--data", videos).startswith("1 of 3 images have no annotation: expected ")
     (images / "JPEGImages").mkdir()
-    assert "holds both images and videos" in refusal_of("--data", images)
+    assert "holds both images/ and JPEGImages/" in refusal_of("--data", images)
+
+
+def test_a_limit_measures_images_that_are_evenly_spread(run, images):
+    assert run("--data", images, "--limit", 1, "--objects")[1][0] == "a"
+    assert evaluation.spread(list(range(10)), 4) == [0, 2, 5, 7]
+    assert evaluation.spread([1, 2], 5) == [1, 2]
+
+
+def test_the_same_images_have_the_same_scores_in_every_layout(run, images, image, tmp_path):
+    """Of COCO, SA-1B and one file a mask, made of the label maps by other means."""
+    expected = run("--data", images)
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "sa1b").mkdir()
+    (tmp_path / "files/masks").mkdir(parents=True)
+    shutil.copytree(images / "images", tmp_path / "files/images")
+    content = {"images": [], "annotations": []}
+    for number, name in enumerate("ab"):
+        labels = np.asarray(Image.open(images / f"masks/{name}.png"))
+        found = [(int(n), np.asfortranarray(labels == n)) for n in np.unique(labels) if n]
+        rles = [{"size": list(mask.shape), "counts": encode(mask)["counts"].decode()} for _, mask in found]
+        size = {"height": image.shape[0], "width": image.shape[1]}
+        content["images"].append({"id": number, "file_name": f"{name}.png", **size})
+        content["annotations"] += [
+            {"id": len(content["annotations"]) + k, "image_id": number, "category_id": 1, "segmentation": rle}
+            for k, rle in enumerate(rles)
+        ]
+        for folder in ("coco", "sa1b"):
+            shutil.copy(images / f"images/{name}.png", tmp_path / folder)
+        (tmp_path / f"sa1b/{name}.json").write_text(
+            json.dumps({"image": size, "annotations": [{"segmentation": rle} for rle in rles]})
+        )
+        (tmp_path / f"files/masks/{name}").mkdir()
+        for n, mask in found:
+            Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / f"files/masks/{name}/{n}.png")
+    (tmp_path / "coco/all.json").write_text(json.dumps(content))
+    for data in ("coco", "coco/all.json", "sa1b", "files"):
+        assert run("--data", tmp_path / data) == expected, data
+
+
+def test_a_video_of_sav_is_measured(run, videos, image, tmp_path):
+    folder = tmp_path / "sav"
+    folder.mkdir()
+    labels = [np.asarray(Image.open(videos / f"Annotations/square/{index:05}.png")) for index in range(3)]
+    with VideoWriter(folder / "v.mp4", fps=24) as writer:
+        for index in range(9):
+            writer.write(np.asarray(Image.open(videos / f"JPEGImages/square/{min(index // 4, 2):05}.png")))
+    rles = [[encode(np.asfortranarray(one > 0)) | {}] for one in labels]
+    masklet = [[{"size": r["size"], "counts": r["counts"].decode()} for r in frame] for frame in rles]
+    (folder / "v_manual.json").write_text(json.dumps({"masklet": masklet}))
+    rows = dict(run("--data", folder)[1:])
+    assert (rows["objects"], rows["videos"]) == ("1", "1")
 
 
 def test_what_cannot_be_written_is_refused_before_a_model_is_loaded(refusal_of, images, tmp_path):

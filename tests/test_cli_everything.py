@@ -36,8 +36,9 @@ def images(image, tmp_path):
 
 @pytest.fixture
 def run(tiny_folder):
-    def run(*arguments):
-        return CliRunner().invoke(cli.app, ["everything", *map(str, arguments), "--model", str(tiny_folder), *FEW])
+    def run(*arguments, content=None):
+        command = ["everything", *map(str, arguments), "--model", str(tiny_folder), "--dtype", "float32", *FEW]
+        return CliRunner().invoke(cli.app, command, input=content)
 
     return run
 
@@ -62,7 +63,9 @@ def rows_of(result):
 
 
 def files_in(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """The visible files."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 def test_an_image_is_written_in_every_way(run, sam, images, tmp_path):
@@ -102,7 +105,7 @@ def test_in_a_folder_damaged_images_are_listed_and_finished_ones_are_skipped(run
     assert rows_of(second)[1][1] == rows_of(first)[1][1]
     assert (tmp_path / "overlays/b é.png").stat().st_mtime_ns == before
     assert not (tmp_path / "masks/a/999.png").exists()
-    assert not list(tmp_path.rglob(".*"))
+    assert {path.name for path in tmp_path.rglob(".*")} == {".masklet.jsonl"}
 
 
 def test_finished_images_are_processed_again_on_request(run, images, tmp_path):
@@ -226,6 +229,36 @@ def test_a_folder_of_frames_is_a_video_with_every(run, images, video, tmp_path):
     assert [line["frame"] for line in lines_of(tmp_path / "lines.jsonl")] == [0, 1]
 
 
+def test_the_lines_of_a_video_go_to_the_standard_output(run, video, tmp_path):
+    run(video, "--every", "3", "--json", tmp_path / "lines.jsonl")
+    result = run(video, "--every", "3", "--json", "-", "--masks", tmp_path / "masks")
+    assert [json.loads(line) for line in result.stdout.splitlines()] == lines_of(tmp_path / "lines.jsonl")
+    assert files_in(tmp_path / "masks") == [f"{number:05}.png" for number in range(5)]
+
+
+def test_the_instances_of_tiles_go_to_the_standard_output(run, images, tmp_path):
+    tiles = ["--tile", "48", "--overlap", "16", "--json"]
+    run(images / "a.png", *tiles, tmp_path / "lines.jsonl")
+    result = run("-", *tiles, "-", content=(images / "a.png").read_bytes())
+    assert [json.loads(line) for line in result.stdout.splitlines()] == lines_of(tmp_path / "lines.jsonl")
+    assert lines_of(tmp_path / "lines.jsonl")
+
+
+def test_the_json_of_images_goes_to_the_standard_output(run, images, tmp_path):
+    (images / "broken.jpg").unlink()
+    run(images, "--json", tmp_path / "coco")
+    for _ in range(2):  # images are not skipped, or lines would be missing
+        result = run(images, "--json", "-", "--out", tmp_path / "overlays")
+        expected = [json.loads((tmp_path / f"coco/{name}.json").read_text()) for name in ("a", "b é")]
+        assert [json.loads(line) for line in result.stdout.splitlines()] == expected
+
+
+def test_several_images_may_be_named(run, images, tmp_path):
+    result = run(images / "a.png", images / "b*.jpg", "--json", tmp_path / "coco")
+    assert [row[0] for row in rows_of(result)[1:]] == ["a.png", "b é.jpg", "broken.jpg"][:2]
+    assert files_in(tmp_path / "coco") == ["a.json", "b é.json"]
+
+
 def test_a_hint_is_shown_if_there_are_no_masks(tiny_folder, images):
     arguments = ["everything", str(images / "a.png"), "--model", str(tiny_folder), "--iou-threshold", "1"]
     result = CliRunner().invoke(cli.app, [*arguments, "--points-per-side", "2"])
@@ -255,7 +288,7 @@ def test_places_that_cannot_be_written_are_refused(refusal_of, images, tmp_path)
     (tmp_path / "folder.json").mkdir()
     assert refusal_of(encoded, "--json", tmp_path / "folder.json").endswith("folder.json: Is a directory")
     assert refusal_of(images, "--out", blocked) == (
-        f"--out {blocked} is a file: expected a folder, since {images} is a folder of images"
+        f"--out {blocked} is a file: expected a folder, since there are several images"
     )
     assert refusal_of(images, "--out", images) == f"--out {images} is the folder of the images: expected another folder"
     assert blocked.read_text() == "mine"
@@ -306,6 +339,15 @@ def test_videos_and_tiles_need_json_lines(refusal_of, images, tmp_path):
     assert refusal_of("video.mp4", "--json", "a.json") == (
         "--json a.json: expected a name that ends in .jsonl, since a video has one line per frame"
     )
+    assert refusal_of("video.mp4", "--out", "-") == (
+        "--out -: expected a name, since only JSON goes to the standard output"
+    )
+    assert refusal_of("video.mp4", "--mask-out", "a.png") == (
+        "--mask-out is for images: expected --masks FOLDER, with a PNG for each frame"
+    )
+    assert refusal_of("video.mp4", "--polygons", 0).startswith("--polygons is for images: ")
+    assert refusal_of(images / "a.png", "--tile", 64, "--json", lines, "--polygons", 0).startswith("--polygons is for ")
+    assert refusal_of("video.mp4", "other.mp4") == ("2 images or videos: expected one video, or images without --every")
     assert refusal_of("video.mp4", "--tile", 64) == (
         "--tile is for large images, and this is a video: expected one of them"
     )
@@ -354,6 +396,21 @@ def test_every_option_is_passed_on(tiny_folder, images, monkeypatch):
         assert passed.pop() == options | ({"packed": True} if not extra else {})
 
 
+def test_options_of_values_are_passed_on(tiny_folder, images, video, monkeypatch, tmp_path):
+    passed = []
+    for method in ("everything", "everything_tiled", "video"):
+        monkeypatch.setattr(
+            f"masklet.segmenter.Segmenter.{method}", lambda *_, **options: passed.append(options) or 1 / 0
+        )
+    values = ["--value-range", "0,4095", "--bands", "3,2,1", "--nodata", "-1"]
+    tiles = ["--tile", "64", "--json", str(tmp_path / "lines.jsonl")]
+    for arguments in ([images / "a.png"], [images / "a.png", *tiles], [video]):
+        command = ["everything", *map(str, arguments), "--model", str(tiny_folder), *values]
+        assert isinstance(CliRunner().invoke(cli.app, command).exception, ZeroDivisionError)
+        found = {name: passed[-1][name] for name in ("value_range", "bands", "nodata")}
+        assert found == {"value_range": (0.0, 4095.0), "bands": (3, 2, 1), "nodata": -1.0}
+
+
 def test_the_model_is_loaded_as_requested(images, monkeypatch):
     loaded = []
     monkeypatch.setattr("masklet.segmenter.load", lambda *args, **options: loaded.append((*args, options)) or 1 / 0)
@@ -368,9 +425,13 @@ def test_the_model_is_loaded_as_requested(images, monkeypatch):
 
 def test_errors_name_the_option_that_may_help(run, images, monkeypatch):
     (images / "dog.y4m").write_bytes(b"no image")
-    assert str(run(images / "dog.y4m").exception).endswith(" If it is a video, add --every 30")
+    assert str(run(images / "dog.y4m").exception).endswith(
+        " If it is a video: masklet video, or masklet everything --every 30"
+    )
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert str(run(images / "a.png").exception).endswith("Or process it in tiles: --tile 1024 --json FILE.jsonl")
+    assert str(run(images / "a.png").exception).endswith(
+        "Or process it in tiles: masklet everything --tile 1024 --json FILE.jsonl"
+    )
 
 
 def test_invalid_options_and_empty_folders_are_refused(refusal_of, images, tmp_path):

@@ -51,6 +51,24 @@ def test_the_image_of_everything_is_made_by_its_example(tmp_path, monkeypatch, c
     assert frame == "1"
 
 
+def test_the_image_of_words_is_made_by_its_example(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "docs" / "words.png"
+    monkeypatch.setattr(sys, "argv", ["words.py", "--out", str(out)])
+    runpy.run_path(str(EXAMPLES / "words.py"), run_name="__main__")
+    with Image.open(out) as made, Image.open(EXAMPLES.parent / "docs" / "words.png") as published:
+        assert made.size == published.size
+    assert "truck, wheel, wheel" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_policy_of_ones_own_tracks_a_video(tmp_path, monkeypatch):
+    out = tmp_path / "samite.mp4"
+    video = EXAMPLES / "videos" / "dog.mp4"
+    monkeypatch.setattr(sys, "argv", ["samite.py", str(video), "--box", "340,110,440,190", "--out", str(out)])
+    runpy.run_path(str(EXAMPLES / "samite_policy.py"), run_name="__main__")
+    assert len(open_video(out)) == 30
+
+
 def test_the_demo_video_is_small_and_named_with_its_licence():
     video = EXAMPLES / "videos" / "dog.mp4"
     assert video.stat().st_size < 300_000

@@ -21,7 +21,7 @@ RESOLUTIONS = [None, (512, 768), (768, 1024), pytest.param(1536, marks=pytest.ma
 
 @pytest.fixture(scope="module")
 def sam():
-    return masklet.load(device="cpu")
+    return masklet.load(device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module", params=RESOLUTIONS, ids=str)

@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mask_results import assert_fields_equal
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -16,9 +18,10 @@ from masklet import image as image_module
 from masklet.engine import make_engine
 from masklet.errors import CheckpointError, PromptError
 from masklet.image import OBJECTS_PER_BATCH
-from masklet.masks import clean_masks, upscale_logits
+from masklet.masks import PackedMasks, clean_masks, upscale_logits
+from masklet.masks import logits as logits_module
 from masklet.model.sam2 import Sam2Model
-from masklet.processing import Sam2ImageProcessor
+from masklet.processing import ImageProcessor
 from masklet.results import CandidateMasks, Masks
 from masklet.segmenter import Segmenter, load
 
@@ -248,6 +251,139 @@ def test_masks_can_be_cleaned(encoded, areas):
         assert not np.array_equal(cleaned.masks, plain.masks)
 
 
+# Memory
+
+
+def some_boxes(count, seed=0):
+    rng = np.random.default_rng(seed)
+    corners = rng.random((count, 2)) * (60, 30)
+    return np.concatenate([corners, corners + rng.random((count, 2)) * 18 + 1], axis=1)
+
+
+@pytest.mark.parametrize("candidates", [False, True])
+@pytest.mark.parametrize("chunk_pixels", [1, 3 * 48 * 80 + 5, 2**30])
+def test_chunks_change_no_bit_of_a_result_and_bound_the_logits_of_full_size(
+    encoded, monkeypatch, candidates, chunk_pixels
+):
+    boxes, cleaning, sizes = some_boxes(2 * OBJECTS_PER_BATCH + 3), {"fill_holes": 9, "remove_islands": 9}, []
+
+    def counting(low_res, size_hw):
+        sizes.append(len(low_res) * size_hw[0] * size_hw[1])
+        return upscale_logits(low_res, size_hw)
+
+    monkeypatch.setattr(logits_module, "upscale_logits", counting)
+    monkeypatch.setattr(logits_module, "CHUNK_PIXELS", chunk_pixels)
+    found = encoded.predict(boxes=boxes, candidates=candidates, **cleaning)
+    assert sum(sizes) == found.masks.size
+    assert max(sizes) <= max(chunk_pixels, 48 * 80)
+    flat = found.flatten() if candidates else found
+    inside = (upscale_logits(torch.tensor(flat.logits), (48, 80)) > 0).numpy()
+    np.testing.assert_array_equal(flat.masks, clean_masks(inside, **cleaning))
+    if not candidates:
+        packed = encoded.predict(boxes=boxes, packed=True, **cleaning)
+        np.testing.assert_array_equal(packed.masks, found.masks)
+        assert len(sizes) > 1 or chunk_pixels > 48 * 80
+
+
+@pytest.mark.parametrize("options", [{}, {"candidates": True}, {"fill_holes": 9}, {"packed": True}])
+def test_a_prediction_takes_little_more_memory_than_its_result(sam, options):
+    size_hw, boxes = (500, 700), 8 * some_boxes(OBJECTS_PER_BATCH + 8)
+    encoded = sam.image(np.zeros((*size_hw, 3), np.uint8))
+    encoded.predict(boxes=boxes[:1])  # what is made once
+    tracemalloc.start()
+    found = encoded.predict(boxes=boxes, **options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    kept = 0 if options.get("packed") else found.masks.nbytes + found.logits.nbytes
+    one_chunk = logits_module.CHUNK_PIXELS
+    assert kept < peak < kept + 3 * one_chunk
+    assert found.masks.shape[-2:] == size_hw
+    if not options.get("packed"):
+        assert kept > 3 * one_chunk, "a copy of the result would show"
+
+
+def test_packed_predictions_equal_others_and_have_no_logits(encoded, image):
+    boxes = some_boxes(5)
+    packed, found = encoded.predict(boxes=boxes, packed=True), encoded.predict(boxes=boxes)
+    assert isinstance(packed.masks, PackedMasks)
+    assert packed.logits.shape == (5, 0, 0)
+    assert_fields_equal(packed, found, "masks", "iou_scores", "object_ids", "image")
+    assert packed.to_coco() == found.to_coco()
+    np.testing.assert_array_equal(packed.overlay(), found.overlay())
+    (click,) = encoded.predict(CLICK, packed=True)
+    np.testing.assert_array_equal(click.masks, encoded.predict(CLICK).masks)
+
+
+def test_packed_candidates_are_refused(encoded):
+    with pytest.raises(
+        PromptError, match="candidates=True and packed=True were both given: packed masks hold one mask for"
+    ):
+        encoded.predict(CLICK, candidates=True, packed=True)
+
+
+# No objects
+
+
+NO_OBJECTS = {
+    "boxes (0, 4)": {"boxes": np.zeros((0, 4))},
+    "boxes []": {"boxes": []},
+    "boxes ()": {"boxes": ()},
+    "boxes (0,)": {"boxes": np.zeros(0)},
+    "boxes of a detector": {"boxes": torch.zeros(0, 4, dtype=torch.float16)},
+    "points (0, 3, 2)": {"points": np.zeros((0, 3, 2))},
+    "points and labels": {"points": torch.zeros(0, 1, 2), "labels": torch.zeros(0, 1)},
+    "points, labels and boxes": {"points": [], "labels": [], "boxes": []},
+    "logits": {"mask": np.zeros((0, 16, 16), np.float32)},
+    "masks": {"mask": np.zeros((0, 48, 80), bool), "boxes": np.zeros((0, 4))},
+}
+
+
+@pytest.mark.parametrize("prompt", NO_OBJECTS.values(), ids=NO_OBJECTS)
+def test_prompts_of_no_objects_give_no_masks(encoded, image, prompt):
+    for packed in (False, True):
+        masks = encoded.predict(**prompt, packed=packed)
+        assert masks.masks.shape == (0, 48, 80)
+        assert masks.logits.shape == ((0, 0, 0) if packed else (0, 16, 16))
+        kinds = [array.dtype.kind for array in (masks.masks, masks.logits, masks.iou_scores, masks.object_ids)]
+        assert kinds == ["b", "f", "f", "i"]
+        np.testing.assert_array_equal(masks.overlay(), image)
+    candidates = encoded.predict(**prompt, candidates=True, fill_holes=3)
+    assert candidates.masks.shape == (0, 3, 48, 80)
+    assert candidates.logits.shape == (0, 3, 16, 16)
+    assert candidates.iou_scores.shape == (0, 3)
+    assert len(candidates.best) == len(candidates.flatten()) == 0
+
+
+def test_no_masks_can_be_the_next_prompt(encoded):
+    nothing = encoded.predict(boxes=[])
+    for mask in (nothing.logits, nothing.masks):
+        assert len(encoded.predict(mask=mask)) == 0
+    assert len(encoded.predict(boxes=nothing.boxes)) == 0
+
+
+@pytest.mark.parametrize(
+    "box", [[[20, 10, 50, 30]], np.array([[20, 10, 50, 30]]), torch.tensor([[20.0, 10, 50, 30]]), [(20, 10, 50, 30)]]
+)
+def test_a_box_may_be_nested_once_as_in_metas_examples(encoded, box):
+    assert_equal(encoded.predict(box=box), encoded.predict(box=(20, 10, 50, 30)))
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([[1, 2, 3, 4], [5, 6, 7, 8]], r"box holds 2 boxes: expected \(x0, y0, x1, y1\) around one object"),
+        (np.zeros((0, 4)), "box holds 0 boxes: expected"),
+        ([], "box holds 0 boxes: expected"),
+        ([[[1, 2, 3, 4]]], r"boxes are \[\[\[1, 2, 3, 4\]\]\]: expected a list of"),
+        ([[1, 2, 3]], "expected a list of"),
+        (5, "boxes are .5.: expected a list of"),
+    ],
+)
+def test_several_boxes_as_one_are_refused(encoded, box, message):
+    with pytest.raises(PromptError, match=message):
+        encoded.predict(box=box)
+
+
 # Other sizes
 
 
@@ -354,7 +490,10 @@ def test_a_saved_image_loads_without_encoding(sam, image, tmp_path, resolution, 
 
 def test_another_copy_of_the_model_loads_a_saved_image(encoded, tiny_folder, tmp_path):
     encoded.save(tmp_path / "encoded.safetensors")
-    assert_equal(load(tiny_folder).load_image(tmp_path / "encoded.safetensors").predict(CLICK), encoded.predict(CLICK))
+    assert_equal(
+        load(tiny_folder, dtype="float32").load_image(tmp_path / "encoded.safetensors").predict(CLICK),
+        encoded.predict(CLICK),
+    )
 
 
 def test_a_saved_image_of_half_precision_loads(tiny_folder, image, tmp_path):
@@ -371,7 +510,7 @@ def with_another(part, model):
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         other.get_parameter(part).view(-1)[-1] += 1e-3
-    return Segmenter(make_engine(other), Sam2ImageProcessor(64))
+    return Segmenter(make_engine(other), ImageProcessor(64))
 
 
 @pytest.mark.parametrize(
@@ -390,8 +529,7 @@ def test_an_image_of_another_encoder_is_refused(encoded, tiny_model, tmp_path, p
     with pytest.raises(CheckpointError) as caught:
         with_another(part, tiny_model).load_image(path)
     assert str(caught.value) == (
-        f"{path} was encoded by another model: expected the one that is loaded. Load that model, or encode the image "
-        "again"
+        f"{path} was encoded by another model than the one that is loaded: load that model, or encode the image again"
     )
 
 

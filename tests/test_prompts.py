@@ -7,12 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masklet.errors import PromptError
+from masklet.mask_prompts import MASK_PROMPT_LOGIT, check_masks, mask_logits
 from masklet.prompts import (
-    MASK_PROMPT_LOGIT,
     from_model_pixels,
-    pad_boxes,
-    pad_points,
-    read_masks,
     read_prompts,
     to_model_pixels,
 )
@@ -21,8 +18,20 @@ SIZE_HW = (48, 80)
 INPUT_HW = (64, 96)
 
 
+def read_masks(mask, *, size_hw, input_hw):
+    """The logits of mask prompts, and their boxes."""
+    checked = check_masks(mask, size_hw=size_hw, input_hw=input_hw)
+    return mask_logits(checked, input_hw), checked.boxes
+
+
 def read(points=None, labels=None, boxes=None, mask=None):
     return read_prompts(points, labels, boxes, mask, size_hw=SIZE_HW, input_hw=INPUT_HW)
+
+
+NO_POINTS = (
+    "points are empty: expected at least one (x, y) on the object. If there are no objects, give boxes of shape (0, "
+    "4) or points of shape (0, points, 2)"
+)
 
 
 def refusal_of(*args, **kwargs):
@@ -135,15 +144,24 @@ def test_only_single_clicks_alone_are_ambiguous(prompt, is_single_click):
         ),
         (
             {"points": [(math.nan, 10)]},
-            "point (nan, 10) is not a place: expected two finite numbers, x and y in pixels",
+            "point (nan, 10) is not a position: expected two finite numbers, x and y in pixels",
         ),
         (
             {"points": [(1, math.inf)]},
-            "point (1, inf) is not a place: expected two finite numbers, x and y in pixels",
+            "point (1, inf) is not a position: expected two finite numbers, x and y in pixels",
         ),
-        ({"points": []}, "points hold an empty list: expected at least one value in every list"),
+        ({"points": []}, NO_POINTS),
+        ({"points": np.zeros((0, 2))}, NO_POINTS),
+        ({"points": [], "labels": []}, NO_POINTS),
+        (
+            {"points": np.zeros((0, 1, 2)), "labels": [[1]]},
+            "labels for 1 objects were given with points for no objects",
+        ),
+        (
+            {"points": [[(1, 2)]], "boxes": []},
+            "prompts are for different numbers of objects: points for 1, boxes for 0. Expected the same number in each",
+        ),
         ({"points": [[]]}, "points hold an empty list: expected at least one value in every list"),
-        ({"points": np.zeros((0, 2))}, "points hold an empty list: expected at least one value in every list"),
         ({"points": [[(1, 2)], []]}, "points hold an empty list: expected at least one value in every list"),
         (
             {"points": (40, 24)},
@@ -197,7 +215,8 @@ def test_only_single_clicks_alone_are_ambiguous(prompt, is_single_click):
             {"boxes": [(1, 2, 3)]},
             "boxes are [(1, 2, 3)]: expected a list of (x0, y0, x1, y1), or box= for a single one",
         ),
-        ({"boxes": []}, "boxes hold an empty list: expected at least one value in every list"),
+        ({"boxes": [[]]}, "boxes hold an empty list: expected at least one value in every list"),
+        ({"boxes": np.zeros((0, 5))}, "boxes hold an empty list: expected at least one value in every list"),
         ({"boxes": "box"}, "boxes hold 'box': expected numbers in nested lists"),
         (
             {"points": [(1, 2)], "boxes": [(1, 2, 3, 4), (5, 6, 7, 8)]},
@@ -266,11 +285,11 @@ def test_logits_pass_as_they_are(dtype):
 
 
 def test_read_only_logits_are_taken_too_and_stay_as_they_are():
-    given = np.ones((16, 24), np.float32)
+    given = np.full((16, 24), 5, np.float32)
     given.flags.writeable = False
     logits, _ = read_mask(given)
     logits += 1
-    assert (given == 1).all()
+    assert (given == 5).all()
 
 
 @pytest.mark.parametrize(
@@ -330,17 +349,22 @@ def test_a_mask_that_fills_the_image_is_a_mask():
     torch.testing.assert_close(logits, torch.full((1, 16, 24), MASK_PROMPT_LOGIT))
 
 
-def test_where_both_sizes_agree_floats_are_logits_and_the_rest_is_plain():
+def test_where_both_sizes_agree_floats_beyond_0_to_1_are_logits_and_the_rest_is_a_mask():
     values = np.zeros((16, 24))
     values[4:8, 4:8] = 1
-    assert read_mask(values, size_hw=(16, 24))[1] is None
+    assert read_mask(2 * values - 1, size_hw=(16, 24))[1] is None
+    assert read_mask(values, size_hw=(16, 24))[1] == [[4, 4, 8, 8]]
     assert read_mask(values > 0, size_hw=(16, 24))[1] == [[4, 4, 8, 8]]
     assert read_mask(values.astype(int), size_hw=(16, 24))[1] == [[4, 4, 8, 8]]
 
 
+KINDS = (
+    "expected a binary mask of 0 and 1 (or 255), a soft mask (floats from 0 to 1, or grey values in uint8), or logits "
+    "of size (16, 24). If the values are numbers of masks, select one: mask == 1"
+)
 SIZES = (
-    "expected the image's size (48, 80) (rows, columns) for a plain mask, or (16, 24) of floats for logits of an "
-    "earlier prediction, with one more axis in front for several objects"
+    "expected the image's size (48, 80) (rows, columns) for a binary or soft mask, or (16, 24) of floats for logits "
+    "of an earlier prediction, with one more axis in front for several objects"
 )
 
 
@@ -351,32 +375,33 @@ SIZES = (
         (np.zeros((24, 16), "f4"), f"mask has shape (1, 24, 16) of float32: {SIZES}"),
         (np.ones((16, 24), bool), f"mask has shape (1, 16, 24) of bool: {SIZES}"),
         (np.zeros((1, 1, 16, 24), "f4"), f"mask has shape (1, 1, 16, 24) of float32: {SIZES}"),
-        (np.zeros((0, 16, 24), "f4"), f"mask has shape (0, 16, 24) of float32: {SIZES}"),
+        (np.zeros((0, 16, 25), "f4"), f"mask has shape (0, 16, 25) of float32: {SIZES}"),
         (np.zeros((48, 80, 3), "u1"), f"mask has shape (48, 80, 3) of uint8: {SIZES}"),
         (np.zeros(5, "u1"), f"mask has shape (5,) of uint8: {SIZES}"),
         (1, f"mask has shape () of int64: {SIZES}"),
         (
             np.full((16, 24), np.nan),
-            "mask holds NaN or infinite values: expected finite logits, or a plain mask",
+            "mask holds NaN or infinite values: expected finite logits, or a mask",
         ),
         (
             np.full((48, 80), np.inf),
-            "mask holds NaN or infinite values: expected finite logits, or a plain mask",
+            "mask holds NaN or infinite values: expected finite logits, or a mask",
         ),
         (
             np.arange(48 * 80).reshape(48, 80),
-            "mask of the image's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
-            "logits of size (16, 24)",
+            f"mask of the image's size holds values from 0 to 3839: {KINDS}",
         ),
         (
             -np.eye(48, 80),
-            "mask of the image's size holds more than two values: expected a plain mask of 0 and 1 (or 255), or "
-            "logits of size (16, 24)",
+            f"mask of the image's size holds values from -1 to -0: {KINDS}",
         ),
-        (np.zeros((48, 80), bool), "mask 0 is empty: expected at least one pixel of the object"),
+        (
+            np.zeros((48, 80), bool),
+            "mask 0 is empty: expected at least one pixel of the object (one half or more in a soft mask)",
+        ),
         (
             np.stack([np.ones((48, 80), bool), np.zeros((48, 80), bool)]),
-            "mask 1 is empty: expected at least one pixel of the object",
+            "mask 1 is empty: expected at least one pixel of the object (one half or more in a soft mask)",
         ),
         (
             [[1, 2], [1]],
@@ -394,159 +419,113 @@ def test_masks_that_fit_nothing_are_refused(mask, message):
     assert refusal_of(mask=mask) == message
 
 
-# Batches of images
-
-coordinates = st.tuples(st.integers(0, 80), st.integers(0, 48)).map(list)
-objects = st.lists(coordinates, min_size=1, max_size=4)
-images = st.lists(st.lists(objects, min_size=1, max_size=3), min_size=1, max_size=3)
-
-
-@given(batch=images, data=st.data())
-def test_padded_points_hold_what_was_given_and_nothing_else(batch, data):
-    labels = [[[data.draw(st.sampled_from([0, 1])) for _ in row] for row in image] for image in batch]
-    points, out_labels = pad_points(batch, labels, [SIZE_HW] * len(batch))
-    assert points.dtype == np.float32
-    assert out_labels.dtype == np.int64
-    assert points.shape == (
-        len(batch),
-        max(map(len, batch)),
-        max(len(row) for image in batch for row in image),
-        2,
-    )
-    assert out_labels.shape == points.shape[:3]
-    for p, image in enumerate(batch):
-        for o, row in enumerate(image):
-            assert points[p, o, : len(row)].tolist() == row
-            assert out_labels[p, o, : len(row)].tolist() == labels[p][o]
-    is_padding = out_labels == -10
-    assert (points[is_padding] == -10).all()
-    assert (~is_padding).sum() == sum(len(row) for image in batch for row in image)
-
-
-@given(batch=images)
-def test_without_labels_all_points_are_foreground(batch):
-    _, labels = pad_points(batch, None, [SIZE_HW] * len(batch))
-    assert set(np.unique(labels)) <= {1, -10}
-
-
-@given(batch=st.lists(objects, min_size=1, max_size=3))
-def test_three_levels_are_one_object_an_image(batch):
-    sizes = [SIZE_HW] * len(batch)
-    three, four = pad_points(batch, None, sizes), pad_points([[row] for row in batch], None, sizes)
-    for a, b in zip(three, four, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-@given(batch=images)
-def test_padding_a_padded_batch_changes_nothing(batch):
-    sizes = [SIZE_HW] * len(batch)
-    points, labels = pad_points(batch, None, sizes)
-    for again in (pad_points(points, labels, sizes), pad_points(torch.tensor(points), torch.tensor(labels), sizes)):
-        np.testing.assert_array_equal(again[0], points)
-        np.testing.assert_array_equal(again[1], labels)
-
-
-one_box = st.tuples(st.integers(-20, 79), st.integers(-20, 47), st.integers(1, 99), st.integers(1, 99)).map(
-    lambda b: [b[0], b[1], max(1, b[0] + b[2]), max(1, b[1] + b[3])]
+@pytest.mark.parametrize(
+    ("share", "logit"), [(0.75, 5.0), (0.5, 0.0), (1.0, 10.0), (np.float16(0.75), 5.0), (np.uint8(204), 6.0)]
 )
+def test_a_soft_mask_becomes_logits_in_proportion(share, logit):
+    """0 is -10 and 1, or 255 in uint8, is 10, as in a binary mask."""
+    mask = np.full(SIZE_HW, share)
+    mask[:12] = share / 4  # a second value, or the mask would be binary
+    logits, boxes = read_mask(mask.astype(np.asarray(share).dtype))
+    assert boxes == [[0, 12, 80, 48]]
+    assert logits[0, 8:].flatten().tolist() == pytest.approx([logit] * 8 * 24, abs=0.01)
+    assert logits[0, :3].flatten().tolist() == pytest.approx([(logit + 10) / 4 - 10] * 3 * 24, abs=0.01)
 
 
-@given(batch=st.lists(st.lists(one_box, min_size=1, max_size=3), min_size=1, max_size=3))
-def test_padded_boxes_hold_what_was_given_and_nothing_else(batch):
-    boxes = pad_boxes(batch, [SIZE_HW] * len(batch))
-    assert boxes.dtype == np.float32
-    assert boxes.shape == (len(batch), max(map(len, batch)), 4)
-    for p, image in enumerate(batch):
-        assert boxes[p, : len(image)].tolist() == image
-        assert (boxes[p, len(image) :] == -10).all()
+def test_a_binary_mask_is_the_same_beside_a_soft_one(block):
+    soft = np.where(block, 0.75, 0.25)
+    both, boxes = read_mask([block.astype(float), soft])
+    alone, box = read_mask(block)
+    assert both[0].equal(alone[0])
+    assert boxes == box * 2
+
+
+def test_a_soft_edge_is_read_as_the_edge_that_it_is():
+    """A binary mask of twice the size, halved, is a soft mask: both become the same logits."""
+    fine = np.zeros((96, 160), bool)
+    fine[21:63, 33:121] = True
+    soft = fine.reshape(48, 2, 80, 2).mean((1, 3))
+    assert 0 < (soft % 1 > 0).sum() < 500
+    torch.testing.assert_close(read_mask(soft)[0], read_mask(fine, size_hw=(96, 160))[0], atol=0.6, rtol=0)
+
+
+def test_a_grey_mask_may_hold_every_value():
+    mask = np.tile(np.linspace(0, 255, 80).round().astype(np.uint8), (48, 1))
+    logits, boxes = read_mask(mask)
+    assert boxes == [[40, 0, 80, 48]]  # from 128 on
+    assert (logits.diff(dim=2) > 0).all()
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 1, 255), (0, 1, 2, 3, 255), (1, 2)])
+def test_grey_values_that_number_masks_are_no_soft_mask(values):
+    mask = np.resize(np.array(values, np.uint8), SIZE_HW)
+    assert "If the values are numbers of masks, select one: mask == 1" in refusal_of(mask=mask)
 
 
 @pytest.mark.parametrize(
-    ("points", "labels", "message"),
+    ("mask", "message"),
     [
-        (
-            [[1, 2]],
-            None,
-            "input_points are nested 2 deep: expected 4 levels (image, object, point, xy), or 3 (image, point, xy) "
-            "with one object an image",
-        ),
-        (
-            [[[[[1, 2]]]]],
-            None,
-            "input_points are nested 5 deep: expected 4 levels (image, object, point, xy), or 3 (image, point, xy) "
-            "with one object an image",
-        ),
-        (
-            [[[[1, 2]]]],
-            [[1]],
-            "input_labels are nested 2 deep and input_points 4: expected labels nested as the points, without the last "
-            "level (xy)",
-        ),
-        (
-            [[[1, 2]]],
-            1,
-            "input_labels are nested 0 deep and input_points 3: expected labels nested as the points, without the last "
-            "level (xy)",
-        ),
-        (
-            [[[[1, 2]]], [[[3, 4]]]],
-            None,
-            "input_points are for 2 images, but 1 came",
-        ),
-        (
-            [[[[1, 2], [3, 4]]]],
-            [[[1]]],
-            "input_labels hold [[1]] labels for each image and object, input_points [[2]] points: expected one "
-            "label for each point",
-        ),
-        (
-            [[[[1, 2]], [[3, 4]]]],
-            [[[1]]],
-            "input_labels hold [[1]] labels for each image and object, input_points [[1, 1]] points: expected one "
-            "label for each point",
-        ),
-        ([[[[1, 2, 1]]]], None, "point (1, 2, 1) has 3 numbers: expected (x, y)"),
-        ([[[[1, 2]]]], [[[4]]], "label 4 in input_labels: expected 1 (on the object) or 0 (not on it)"),
-        ([[[[1, 2]]]], [[[0.5]]], "label 0.5 in input_labels: expected 1 (on the object) or 0 (not on it)"),
-        ([[[[1, 2]]]], [[[math.nan]]], "label nan in input_labels: expected 1 (on the object) or 0 (not on it)"),
-        (
-            [[[[math.nan, 2]]]],
-            None,
-            "point (nan, 2) is not a place: expected two finite numbers, x and y in pixels",
-        ),
-        (
-            [[[[-10, -10]]]],
-            [[[1]]],
-            "point (-10, -10) is outside the image: x runs from 0 to 80, y from 0 to 48. Points are (x, y) in pixels "
-            "of the original image, not (row, column) and not 0 to 1",
-        ),
-        ([], None, "input_points hold an empty list: expected at least one value in every list"),
-        ([[[]]], None, "input_points hold an empty list: expected at least one value in every list"),
-        ([[[[1, 2]]]], [[[]]], "input_labels hold an empty list: expected at least one value in every list"),
+        (np.linspace(0, 0.49, 48 * 80).reshape(48, 80), "mask 0 is empty: expected at least one pixel of the object"),
+        (np.linspace(0, 1.01, 48 * 80).reshape(48, 80), "mask of the image's size holds values from 0 to 1.01: exp"),
+        (np.linspace(-0.1, 1, 48 * 80).reshape(48, 80), "mask of the image's size holds values from -0.1 to 1: expe"),
+        (np.arange(48 * 80, dtype="u2").reshape(48, 80), "mask of the image's size holds values from 0 to 3839"),
+        (np.full((16, 24), 1e300), "mask holds NaN or infinite values: expected finite logits"),
+        (np.full((48, 80), 1e300), "mask holds NaN or infinite values: expected finite logits"),
     ],
 )
-def test_points_of_a_batch_that_make_no_sense_are_refused(points, labels, message):
-    with pytest.raises(PromptError) as caught:
-        pad_points(points, labels, [SIZE_HW])
-    assert str(caught.value) == message
+def test_masks_that_are_neither_soft_nor_binary_nor_logits_are_refused(mask, message):
+    assert refusal_of(mask=mask).startswith(message)
+
+
+# Numbers that float32 does not hold
+
+HUGE = 10**400
 
 
 @pytest.mark.parametrize(
-    ("boxes", "message"),
+    ("prompt", "message"),
     [
-        ([1, 2, 3, 4], "input_boxes are nested 1 deep: expected 3 levels (image, box, x0 y0 x1 y1)"),
-        ([[1, 2, 3, 4]], "input_boxes are nested 2 deep: expected 3 levels (image, box, x0 y0 x1 y1)"),
-        ([[[1, 2, 3]]], "box 0 has 3 numbers: expected x0 y0 x1 y1"),
-        ([[[1, 2, 3, 4]], [[1, 2, 3, 4]]], "input_boxes are for 2 images, but 1 came"),
-        ([[]], "input_boxes hold an empty list: expected at least one value in every list"),
-        (
-            [[[1, 2, 3, 4], [3, 2, 1, 4]]],
-            "box 1 is (3, 2, 1, 4): expected x0 < x1 and y0 < y1 (pixels of the 80×48 image; corners, not a width and "
-            "a height)",
-        ),
+        ({"points": [(1e300, 10)]}, "point (1e+300, 10) is outside the image"),
+        ({"points": [(HUGE, 10)]}, "point (inf, 10) is not a position"),
+        ({"points": [(10, -HUGE)]}, "point (10, -inf) is not a position"),
+        ({"points": [(1, 2, HUGE)]}, "label 1000"),
+        ({"points": [(1, 2)], "labels": [HUGE]}, "label 1000"),
+        ({"boxes": [(0, 0, 1e300, 10)]}, "box 0 is (0, 0, 1e+300, 10): expected x0 y0 x1 y1 in pixels of the 80×48"),
+        ({"boxes": [(-1e38, 0, 5, 10)]}, "box 0 is (-1e+38, 0, 5, 10): expected x0 y0 x1 y1 in pixels of the 80×48"),
+        ({"boxes": [(0, 0, HUGE, 10)]}, "box 0 is (0, 0, inf, 10): expected four finite numbers"),
+        ({"boxes": [(10, 5, 10 + 1e-9, 20)]}, "box 0 is (10, 5, 10, 20): expected x0 < x1 and y0 < y1"),
+        ({"boxes": [(80 - 1e-9, 0, 90, 10)]}, "box 0 is (80, 0, 90, 10): it lies outside the image"),
+        ({"boxes": [(-10, 0, 1e-60, 10)]}, "box 0 is (-10, 0, 1e-60, 10): it lies outside the image"),
     ],
 )
-def test_boxes_of_a_batch_that_make_no_sense_are_refused(boxes, message):
-    with pytest.raises(PromptError) as caught:
-        pad_boxes(boxes, [SIZE_HW])
-    assert str(caught.value) == message
+def test_coordinates_that_float32_does_not_hold_are_refused(prompt, message):
+    assert refusal_of(**prompt).startswith(message)
+
+
+finite_xy = st.floats(-(2.0**25), 2.0**25) | st.floats(allow_nan=True) | st.sampled_from([80 - 1e-9, 48 - 1e-12, -0.0])
+
+
+@given(points=st.lists(st.tuples(finite_xy, finite_xy), max_size=3), box=st.tuples(*[finite_xy] * 4) | st.none())
+def test_any_coordinates_are_refused_or_finite_in_float32(points, box):
+    try:
+        prompts = read(points or None, boxes=None if box is None else [box])
+    except PromptError:
+        return
+    assert prompts.points.isfinite().all()
+    if box is not None:
+        assert (prompts.points[0, 0, 1] >= prompts.points[0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_mask_in_place_of_logits_is_noticed(scale):
+    """Values from 0 to 1 are a mask; logits are negative outside of the object."""
+    mask = np.zeros((16, 24), np.float32)
+    mask[4:9, 5:20] = scale
+    message = rf"mask of \(16, 24\) holds values from 0 to {scale:g}: expected logits of an earlier prediction"
+    with pytest.raises(PromptError, match=message):
+        check_masks(mask, size_hw=SIZE_HW, input_hw=INPUT_HW)
+    logits, boxes = read_masks(mask, size_hw=(16, 24), input_hw=INPUT_HW)  # the image has the same size
+    assert boxes == [[5, 4, 20, 9]]
+    np.testing.assert_allclose(logits[0], np.where(mask, 10, -10), atol=1e-5)
+    for values in (np.zeros((16, 24), np.float32), mask - 0.1, 2 * mask + 0.5):
+        np.testing.assert_array_equal(read_masks(values, size_hw=SIZE_HW, input_hw=INPUT_HW)[0], values[None])

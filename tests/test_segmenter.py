@@ -1,5 +1,6 @@
 import copy
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -7,9 +8,11 @@ import torch
 from PIL import Image
 
 import masklet
-from masklet.errors import ConfigError, DeviceError, ImageError
+from masklet.errors import ConfigError, DeviceError, ImageError, ImageWarning, PromptError
 from masklet.image import encoder_fingerprint
-from masklet.processing import Sam2ImageProcessor
+from masklet.model.prompt_encoder import Prompts
+from masklet.model.sam2 import Sam2Model
+from masklet.processing import ImageProcessor
 from masklet.segmenter import Segmenter, find_device, load
 
 
@@ -39,11 +42,104 @@ def test_every_source_of_an_image_gives_the_same_masks(sam, image, tmp_path):
         np.testing.assert_array_equal(masks.image, image)
 
 
+@pytest.fixture(scope="module")
+def ct(image):
+    """(raw, options, image): values of int16 in three of five bands that the options turn into the test image.
+
+    0 to 255 are -1000 to 1550 in steps of ten. -2000 stands for missing and is black where the image is.
+    """
+    raw = np.zeros((48, 80, 5), np.int16)
+    raw[..., [4, 2, 0]] = np.where(image == 0, -2000, image.astype(np.int16) * 10 - 1000)
+    return raw, {"value_range": (-1000, 1550), "bands": (4, 2, 0), "nodata": -2000}
+
+
+def test_every_verb_reads_values_in_the_same_way(sam, image, ct):
+    raw, options = ct
+    small = {"points_per_side": 4, "iou_threshold": 0.0, "stability_threshold": 0.0}
+    for source in (raw, torch.from_numpy(raw).permute(2, 0, 1)):
+        np.testing.assert_array_equal(sam.image(source, **options).image, image)
+        masks = sam.everything(source, **options, **small)
+        np.testing.assert_array_equal(masks.image, image)
+    expected = sam.everything(image, **small)
+    np.testing.assert_array_equal(masks.masks, expected.masks)
+    assert list(sam.everything_tiled(raw, tile=100, **options, **small)) == expected.to_coco()
+    for video in ([raw, raw], iter([raw])):
+        np.testing.assert_array_equal(sam.video(video, **options).video[0].image, image)
+    stream = sam.stream(**options)
+    np.testing.assert_array_equal(stream.push(raw, {1: {"points": [(30, 20)]}}).masks.image, image)
+
+
+@pytest.mark.parametrize("verb", ["image", "everything", "everything_tiled", "video"])
+def test_options_that_make_no_sense_are_refused_by_every_verb(sam, image, verb):
+    for options in ({"value_range": (5, 5)}, {"bands": (0, 1)}, {"nodata": "none"}):
+        with pytest.raises(ConfigError, match=f"^{next(iter(options))} is "):
+            getattr(sam, verb)(image, **options)
+        with pytest.raises(ConfigError, match=f"^{next(iter(options))} is "):
+            sam.stream(**options)
+
+
+def test_12_bits_in_16_warn_and_a_range_mends_them(golden_folder):
+    """With the embedded model, compared with the mask in the image of 8 bits."""
+    sam = load()
+    with Image.open(golden_folder / "inputs" / "truck.jpg") as truck:
+        eight_bits = np.asarray(truck.convert("RGB").resize((900, 600)))
+    twelve_bits = eight_bits.astype(np.uint16) * 16
+
+    def mask(pixels, **options):
+        return sam.image(pixels, **options).predict([(450, 300)]).masks[0]
+
+    def iou(mask):
+        return (mask & expected).sum() / (mask | expected).sum()
+
+    expected = mask(eight_bits)
+    with pytest.warns(ImageWarning, match=r"value_range='auto'") as caught:
+        assert iou(mask(twelve_bits)) < 0.5
+    assert [warning.filename for warning in caught] == [__file__]
+    assert iou(mask(twelve_bits, value_range="auto")) > 0.9
+    np.testing.assert_array_equal(mask(twelve_bits, value_range=(0, 255 * 16)), expected)
+
+
+def test_a_stream_keeps_the_range_of_its_first_frame(sam, image):
+    stream = sam.stream(value_range="auto")
+    frames = [image.astype(np.int16) - 300, image.astype(np.int16) - 250]
+    low, high = np.percentile(frames[0].astype(float), (0.5, 99.5), method="nearest")
+    for frame in frames:
+        expected = np.rint(((frame - low) / (high - low)).clip(0, 1) * 255)
+        np.testing.assert_array_equal(stream.push(frame, {}).masks.image, expected)
+
+
+def test_a_stream_that_refused_its_first_frame_takes_another(sam, image):
+    stream = sam.stream(value_range="auto")
+    with pytest.raises(PromptError):
+        stream.push(image.astype(np.float32), {1: {"points": [(900, 900)]}})
+    result = stream.push(image.astype(np.float32) * 8)
+    np.testing.assert_array_equal(result.masks.image, sam.image(image * 1.0, value_range="auto").image)
+
+
+def test_a_resumed_session_reads_its_images_as_before(sam, image, ct, tmp_path):
+    raw, options = ct
+    frames = [raw, raw + np.int16(1)]
+    for value_range in (options["value_range"], "auto"):
+        session = sam.video(frames, **{**options, "value_range": value_range})
+        session.prompt(0, points=[(30, 20)])
+        session.save(tmp_path / "a.masklet")
+        resumed = sam.resume(tmp_path / "a.masklet", frames[::-1])
+        assert resumed.video.image_options == session.video.image_options
+        np.testing.assert_array_equal(resumed.video[1].image, session.video[0].image)
+    tifffile = pytest.importorskip("tifffile")
+    for number, frame in enumerate(frames):
+        tifffile.imwrite(tmp_path / f"{number}.tif", frame, photometric="minisblack", planarconfig="contig")
+    session = sam.video(tmp_path, **options)
+    session.prompt(0, points=[(30, 20)])
+    session.save(tmp_path / "a.masklet")
+    np.testing.assert_array_equal(sam.resume(tmp_path / "a.masklet").video[0].image, image)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_give_similar_masks(tiny_folder, image, dtype):
     sam = load(tiny_folder, dtype=dtype)
     assert sam.model.dtype == dtype
-    encoded, exact = sam.image(image), load(tiny_folder).image(image)
+    encoded, exact = sam.image(image), load(tiny_folder, dtype="float32").image(image)
     for prompt in ({"points": [(30, 20)]}, {"box": (20, 10, 50, 30)}, {"mask": np.eye(48, 80, dtype=bool)}):
         masks, expected = encoded.predict(**prompt), exact.predict(**prompt)
         assert masks.logits.dtype == masks.iou_scores.dtype == np.float32
@@ -82,7 +178,7 @@ def test_a_segmenter_is_made_of_a_model_at_hand(tiny_model, sam, image):
         assert made.image_processor.input_hw == (64, 64)
         masks, expected = made.image(image).predict([(30, 20)]), sam.image(image).predict([(30, 20)])
         np.testing.assert_allclose(masks.logits, expected.logits, rtol=1e-3, atol=1e-3)
-    processor = Sam2ImageProcessor(96)
+    processor = ImageProcessor(96)
     assert Segmenter.from_model(tiny_model, processor).image_processor is processor
     with pytest.raises(ConfigError, match="engine is 'gpu': expected one of auto, eager, cpu"):
         Segmenter.from_model(tiny_model, engine="gpu")
@@ -102,7 +198,7 @@ def test_a_model_with_adapters_segments_as_one_with_the_adapters_merged(tiny_mod
 
 def test_a_model_in_training_mode_is_refused(tiny_config):
     with pytest.raises(ConfigError, match=r"the model is in training mode: call model.eval\(\) first"):
-        Segmenter.from_model(masklet.Sam2Model(tiny_config))
+        Segmenter.from_model(Sam2Model(tiny_config))
 
 
 # Resolutions
@@ -124,7 +220,7 @@ def test_saved_images_do_not_depend_on_the_resolution_of_the_model(tiny_folder):
     assert encoder_fingerprint(models[0]) == encoder_fingerprint(models[1])
 
 
-@pytest.mark.parametrize("resolution", [0, 100, (64, 64), 64.0, "64"])
+@pytest.mark.parametrize("resolution", [0, 100, (64, 64), 64.0, "64", True, 2**40])
 def test_an_invalid_resolution_is_refused_before_the_weights_are_fetched(resolution):
     with pytest.raises(ConfigError) as caught:
         load("no/such-model", resolution=resolution)
@@ -144,6 +240,16 @@ def test_loading_changes_no_global_state(tiny_folder, image):
 
 
 # Devices
+
+
+def test_what_goes_to_another_process_arrives_whole(sam, image):
+    encoded = sam.image(image)
+    again, encoded_again = pickle.loads(pickle.dumps((sam, encoded)))
+    expected = encoded.predict(points=[(20, 30)]).logits
+    np.testing.assert_array_equal(again.image(image).predict(points=[(20, 30)]).logits, expected)
+    np.testing.assert_array_equal(encoded_again.predict(points=[(20, 30)]).logits, expected)
+    with pytest.raises(TypeError, match=r"cannot be copied or pickled: save\(path\), then sam.resume\(path\)"):
+        pickle.dumps(sam.video([image, image]))
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), "cpu:0"])
@@ -203,7 +309,7 @@ def test_a_gpu_gives_the_same_masks(tiny_folder, image, encoded):
 # Refusals
 
 
-@pytest.mark.parametrize("resolution", [0, 100, (64, 100), 64.0, "64"])
+@pytest.mark.parametrize("resolution", [0, 100, (64, 100), 64.5, "64"])
 def test_an_invalid_resolution_of_an_image_is_refused(sam, image, resolution):
     with pytest.raises(ConfigError) as caught:
         sam.image(image, resolution=resolution)
@@ -217,3 +323,35 @@ def test_an_invalid_resolution_of_an_image_is_refused(sam, image, resolution):
 def test_anything_but_an_image_is_refused(sam, source):
     with pytest.raises(ImageError):
         sam.image(source)
+
+
+@pytest.mark.parametrize("engine", ["eager", "cpu"])
+def test_the_model_of_a_segmenter_can_be_trained_in_place(tiny_folder, tiny_model, image, engine):
+    sam = load(tiny_folder, engine=engine, dtype="float32")
+    before = sam.image(image).predict(box=(20, 10, 50, 30))
+    optimizer = torch.optim.SGD(sam.model.parameters(), lr=0.1)
+    prompts = Prompts(boxes=torch.tensor([[[16.0, 13, 40, 40]]]))
+    features = sam.model.encode(sam.image_processor.pixel_values(image))
+    sam.model.decode(features, prompts, multimask=False).logits.sigmoid().mean().backward()
+    assert {name.split(".")[0] for name, weight in sam.model.named_parameters() if weight.grad is not None} == {
+        "vision_encoder",
+        "prompt_encoder",
+        "mask_decoder",
+        "no_memory_embedding",
+    }
+    optimizer.step()
+    after = sam.image(image).predict(box=(20, 10, 50, 30))
+    assert after.logits.mean() < before.logits.mean()
+    trained = Segmenter.from_model(copy.deepcopy(sam.model), sam.image_processor, engine=engine)
+    np.testing.assert_array_equal(after.logits, trained.image(image).predict(box=(20, 10, 50, 30)).logits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_loaded_in_inference_mode_can_be_trained(tiny_folder, image, dtype):
+    with torch.inference_mode():
+        sam = load(tiny_folder, dtype=dtype)
+        sam.image(image).predict([(30, 20)])
+    features = sam.model.encode(sam.image_processor.pixel_values(image))
+    prompts = Prompts(torch.tensor([[[[24.0, 26]]]]), torch.ones(1, 1, 1, dtype=torch.long))
+    sam.model.decode(features, prompts, multimask=True).logits.float().mean().backward()
+    assert sam.model.get_parameter("mask_decoder.iou_token.weight").grad.any()

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from masklet.datasets.scenes import Frame, Pixels, Scene, masks_of_labels
 from masklet.errors import DataError
-from masklet.training.batches import Batch, Pixels, sample_objects
+from masklet.training.batches import Batch, sample_objects
 from masklet.training.config import Stage, TrainingConfig
-from masklet.training.data.scenes import Frame, Scene, masks_of_labels
 from masklet.training.prompts import MASK_STRIDE
 from recipes.nano.clip_worlds import sample_clip_world
 from recipes.nano.image_worlds import sample_image_world
@@ -112,7 +112,7 @@ class ComposedExamples:
         with torch.cuda.stream(stream):
             batch = self._render(max(1, stage.batch_size // self.micro_batches), stage, examples)
         stream.synchronize()
-        for tensor in (batch.pixel_values, batch.targets):
+        for tensor in (batch.pixels, batch.targets):
             tensor.record_stream(torch.cuda.default_stream(self.device))
         return batch
 
@@ -125,7 +125,7 @@ class ComposedExamples:
         pixels, targets = (torch.stack(list(chain.from_iterable(tensors))) for tensors in zip(*chunks, strict=True))
         if stage.frames == 1:
             pixels, targets = pixels[:, 0], targets[:, 0]
-        return Batch.from_pixels(pixels, targets, tuple(draft.name for draft in drafts))
+        return Batch(pixels, targets, tuple(draft.name for draft in drafts))
 
     def _render_chunk(
         self, stage: Stage, drafts: Sequence[Draft], attempt: int = 1

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from masklet.training.batches import Pixels
+from masklet.datasets.scenes import Pixels
 from recipes.nano.sources import Sources
 from recipes.nano.world import (
     Bend,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from masklet.training.batches import Pixels
+from masklet.datasets.scenes import Pixels
 
 COLOURS = 8
 """Number of colours to which an object is quantised; a connected region of one colour may be a part."""

@@ -17,7 +17,7 @@ from masklet.atomic import replacing
 from masklet.errors import ConfigError
 from masklet.model.sam2 import Sam2Model
 from masklet.training import Run, TrainingConfig
-from masklet.training.config import config_from
+from masklet.training.config_files import config_from
 from masklet.training.loop import make_accelerator
 from masklet.training.parameter_groups import adamw
 from recipes.nano.affinity_loss import AffinityLoss

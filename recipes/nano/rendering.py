@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masklet.training.batches import Pixels
+from masklet.datasets.scenes import Pixels
 from recipes.nano.effects import box_blurred, captured, colour_jittered, gaussian_blurred
 from recipes.nano.world import ImageSurface, Matrix, Sprite, Surface, Texture, World, translation
 

@@ -13,22 +13,30 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from masklet.datasets.scenes import Pixels
 from masklet.errors import DataError
-from masklet.training.batches import Pixels
 from recipes.nano.object_parts import parts_of
 
 # The archives of the embedded model, in order; archives of other names follow them.
 CUTOUT_ARCHIVES = ("openclipart", "fluent3d", "notoemoji", "kenney3d", "coco-photo")
 IMAGE_ARCHIVES = ("photos-coco-ccby", "photos-misc")
-INSTANCE_ARCHIVES = ("instances-coco-ccby", "instances-dsb2018-cc0")
+INSTANCE_ARCHIVES = ("instances-coco-ccby", "instances-dsb2018-cc0", "instances-facade-ccby", "instances-misc-ccby")
 MAX_SIDE_PX = 640
 """Images are shrunk to this size: crops of them fill inputs of about 512 pixels."""
 COCO_REPEATS = 3
 """How much more often annotated images of COCO are used than annotated microscopy."""
 COCO_CUTOUT_REPEATS = 4
 """How much more often cut-outs of images are used in training than drawn and rendered ones."""
+VOID = 255
+"""Label of pixels that are not annotated."""
+PARTS = "parts/"
+"""Folder of an archive of cut-outs with the parts of each, see ``parts_of``."""
+NEIGHBOURS = 10
+"""Photos with neighbouring numbers that count as one subject: series of a building, a tray or a desk."""
 HELD_OUT_EVERY = 20
 """One of this many groups of sources is held out for validation."""
+SERIES_HELD_OUT_EVERY = 8
+"""The same for series of photos, of which there are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +49,11 @@ class Sources:
     """RGB, without masks."""
     instances: list[tuple[Image.Image, Image.Image]]
     """An RGB image and its label map of the same size: 0 for background, 1..k for instances, 255 for unknown."""
+    instance_names: list[str] = field(default_factory=list)
+    """Names of ``instances`` in their archives."""
     _parts: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
-    """Compressed parts of cut-outs, by identity: finding them takes longer than all other work on a cut-out."""
+    """Compressed parts of cut-outs, by identity: finding them takes longer than all other work on a cut-out. An archive
+    may hold them."""
 
     def parts_of_cutout(self, index: int) -> Pixels:
         """(height, width), see ``parts_of``. Found once for each cut-out, even if it is listed several times."""
@@ -62,21 +73,33 @@ def read_sources(folder: Path, *, held_out: bool) -> Sources:
     Raises:
         DataError: An archive is missing, or there are no sources of some kind.
     """
-    cutouts = []
+    cutouts: list[Image.Image] = []
+    packed_parts: dict[int, bytes] = {}
     for archive in _archives(folder, "cutouts", [f"cutouts-{name}" for name in CUTOUT_ARCHIVES]):
         repeats = COCO_CUTOUT_REPEATS if archive.stem == "cutouts-coco-photo" and not held_out else 1
-        cutouts += [_cutout(data) for _, data in _read(archive, held_out)] * repeats
+        files = dict(_read(archive, held_out))
+        parts = {name.removeprefix(PARTS): files.pop(name) for name in [n for n in files if n.startswith(PARTS)]}
+        for name, data in files.items():
+            cutout = cutout_of(data)
+            cutouts += [cutout] * repeats
+            if (stored := parts.get(f"{Path(name).with_suffix('')}.png")) is not None:
+                labels = np.asarray(Image.open(io.BytesIO(stored)))
+                if labels.shape == (cutout.height, cutout.width):
+                    packed_parts[id(cutout)] = zlib.compress(labels.tobytes(), level=1)
     archives = _archives(folder, "photos", IMAGE_ARCHIVES)
     images = [_image(data) for archive in archives for _, data in _read(archive, held_out)]
-    instances = []
+    instances: list[tuple[Image.Image, Image.Image]] = []
+    names: list[str] = []
     for archive in _archives(folder, "instances", INSTANCE_ARCHIVES):
         files = dict(_read(archive, held_out))
         for name in sorted(name for name in files if name.startswith("images/")):
             image = _image(files[name])
-            labels = Image.open(io.BytesIO(files[f"masks/{Path(name).stem}.png"]))
-            pair = (image, labels.resize(image.size, Image.Resampling.NEAREST))
-            instances += [pair] * (COCO_REPEATS if "coco" in archive.stem else 1)
-    sources = Sources(cutouts, images, instances)
+            mask = Image.open(io.BytesIO(files[f"masks/{Path(name).stem}.png"]))
+            pair = (image, mask.resize(image.size, Image.Resampling.NEAREST))
+            repeats = COCO_REPEATS if "coco" in archive.stem else 1
+            instances += [pair] * repeats
+            names += [name] * repeats
+    sources = Sources(cutouts, images, instances, names, packed_parts)
     for kind, found in (("cutouts", cutouts), ("photos", images), ("instances", instances)):
         if not found:
             purpose = "validation" if held_out else "training"
@@ -99,11 +122,13 @@ def _archives(folder: Path, kind: str, known: Sequence[str]) -> list[Path]:
 
 def is_held_out(name: str) -> bool:
     """Whether a file of an archive is for validation. Files of one group, see ``source_group``, stay together."""
-    return zlib.crc32(source_group(name).encode()) % HELD_OUT_EVERY == 0
+    group = source_group(name)
+    return zlib.crc32(group.encode()) % (SERIES_HELD_OUT_EVERY if " series " in group else HELD_OUT_EVERY) == 0
 
 
 def source_group(name: str) -> str:
-    """The subject of a file: the image it was cut from, the 3D model it renders, or the first code point of an emoji.
+    """The subject of a file: the image it was cut from, the 3D model it renders, the first code point of an emoji, or
+    the series that a photo belongs to.
 
     Without groups, a cut-out could be held out while training uses its image, other views of it, or the same emoji in
     another skin tone or font.
@@ -111,6 +136,10 @@ def source_group(name: str) -> str:
     path = Path(name)
     if coco := re.search(r"coco_(\d+)", path.name):
         return f"coco {int(coco[1])}"
+    if series := re.match(r"(plants|mushroom|treelimb|oi)_(?:[a-z]+_)?(\d+)_", path.name):
+        return f"{series[1]} series {int(series[2]) // NEIGHBOURS}"
+    if photo := re.search(r"(micro|facade)_\d+_.*?(?:(\d{8}_\d{3})\d{3}|IMG_(\d{1,5})(?!\d))", path.name):
+        return f"{photo[1]} series {photo[2] or int(photo[3]) // NEIGHBOURS}"
     if emoji := re.match(r"(?:emoji_)?u?0*([0-9a-f]{2,6})(?:[-_]|$)", path.stem):
         return f"emoji {emoji[1]}"
     return path.parent.name if path.stem.isdigit() else path.stem
@@ -123,7 +152,8 @@ def _read(archive: Path, held_out: bool) -> Iterator[tuple[str, bytes]]:
                 yield name, files.read(name)
 
 
-def _cutout(data: bytes) -> Image.Image:
+def cutout_of(data: bytes) -> Image.Image:
+    """An RGBA cut-out without the transparent margin."""
     cutout = Image.open(io.BytesIO(data)).convert("RGBA")
     return cutout.crop(cutout.getchannel("A").getbbox())
 

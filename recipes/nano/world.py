@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from masklet.training.batches import Pixels
+from masklet.datasets.scenes import Pixels
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]

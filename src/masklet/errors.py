@@ -13,6 +13,10 @@ class ImageError(MaskletError, ValueError):
     """Something that cannot be read as an image."""
 
 
+class ImageWarning(UserWarning):
+    """An image that was read, but hardly shows anything."""
+
+
 class VideoError(MaskletError, ValueError):
     """Something that cannot be read, or written, as a video."""
 
@@ -39,6 +43,10 @@ class DataError(MaskletError, ValueError):
 
 class TrainingError(MaskletError, RuntimeError):
     """A run that cannot go on. What it had learned by its last save is kept."""
+
+
+class DetectorError(MaskletError, RuntimeError):
+    """A detector of words that cannot be loaded, or returns something else than detections."""
 
 
 class SpoolError(MaskletError, OSError):

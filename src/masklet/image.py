@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -13,23 +15,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from masklet import checkpoints
 from masklet.atomic import replacing
-from masklet.config import STRIDES, SizeHW
+from masklet.config import NUM_MULTIMASK_OUTPUTS, STRIDES, SizeHW
+from masklet.detection import DEFAULT_THRESHOLD, Detections, Detector, Words
 from masklet.engine import Engine
 from masklet.errors import CheckpointError, PromptError
-from masklet.masks import clean_masks, upscale_logits
+from masklet.masks import clean_masks, join_chunks, upscaled_masks
 from masklet.model.fingerprint import fingerprint
 from masklet.model.neck import Features
 from masklet.model.prompt_encoder import Prompts
 from masklet.model.sam2 import Sam2Model
-from masklet.processing import Sam2ImageProcessor
-from masklet.prompts import read_prompts
+from masklet.numbers import size_of, whole_number
+from masklet.processing import ImageProcessor
+from masklet.prompts import one_box, read_prompts
 from masklet.results import CandidateMasks, Masks
 from masklet.results.masks import read_only
 from masklet.results.visualisation import notebook_html, notebook_png
 
 OBJECTS_PER_BATCH = 32
-"""Objects decoded together: enough to fill a processor, few enough that their full-size masks fit in memory."""
+"""Objects decoded in one batch: enough to fill a processor. Only their low-resolution logits are held at the same
+time."""
 
 FORMAT = "masklet-encoded-image-1"
 
@@ -65,7 +71,7 @@ class EncodedImage:
         return notebook_html(self._repr_png_(), repr(self))
 
     @classmethod
-    def encode(cls, engine: Engine, image: np.ndarray, processor: Sam2ImageProcessor) -> EncodedImage:
+    def encode(cls, engine: Engine, image: np.ndarray, processor: ImageProcessor) -> EncodedImage:
         """Runs the image encoder on (height, width, 3) uint8 RGB."""
         with torch.inference_mode():
             features = engine.encode(processor.pixel_values(image))
@@ -82,6 +88,10 @@ class EncodedImage:
         mask: Any = None,
         multimask: bool | None = None,
         candidates: Literal[False] = False,
+        packed: bool = False,
+        text: Words | None = None,
+        detector: Any = None,
+        detection_threshold: float = DEFAULT_THRESHOLD,
         fill_holes: int = 0,
         remove_islands: int = 0,
     ) -> Masks: ...
@@ -97,6 +107,10 @@ class EncodedImage:
         mask: Any = None,
         multimask: bool | None = None,
         candidates: Literal[True],
+        packed: Literal[False] = False,
+        text: Words | None = None,
+        detector: Any = None,
+        detection_threshold: float = DEFAULT_THRESHOLD,
         fill_holes: int = 0,
         remove_islands: int = 0,
     ) -> CandidateMasks: ...
@@ -111,6 +125,10 @@ class EncodedImage:
         mask: Any = None,
         multimask: bool | None = None,
         candidates: bool = False,
+        packed: bool = False,
+        text: Words | None = None,
+        detector: Any = None,
+        detection_threshold: float = DEFAULT_THRESHOLD,
         fill_holes: int = 0,
         remove_islands: int = 0,
     ) -> Masks | CandidateMasks:
@@ -119,63 +137,127 @@ class EncodedImage:
         Coordinates are pixels of the original image, x right and y down.
 
         Args:
-            points: [(x, y), …] on one object, or one such list for each object; (x, y, 0) is a point beside it.
-            labels: Nested as the points: 1 on the object, 0 beside it. All 1 if None.
-            box: (x0, y0, x1, y1) around one object.
-            boxes: One box for each object.
-            mask: A rough mask to refine, one for each object: the ``logits`` of an earlier result, or a binary mask of
-                the image's size.
-            multimask: Whether the network proposes three masks for each object (whole, part, subpart), of which the
-                one of the highest predicted IoU is returned. If None: only for a single click, which is ambiguous.
+            points: [(x, y), …] on one object, or one such list for each object; (x, y, 0) is a point that is not on it.
+            labels: Nested as the points: 1 on the object, 0 not on it. All 1 if None.
+            box: (x0, y0, x1, y1) around one object; [[x0, y0, x1, y1]] is the same.
+            boxes: One box for each object. There may be none: an empty list or an array (0, 4), for example from a
+                detector that found nothing, gives empty ``Masks``. So do points of shape (0, points, 2).
+            mask: A rough mask to refine, one for each object: the ``logits`` of an earlier result, or a mask of the
+                image's size, binary or soft (floats from 0 to 1, or grey values in uint8).
+            multimask: Whether the network proposes three masks for each object (whole, part, subpart), of which the one
+                with the highest predicted IoU is returned. If None, it does so only for a single click, which is
+                ambiguous.
             candidates: Whether to return all three masks of each object instead of the best one.
-            fill_holes: Holes of fewer pixels are filled.
-            remove_islands: Islands of fewer pixels are removed, but never the largest.
+            packed: Whether to keep the masks as run lengths (``masklet.masks.PackedMasks``), without logits, so that
+                thousands of masks of a large image fit in memory. It cannot be combined with ``candidates``.
+            text: Words, such as "a truck" or ["car", "person"]: what a detector finds becomes boxes.
+            detector: Finds words; see ``masklet.detection``. None loads Grounding DINO from the Hugging Face Hub.
+            detection_threshold: Least score of a detection, 0 to 1.
+            fill_holes: Holes that have fewer pixels are filled.
+            remove_islands: Islands that have fewer pixels are removed, but never the largest.
 
         Returns:
             ``Masks``, one for each object, in the order of the prompts; with ``candidates=True``, ``CandidateMasks``.
+            With ``text``, they have ``labels``, and go from high to low scores of the detector. There may be none.
 
         Raises:
             PromptError: The prompts are invalid or do not fit together.
+            DetectorError: The detector cannot be loaded, or returns something else than detections.
         """
-        if box is not None and boxes is not None:
-            raise PromptError("box and boxes were both given: expected box for one object, or boxes for several")
+        names = None
+        if text is not None or detector is not None:
+            if not (points is None and labels is None and box is None and boxes is None and mask is None):
+                raise PromptError("text came with points, boxes or a mask: expected one or the other")
+            found = self._detect(text, detector, detection_threshold)
+            boxes, names = found.boxes, np.array(found.labels, np.str_)
+        fill_holes = whole_number("fill_holes", fill_holes, PromptError, least=0)
+        remove_islands = whole_number("remove_islands", remove_islands, PromptError, least=0)
         if candidates and multimask is False:
             raise PromptError("candidates=True returns three masks for each object: multimask=False allows only one")
-        prompts = read_prompts(
-            points,
-            labels,
-            boxes if box is None else [box],
-            mask,
-            size_hw=self.size_hw,
-            input_hw=self.input_hw,
-        )
+        if candidates and packed:
+            raise PromptError(
+                "candidates=True and packed=True were both given: packed masks hold one mask for each object"
+            )
+        prompts = self._read(points, labels, box, boxes, mask)
         if multimask is None:
             multimask = candidates or prompts.is_single_click
-        batches = [
-            self._predict_batch(prompts[start : start + OBJECTS_PER_BATCH], multimask, best_only=not candidates)
-            for start in range(0, len(prompts), OBJECTS_PER_BATCH)
-        ]
-        masks, logits, iou_scores = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-        cleaned = clean_masks(masks.reshape(-1, *self.size_hw), fill_holes=fill_holes, remove_islands=remove_islands)
-        found = CandidateMasks(cleaned.reshape(masks.shape), logits, iou_scores, self.image)
-        return found if candidates else found.best
+        clean = partial(clean_masks, fill_holes=fill_holes, remove_islands=remove_islands)
+        masks, logits, iou_scores = self._predict(
+            self._decode(prompts, multimask, best_only=not candidates),
+            len(prompts) * (NUM_MULTIMASK_OUTPUTS if candidates else 1),
+            clean if fill_holes > 0 or remove_islands > 0 else None,
+            packed=packed,
+        )
+        if not candidates:
+            return Masks(masks, logits, iou_scores, np.arange(len(prompts)), self.image, names)
+        masks, logits, iou_scores = (
+            values.reshape(len(prompts), NUM_MULTIMASK_OUTPUTS, *values.shape[1:])
+            for values in (masks, logits, iou_scores)
+        )
+        return CandidateMasks(masks, logits, iou_scores, self.image)
+
+    def _detect(self, text: Words | None, detector: Any, threshold: float) -> Detections:
+        if text is None:
+            raise PromptError("detector came without text: expected the words to look for, such as text='a truck'")
+        if self.image is None:
+            raise PromptError("this encoded image was loaded from a file and has no pixels, which text needs")
+        return Detector(detector, text, threshold=threshold)(self.image)
+
+    def _read(self, points: Any, labels: Any, box: Any, boxes: Any, mask: Any) -> Prompts:
+        """See ``read_prompts``; ``box`` is one of ``boxes``."""
+        if box is not None and boxes is not None:
+            raise PromptError("box and boxes were both given: expected box for one object, or boxes for several")
+        boxes = boxes if box is None else one_box(box)
+        return read_prompts(points, labels, boxes, mask, size_hw=self.size_hw, input_hw=self.input_hw)
 
     @torch.inference_mode()
-    def _predict_batch(
-        self, prompts: Prompts, multimask: bool, *, best_only: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks, logits and predicted IoU as in ``CandidateMasks``, of the best candidate of each object or of all."""
-        logits, iou_scores = self._decode(prompts, multimask)
-        if best_only:  # before upscaling, which takes most of the memory
-            chosen = torch.arange(len(logits), device=logits.device), iou_scores.argmax(1)
-            logits, iou_scores = logits[chosen][:, None], iou_scores[chosen][:, None]
-        masks = upscale_logits(logits, self.size_hw) > 0
-        return masks.cpu().numpy(), logits.cpu().numpy(), iou_scores.cpu().numpy()
+    def _predict(
+        self,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        count: int,
+        clean: Callable[[np.ndarray], np.ndarray] | None,
+        *,
+        packed: bool,
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Masks, logits and predicted IoU as in ``Masks``, each written once into the result.
 
-    def _decode(self, prompts: Prompts, multimask: bool) -> tuple[Tensor, Tensor]:
-        """(objects, candidates, h, w) logits and (objects, candidates) predicted IoU, float32."""
-        decoded = self.engine.decode(self.features, prompts.to(self.engine.device), multimask=multimask)
-        return decoded.logits[0].float(), decoded.iou_scores[0].float()
+        Logits of the image's size are in memory for one chunk of masks at a time.
+
+        Args:
+            batches: From ``_decode``.
+            count: Masks of all batches.
+            clean: Applied to each chunk of masks.
+            packed: Masks are run lengths, and there are no logits.
+        """
+        low_hw = (0, 0) if packed else tuple(side // STRIDES[0] for side in self.input_hw)
+        kept, iou_scores = np.empty((count, *low_hw), np.float32), np.empty(count, np.float32)
+
+        def chunks() -> Iterator[np.ndarray]:
+            start = 0
+            for logits, scores in batches:
+                place = slice(start, start := start + len(scores))
+                iou_scores[place] = scores.cpu().numpy()
+                if not packed:
+                    kept[place] = logits.cpu().numpy()
+                yield from upscaled_masks(logits, self.size_hw)
+
+        masks = join_chunks(map(clean, chunks()) if clean else chunks(), count, self.size_hw, packed=packed)
+        return masks, kept, iou_scores
+
+    def _decode(self, prompts: Prompts, multimask: bool, *, best_only: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """(masks, h, w) logits and (masks,) predicted IoU, float32, of each batch of objects.
+
+        Either of the best candidate of each object, or of all candidates, object by object.
+        """
+        for start in range(0, len(prompts), OBJECTS_PER_BATCH):
+            batch = prompts[start : start + OBJECTS_PER_BATCH].to(self.engine.device)
+            decoded = self.engine.decode(self.features, batch, multimask=multimask)
+            logits, iou_scores = decoded.logits[0].float(), decoded.iou_scores[0].float()
+            if best_only:  # before upscaling, which takes most of the time and memory
+                chosen = torch.arange(len(logits), device=logits.device), iou_scores.argmax(1)
+                yield logits[chosen], iou_scores[chosen]
+            else:
+                yield logits.flatten(0, 1), iou_scores.flatten()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves the encoded image as a safetensors file, for ``Segmenter.load_image`` of the same model.
@@ -213,13 +295,31 @@ class EncodedImage:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"cannot load {path} as an encoded image: {error}") from error
-        if metadata["encoder"] != encoder_fingerprint(engine.model):
+        if metadata.get("encoder") != encoder_fingerprint(engine.model):
             raise CheckpointError(
-                f"{path} was encoded by another model: expected the one that is loaded. Load that model, or encode the "
+                f"{path} was encoded by another model than the one that is loaded: load that model, or encode the "
                 "image again"
             )
-        features = Features(*(t.to(engine.dtype) for t in tensors))
-        return cls(engine, features, (int(metadata["height"]), int(metadata["width"])), None)
+        check_features(tensors, engine.config.hidden_size, path)
+        try:
+            size = [int(metadata[side]) for side in ("height", "width")]
+        except (KeyError, ValueError):
+            size = []
+        size_hw = size_of(f"the size of the image in {path}", size, CheckpointError)
+        return cls(engine, Features(*(t.to(engine.dtype) for t in tensors)), size_hw, None)
+
+
+def check_features(tensors: Sequence[Tensor], dim: int, path: str | os.PathLike[str]) -> None:
+    """Raise a CheckpointError unless these are ``Features`` of one image, of a network with ``dim`` channels."""
+    coarsest = tensors[-1].shape
+    h, w = coarsest[-2:] if len(coarsest) == 4 else (0, 0)
+    expected = [(1, dim // 8, 4 * h, 4 * w), (1, dim // 4, 2 * h, 2 * w), (1, dim, h, w)]
+    found = [tuple(tensor.shape) for tensor in tensors]
+    if found != expected or not h * w or h % 2 or w % 2 or not all(map(checkpoints.is_finite, tensors)):
+        raise CheckpointError(
+            f"{path} holds no encoded image: maps of {found} with finite numbers are not those of a network with {dim} "
+            "channels. Encode the image again"
+        )
 
 
 def encoder_fingerprint(model: Sam2Model) -> str:

@@ -1,6 +1,7 @@
 """Every engine against the eager one, function by function, and whatever may be done to a network."""
 
 import copy
+import pickle
 
 import numpy as np
 import peft
@@ -52,6 +53,11 @@ def kinds_of_prompts(size_hw):
 def assert_decoded_alike(ours, expected):
     for name in ("logits", "iou_scores", "object_scores", "mask_tokens", "object_pointers"):
         assert_close(getattr(ours, name), getattr(expected, name))
+
+
+def encoded(engine, pixels):
+    with torch.inference_mode():
+        return engine.encode(pixels)
 
 
 # Function by function
@@ -156,7 +162,7 @@ def test_write_memory_agrees(engines, features, objects, binarize):
 
 @pytest.mark.slow
 def test_images_and_videos_have_the_same_masks(repository):
-    engines = {name: masklet.load(engine=name) for name in ("eager", "cpu")}
+    engines = {name: masklet.load(engine=name, dtype="float32") for name in ("eager", "cpu")}
     assert [sam.engine.name for sam in engines.values()] == ["eager", "cpu"]
     grid = [[(x, y)] for x in range(100, 900, 200) for y in range(75, 600, 150)]
     masks, tracks = {}, {}
@@ -264,6 +270,46 @@ def test_replaced_layers_and_new_weights_take_effect(tiny_model, place):
         everything_an_engine_computes(cpu, pixels), everything_an_engine_computes(eager, pixels), strict=True
     ):
         assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("name", ["eager", "cpu"])
+def test_copies_and_pickles_of_an_engine_have_a_network_of_their_own(tiny_model, name):
+    engine = make_engine(copy.deepcopy(tiny_model), name)
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    before = encoded(engine, pixels)
+    for again in (copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        assert type(again) is type(engine)
+        assert all(map(torch.equal, encoded(again, pixels), before))
+        for weight in again.model.vision_encoder.neck.convs[3].parameters():
+            torch.nn.init.zeros_(weight)
+        assert not encoded(again, pixels).stride4.equal(before.stride4)
+        assert all(map(torch.equal, encoded(engine, pixels), before))
+
+
+def test_a_network_may_be_made_in_inference_mode(tiny_model):
+    pixels = torch.zeros(1, 3, 64, 64)
+    with torch.inference_mode():
+        made = copy.deepcopy(tiny_model)
+    for name in ("eager", "cpu"):
+        engine, expected = make_engine(made, name), encoded(make_engine(tiny_model, name), pixels)
+        assert all(map(torch.equal, encoded(engine, pixels), expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_that_is_converted_later_runs_in_its_new_precision(tiny_model, dtype):
+    model = copy.deepcopy(tiny_model)
+    cpu, pixels = make_engine(model, "cpu"), torch.zeros(1, 3, 64, 64)
+    with torch.inference_mode():
+        cpu.decode(cpu.encode(pixels), prompts_for((64, 64), batch=1), multimask=True)
+        model.to(dtype)
+        features = cpu.encode(pixels)
+        memory = random_memory(model.config, features.map_hw, objects=1, maps=2, pointers=1)
+        prompts = prompts_for((64, 64), batch=1)
+        assert cpu.decode(features, prompts, multimask=True).logits.dtype == dtype
+        assert cpu.decode_confident(features, prompts, iou_threshold=0.0).logits.dtype == dtype
+        expected = make_engine(model, "eager")
+        assert all(map(torch.equal, features, expected.encode(pixels)))
+        assert_close(cpu.read_memory(features, memory).float(), expected.read_memory(features, memory).float(), 1e-2)
 
 
 def test_hooks_are_called(tiny_model):

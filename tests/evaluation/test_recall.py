@@ -51,7 +51,7 @@ def test_recall_counts_objects_with_a_good_enough_mask():
         RecallScore("a", 2, 4, 0.5, 1.0, 0.0),
         RecallScore("c", 1, 1, pytest.approx(1 / 3), 0.0, 0.0),
     ]
-    assert sam.options == [{"points_per_side": 3}] * 2  # none for the image without objects
+    assert sam.options == [{"packed": True, "points_per_side": 3}] * 2  # none for the image without objects
     assert extremes.scores == pytest.approx([1 / 3, 0.5, 0.75])
     assert summarise_recall(scores) == {
         "best_iou": pytest.approx((0.75 + 0.5 + 1 / 3) / 3),

@@ -75,9 +75,22 @@ class Scripted:
     tracked: list  # for each frame, {(kind of prompt, object): (height, width) bool}
     clicked: dict = field(default_factory=dict)  # for each object, its masks after 1, 2, 3 clicks; empty if missing
     prompts: list = field(default_factory=list)
+    decided: list | None = None  # like ``tracked``: what the policy decides on at the end, if it decides late
+    policy: object = None
 
-    def video(self, images):
-        return SimpleNamespace(video=SimpleNamespace(size_hw=SIZE_HW), prompt=self.prompt, track=self.track)
+    def video(self, images, policy):
+        self.policy = policy
+        return SimpleNamespace(
+            video=SimpleNamespace(size_hw=SIZE_HW),
+            prompt=self.prompt,
+            track=self.track,
+            decides_late=self.decided is not None,
+            results=self.results,
+        )
+
+    def results(self, *, with_images):
+        assert with_images
+        return Scripted(self.decided).track(0, len(self.decided) - 2)
 
     def prompt(self, frame, name, *, mask=None, points=None):
         self.prompts.append((frame, name, mask if points is None else points))
@@ -98,6 +111,14 @@ def truths(video, *numbers):
         {(kind, number): video.labels(i) == number for number in numbers for kind in ("mask", "clicks")}
         for i in range(len(video.images))
     ]
+
+
+def test_what_a_policy_decides_late_is_scored_when_the_video_is_done(folder):
+    (video,) = read_videos(folder)
+    nothing = [{name: np.zeros(SIZE_HW, bool) for name in frame} for frame in truths(video, 2, 5)]
+    sam = Scripted(nothing, decided=truths(video, 2, 5))
+    assert [score.j for score in evaluate_videos(sam, [video], policy="sam2long")] == [1, 1]
+    assert sam.policy == "sam2long"
 
 
 def test_a_perfect_tracker_scores_one_and_the_baseline_scores_the_first_mask(folder):

@@ -6,7 +6,15 @@ import torch
 from everything_reference import without_small_regions as reference_without_small_regions
 
 from masklet.everything import filters
-from masklet.everything.filters import distinct_after_cleaning, is_cut, stable_masks, without_small_regions
+from masklet.everything.filters import (
+    Candidates,
+    distinct_after_cleaning,
+    distinct_between_crops,
+    distinct_in_crop,
+    is_cut,
+    stable_masks,
+    without_small_regions,
+)
 from masklet.everything.grid import make_crops
 from masklet.everything.options import EverythingOptions
 from masklet.masks import box_nms, stability_scores, upscale_logits
@@ -24,8 +32,9 @@ def test_masks_are_stable_and_not_empty_at_the_size_of_the_image(monkeypatch):
     assert 10 < len(expected) < 30
     for elements in (filters.CPU_ELEMENTS, 1):  # one chunk or many
         monkeypatch.setattr(filters, "CPU_ELEMENTS", elements)
-        kept, boxes = stable_masks(logits, (48, 80), options)
+        kept, boxes, stability = stable_masks(logits, (48, 80), options)
         assert kept.tolist() == expected
+        np.testing.assert_array_equal(stability, scores[kept])
         for mask, (x0, y0, x1, y1) in zip(upscaled[kept] > 0, boxes.astype(int), strict=True):
             assert mask[y0:y1, x0:x1].sum() == mask.sum()
             assert all(edge.any() for edge in (mask[y0], mask[y1 - 1], mask[:, x0], mask[:, x1 - 1]))
@@ -47,6 +56,15 @@ def test_the_best_of_overlapping_boxes_is_kept():
     assert box_nms(boxes, scores, 0.8).tolist() == [3, 1, 0, 4, 5]
     assert box_nms(boxes, scores, 1.1).tolist() == [3, 1, 0, 2, 4, 5]
     assert box_nms(boxes[:0], scores[:0], 0.7).tolist() == []
+
+
+def test_duplicates_of_lines_of_one_pixel_are_removed():
+    lines = np.array([[0, 4, 50, 5], [1, 4, 50, 5], [0, 6, 50, 7], [7, 0, 8, 30], [7, 0, 8, 29]], np.float32)
+    scores, crops = np.linspace(0.9, 0.5, 5, dtype=np.float32), np.zeros(5, int)
+    candidates = Candidates(torch.zeros(5, 2, 2), scores, lines, crops, np.ones(5, np.float32), lines[:, :2])
+    assert distinct_in_crop(candidates, EverythingOptions()).boxes.tolist() == lines[[0, 2, 3]].tolist()
+    kept = distinct_between_crops(candidates, make_crops((60, 60), EverythingOptions()), EverythingOptions())
+    assert kept.boxes.tolist() == lines[[0, 2, 3]].tolist()
 
 
 def test_holes_are_those_of_the_reference_which_leak_through_corners():

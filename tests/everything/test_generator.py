@@ -1,5 +1,6 @@
 """Everything in an image, compared with a straightforward generator that decides on masks of the image's size."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 import masklet
 from masklet.engine import make_engine
 from masklet.everything import generator
+from masklet.everything.filters import Candidates
 from masklet.everything.generator import decode_points
 from masklet.everything.grid import make_grid
 from masklet.everything.options import EverythingOptions
@@ -20,6 +22,7 @@ from masklet.model.prompt_encoder import Prompts
 from masklet.segmenter import Segmenter
 from masklet.video.frames import open_video
 
+GRIDS = [np.random.default_rng(0).random((count, 2)).tolist() for count in (30, 9)]
 ANY = {"iou_threshold": 0.0, "stability_threshold": 0.0}
 
 
@@ -36,7 +39,7 @@ def matched(ours, theirs, least=0.99):
 
 @pytest.fixture(scope="module")
 def nano():
-    return masklet.load(device="cpu")
+    return masklet.load(device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +56,40 @@ def images():
         ("truck", (450, 300), "eager", {}, {}),
         ("dog", (480, 270), "cpu", {}, {}),
         ("truck", (450, 300), "cpu", {"box_nms": 1.1}, {"nms": 1.1}),
-        ("truck", (1350, 900), "cpu", {}, {}),  # larger than the logits, where scores at low resolution are used
+        ("truck", (900, 600), "cpu", {}, {}),  # larger than the logits, where scores at low resolution are used
         ("truck", (200, 380), "cpu", {"min_area": 60}, {"min_area": 60}),
         ("truck", (450, 300), "cpu", {"crops": 1, "points_per_side": 4}, {"crops": 1, "side": 4}),
         ("truck", (300, 200), "cpu", {"refine": True, "points_per_side": 5}, {"refine": True, "side": 5}),
+        ("truck", (450, 300), "cpu", {"mask_threshold": 0.7}, {"threshold": 0.7}),
+        ("truck", (450, 300), "cpu", {"candidates": False}, {"multimask": False}),
+        (
+            "truck",
+            (300, 200),
+            "cpu",
+            {"candidates": False, "refine": True, "points_per_side": 5, "mask_threshold": -0.5},
+            {"multimask": False, "refine": True, "side": 5, "threshold": -0.5},
+        ),
+        ("truck", (450, 300), "cpu", {"point_grids": GRIDS, "crops": 1}, {"grids": GRIDS, "crops": 1}),
     ],
-    ids=["plain", "eager engine", "another image", "no nms", "large", "min area, portrait", "crops", "refine"],
+    ids=[
+        "plain",
+        "eager engine",
+        "another image",
+        "no nms",
+        "large",
+        "min area, portrait",
+        "crops",
+        "refine",
+        "mask threshold",
+        "one mask a point",
+        "one refined mask",
+        "points of one's own",
+    ],
 )
 def test_the_masks_are_those_of_a_straightforward_generator(nano, images, name, size_wh, engine, options, theirs):
     sam = Segmenter(make_engine(nano.model, engine), nano.image_processor)
     image = np.array(Image.fromarray(images[name]).resize(size_wh))
-    ours = sam.everything(image, **({"points_per_side": 8} | options))
+    ours = sam.everything(image, **({"points_per_side": 8} | options if "point_grids" not in options else options))
     expected = all_masks(nano, image, **({"side": 8, "iou": 0.4, "stability": 0.3} | theirs))
     assert len(expected) > 3
     assert matched(ours.masks, expected) >= 0.98
@@ -158,3 +184,25 @@ def test_confident_candidates_are_those_of_a_full_decode(engine, encoded):
             torch.testing.assert_close(confident.iou_scores, full.iou_scores[0][is_confident])
             torch.testing.assert_close(confident.logits, full.logits[0][is_confident], rtol=1e-4, atol=1e-4)
             assert confident.objects.tolist() == is_confident.nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_masks_that_cleaning_makes_duplicates_are_removed_without_a_copy_of_all(sam, monkeypatch, packed):
+    """Each rectangle comes twice, once with an island that is cleaned away."""
+    size_hw, cells = (400, 600), torch.full((40, 64, 64), -9.0)
+    for number in range(20):
+        cells[2 * number : 2 * number + 2, 3 * number : 3 * number + 6, 10:30] = 9
+        cells[2 * number, (3 * number + 32) % 64, 50] = 9
+    scores = np.linspace(1, 0.5, 40, dtype=np.float32)
+    columns = (np.zeros((40, 4), np.float32), np.zeros(40, int), np.ones(40, np.float32), np.zeros((40, 2), np.float32))
+    found = Candidates(cells, scores, *columns)
+    monkeypatch.setattr(generator, "find_candidates", lambda *args: found)
+    tracemalloc.start()
+    masks = sam.everything(np.zeros((*size_hw, 3), np.uint8), packed=packed, min_area=200)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    one_mask = 400 * 600
+    assert peak < (0 if packed else 40 * one_mask) + 15 * one_mask
+    np.testing.assert_array_equal(masks.iou_scores, scores[1::2])
+    np.testing.assert_array_equal(masks.object_ids, np.arange(20))
+    np.testing.assert_array_equal(masks.masks, (upscale_logits(cells[1::2], size_hw) > 0).numpy())

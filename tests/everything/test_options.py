@@ -49,13 +49,41 @@ def test_the_embedded_model_has_thresholds_of_its_own():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points_per_side": 0}, "points_per_side is 0: expected a whole number, 1 or more"),
-        ({"points_per_side": 2.5}, "points_per_side is 2.5: expected a whole number, 1 or more"),
-        ({"crops": -1}, "crops is -1: expected a whole number, 0 or more"),
+        ({"points_per_side": 0}, "points_per_side is 0: expected a whole number, 1 to 1024"),
+        ({"points_per_side": 2.5}, "points_per_side is 2.5: expected a whole number, 1 to 1024"),
+        ({"crops": -1}, "crops is -1: expected a whole number, 0 to 8"),
         ({"min_area": "9"}, "min_area is '9': expected a whole number, 0 or more"),
         ({"iou_threshold": 1.5}, "iou_threshold is 1.5: expected a number, 0 to 1"),
         ({"stability_threshold": float("nan")}, "stability_threshold is nan: expected a number, 0 to 1"),
-        ({"stability_offset": -1}, "stability_offset is -1: expected a number, 0 or more"),
+        ({"stability_offset": -1}, "stability_offset is -1: expected a finite number, 0 or more"),
+        (
+            {"stability_offset": 10**400},
+            f"stability_offset is 1{79 * '0'}…: expected a finite number, 0 or more",
+        ),
+        ({"points_per_side": 10**6}, "points_per_side is 1000000: expected a whole number, 1 to 1024"),
+        ({"crops": 30}, "crops is 30: expected a whole number, 0 to 8"),
+        ({"min_area": True}, "min_area is True: expected a whole number, 0 or more"),
+        ({"crop_overlap": 0.3}, "crop_overlap has no effect without crops: expected crops=1 or more with it"),
+        ({"crop_nms": 0.3}, "crop_nms has no effect without crops: expected crops=1 or more with it"),
+        ({"candidates": 3}, "candidates is 3: expected True or False"),
+        ({"mask_threshold": float("inf")}, "mask_threshold is inf: expected a finite number"),
+        (
+            {"point_grids": [[(0.5, 0.5)]], "points_per_side": 8},
+            "points_per_side has no effect with point_grids: expected one of the two",
+        ),
+        (
+            {"point_grids": [[(0.5, 0.5)]], "crops": 1},
+            "point_grids is 1 grids: expected a list of one grid for each layer of crops, so 2",
+        ),
+        ({"point_grids": 3}, "point_grids is int: expected a list of one grid for each layer of crops, so 1"),
+        *(
+            (
+                {"point_grids": [grid]},
+                "grid 0 of point_grids is not a grid of points: expected (points, 2), x and y from 0 to 1, at least "
+                "one point",
+            )
+            for grid in ([], [(0.5, 1.5)], [(float("nan"), 0.5)], [(1, 2, 3)], "a grid", [(0.5, 10**400)])
+        ),
         ({"refine": "false"}, "refine is 'false': expected True or False"),
         ({"box_nms": None}, "box_nms is None: expected a number, 0 or more"),
         (
@@ -74,10 +102,14 @@ def test_an_invalid_option_is_refused(sam, image, options, message):
 
 def test_an_unknown_option_is_refused_with_the_known_ones(sam, image):
     known = (
-        "resolution, points_per_side, crops, crop_overlap, crop_points_divisor, iou_threshold, stability_threshold, "
-        "stability_offset, box_nms, crop_nms, min_area, refine"
+        "resolution, value_range, bands, nodata, points_per_side, point_grids, crops, crop_overlap, "
+        "crop_points_divisor, iou_threshold, stability_threshold, stability_offset, box_nms, crop_nms, min_area, "
+        "refine, candidates, mask_threshold"
     )
-    for find, others in ((sam.everything, "packed"), (sam.everything_tiled, "tile, overlap")):
+    for find, others in (
+        (sam.everything, "packed, text, detector, detection_threshold"),
+        (sam.everything_tiled, "tile, overlap"),
+    ):
         with pytest.raises(ConfigError) as caught:
             find(image, points=3)
         assert str(caught.value) == f"there is no option points: expected {others}, {known}"

@@ -6,6 +6,7 @@ from mask_shapes import bool_masks, few_examples
 from masklet.masks import (
     PackedMasks,
     Patch,
+    encode_masks,
     encode_patch,
     encode_rle,
     mask_areas,
@@ -23,6 +24,7 @@ def test_encoding_a_patch_matches_coco_on_the_whole_image(masks, packed):
         np.testing.assert_array_equal(mask[patch.place], patch.inside)
         assert patch.inside.sum() == mask.sum()
         assert encode_patch(patch, size_hw) == rle
+        assert encode_masks(mask[None]) == [rle]
         (x0, y0), (height, width) = patch.corner_xy, patch.inside.shape
         assert [x0, y0, x0 + width, y0 + height] == mask_boxes(mask[None])[0].tolist()
 

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pycocotools.mask as coco
@@ -87,3 +88,13 @@ def test_more_than_255_packed_masks_have_boxes_areas_and_ious():
 @few_examples
 def test_joining_gives_the_union(masks):
     assert join_rle(encode_rle(masks)) == encode_rle(masks.any(0)[None])[0]
+
+
+def test_masks_are_encoded_one_at_a_time():
+    masks = np.random.default_rng(0).random((40, 100, 150)) > 0.5
+    tracemalloc.start()
+    runs = encode_rle(masks)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < sum(len(run["counts"]) for run in runs) + 10 * masks[0].nbytes < masks.nbytes
+    assert runs == [text_rle(run) for run in coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))]

@@ -4,7 +4,8 @@ import pytest
 import torch
 from parity.seeded import seeded_weights
 
-from masklet import Sam2Config, Sam2Model
+from masklet.config import Sam2Config
+from masklet.model.sam2 import Sam2Model
 
 META_WEIGHTS = "e52582cb8d90091a6140c3fc1617e330531e557fe9f5f293b45e687bcfe9ae33"
 TRANSFORMERS_WEIGHTS = "851be74980ed6dd3fb7e181cd2ff02c53d404974d5fc49f5442e107fa622f704"

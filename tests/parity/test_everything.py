@@ -31,9 +31,11 @@ def test_automatic_masks_are_those_of_transformers(seeded_transformers_sam, gold
         image = truck.convert("RGB").resize((900, 600), Image.Resampling.BILINEAR)
 
     # transformers 5.23 makes the grid for SAM's padded square, so it covers two thirds of this image's height.
-    make_grid, compressed = generator.make_grid, torch.tensor([1, 600 / 900])
+    points_in_layer, compressed = generator.points_in_layer, torch.tensor([1, 600 / 900])
     monkeypatch.setattr(
-        generator, "make_grid", lambda side: make_grid(side)[rows[0] * side : (rows[-1] + 1) * side] * compressed
+        generator,
+        "points_in_layer",
+        lambda options, layer: points_in_layer(options, layer)[rows[0] * GRID : (rows[-1] + 1) * GRID] * compressed,
     )
     ours = seeded_transformers_sam.everything(
         image, points_per_side=GRID, iou_threshold=0.64, stability_threshold=0.6, box_nms=1.1

@@ -9,19 +9,14 @@ from transformers import Sam2Model as TheirModel
 from transformers import Sam2VideoConfig as TheirVideoConfig
 from transformers import Sam2VideoModel as TheirVideoModel
 
-from masklet import (
-    Sam2Config,
-    Sam2ImageEncoderConfig,
-    Sam2MaskDecoderConfig,
-    Sam2MemoryAttentionConfig,
-    Sam2Model,
-)
 from masklet.checkpoints.transformers import config_to_json
+from masklet.config import Sam2Config, Sam2ImageEncoderConfig, Sam2MaskDecoderConfig, Sam2MemoryAttentionConfig
 from masklet.engine import make_engine
 from masklet.model.memory_attention import MemoryTokens
 from masklet.model.neck import Features
 from masklet.model.positions import sine_positions_2d
 from masklet.model.prompt_encoder import Prompts
+from masklet.model.sam2 import Sam2Model
 
 
 def shrunken(**changes):
@@ -88,7 +83,8 @@ def embeddings(pair):
     side = ours.config.image_size
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        return theirs.get_image_embeddings(pixels), ours.get_image_embeddings(pixels)
+        features = ours.encode(pixels)
+        return theirs.get_image_embeddings(pixels), [*features[:2], ours.without_memory(features.stride16)]
 
 
 def close(ours, theirs, tolerance=1e-4):
@@ -136,29 +132,23 @@ def test_the_prompt_encoder_gives_their_embeddings(pair):
     close(embedded.dense.flatten(0, 1), dense)
 
 
-@pytest.mark.parametrize("multimask", [True, False])
-@pytest.mark.parametrize("kind", ["points", "one click", "boxes", "points and boxes", "many points"])
-def test_the_decoder_gives_their_masks(pair, embeddings, kind, multimask):
-    ours, theirs, _ = pair
-    prompts = prompts_for(ours.config.image_size)[kind]
-    with torch.inference_mode():
-        expected = theirs(image_embeddings=embeddings[0], multimask_output=multimask, **prompts)
-        got = ours(image_embeddings=embeddings[0], multimask_output=multimask, **prompts)
-    close(got.pred_masks, expected.pred_masks)
-    close(got.iou_scores, expected.iou_scores)
-    close(got.object_score_logits, expected.object_score_logits)
+def prompts_as_ours(given):
+    """Their names of prompts to ours."""
+    return Prompts(*(given.get(f"input_{name}") for name in ("points", "labels", "boxes", "masks")))
 
 
+@pytest.mark.parametrize("engine", ["eager", "cpu"])
 @pytest.mark.parametrize("multimask", [True, False])
 @pytest.mark.parametrize("kind", ["points", "one click", "boxes", "points and boxes", "many points"])
-def test_the_cpu_engine_gives_their_masks(pair, embeddings, kind, multimask):
+def test_engines_give_their_masks(pair, embeddings, kind, multimask, engine):
     ours, theirs, _ = pair
     given = prompts_for(ours.config.image_size)[kind]
-    prompts = Prompts(*(given.get(f"input_{name}") for name in ("points", "labels", "boxes")))
     features = Features(*embeddings[0])
     with torch.inference_mode():
         expected = theirs(image_embeddings=embeddings[0], multimask_output=multimask, **given)
-        got = make_engine(ours, "cpu").decode(features, prompts, multimask=multimask, conditioned=features.stride16)
+        got = make_engine(ours, engine).decode(
+            features, prompts_as_ours(given), multimask=multimask, conditioned=features.stride16
+        )
     close(got.logits, expected.pred_masks)
     close(got.iou_scores, expected.iou_scores)
     close(got.object_scores, expected.object_score_logits)
@@ -169,15 +159,15 @@ def test_a_mask_prompt_gives_their_masks(pair, embeddings, with_point):
     ours, theirs, _ = pair
     side = ours.config.image_size
     mask = torch.randn(1, 1, side // 4, side // 4, generator=torch.Generator().manual_seed(3)) * 5
-    prompts = {"input_masks": mask}
+    given = {"input_masks": mask}
     if with_point:
-        prompts["input_points"] = torch.full((1, 1, 1, 2), side / 3)
-        prompts["input_labels"] = torch.ones(1, 1, 1, dtype=torch.long)
-    one = [embedding[:1] for embedding in embeddings[0]]
+        given["input_points"] = torch.full((1, 1, 1, 2), side / 3)
+        given["input_labels"] = torch.ones(1, 1, 1, dtype=torch.long)
+    one = Features(*(embedding[:1] for embedding in embeddings[0]))
     with torch.inference_mode():
-        expected = theirs(image_embeddings=one, **prompts)
-        got = ours(image_embeddings=one, **prompts)
-    close(got.pred_masks, expected.pred_masks)
+        expected = theirs(image_embeddings=[*one], **given)
+        got = ours.decode(one, prompts_as_ours(given), multimask=True, conditioned=one.stride16)
+    close(got.logits, expected.pred_masks)
     close(got.iou_scores, expected.iou_scores)
 
 
@@ -194,6 +184,38 @@ def fainter_single_masks(models, factor):
         parameter.copy_(original)
 
 
+@pytest.mark.parametrize(("kind", "multimask"), [("points and boxes", False), ("masks", True)])
+def test_gradients_of_a_loaded_model_are_theirs(pair, kind, multimask):
+    frozen, theirs, _ = pair
+    side = frozen.config.image_size
+    ours = Sam2Model.from_tensors(frozen.config, frozen.state_dict())
+    generator = torch.Generator().manual_seed(7)
+    pixels = torch.randn(1, 3, side, side, generator=generator)
+    prompts = {name: values[:1] for name, values in prompts_for(side)["points and boxes"].items()}
+    if kind == "masks":
+        prompts["input_masks"] = torch.randn(1, 1, side // 4, side // 4, generator=generator) * 5
+        prompts = {name: values if name == "input_masks" else values[:, :1] for name, values in prompts.items()}
+    gradients = []
+    for model in (ours, theirs.requires_grad_(True)):
+        if model is ours:
+            output = ours.decode(ours.encode(pixels), prompts_as_ours(prompts), multimask=multimask)
+            masks, scores = output.logits, output.object_scores
+        else:
+            output = theirs(pixel_values=pixels, multimask_output=multimask, **prompts)
+            masks, scores = output.pred_masks, output.object_score_logits
+        (masks.sigmoid().mean() + output.iou_scores.sum() + scores.sum()).backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+        model.zero_grad()
+    theirs.requires_grad_(False)
+    (own, expected), parts = gradients, set()
+    assert own.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(own[name], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()) + 1e-6)
+        if gradient.any():
+            parts.add(name.split(".")[0])
+    assert {"vision_encoder", "mask_decoder", "prompt_encoder"} <= parts
+
+
 def test_unstable_single_masks_are_replaced_as_theirs_are(pair, embeddings):
     """As they are, all single masks are stable. Scaled down, none is."""
     ours, theirs, _ = pair
@@ -204,10 +226,12 @@ def test_unstable_single_masks_are_replaced_as_theirs_are(pair, embeddings):
     for factor in (1, 0.001):
         with fainter_single_masks((ours, theirs), factor), torch.inference_mode():
             expected = theirs(image_embeddings=embeddings[0], input_points=points, multimask_output=False)
-            got = ours(image_embeddings=embeddings[0], input_points=points, multimask_output=False)
-            all_four = ours.decode(features, Prompts(points, labels), multimask=None, conditioned=features.stride16)
-        close(got.pred_masks, expected.pred_masks)
-        is_replaced += (got.pred_masks[:, :, 0] != all_four.logits[:, :, 0]).flatten(2).any(2).flatten().tolist()
+            got, all_four = (
+                ours.decode(features, Prompts(points, labels), multimask=multimask, conditioned=features.stride16)
+                for multimask in (False, None)
+            )
+        close(got.logits, expected.pred_masks)
+        is_replaced += (got.logits[:, :, 0] != all_four.logits[:, :, 0]).flatten(2).any(2).flatten().tolist()
     assert any(is_replaced) == ours.config.mask_decoder.dynamic_multimask_via_stability
     assert not all(is_replaced)
 

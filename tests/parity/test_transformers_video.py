@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from compat.transformers_video import HW, moving_rectangles_of
 from parity.test_transformers import shrunken
 from transformers import Sam2VideoConfig as TheirConfig
 from transformers import Sam2VideoModel as TheirModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession as TheirSession
 
-from masklet import Sam2Model
 from masklet.checkpoints.transformers import config_to_json
+from masklet.model.sam2 import Sam2Model
 from masklet.prompts import to_model_pixels
 from masklet.video.tracker import read_memory, track_object
 
 pytestmark = pytest.mark.xdist_group("transformers video")
 
 FRAMES = 8
-SIZE_HW = (120, 160)
 PROMPTS = {1: {"points": [(40, 50), (50, 55), (110, 90, 0)]}, 2: {"box": (95, 76, 144, 112)}}
 LAST_PROMPTS = {1: {"points": [(96, 50), (106, 55), (30, 100, 0)]}, 2: {"box": (56, 77, 101, 112)}}
 """Prompts for the rectangles of the last frame; ``PROMPTS`` are for those of the first."""
@@ -75,15 +75,7 @@ def pair(pair_of):
 
 @pytest.fixture(scope="module")
 def video():
-    """Frames with two rectangles that move on noise."""
-    back = np.random.default_rng(0).integers(0, 90, (*SIZE_HW, 3), dtype=np.uint8)
-    frames = []
-    for index in range(FRAMES):
-        frame = back.copy()
-        frame[30:70, 20 + 8 * index : 60 + 8 * index] = (240, 200, 40)
-        frame[80:110, 100 - 6 * index : 140 - 6 * index] = (30, 90, 220)
-        frames.append(frame)
-    return frames
+    return moving_rectangles_of(FRAMES)
 
 
 def pixels_of(sam, video):
@@ -92,7 +84,7 @@ def pixels_of(sam, video):
 
 
 def their_session(pixels=None):
-    return TheirSession(video=pixels, video_height=SIZE_HW[0], video_width=SIZE_HW[1], dtype=torch.float32)
+    return TheirSession(video=pixels, video_height=HW[0], video_width=HW[1], dtype=torch.float32)
 
 
 def prompt_theirs(session, sam, frame, name, *, points=(), box=None, mask=None):
@@ -106,7 +98,7 @@ def prompt_theirs(session, sam, frame, name, *, points=(), box=None, mask=None):
         return
     corners = [] if box is None else [(*box[:2], 2), (*box[2:], 3)]
     labelled = torch.tensor([(*p, 1)[:3] for p in [*corners, *points]], dtype=torch.float32)
-    points_xy = to_model_pixels(labelled[:, :2], size_hw=SIZE_HW, input_hw=sam.image_processor.input_hw)
+    points_xy = to_model_pixels(labelled[:, :2], size_hw=HW, input_hw=sam.image_processor.input_hw)
     inputs = {"point_coords": points_xy[None, None], "point_labels": labelled[None, None, :, 2].int()}
     session.add_point_inputs(session.obj_id_to_idx(name), frame, inputs)
 
@@ -136,7 +128,7 @@ def assert_same_masks(ours, theirs, order=range(FRAMES), agreement=0.999):
     for result, other in zip(ours, theirs, strict=True):
         assert result.object_ids == tuple(other.object_ids)
         np.testing.assert_allclose(result.object_scores, other.object_score_logits.flatten(), atol=1 - agreement)
-        upscaled = F.interpolate(other.pred_masks, SIZE_HW, mode="bilinear", align_corners=False)
+        upscaled = F.interpolate(other.pred_masks, HW, mode="bilinear", align_corners=False)
         same = (result.masks.masks == (upscaled[:, 0] > 0).numpy()).mean((1, 2))
         assert (same >= agreement).all(), f"frame {result.index}: {same}"
 
@@ -220,7 +212,7 @@ def test_a_mask_prompt_is_tracked_nearly_as_theirs_is(pair, video):
 
     Meta's predictor remembers the low-resolution mask and takes the pointer from the single one (see the golden files).
     """
-    mask = np.zeros(SIZE_HW, bool)
+    mask = np.zeros(HW, bool)
     mask[30:70, 20:60] = True
     prompts = {0: {1: {"mask": mask}, 2: PROMPTS[2]}}
     ours, theirs = track_ours(pair[0], video, prompts), track_theirs(*pair, video, prompts)
@@ -244,7 +236,7 @@ def test_a_correction_without_the_previous_logits_gives_their_mask(pair, video):
     ours.prompt(0, 1, **PROMPTS[1])
     list(ours.track())
     bank, features = ours._tracks.objects[1].bank, ours._features_of(4)
-    reading = ours._tracks.policy(4, bank.prompted, bank, step=1)
+    reading = ours._tracks.policy.select(4, bank, step=1)
     with torch.inference_mode():
         remembered = read_memory(sam.engine, features, [bank], [reading])
         seen, _ = track_object(sam.engine, features, ours._tracks.read(**clicks), remembered, previous=None)

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mask_results import any_masks, assert_fields_equal, even_odd, few_examples, rectangles
 from PIL import Image
+from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
 
-from masklet.masks import decode_rle
+from masklet.masks import decode_rle, text_rle
 from masklet.results import Masks
 from masklet.results.visualisation import PALETTE, colour_of
 
@@ -121,6 +122,78 @@ def test_coco_instances_survive_json_and_load_in_pycocotools(three, capsys):
     capsys.readouterr()  # pycocotools prints
 
 
+@given(any_masks())
+@few_examples
+def test_pycocotools_fills_polygons_with_the_masks(masks):
+    height, width = masks.size_hw
+    instances = json.loads(json.dumps(masks.to_coco(polygons=True), allow_nan=False))
+    assert [one["id"] for one in instances] == [number for number, mask in enumerate(masks.masks, 1) if mask.any()]
+    for instance in instances:
+        mask = masks.masks[instance["id"] - 1]
+        parts = mask_tools.frPyObjects(instance["segmentation"], height, width)
+        np.testing.assert_array_equal(decode_rle([text_rle(mask_tools.merge(parts))])[0], mask)
+        assert instance["area"] == mask.sum()
+        assert instance["iscrowd"] == 0
+
+
+def disc_with_hole(radius=40):
+    y, x = np.mgrid[:100, :120] - np.array((49.5, 59.5))[:, None, None]
+    ring = (np.hypot(x, y) < radius) & (np.hypot(x, y) > radius / 3)
+    return Masks(ring[None], np.zeros((1, 2, 2), np.float32), np.ones(1, np.float32), np.array([4]))
+
+
+def test_a_tolerance_leaves_out_points_and_keeps_the_shape():
+    masks, size_hw = disc_with_hole(), (100, 120)
+    disc = masks.clean(fill_holes=2000)
+    ((exact,),), ((polygon,),) = masks.to_polygons(), masks.to_polygons(tolerance=1.5)
+    assert len(polygon.holes) == 1
+    assert len(np.concatenate(polygon.rings)) < len(np.concatenate(exact.rings)) / 5
+    rings = {
+        "coco": np.reshape(masks.to_coco(polygons=True, tolerance=1.5)[0]["segmentation"][0], (-1, 2)),
+        "yolo": np.reshape(masks.to_yolo(tolerance=1.5).split(" ")[1:], (-1, 2)).astype(float) * size_hw[::-1],
+    }
+    outlines = [masks.to_geojson(tolerance=1.5)["features"][0]["geometry"]["coordinates"]]
+    outlines += [[ring.tolist()] for ring in rings.values()]
+    for shapes in outlines:
+        agrees = even_odd([ring[:-1] if ring[0] == ring[-1] else ring for ring in shapes], size_hw) == masks.masks[0]
+        assert agrees.mean() > 0.97
+    (shape,) = disc.to_labelme("a.jpg", tolerance=1.5)["shapes"]
+    assert 5 < len(shape["points"]) < 40
+    (shape,) = masks.to_labelme("a.jpg", tolerance=1.5)["shapes"]
+    np.testing.assert_array_equal(
+        Image.open(io.BytesIO(base64.b64decode(shape["mask"]))), masks.masks[0, 10:90, 20:100]
+    )
+
+
+def test_a_tolerance_is_for_polygons(three):
+    with pytest.raises(ValueError, match=re.escape("tolerance=0.5 simplifies polygons, but run lengths are exact")):
+        three.to_coco(tolerance=0.5)
+
+
+@pytest.mark.parametrize("tolerance", [-1, float("nan")])
+def test_every_export_of_polygons_refuses_a_malformed_tolerance(three, tolerance):
+    message = re.escape(f"tolerance must be a finite number of pixels, 0 or more, got {tolerance}")
+    for export in (three.to_polygons, three.to_geojson, three.to_yolo):
+        with pytest.raises(ValueError, match=message):
+            export(tolerance=tolerance)
+    for export in (three.to_labelme, three.to_label_studio, three.to_cvat):
+        polygons = {} if export == three.to_labelme else {"polygons": True}
+        with pytest.raises(ValueError, match=message):
+            export("a.jpg", **polygons, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_no_json_holds_a_score_that_json_cannot(score):
+    with pytest.raises(ValueError, match="iou_scores hold NaN or infinity: expected finite numbers"):
+        rectangles((0, 0, 1, 1), (1, 1, 3, 3), iou_scores=[0.5, score])
+
+
+def test_ids_may_be_numbers_of_numpy(three):
+    data = three.to_coco_dataset("a.jpg", image_id=np.int64(5), category_id=np.int64(2))
+    assert json.loads(json.dumps(data)) == three.to_coco_dataset("a.jpg", image_id=5, category_id=2)
+    assert three.to_yolo(np.int64(3)) == three.to_yolo(3)
+
+
 def test_polygons_are_listed_by_mask(three):
     polygons = three.to_polygons()
     assert [len(pieces) for pieces in polygons] == [1, 1, 1]
@@ -180,10 +253,10 @@ def test_filling_yolo_lines_gives_the_masks_that_are_not_empty(masks):
         np.testing.assert_array_equal(even_odd([ring], mask.shape), mask)
 
 
-@given(any_masks())
+@given(any_masks(), st.booleans())
 @few_examples
-def test_filling_labelme_shapes_gives_the_masks(masks):
-    page = json.loads(json.dumps(masks.to_labelme("truck.jpg", label="cat")))
+def test_filling_labelme_shapes_gives_the_masks(masks, polygons):
+    page = json.loads(json.dumps(masks.to_labelme("truck.jpg", label="cat", polygons=polygons)))
     height, width = masks.masks.shape[1:]
     assert (page["imagePath"], page["imageHeight"], page["imageWidth"]) == ("truck.jpg", height, width)
     painted = {object_id: np.zeros((height, width), bool) for object_id in masks.object_ids.tolist()}
@@ -193,6 +266,7 @@ def test_filling_labelme_shapes_gives_the_masks(masks):
         if shape["shape_type"] == "polygon":
             into ^= even_odd([shape["points"]], (height, width))
         else:
+            assert not polygons
             (x0, y0), (x1, y1) = np.array(shape["points"]).astype(int)
             into[y0 : y1 + 1, x0 : x1 + 1] |= np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
     for object_id, mask in zip(masks.object_ids.tolist(), masks.masks, strict=True):
@@ -268,8 +342,10 @@ def test_by_object_is_for_png_only(three, tmp_path):
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
-        ((1, 0, 0, 0, 1), "expected 6 finite numbers a, b, c, d, e, f"),
-        ((1, 0, 0, 0, float("nan"), 0), "expected 6 finite numbers"),
+        ((1, 0, 0, 0, 1), "expected 6 numbers a, b, c, d, e, f"),
+        ((1, 0, 0, 0, float("nan"), 0), "a number of the transform is nan: expected a finite number"),
+        ((1, 0, 0, 0, 10**400, 0), "expected a finite number"),
+        ((1e308, 0, 1e308, 0, 1, 0), "maps pixels beyond the largest number"),
         ((1, 2, 0, 2, 4, 0), "maps all pixels to one line: expected rasterio's order"),
     ],
 )

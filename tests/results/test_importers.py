@@ -140,7 +140,7 @@ def test_annotations_of_several_images_are_refused(three):
     data = coco_data(three.to_coco(), "a.png", three.size_hw)
     with pytest.raises(ValueError, match=f"the COCO data set has 2 images: {choose}"):
         Masks.from_coco(data | {"images": 2 * data["images"]})
-    with pytest.raises(ValueError, match=r"a dict of \['images'\] is no COCO data set"):
+    with pytest.raises(ValueError, match=r"a dict of \['images'\] is not a COCO data set"):
         Masks.from_coco({"images": []})
 
 

@@ -1,6 +1,8 @@
 import os
 import re
+import sys
 from dataclasses import FrozenInstanceError, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,7 +98,10 @@ def test_repr_is_one_readable_line(three, nothing):
     assert repr(nothing) == "Masks(no masks, 8×6)"
 
 
-def test_no_masks_work_everywhere(nothing, tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_masks_work_everywhere(nothing, tmp_path, monkeypatch, packed):
+    if packed:
+        nothing = replace(Masks.from_coco([], size_hw=(6, 8), packed=True), image=nothing.image)
     assert len(nothing) == len(nothing[:5]) == len(list(nothing)) == 0
     assert nothing.boxes.shape == (0, 4)
     assert nothing.areas.shape == (0,)
@@ -104,6 +109,30 @@ def test_no_masks_work_everywhere(nothing, tmp_path):
     np.testing.assert_array_equal(nothing.overlay(), nothing.image)
     nothing.save(tmp_path / "nothing.png")
     np.testing.assert_array_equal(Image.open(tmp_path / "nothing.png"), np.zeros((6, 8)))
+    assert len(Masks.from_png(tmp_path / "nothing.png")) == 0
+    np.testing.assert_array_equal(nothing.index_map(by_object=True), np.zeros((6, 8)))
+    nothing.save(tmp_path / "nothing.json")
+    assert (tmp_path / "nothing.json").read_text() == "[]"
+    nothing.save(tmp_path / "nothing.svg")
+    assert "<path" not in (tmp_path / "nothing.svg").read_text()
+    cleaned = nothing.clean(smooth_px=1, fill_holes=3, remove_islands=3, keep_largest=True)
+    assert cleaned.masks.shape == (0, 6, 8)
+    assert nothing.to_geojson()["features"] == nothing.to_labelme("a.jpg")["shapes"] == []
+    assert nothing.to_yolo() == ""
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=dict))
+    assert {name: len(column) for name, column in nothing.to_pandas().items()} == dict.fromkeys(
+        ("object_id", "score", "area", "x0", "y0", "x1", "y1", "segmentation"), 0
+    )
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=SimpleNamespace))
+    detections = nothing.to_supervision()
+    assert (detections.xyxy.shape, detections.mask.shape) == ((0, 4), (0, 6, 8))
+    assert "no masks" in nothing._repr_html_()
+    with pytest.raises(ValueError, match="there is nothing to cut out: all masks are empty"):
+        nothing.cutout()
+    if not packed:
+        assert nothing.without_overlap().masks.shape == (0, 6, 8)
+        nothing.save(tmp_path / "nothing.npz")
+        assert Masks(**np.load(tmp_path / "nothing.npz")).masks.shape == (0, 6, 8)
 
 
 def test_an_empty_mask_works_everywhere(tmp_path):

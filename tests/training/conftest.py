@@ -15,7 +15,8 @@ from masklet.config import (
     Sam2MemoryEncoderConfig,
 )
 from masklet.training.batches import Batch, Example
-from masklet.training.config import DataConfig, Stage, TrainingConfig
+from masklet.training.config import Stage, TrainingConfig
+from masklet.training.data_config import DataConfig
 from masklet.training.losses import LossWeights
 
 
@@ -48,6 +49,12 @@ def squares():
 
 
 @pytest.fixture(scope="session")
+def squares_source():
+    """The same, for tests that call something else squares."""
+    return Squares()
+
+
+@pytest.fixture(scope="session")
 def scratch():
     """A run that trains a tiny network from scratch, in two stages on images."""
     model = Sam2Config(
@@ -73,6 +80,7 @@ def scratch():
         weight_decay=0.05,
         ema_decay=0.9,
         micro_batches=2,
+        precision="float32",
         workers=1,
     )
 
@@ -103,6 +111,7 @@ def config(images, tiny_folder):
         stages=(Stage(steps=4, batch_size=2, objects=2, rounds=2, losses=LossWeights(focal=5)),),
         learning_rate=1e-3,
         warmup_steps=1,
+        precision="float32",
         workers=1,
         save_every=2,
         validate_every=2,

@@ -1,4 +1,4 @@
-"""Batches that threads prepare ahead of time."""
+"""Batches that threads and processes prepare ahead of time."""
 
 import threading
 import time
@@ -7,8 +7,9 @@ from contextlib import closing
 import pytest
 import torch
 
-from masklet.training.batches import Batch, prefetch
+from masklet.training.batches import Batch
 from masklet.training.config import Stage
+from masklet.training.prefetching import prefetch
 
 STAGE = Stage(input_size=32, steps=9, batch_size=3)
 
@@ -38,7 +39,7 @@ def wanted(steps):
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_batches_come_in_order_and_whole(workers):
-    found = [batch.pixel_values.tolist() for batch in prefetch(Slow(), wanted(5), workers=workers)]
+    found = [batch.pixels.tolist() for batch in prefetch(Slow(), wanted(5), workers=workers)]
     assert found == [[10 * step, 10 * step + 1, 10 * step + 2] for step in range(5)]
 
 

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from masklet.errors import ConfigError
-from masklet.training.config import DataConfig, TrainingConfig, as_plain, config_from, read_config
+from masklet.training.config import TrainingConfig
+from masklet.training.config_files import as_plain, config_from, read_config
+from masklet.training.data_config import DataConfig
 
 SMALLEST = {"data": {"layout": "folder", "path": "images"}, "stages": [{"steps": 10}]}
 
@@ -33,8 +35,14 @@ def test_what_is_written_is_read_back(tmp_path):
     config = config_from(values)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_as_lists(config)))
     assert read_config(tmp_path / "run.yaml") == config
-    changed = read_config(tmp_path / "run.yaml", data="elsewhere", model="other")
+    changed = read_config(
+        tmp_path / "run.yaml",
+        changes={"data.path": "elsewhere", "model": "other", "stages.steps": 7, "stages.0.rounds": 3},
+    )
     assert (changed.data.path, changed.model) == ("elsewhere", "other")
+    assert [(stage.steps, stage.rounds) for stage in changed.stages] == [(7, 3)]
+    with pytest.raises(ConfigError, match="stages.1.steps names item 1 of a list of 1: they are counted from 0"):
+        read_config(tmp_path / "run.yaml", changes={"stages.1.steps": 7})
 
 
 def config_as_lists(config: TrainingConfig):
@@ -77,7 +85,7 @@ def test_a_number_without_a_decimal_point_is_a_number(tmp_path):
         ({"rates": {"encoder": 0.1}}, "rates name 'encoder': expected one of image_encoder"),
         ({"trackers": ["mlflow"]}, "trackers name 'mlflow'"),
         ({"learning_rate": "fast"}, "learning_rate of the run is 'fast': expected a number"),
-        ({"bfloat16": 1}, "bfloat16 of the run is 1: expected true or false"),
+        ({"precision": "half"}, "precision is 'half': expected one of auto, bfloat16, float16, float32"),
         ({"lora": {"rank": 0}}, "rank of lora is 0"),
         ({"lora": {"targets": []}}, "lora has no targets"),
         ({"data": "images"}, "data is 'images': expected names and values"),

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from masklet.datasets.scenes import Frame, Scene
 from masklet.errors import ConfigError
 from masklet.training import Run
-from masklet.training.config import DataConfig
-from masklet.training.data.scenes import Frame, Scene
+from masklet.training.data_config import DataConfig
 from masklet.training.loop import Trainer
 from masklet.training.parameter_groups import parameter_groups
 from masklet.training.run import open_data
@@ -71,7 +71,7 @@ def test_a_run_without_data_needs_examples(short, tmp_path):
 def test_examples_and_scenes_may_replace_one_half_of_the_data(config, squares):
     examples, scenes = open_data(config, scenes=[scene("given")])
     assert [s.name for s in scenes] == ["given"]
-    kept = {s.name for s in examples.scenes}
+    kept = {s.name for s in examples.of_images.data_sets[0].scenes}
     examples, scenes = open_data(config, examples=squares)
     assert examples is squares
     assert {s.name for s in scenes} == {f"p{index}" for index in range(6)} - kept

@@ -34,4 +34,4 @@ def test_fine_tuning_on_a_folder(call, images, tmp_path, capsys):
 def test_lora_on_greyscale(call, tmp_path, capsys):
     call("lora_greyscale.py", tmp_path / "run", 3, 1)
     assert capsys.readouterr().out.startswith("training ")
-    assert masklet.Sam2Model.from_pretrained(tmp_path / "run/last").config.hidden_size == 128
+    assert masklet.Sam2Model.from_pretrained(tmp_path / "run/last").network_config.hidden_size == 128

@@ -1,12 +1,15 @@
 """Training steps, saving and resuming."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch_settings import default_device, default_dtype
 
 from masklet.errors import CheckpointError, ConfigError
-from masklet.training.loop import Trainer, learning_rate, make_accelerator
+from masklet.training.loop import Trainer, learning_rate, make_accelerator, shared_among, uses_all_weights
 from masklet.training.parameter_groups import is_trained
 from masklet.training.prompts import PromptRates
 
@@ -102,7 +105,6 @@ def test_the_averaged_model_is_for_inference_and_not_the_trained_one(scratch, sq
         pass
     model = trainer.averaged_model()
     assert not model.training
-    assert not any(p.requires_grad for p in model.parameters())
     weight, average = trainer.model.no_memory_embedding, model.no_memory_embedding
     assert not torch.equal(weight, average)
 
@@ -160,8 +162,8 @@ def test_recomputed_activations_are_the_same(scratch, squares, frames):
 
 def test_products_in_bfloat16_are_near_those_in_float32(scratch, squares):
     reports = []
-    for bfloat16 in (False, True):
-        trainer = Trainer(replace(scratch, bfloat16=bfloat16))
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(replace(scratch, precision=precision))
         reports.append(trainer.train_step(first_batch(trainer, squares)))
         assert all(weight.dtype == torch.float32 for weight in trainer.model.state_dict().values())
     assert reports[0].losses["total"] != reports[1].losses["total"]
@@ -180,3 +182,81 @@ def test_gradients_of_micro_batches_add_up_to_that_of_the_batch(scratch, squares
         if gradient is not None:
             torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(gradients[2][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "frames", "setting"),
+    [
+        ("folder", 2, partial(default_device, "meta")),
+        ("folder", 2, partial(default_dtype, torch.float64)),
+        ("scratch", 1, partial(default_device, "meta")),
+    ],
+)
+def test_training_does_not_depend_on_torchs_defaults(scratch, squares, tiny_folder, model, frames, setting):
+    stage = replace(scratch.stages[0], frames=frames, steps=1, rounds=2)
+    config = replace(scratch, stages=(stage,), warmup_steps=0)
+    if model == "folder":
+        config = replace(config, model=str(tiny_folder))
+    losses = []
+    for context in (nullcontext, setting):
+        with context():
+            losses.append([report.losses for report in Trainer(config).run(squares)])
+    assert losses[0] == losses[1]
+
+
+def test_float16_scales_gradients_and_leaves_out_steps_that_overflow(scratch, squares, tmp_path):
+    trainer = Trainer(replace(scratch, precision="float16"))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)  # overflows until it is halved often enough
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    batch = first_batch(trainer, squares)
+    report = trainer.train_step(batch)
+    assert report.gradient_norm == 0
+    assert trainer.step == 1
+    assert all(weight.equal(before[name]) for name, weight in trainer.model.state_dict().items())
+    trainer.scaler.update(1024.0)
+    report = trainer.train_step(batch)
+    assert report.gradient_norm > 0
+    assert not all(weight.equal(before[name]) for name, weight in trainer.model.state_dict().items())
+    exact = Trainer(scratch)
+    assert exact.train_step(batch).gradient_norm == pytest.approx(
+        Trainer(replace(scratch, precision="float16")).train_step(batch).gradient_norm, rel=0.1
+    )
+    trainer.save(tmp_path / "state.pt")
+    resumed = Trainer(replace(scratch, precision="float16"))
+    resumed.load(tmp_path / "state.pt")
+    assert resumed.scaler.get_scale() == 1024.0
+
+
+def test_processes_look_for_unused_weights_only_where_there_are_some(scratch, squares):
+    stage = replace(scratch.stages[0], train="decoder")
+    assert uses_all_weights(replace(scratch, stages=(stage,)))
+    trainer = Trainer(replace(scratch, stages=(stage,)))
+    trainer.train_step(first_batch(trainer, squares))
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    assert all(weight.grad is not None for weight in trained)
+    assert not uses_all_weights(scratch)
+    trainer = Trainer(scratch)
+    trainer.train_step(first_batch(trainer, squares))
+    assert any(weight.requires_grad and weight.grad is None for weight in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(("micro", "processes", "expected"), [(1, 2, 2), (2, 2, 2), (3, 2, 4), (1, 4, 4)])
+def test_processes_get_equal_parts_of_a_batch(scratch, micro, processes, expected):
+    stage = replace(scratch.stages[0], batch_size=12)
+    assert shared_among(replace(scratch, stages=(stage,), micro_batches=micro), processes).micro_batches == expected
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(scratch):
+    with pytest.raises(ConfigError, match="batches of 2 cannot be shared equally among 3 processes"):
+        shared_among(replace(scratch, micro_batches=1), 3)
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_trains_alike(scratch, squares, monkeypatch):
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: compiled(self, backend="eager", **more))
+    losses = []
+    for is_compiled in (False, True):
+        trainer = Trainer(replace(scratch, compile=is_compiled, micro_batches=1))
+        losses.append(trainer.train_step(first_batch(trainer, squares)).losses["total"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -15,7 +15,8 @@ from masklet.config import (
     Sam2MemoryEncoderConfig,
 )
 from masklet.training import Run
-from masklet.training.config import DataConfig, LossWeights, Stage, TrainingConfig
+from masklet.training.config import LossWeights, Stage, TrainingConfig
+from masklet.training.data_config import Augmentations, DataConfig
 
 NETWORK = Sam2Config(
     image_size=64,
@@ -56,7 +57,7 @@ def last_ious(path, layout, stages, wanted):
     """
     config = TrainingConfig(
         model=NETWORK,
-        data=DataConfig(layout=layout, path=str(path), flip=False, validation=0.0),
+        data=DataConfig(layout=layout, path=str(path), augment=Augmentations(flip=0), validation=0.0),
         stages=stages,
         learning_rate=2e-3,
         weight_decay=0.0,

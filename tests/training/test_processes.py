@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from masklet.training import train
-from masklet.training.config import config_from
+from masklet.training.config_files import config_from
 from masklet.training.loop import Trainer
 from masklet.training.parameter_groups import BETAS
 
@@ -211,3 +211,53 @@ def test_two_processes_name_the_same_image_when_a_loss_is_not_finite(values, tmp
     errors = [re.search(r"step \d+ has a loss or gradient that is not finite.*", output)[0] for output in outputs]
     assert errors[0] == errors[1]
     assert [process.returncode for process in processes] == [2, 2]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_ends_both_after_the_same_step(values, tmp_path):
+    values |= {"stages": [values["stages"][0] | {"steps": 10_000}], "save_every": 10_000}
+    values["data"]["validation"] = 0.0
+    processes = start_two(values, tmp_path / "two")
+    wait_for_step_three(processes, tmp_path / "two/log.jsonl")
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    logged = [json.loads(line)["step"] for line in (tmp_path / "two/log.jsonl").read_text().splitlines()]
+    assert state_of(tmp_path / "two")["step"] == logged[-1] >= 3
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_single_process_saves_and_exits(values, tmp_path):
+    values |= {"stages": [values["stages"][0] | {"steps": 10_000}], "save_every": 10_000}
+    process = start(values, tmp_path / "one")
+    wait_for_step_three([process], tmp_path / "one/log.jsonl")
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 143, output
+    assert "Traceback" not in output
+    assert state_of(tmp_path / "one")["step"] >= 3
+
+
+@pytest.mark.slow
+def test_accelerate_launch_runs_the_documented_yaml_as_it_is(values, tmp_path):
+    """Without micro_batches, which two processes need two of."""
+    assert "micro_batches" not in values
+    values["stages"][0] |= {"steps": 2}
+    (tmp_path / "run.yaml").write_text(json.dumps(values))
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--mixed_precision",
+        "no",
+    ]
+    more = ["--num_machines", "1", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = ["-m", "masklet", "train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "two"), "--threads", "1"]
+    done = subprocess.run(
+        [*launch, *more, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout
+    assert state_of(tmp_path / "two")["step"] == 2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from masklet.training.prompts import boxes_around, correction_click, coverage, covered_cells, first_prompt
+from masklet.training.prompts import boxes_around, correction_click, coverage, covered_cells, first_prompt, uniform
 
 
 def enlarged(cells):
@@ -99,13 +99,15 @@ def test_the_centre_of_a_mask_that_fills_the_image_is_that_of_the_image():
 def test_a_single_click_is_distinguished_from_a_box_and_from_two_clicks(targets, generator):
     first = first_prompt(enlarged(targets), generator)
     assert torch.equal(first.is_single_click, first.labels[..., 0] == 1)
-    assert not first.extended(correction_click(~targets, targets, generator)).is_single_click.any()
+    assert not first.extended(
+        correction_click(~targets, targets, uniform((*targets.shape[:2], 3), generator))
+    ).is_single_click.any()
 
 
 def test_corrections_fall_where_the_mask_is_wrong_with_the_right_label(targets, generator):
     predicted = targets.roll(2, -1)
     for _ in range(20):
-        click = correction_click(predicted, targets, generator)
+        click = correction_click(predicted, targets, uniform((*targets.shape[:2], 3), generator))
         wrong = predicted ^ targets
         is_wrong_somewhere = wrong.flatten(2).any(-1)
         inside = at(targets, click.points[:, :, 0])
@@ -114,14 +116,14 @@ def test_corrections_fall_where_the_mask_is_wrong_with_the_right_label(targets, 
 
 
 def test_a_perfect_mask_is_clicked_inside(targets, generator):
-    click = correction_click(targets, targets, generator)
+    click = correction_click(targets, targets, uniform((*targets.shape[:2], 3), generator))
     assert at(targets, click.points[:, :, 0]).all()
     assert (click.labels == 1).all()
 
 
 def test_corrections_follow_the_first_prompt(targets, generator):
     first = first_prompt(enlarged(targets), generator)
-    both = first.extended(correction_click(~targets, targets, generator))
+    both = first.extended(correction_click(~targets, targets, uniform((*targets.shape[:2], 3), generator)))
     assert both.points.shape == (2, 3, 3, 2)
     assert both.labels.shape == (2, 3, 3)
     assert torch.equal(both.points[:, :, :2], first.points)

@@ -3,7 +3,9 @@
 import errno
 import json
 import logging
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +14,13 @@ import torch
 from PIL import Image
 
 import masklet
+from masklet.datasets.scenes import Frame, Scene
 from masklet.engine import CpuEngine
 from masklet.errors import ConfigError, DataError, TrainingError
 from masklet.model.neck import Features
-from masklet.training import Run, train
+from masklet.model.sam2 import Sam2Model
+from masklet.training import Run, Stage, train
 from masklet.training import run as run_module
-from masklet.training.data.scenes import Frame, Scene
 from masklet.training.loop import StepReport, Trainer, make_accelerator
 from masklet.training.validation import Scores, Validation
 
@@ -77,7 +80,7 @@ def test_a_video_is_validated_from_its_first_frame_with_an_object(config):
     mask = np.ones((64, 64), bool)
     frames = [{}, {1: lambda: ~mask}, {1: lambda: mask}]
     video = Scene("video", lambda index: Frame(str(index), np.zeros((64, 64, 3), np.uint8), frames[index]), lambda: 3)
-    model = masklet.Sam2Model.from_pretrained(config.model)
+    model = Sam2Model.from_pretrained(config.model)
     validation = Validation([video], config.for_network(model.config))
     scores, _ = validation.measure(model, 0, make_accelerator("cpu"))
     assert scores.objects == 1
@@ -96,8 +99,8 @@ def test_the_summary_says_whether_training_helped(config, tmp_path, tiny_folder,
     assert summary.helped is False
     assert str(summary).startswith("training did not help")
     assert str(summary).endswith("best is the model that training started from")
-    kept = masklet.Sam2Model.from_pretrained(tmp_path / "worse/best").state_dict()
-    before = masklet.Sam2Model.from_pretrained(tiny_folder).state_dict()
+    kept = Sam2Model.from_pretrained(tmp_path / "worse/best").state_dict()
+    before = Sam2Model.from_pretrained(tiny_folder).state_dict()
     assert all(weight.equal(before[name]) for name, weight in kept.items())
     better = replace(summary, best=replace(summary.start, step=3, values={"box": 1.0}))
     assert better.helped
@@ -177,7 +180,7 @@ def test_what_an_interruption_prevented_after_the_last_step_is_done_on_resuming(
     resumed = train(config, tmp_path / "run", device="cpu")
     assert resumed.last == summary.last
     assert log_of(tmp_path / "run") == log_of(folder)
-    one, other = (masklet.Sam2Model.from_pretrained(run / "last").state_dict() for run in (folder, tmp_path / "run"))
+    one, other = (Sam2Model.from_pretrained(run / "last").state_dict() for run in (folder, tmp_path / "run"))
     assert all(weight.equal(other[name]) for name, weight in one.items())
 
 
@@ -200,35 +203,146 @@ def test_a_finished_run_stays_as_it_is(config, finished, tmp_path):
     assert_same_state(folder, tmp_path / "run")
 
 
-def test_a_run_does_not_resume_under_other_settings(config, finished):
-    with pytest.raises(ConfigError, match="holds a run with different stages, learning_rate: choose another folder"):
-        Run(replace(config, stages=one_step(config), learning_rate=2e-3), finished[0], device="cpu")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 2e-3, "seed": 5}, "holds a run with different seed, learning_rate: choose another folder"),
+        ({"stages": (Stage(steps=9, batch_size=2, objects=1, rounds=2),)}, "different stages"),
+        ({"stages": (Stage(steps=3),)}, "has done 4 steps, more than the 3 of this"),
+        ({"model": "elsewhere/another"}, "different model"),
+    ],
+)
+def test_a_run_does_not_resume_as_another(config, finished, change, message):
+    with pytest.raises(ConfigError, match=message):
+        Run(replace(config, **change), finished[0], device="cpu")
 
 
-def test_an_image_that_disappears_ends_the_run_and_nothing_is_lost(own_config, finished, tmp_path, monkeypatch):
-    image = tmp_path / f"images/images/{min(train_names(own_config))}.png"
-    content, train_step = image.read_bytes(), Trainer.train_step
+@pytest.mark.slow
+def test_a_run_resumes_when_data_and_folders_moved_and_in_less_memory(config, finished, images, tiny_folder, tmp_path):
+    """Bit for bit: after two of four steps all of these change, and the weights and scores are the same."""
+    shutil.copytree(images, tmp_path / "moved/images")
+    shutil.copytree(tiny_folder, tmp_path / "moved" / tiny_folder.name)
+    first = Run(config, tmp_path / "old", device="cpu")
+    for report in first.reports():
+        if report.step == 2 and isinstance(report, Scores):
+            first._save()
+            break
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    moved = replace(
+        config,
+        data=replace(config.data, path=tmp_path / "moved/images"),
+        model=str(tmp_path / "moved" / tiny_folder.name),
+        workers=3,
+        save_every=1,
+        cache=None,
+    )
+    train(moved, tmp_path / "new", device="cpu")
+    assert_same_state(finished[0], tmp_path / "new")
+    assert log_of(finished[0]) == log_of(tmp_path / "new")
 
-    def disappearing(trainer, batch):
-        report = train_step(trainer, batch)
-        image.unlink(missing_ok=True)
-        return report
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_for_more_steps_with_recomputed_activations(config, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    longer = replace(
+        config,
+        stages=(replace(config.stages[0], steps=6),),
+        checkpoint_activations=True,
+        validation_objects=1,
+        micro_batches=2,
+    )
+    summary = train(longer, tmp_path / "run", device="cpu")
+    assert summary.steps == 6
+    assert [line["step"] for line in log_of(tmp_path / "run")] == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert Run(longer, tmp_path / "run", device="cpu").is_resumed  # its new settings are kept
+
+
+@pytest.mark.slow
+def test_best_is_measured_anew_when_other_objects_are_validated(config, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    fewer = replace(config, validation_objects=1, stages=(replace(config.stages[0], steps=5),))
+    summary = train(fewer, tmp_path / "run", device="cpu")
+    assert {scores.objects for scores in (summary.start, summary.best, summary.last)} == {2}
+    assert finished[2].start.objects > 2
+
+
+@pytest.mark.slow
+def test_running_out_of_memory_says_what_to_change_and_loses_nothing(config, finished, tmp_path, monkeypatch):
+    train_step = Trainer.train_step
+
+    def too_much(trainer, batch):
+        if trainer.step == 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return train_step(trainer, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", disappearing)
-        with pytest.raises(TrainingError, match=rf"{image.name}.*The run was saved after step \d.*to resume"):
-            train(own_config, tmp_path / "run", device="cpu")
+        patch.setattr(Trainer, "train_step", too_much)
+        with pytest.raises(
+            TrainingError,
+            match="step 4 ran out of memory. Set checkpoint_activations: true, or micro_batches: 2, or "
+            "precision: auto, then start the run again to resume",
+        ):
+            train(config, tmp_path / "run", device="cpu")
+    train(config, tmp_path / "run", device="cpu")
+    assert_same_state(finished[0], tmp_path / "run")
+
+
+def test_a_cpu_without_memory_is_recognised_and_other_errors_are_not():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert run_module.is_out_of_memory(caught.value)
+    assert not run_module.is_out_of_memory(RuntimeError("shapes differ"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_while_weights_change_waits_for_the_end_of_the_step(config, tmp_path, monkeypatch, number, error):
+    update = Trainer._update_ema
+
+    def signalled(trainer):
+        if trainer.step == 3:
+            os.kill(os.getpid(), number)
+        update(trainer)
+
+    monkeypatch.setattr(Trainer, "_update_ema", signalled)
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(error) as caught:
+        train(config, tmp_path / "run", device="cpu")
+    assert error is KeyboardInterrupt or caught.value.code == 143
+    assert torch.load(tmp_path / "run/state.pt", weights_only=True)["step"] == 3
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+
+def test_a_signal_during_a_step_ends_it_at_once(config, tmp_path, monkeypatch):
+    def signalled(trainer, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the step went on")
+
+    monkeypatch.setattr(Trainer, "train_step", signalled)
+    with pytest.raises(SystemExit) as caught:
+        train(config, tmp_path / "run", device="cpu")
+    assert caught.value.code == 143
+    assert torch.load(tmp_path / "run/state.pt", weights_only=True)["step"] == 0
+
+
+def test_an_image_that_disappears_ends_the_run_and_nothing_is_lost(own_config, finished, tmp_path):
+    image = tmp_path / f"images/images/{min(train_names(own_config))}.png"
+    content = image.read_bytes()
+    run = Run(own_config, tmp_path / "run", device="cpu")
+    image.unlink()
+    with pytest.raises(TrainingError, match=rf"{image.name}.*The run was saved after step \d.*to resume"):
+        list(run.reports())
     image.write_bytes(content)
     train(own_config, tmp_path / "run", device="cpu")
     assert_same_state(finished[0], tmp_path / "run")
 
 
 def train_names(config):
-    return {scene.name for scene in run_module.open_data(config)[0].scenes}
+    return {scene.name for scene in run_module.open_data(config)[0].of_images.data_sets[0].scenes}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_names_the_image_and_keeps_the_last_model(config, tmp_path, monkeypatch):
-    features = masklet.Sam2Model.encode
+    features = Sam2Model.encode
     run = Run(config, tmp_path / "run", device="cpu")
     example = run.examples.example
 
@@ -250,7 +364,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_names_the_image_and_keeps_the_la
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)
     assert state["step"] == 2
     assert all(weight.isfinite().all() for weight in state["model"].values())
-    kept = masklet.Sam2Model.from_pretrained(tmp_path / "run/last")
+    kept = Sam2Model.from_pretrained(tmp_path / "run/last")
     assert all(weight.isfinite().all() for weight in kept.state_dict().values())
 
 
@@ -269,13 +383,13 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_save(config, finished, tmp_
             case "state":
                 patch.setattr(torch, "save", full)
             case "model":
-                patch.setattr(masklet.checkpoints, "save_file", full)
+                patch.setattr(masklet.checkpoints.weights, "save_file", full)
             case "log":
                 patch.setattr(run_module.json, "dumps", full)
         with pytest.raises(TrainingError, match="No space left on device.*[Mm]ake room, then start"):
             list(run.reports())
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")]
-    masklet.Sam2Model.from_pretrained(tmp_path / "run/last")
+    Sam2Model.from_pretrained(tmp_path / "run/last")
     train(config, tmp_path / "run", device="cpu")
     assert_same_state(finished[0], tmp_path / "run")
 

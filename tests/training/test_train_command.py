@@ -4,7 +4,7 @@ import importlib.util
 import io
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +13,12 @@ from typer.testing import CliRunner
 from masklet import cli
 from masklet.cli import train as command
 from masklet.errors import ConfigError
+from masklet.training.config import Stage, TrainingConfig
+from masklet.training.config_files import config_from, read_config
+from masklet.training.data_config import Augmentations, DataConfig
 from masklet.training.loop import StepReport
 from masklet.training.run import Run
+from masklet.training.template import EXAMPLE, template
 
 LOSSES = ("total", "focal", "dice", "iou", "object_score")
 
@@ -92,8 +96,14 @@ def test_a_missing_package_is_named(name, monkeypatch, capsys, tmp_path):
 
 def test_tensorboard_receives_the_log(call, config, tmp_path):
     pytest.importorskip("tensorboard")
-    call(replace(config, trackers=("tensorboard",), stages=(replace(config.stages[0], steps=2),)))
-    assert list((tmp_path / "run/masklet").glob("events.out.tfevents*"))
+    short = (replace(config.stages[0], steps=2),)
+    call(replace(config, trackers=("tensorboard",), tracker_project="mushrooms", stages=short))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run/mushrooms"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("losses/total")] == [1, 2]
+    assert {event.step for event in events.Images("samples/0")} == {0, 2}
 
 
 def test_weights_and_biases_receives_the_log(call, config, tmp_path, monkeypatch):
@@ -105,11 +115,63 @@ def test_weights_and_biases_receives_the_log(call, config, tmp_path, monkeypatch
     monkeypatch.setattr(
         wandb.sdk.wandb_run.Run, "log", lambda run, data, **more: logged.append((data, more)) or log(run, data, **more)
     )
-    call(replace(config, trackers=("wandb",)))
+    started = []
+    init = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: started.append(options) or init(**options))
+    call(replace(config, trackers=("wandb",), tracker_project="mushrooms"))
     assert list(tmp_path.rglob("*.wandb"))
+    assert (started[0]["project"], started[0]["id"]) == ("mushrooms", (tmp_path / "run/wandb.id").read_text())
+    assert any("samples/0" in data for data, _ in logged)
     steps = [more["step"] for data, more in logged if "losses/total" in data]
     assert steps == list(range(1, config.steps + 1))
     assert any("score" in data for data, _ in logged)
+
+
+@pytest.mark.slow
+def test_a_folder_of_data_is_enough_and_flags_change_the_template(images, tiny_folder, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(command, "execute", made.append)
+    flags = ["--model", tiny_folder, "--steps", 2, "--lr", "1e-3", "--train", "lora", "--set", "lora={rank: 2}"]
+    more = ["--set", "stages.losses.focal=5", "--set", "seed=3", "--device", "cpu", "--out", tmp_path / "run"]
+    result = CliRunner().invoke(cli.app, list(map(str, ["train", images, *flags, *more])), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (run,) = made
+    (stage,) = run.config.stages
+    assert (stage.steps, stage.train, stage.losses.focal, stage.rounds) == (2, "lora", 5, 8)
+    assert (run.config.learning_rate, run.config.lora.rank, run.config.seed) == (1e-3, 2, 3)
+    assert run.folder == tmp_path / "run"
+
+
+def test_init_writes_the_settings_that_a_folder_would_be_trained_with(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.app, ["train", str(images), "--init"], catch_exceptions=False)
+    assert "wrote train.yaml" in result.output
+    assert read_config(tmp_path / "train.yaml") == config_from(command._values_for(images, {}))
+    with pytest.raises(ConfigError, match="there is a train.yaml already"):
+        CliRunner().invoke(cli.app, ["train", "--init"], catch_exceptions=False)
+
+
+def test_the_template_names_every_setting():
+    text = template(EXAMPLE)
+    for kind in (TrainingConfig, DataConfig, Augmentations, Stage):
+        for field in fields(kind):
+            assert field.name in text or field.name == "annotations"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "nothing to train on: give a folder of data"),
+        (["train", "nowhere"], "there is no folder nowhere: expected images/ and masks/"),
+        (["train", "run.yaml", "--set", "seed"], "--set seed: expected NAME=VALUE"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_a_line(arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["masklet", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err.startswith(f"masklet: {message}")
 
 
 def test_a_tracker_that_is_not_installed_is_named(config, tmp_path, monkeypatch):

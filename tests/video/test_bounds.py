@@ -1,6 +1,7 @@
 """What a session holds in memory has a bound: results are simulated, or the network is small."""
 
 import gc
+import math
 import sys
 from types import FunctionType, ModuleType, SimpleNamespace
 
@@ -9,12 +10,16 @@ import pytest
 import torch
 from video.test_tracking import BALL, CUP, HEIGHT, WIDTH, moving_square
 
-from masklet.video import frame_result
+from masklet.masks import logits
+from masklet.model.mask_decoder import DecodedMasks
+from masklet.model.neck import Features
 from masklet.video.frame_column import FrameColumn
 from masklet.video.frames import open_video
 from masklet.video.object_frame import ObjectFrame, ResultPacking
+from masklet.video.policies import POLICIES, make_policy
 from masklet.video.policy import PaperPolicy
 from masklet.video.session import VideoSession
+from masklet.video.tracks import Tracks
 
 OBJECTS, FRAMES = 16, 20_000
 LIMIT_BYTES = 50 * 10**6
@@ -46,8 +51,15 @@ def tensor_bytes(root):
 
 
 def test_sixteen_objects_in_twenty_thousand_frames_take_less_than_fifty_megabytes(monkeypatch):
-    config = SimpleNamespace(has_memory=True, hidden_size=256)
-    engine = SimpleNamespace(config=config, dtype=torch.float32, device=torch.device("cpu"), pads_memory=False)
+    config = SimpleNamespace(has_memory=True, hidden_size=256, perceiver=None)
+    engine = SimpleNamespace(
+        config=config,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        pads_memory=False,
+        batches_memory=False,
+        is_asynchronous=False,
+    )
     processor = SimpleNamespace(input_hw=(16, 16))
     monkeypatch.setattr(ResultPacking, "pack", lambda self, result: bytes(200))
     result = ObjectFrame(torch.zeros(4, 4), torch.tensor(0.5), torch.tensor(1.0), torch.zeros(256))
@@ -65,6 +77,62 @@ def test_sixteen_objects_in_twenty_thousand_frames_take_less_than_fifty_megabyte
     held = bytes_of((tracks, session._tracks.spool, session._times))
     assert len(tracks[3].bank.frames) == FRAMES
     assert held < LIMIT_BYTES
+
+
+class CheapEngine:
+    """Gives made-up results at once: an object that is seen in two of three frames."""
+
+    config = SimpleNamespace(
+        has_memory=True,
+        hidden_size=8,
+        memory_encoder=SimpleNamespace(output_channels=4),
+        num_maskmem=7,
+        perceiver=None,
+        is_edgetam=False,
+        tokens_per_memory=math.prod,
+    )
+    dtype, device, pads_memory = torch.float32, torch.device("cpu"), False
+    batches_memory, is_asynchronous = False, False
+
+    def __init__(self):
+        self.calls = 0
+
+    def read_memory(self, features, memory):
+        return torch.zeros(len(memory.maps), 8, 1, 1)
+
+    def decode(self, features, prompts=None, *, multimask, conditioned=None):
+        self.calls += 1
+        rows, count = 1 if conditioned is None else len(conditioned), 3 if multimask else 1
+        score = torch.full((rows, 1, 1), -3.0 if self.calls % 3 == 0 else 3.0)
+        ious = torch.tensor([0.9, 0.7, 0.5])[:count].expand(rows, 1, count) - 0.01 * (self.calls % 7)
+        logits = torch.ones(rows, 1, count, 4, 4)
+        return DecodedMasks(logits, ious, score, torch.zeros(rows, 1, count, 8), torch.zeros(rows, 1, count, 8))
+
+    def write_memory(self, features, logits, object_scores, *, binarize):
+        return torch.zeros(len(logits), 1, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POLICIES)
+def test_memory_of_a_stream_is_the_same_after_twenty_thousand_frames(name):
+    policy = make_policy(name, num_maskmem=7, max_prompted=8)
+    engine = CheapEngine()
+    sizes = {"size_hw": (16, 16), "input_hw": (16, 16)}
+    tracks = Tracks(engine, policy, max_objects=16, spool=None, can_rewind=False, **sizes)
+    features = Features(torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 2, 2), torch.zeros(1, 8, 1, 1))
+    prompt = tracks.read(points=[(3, 3), (5, 5)])
+    held = {}
+    with torch.inference_mode():
+        for frame in range(FRAMES):
+            if frame % 500 == 0:
+                tracks.prompt("cup", frame, lambda _: features, prompt)
+            tracks.advance(frame, lambda _: features, 1)
+            tracks.forget_before(frame)
+            if frame + 1 in (5_000, FRAMES):
+                held[frame + 1] = bytes_of(tracks.objects)
+    # Numbers above 256 are objects of their own in Python, and dicts grow in steps.
+    assert abs(held[FRAMES] - held[5_000]) < 500 + 0.01 * held[5_000]
+    assert held[FRAMES] < 3_000_000
 
 
 def test_corrected_frames_hold_no_maps_until_tracking_resumes(sam):
@@ -110,14 +178,14 @@ def test_masks_are_upscaled_in_chunks_of_bounded_size(sam, monkeypatch, packed):
     for object_id in range(10):
         session.prompt(0, object_id, **(CUP if object_id % 2 else BALL))
     (expected,) = session.track(end=0)
-    sizes, upscale = [], frame_result.upscale_logits
+    sizes, upscale = [], logits.upscale_logits
 
-    def counting(logits, size_hw):
-        sizes.append(len(logits) * size_hw[0] * size_hw[1])
-        return upscale(logits, size_hw)
+    def counting(low_res, size_hw):
+        sizes.append(len(low_res) * size_hw[0] * size_hw[1])
+        return upscale(low_res, size_hw)
 
-    monkeypatch.setattr(frame_result, "upscale_logits", counting)
-    monkeypatch.setattr(frame_result, "CHUNK_PIXELS", 3 * HEIGHT * WIDTH + 5)
+    monkeypatch.setattr(logits, "upscale_logits", counting)
+    monkeypatch.setattr(logits, "CHUNK_PIXELS", 3 * HEIGHT * WIDTH + 5)
     (result,) = session.track(end=0, packed=packed)
     assert [size // (HEIGHT * WIDTH) for size in sizes] == [3, 3, 3, 1]
     np.testing.assert_array_equal(result.masks.masks, expected.masks.masks)
@@ -126,7 +194,7 @@ def test_masks_are_upscaled_in_chunks_of_bounded_size(sam, monkeypatch, packed):
 def test_a_mask_larger_than_a_chunk_is_upscaled_alone(sam, monkeypatch):
     session = sam.video(moving_square(2))
     session.prompt(0, "cup", **CUP)
-    monkeypatch.setattr(frame_result, "CHUNK_PIXELS", 7)
+    monkeypatch.setattr(logits, "CHUNK_PIXELS", 7)
     assert len(session.prompt(0, "ball", **BALL).masks) == 1
 
 

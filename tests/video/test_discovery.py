@@ -202,9 +202,10 @@ def test_a_video_without_any_object_gives_empty_results(sam, video):
         ({"patience": -1}, "patience is -1: expected a whole number, 0 or more"),
         (
             {"tile": 64},
-            "there is no option tile: expected every, same_iou, min_object, patience, packed, points_per_side, crops, "
+            "there is no option tile: expected every, same_iou, min_object, patience, packed, text, detector, "
+            "detection_threshold, points_per_side, point_grids, crops, "
             "crop_overlap, crop_points_divisor, iou_threshold, stability_threshold, stability_offset, box_nms, "
-            "crop_nms, min_area, refine",
+            "crop_nms, min_area, refine, candidates, mask_threshold",
         ),
         ({"iou_threshold": 2}, "iou_threshold is 2: expected a number, 0 to 1"),
     ],

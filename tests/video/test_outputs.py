@@ -5,15 +5,18 @@ import json
 import weakref
 from base64 import b64encode
 
+import av
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 from PIL import Image
 from video.test_tracking import BALL, CUP, HEIGHT, WIDTH, moving_square
 
 from masklet.errors import PromptError, VideoError
-from masklet.masks import decode_rle
+from masklet.masks import PackedMasks, decode_rle
 from masklet.results import Masks
 from masklet.results.visualisation import PALETTE
+from masklet.video import outputs
 from masklet.video.frame_result import FrameResult
 from masklet.video.frames import open_video
 from masklet.video.outputs import Writers, index_image, json_line, open_writers
@@ -35,7 +38,7 @@ def session(sam):
 
 @pytest.fixture(scope="module")
 def results(session):
-    return list(session._stored_results(with_images=True))
+    return list(session.results(with_images=True))
 
 
 def assert_look_alike(first, second):
@@ -80,6 +83,22 @@ def test_a_video_of_every_third_frame_is_as_long_as_the_video(sam, tmp_path):
     written = open_video(tmp_path / "masks.mp4")
     assert written.fps == session.video.fps / 3
     assert written.count == len(results) == 4
+
+
+@pytest.mark.parametrize(("fps", "every"), [(1, 300), (2000, 1)])
+def test_a_video_is_written_whose_frames_are_far_apart_or_close(fps, every, sam, tmp_path):
+    with av.open(str(tmp_path / "video.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", fps)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for _ in range(3 * every):
+            container.mux(stream.encode(VideoFrame(48, 32, "yuv420p")))
+        container.mux(stream.encode())
+    session = sam.video(tmp_path / "video.mp4")
+    session.prompt(0, "all", box=(5, 5, 40, 30))
+    assert len(list(session.track(every=every))) == 3
+    session.write(tmp_path / "masks.mp4")
+    times = [frame.time for frame in open_video(tmp_path / "masks.mp4")]
+    np.testing.assert_allclose(times, np.arange(3) * every / fps, atol=1e-5)
 
 
 def test_masks_are_written_to_a_folder_as_in_davis(session, results, tmp_path):
@@ -133,6 +152,18 @@ def test_more_objects_than_a_png_has_values_are_refused():
         index_image(masks)
 
 
+def test_lines_of_json_are_written_from_packed_masks(session, tmp_path, monkeypatch):
+    kinds, write_line = [], outputs.json_line
+
+    def json_line(result):
+        kinds.append(type(result.masks.masks))
+        return write_line(result)
+
+    monkeypatch.setattr(outputs, "json_line", json_line)
+    session.write(tmp_path / "masks.jsonl")
+    assert kinds == [PackedMasks] * len(TRACKED)
+
+
 def test_lines_of_json_hold_the_results_of_a_frame(session, results, tmp_path):
     session.write(tmp_path / "masks.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "masks.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -150,10 +181,12 @@ def test_lines_of_json_hold_the_results_of_a_frame(session, results, tmp_path):
 
 
 def test_ids_in_json_keep_their_type_if_json_has_it():
-    line = json_line(result_of(np.zeros((3, 2, 2), bool), object_ids=("Becher süß", 7, frozenset({1}))))
+    object_ids = ("Becher süß", np.int64(7), frozenset({1}), float("inf"))
+    line = json_line(result_of(np.zeros((4, 2, 2), bool), object_ids=object_ids))
     assert "Becher süß" in line
     assert "\n" not in line
-    assert [entry["object_id"] for entry in json.loads(line)["objects"]] == ["Becher süß", 7, "frozenset({1})"]
+    read = [entry["object_id"] for entry in json.loads(line)["objects"]]
+    assert read == ["Becher süß", 7, "frozenset({1})", "inf"]
 
 
 def test_a_frame_without_objects_has_a_line_and_an_image(tmp_path):
@@ -206,10 +239,11 @@ def test_a_notebook_shows_a_frame_and_a_stream(sam, image):
 def test_a_written_video_shows_the_masks_over_its_frames(session, results, tmp_path):
     session.write(tmp_path / "masks.mp4")
     video = open_video(tmp_path / "masks.mp4")
-    assert (video.size_hw, video.fps, len(video)) == (SIZE_HW, session.video.fps, len(TRACKED))
+    assert (video.size_hw, len(video)) == (SIZE_HW, len(TRACKED))
+    assert [frame.time for frame in video] == pytest.approx([index / 25 for index in TRACKED])
     with VideoWriter(tmp_path / "expected.mp4", session.video.fps) as expected:
         for result in results:
-            expected.write(result.masks.overlay())
+            expected.write(result.masks.overlay(), result.time)
     assert_look_alike(tmp_path / "masks.mp4", tmp_path / "expected.mp4")
 
 
@@ -264,7 +298,7 @@ def test_masks_of_a_video_that_is_read_once_can_be_written(sam, tmp_path):
 @pytest.mark.parametrize("name", ["masks.json", "masks.png", "masks.xyz"])
 def test_an_unknown_suffix_is_refused(session, tmp_path, name):
     with pytest.raises(
-        VideoError, match=r"cannot write masks to .*: expected a video \(\.m.*\.mp4\), .*\.jsonl.* or a folder"
+        VideoError, match=r"cannot write masks to .*: expected a video \(\.m.*\.webp\), .*\.jsonl.* or a folder"
     ):
         session.write(tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -52,6 +52,28 @@ def assert_same(ours, theirs, among=None):
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=str(key))
 
 
+@pytest.mark.parametrize("box", [[[40, 8, 70, 40]], np.array([[40, 8, 70, 40]])])
+def test_a_box_may_be_nested_once_as_in_metas_examples(sam, video, box):
+    nested, plain = (sam.video(video).prompt(0, "ball", box=given) for given in (box, BALL["box"]))
+    np.testing.assert_array_equal(nested.logits, plain.logits)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"box": np.zeros((0, 4))}, "box holds 0 boxes: expected"),
+        ({"box": [BALL["box"], BALL["box"]]}, "box holds 2 boxes: .* in a video, prompt each object with its own box"),
+        ({"points": np.zeros((0, 1, 2))}, "points for 0 objects: expected one list"),
+        ({"points": []}, "points are empty: expected at least one"),
+    ],
+)
+def test_a_prompt_of_a_video_is_for_one_object(sam, video, prompt, message):
+    session = sam.video(video)
+    with pytest.raises(PromptError, match=message):
+        session.prompt(0, "ball", **prompt)
+    assert session.object_ids == ()
+
+
 def test_a_result_has_masks_scores_and_boxes_of_each_object(sam, video):
     session = sam.video(video)
     session.prompt(0, "cup", **CUP)
@@ -164,7 +186,7 @@ def test_a_frame_before_the_first_prompt_reads_no_pointer(sam, video):
     for one in (session, fixed):
         one.prompt(10, "cup", **CUP)
     bank = session._tracks.objects["cup"].bank
-    assert session._tracks.policy(5, bank.prompted, bank, step=1).pointers == ()
+    assert session._tracks.policy.select(5, bank, step=1).pointers == ()
     assert_close(logits_of(fixed.track(start=5, end=8)), logits_of(session.track(start=5, end=8)))
 
 
@@ -340,10 +362,33 @@ ERRORS = {
     "unknown object": (lambda s: s.remove("saucer"), "no object 'saucer'"),
     "empty mask": (lambda s: s.prompt(0, mask=np.zeros((HEIGHT, WIDTH), bool)), "mask is empty"),
     "mask of another size": (lambda s: s.prompt(0, mask=np.ones((3, 3), bool)), r"mask has shape \(3, 3\)"),
-    "mask and clicks": (lambda s: s.prompt(0, mask=np.ones((HEIGHT, WIDTH), bool), **CUP), "give it alone"),
+    "mask of words": (lambda s: s.prompt(0, mask="mask.png"), "mask is a str and holds no plain numbers"),
+    "mask with a hole of NaN": (lambda s: s.prompt(0, mask=np.full((HEIGHT, WIDTH), np.nan)), "mask holds NaN"),
+    "faint soft mask": (
+        lambda s: s.prompt(0, mask=np.linspace(0.1, 0.4, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)),
+        "mask is empty: expected at least one pixel of the object",
+    ),
+    "labels with a mask": (
+        lambda s: s.prompt(0, mask=np.ones((HEIGHT, WIDTH), bool), labels=[1]),
+        "labels came without points",
+    ),
+    "points with a mask, outside": (
+        lambda s: s.prompt(0, mask=np.ones((HEIGHT, WIDTH), bool), points=[(500, 3)]),
+        "outside the image",
+    ),
+    "points with a mask too small": (
+        lambda s: s.prompt(0, mask=np.eye(HEIGHT, WIDTH) * (np.arange(WIDTH) == 9), **CUP),
+        "too small",
+    ),
+    "points as the object": (lambda s: s.prompt(0, [(20, 20)], **CUP), "Points go into points=, a box into box="),
+    "an id that is not itself": (lambda s: s.prompt(0, float("nan"), **CUP), "object is nan: expected an id such as"),
+    "frame as text": (lambda s: s.prompt("0", **CUP), "frame is '0': expected a whole number"),
+    "half a frame": (lambda s: s.prompt(0.5, **CUP), "frame is 0.5: expected a whole number"),
+    "a frame beyond all videos": (lambda s: s.prompt(10**400, **CUP), "frame is 1000"),
+    "a truth as a frame": (lambda s: s.prompt(True, **CUP), "frame is True: expected a whole number"),
     "no prompt": (lambda s: s.prompt(0), "nothing to segment"),
     "outside": (lambda s: s.prompt(0, points=[(500, 3)]), "outside the image"),
-    "every": (lambda s: s.track(every=0), "every is 0: expected 1"),
+    "every": (lambda s: s.track(every=0), "every is 0: expected a whole number, 1 or more"),
     "direction": (lambda s: s.track(direction="up"), "expected forward, backward or both"),
 }
 
@@ -498,7 +543,7 @@ def test_a_video_is_tracked_in_bfloat16(sam, video):
 
 
 def test_a_batch_of_no_objects_is_refused(sam, video):
-    with pytest.raises(PromptError, match="max_objects is 0: expected at least 1"):
+    with pytest.raises(PromptError, match="max_objects is 0: expected a whole number, 1 or more"):
         sam.video(video, max_objects=0)
 
 
@@ -510,7 +555,7 @@ def test_a_model_without_memory_is_refused(sam, video):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"every": 1.5}, {"start": "3"}, {"end": 2.0}, {"direction": "up"}, {"every": 0}, {"start": 99}, {"end": -1}],
+    [{"every": 1.5}, {"start": "3"}, {"end": 2.5}, {"direction": "up"}, {"every": 0}, {"start": 99}, {"end": -1}],
 )
 def test_track_refuses_invalid_arguments_when_it_is_called(sam, video, arguments):
     session = sam.video(video)
@@ -611,7 +656,7 @@ def test_the_arguments_of_a_stream_are_checked_when_it_is_opened(sam):
         sam.stream(max_objects=0)
     with pytest.raises(PromptError, match="max_prompted is 0"):
         sam.stream(max_prompted=0)
-    with pytest.raises(PromptError, match="fps is 0: expected a positive number"):
+    with pytest.raises(PromptError, match="fps is 0: expected a number, 1e-06 to 1e\\+06"):
         sam.stream(fps=0)
     model = Sam2Model(replace(sam.model.config, has_memory=False)).eval()
     with pytest.raises(CheckpointError, match="saved without its memory"):

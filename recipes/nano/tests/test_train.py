@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
+from masklet.datasets.scenes import Scene
 from masklet.errors import ConfigError
 from masklet.model.sam2 import Sam2Model
 from masklet.training import Run
-from masklet.training.data.scenes import Scene
 from recipes.nano import evaluate, train
 from recipes.nano.examples import ComposedExamples
 from recipes.nano.recipe import make_run, read_recipe

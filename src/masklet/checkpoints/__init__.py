@@ -6,91 +6,126 @@ tensors have the names of the attributes in ``masklet.model``; only Meta's ``.pt
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import errors as hub_errors
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from masklet.atomic import replacing, replacing_all
-from masklet.checkpoints.damage import what_is
+from masklet.checkpoints.hub import (
+    DEFAULT_HUB,
+    EMBEDDED,
+    KNOWN_MODELS,
+    PREPROCESSOR,
+    HubOptions,
+    KnownModel,
+    StrPath,
+    find,
+    locate,
+    meta_file,
+    push_folder,
+    side_of_meta_file,
+)
 from masklet.checkpoints.meta import read_meta_file
 from masklet.checkpoints.preprocessor import (
     PreprocessorConfig,
     check_same,
     preprocessor_from_json,
     preprocessor_to_json,
+    video_preprocessor_to_json,
 )
 from masklet.checkpoints.transformers import config_from_json, config_to_json
+from masklet.checkpoints.weights import (
+    SAFETENSORS,
+    read_weights,
+    split_weights,
+    stale_weights,
+    write_weights,
+)
 from masklet.config import Sam2Config
 from masklet.errors import CheckpointError
 
-StrPath = str | os.PathLike[str]
+__all__ = [
+    "CONFIG",
+    "EMBEDDED",
+    "KNOWN_MODELS",
+    "PREPROCESSOR",
+    "PROCESSOR",
+    "VIDEO_PREPROCESSOR",
+    "WEIGHTS",
+    "HubOptions",
+    "KnownModel",
+    "check_tensors",
+    "find",
+    "locate",
+    "meta_file",
+    "push_folder",
+    "read",
+    "read_config",
+    "read_file",
+    "read_json",
+    "read_preprocessor",
+    "read_processor",
+    "read_video_processor",
+    "write",
+    "write_preprocessor",
+    "write_text",
+]
 
-CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+CONFIG, WEIGHTS = "config.json", SAFETENSORS
 PROCESSOR, VIDEO_PREPROCESSOR = "processor_config.json", "video_preprocessor_config.json"
-EMBEDDED = "nano"
-_EMBEDDED_FOLDER = Path(__file__).parents[1] / "weights" / EMBEDDED
-
-
-@dataclass(frozen=True)
-class KnownModel:
-    """A model with a short name."""
-
-    name: str
-    source: str  # Hub repository, or "embedded"
-    megabytes: int
-    parameters: int
-
-
-KNOWN_MODELS = (
-    KnownModel(EMBEDDED, "embedded", 10, 4_755_506),
-    KnownModel("sam2.1-hiera-tiny", "facebook/sam2.1-hiera-tiny", 156, 38_962_754),
-    KnownModel("sam2.1-hiera-small", "facebook/sam2.1-hiera-small", 184, 46_060_610),
-    KnownModel("sam2.1-hiera-base-plus", "facebook/sam2.1-hiera-base-plus", 323, 80_850_434),
-    KnownModel("sam2.1-hiera-large", "facebook/sam2.1-hiera-large", 898, 224_446_898),
-    KnownModel("sam2-hiera-tiny", "facebook/sam2-hiera-tiny", 156, 38_946_242),
-    KnownModel("sam2-hiera-small", "facebook/sam2-hiera-small", 184, 46_044_098),
-    KnownModel("sam2-hiera-base-plus", "facebook/sam2-hiera-base-plus", 323, 80_833_922),
-    KnownModel("sam2-hiera-large", "facebook/sam2-hiera-large", 898, 224_430_386),
-)
 
 
 def read(
-    name_or_path: StrPath, *, revision: str | None = None, token: str | None = None
+    name_or_path: StrPath, hub: HubOptions = DEFAULT_HUB, *, use_safetensors: bool | None = None
 ) -> tuple[Sam2Config, dict[str, Tensor]]:
     """Reads a model of any source.
 
     Args:
         name_or_path: A known model's name, a Hub repository, a model folder, or one of Meta's ``.pt`` files.
-        revision: Branch, tag or commit of a Hub repository.
-        token: For a private Hub repository.
+        hub: How its files are fetched.
+        use_safetensors: See ``read_weights``.
 
     Raises:
         CheckpointError: It cannot be found, is damaged, or is of another kind.
     """
-    if is_meta_file(name_or_path):
-        return read_meta_file(Path(name_or_path))
-    config_path = locate(name_or_path, CONFIG, revision=revision, token=token)
-    weights_path = locate(name_or_path, WEIGHTS, revision=revision, token=token)
-    tensors = _read_safetensors(weights_path)
+    if (path := meta_file(name_or_path, hub)) is not None:
+        return read_file(path)
+    config_path = locate(name_or_path, CONFIG, hub)
+    tensors = read_weights(name_or_path, hub, use_safetensors=use_safetensors)
     has_memory = any(name.startswith("memory_") for name in tensors)
-    return config_from_json(_read_json(config_path), has_memory=has_memory, where=config_path), tensors
+    return config_from_json(read_json(config_path), has_memory=has_memory, where=config_path), tensors
 
 
-def read_preprocessor(
-    name_or_path: StrPath, *, revision: str | None = None, token: str | None = None
-) -> PreprocessorConfig:
+def read_file(path: Path) -> tuple[Sam2Config, dict[str, Tensor]]:
+    """Reads a ``.pt`` file in Meta's layout.
+
+    Such files do not store the size of the input. It is 1,024 pixels, or 512 where the name is that of a MedSAM2.
+
+    Raises:
+        CheckpointError: As ``read``.
+    """
+    config, tensors = read_meta_file(path)
+    return replace(config, image_size=side_of_meta_file(path) or config.image_size), tensors
+
+
+def read_config(name_or_path: StrPath, hub: HubOptions = DEFAULT_HUB) -> dict[str, Any]:
+    """The content of a model's ``config.json``; of Meta's files, what it would be.
+
+    Raises:
+        CheckpointError: It cannot be found, or is not JSON.
+    """
+    if (path := meta_file(name_or_path, hub)) is not None:
+        return config_to_json(read_file(path)[0])
+    return read_json(locate(name_or_path, CONFIG, hub))
+
+
+def read_preprocessor(name_or_path: StrPath, hub: HubOptions = DEFAULT_HUB) -> PreprocessorConfig:
     """How a model's images are prepared.
 
     transformers 5 writes it into ``processor_config.json``, older versions into ``preprocessor_config.json``. As in
@@ -99,35 +134,70 @@ def read_preprocessor(
     Raises:
         CheckpointError: A file is malformed, or asks for something that this package does not support.
     """
-    if is_meta_file(name_or_path):
-        side = Sam2Config().image_size
+    if (file := meta_file(name_or_path, hub)) is not None:
+        side = side_of_meta_file(file) or Sam2Config().image_size
         return PreprocessorConfig((side, side))
 
-    folder = Path(name_or_path)
-
-    def read_if_present(filename: str) -> dict[str, Any] | None:
-        path = find(name_or_path, filename, revision=revision, token=token)
-        return None if path is None else _read_json(path)
-
-    processor = read_if_present(PROCESSOR) or {}
-
-    def settings(section: str, filename: str) -> tuple[dict[str, Any] | None, Path]:
-        """From a section of ``processor_config.json``, or else from a file of its own."""
-        if isinstance(nested := processor.get(section), dict):
-            return processor | nested, folder / PROCESSOR
-        own = read_if_present(filename)
-        return None if own is None else processor | own, folder / filename
-
-    images, where = settings("image_processor", PREPROCESSOR)
+    path = find(name_or_path, PROCESSOR, hub)
+    processor = {} if path is None else read_json(path)
+    images, frames = (_preprocessor_settings(name_or_path, hub, processor, *place) for place in (_IMAGES, _FRAMES))
     if images is None:
-        config_path = locate(name_or_path, CONFIG, revision=revision, token=token)
-        side = config_from_json(_read_json(config_path), has_memory=False, where=config_path).image_size
+        side = _input_side(name_or_path, hub)
         return PreprocessorConfig((side, side))
-    config = preprocessor_from_json(images, where)
-    frames, where = settings("video_processor", VIDEO_PREPROCESSOR)
+    config = preprocessor_from_json(*images)
     if frames is not None:
-        check_same(preprocessor_from_json(frames, where), config, where)
+        check_same(preprocessor_from_json(*frames), config, frames[1])
     return config
+
+
+def read_processor(name_or_path: StrPath, hub: HubOptions = DEFAULT_HUB) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of an image processor as they are in a model's files, and those of the processor around it.
+
+    Raises:
+        CheckpointError: A file is malformed.
+    """
+    if (file := meta_file(name_or_path, hub)) is not None:
+        return {"size": side_of_meta_file(file) or Sam2Config().image_size}, {}
+    path = find(name_or_path, PROCESSOR, hub)
+    processor = {} if path is None else read_json(path)
+    if isinstance(images := processor.get(_IMAGES[0]), dict):
+        return images, processor
+    path = find(name_or_path, PREPROCESSOR, hub)
+    return {"size": _input_side(name_or_path, hub)} if path is None else read_json(path), processor
+
+
+def read_video_processor(name_or_path: StrPath, hub: HubOptions = DEFAULT_HUB) -> dict[str, Any]:
+    """The settings of a video processor as they are in a model's files; without them, those of its image processor.
+
+    Raises:
+        CheckpointError: A file is malformed.
+    """
+    images, processor = read_processor(name_or_path, hub)
+    if isinstance(frames := processor.get(_FRAMES[0]), dict):
+        return frames
+    path = find(name_or_path, VIDEO_PREPROCESSOR, hub) if meta_file(name_or_path, hub) is None else None
+    return images if path is None else read_json(path)
+
+
+_IMAGES, _FRAMES = ("image_processor", PREPROCESSOR), ("video_processor", VIDEO_PREPROCESSOR)
+"""Sections of ``processor_config.json``, and the files that hold the same where there is no such section."""
+
+
+def _preprocessor_settings(
+    name_or_path: StrPath, hub: HubOptions, processor: dict[str, Any], section: str, filename: str
+) -> tuple[dict[str, Any], Path] | None:
+    """Settings from a section of ``processor_config.json``, or else from a file of their own, and where they were."""
+    folder = Path(name_or_path)
+    if isinstance(nested := processor.get(section), dict):
+        return processor | nested, folder / PROCESSOR
+    own = find(name_or_path, filename, hub)
+    return None if own is None else (processor | read_json(own), folder / filename)
+
+
+def _input_side(name_or_path: StrPath, hub: HubOptions) -> int:
+    """The side of a network's input."""
+    path = locate(name_or_path, CONFIG, hub)
+    return config_from_json(read_json(path), has_memory=False, where=path).image_size
 
 
 def write_preprocessor(folder: StrPath, config: PreprocessorConfig) -> None:
@@ -138,10 +208,12 @@ def write_preprocessor(folder: StrPath, config: PreprocessorConfig) -> None:
     """
     folder = Path(folder)
     check_override(folder, config)
-    text = json.dumps(preprocessor_to_json(config, processor_class="Sam2Processor"), indent=2) + "\n"
+    is_video = (folder / VIDEO_PREPROCESSOR).exists()
+    contents = _preprocessor_contents(config, is_video=is_video)
     try:
-        with replacing(folder / PREPROCESSOR) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        with replacing_all(*(folder / name for name in contents)) as unfinished:
+            for file, content in zip(unfinished, contents.values(), strict=True):
+                file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot save the processor to {folder}: {error}") from error
 
@@ -149,7 +221,7 @@ def write_preprocessor(folder: StrPath, config: PreprocessorConfig) -> None:
 def check_override(folder: Path, config: PreprocessorConfig) -> None:
     """Raise a CheckpointError if the folder has a ``processor_config.json`` with other settings, which has priority."""
     path = folder / PROCESSOR
-    content = _read_json(path) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
     if isinstance(nested := content.get("image_processor"), dict) and preprocessor_from_json(nested, path) != config:
         raise CheckpointError(
             f"{path} has other settings for images and priority over {PREPROCESSOR}: remove it, or save to another "
@@ -157,134 +229,110 @@ def check_override(folder: Path, config: PreprocessorConfig) -> None:
         )
 
 
-def is_meta_file(name_or_path: StrPath) -> bool:
-    """Whether this is a file of weights, not a folder or a repository."""
-    return os.fspath(name_or_path) != EMBEDDED and Path(name_or_path).is_file()
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
 
-
-def locate(name_or_path: StrPath, filename: str, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Path of one file of a model: in the package, in a folder, or in the cache of the Hub (fetched if missing)."""
-    name = os.fspath(name_or_path)
-    if (folder := _folder_of(name)).is_dir():
-        if not (folder / filename).is_file():
-            there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-            raise CheckpointError(f"{folder} holds no {filename} (it holds {there}): expected a model folder")
-        return folder / filename
-    if folder.suffix in (".pt", ".pth", ".bin", ".safetensors"):
-        raise CheckpointError(f"there is no file {name}; looked in {Path.cwd()}")
-    repository = {model.name: model.source for model in KNOWN_MODELS}.get(name, name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or repository.startswith((".", "/")):
-        known = [model.name for model in KNOWN_MODELS]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise CheckpointError(
-            f"no model {name!r}: {hint}Expected one of {', '.join(known)}, a Hub repository (owner/name), a model "
-            "folder or a .pt file that exists"
-        )
-    return _fetch(repository, filename, revision, token)
-
-
-def find(name_or_path: StrPath, filename: str, *, revision: str | None = None, token: str | None = None) -> Path | None:
-    """As ``locate``, but None for a file that the model does not have."""
-    folder = _folder_of(name_or_path)
-    if folder.is_dir() and not (folder / filename).is_file():
-        return None
-    try:
-        return locate(name_or_path, filename, revision=revision, token=token)
-    except CheckpointError as error:
-        cause = error.__cause__
-        # Offline, nobody knows whether the repository has a file that is not in the cache. Most have the preprocessor.
-        is_unknown = isinstance(cause, hub_errors.LocalEntryNotFoundError) and filename == PREPROCESSOR
-        if isinstance(cause, hub_errors.EntryNotFoundError) and not is_unknown:
-            return None
-        raise
-
-
-def _folder_of(name_or_path: StrPath) -> Path:
-    return _EMBEDDED_FOLDER if os.fspath(name_or_path) == EMBEDDED else Path(name_or_path)
-
-
-def _fetch(repository: str, filename: str, revision: str | None, token: str | None) -> Path:
-    try:
-        return Path(hf_hub_download(repository, filename, revision=revision, token=token))
-    except hub_errors.GatedRepoError as error:
-        raise CheckpointError(f"{repository} is gated: ask for access on its page, then pass token=") from error
-    except hub_errors.RepositoryNotFoundError as error:
-        near = difflib.get_close_matches(repository, [m.source for m in KNOWN_MODELS], n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; if it is private, pass token="
-        raise CheckpointError(
-            f"there is no folder {repository!r} here, and the Hub has no such repository{hint}"
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{repository} has no revision {revision!r}") from error
-    except hub_errors.LocalEntryNotFoundError as error:  # also after a lost connection
-        raise CheckpointError(
-            f"{filename} of {repository} is not in the local cache and the Hub cannot be reached. To work offline, "
-            f"fetch it once where there is a network (hf download {repository}) and set HF_HUB_OFFLINE=1, copy the "
-            f"folder here and give its path, or use the embedded model, {EMBEDDED!r}"
-        ) from error
-    except hub_errors.EntryNotFoundError as error:
-        raise CheckpointError(f"{repository} holds no {filename}: expected a transformers SAM 2 model") from error
-    except (hub_errors.HFValidationError, OSError) as error:  # an invalid name; an error of the Hub or of the disk
-        reason = " ".join(str(error).split())  # the Hub answers in several lines
-        raise CheckpointError(f"cannot fetch {filename} of {repository!r}: {reason}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+    Raises:
+        CheckpointError: It holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}): expected a model's {path.name}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}: expected a JSON object")
     return content
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: {what_is(path)} ({error}). {_EXPECTED_WEIGHTS}") from error
-
-
-_EXPECTED_WEIGHTS = "Expected a whole safetensors file; fetch or copy it again"
-
-
-def write(folder: StrPath, config: Sam2Config, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None) -> None:
+def write(
+    folder: StrPath,
+    config: Sam2Config,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None,
+    content: Mapping[str, Any] | None = None,
+    safe: bool = True,
+    max_shard_size: int | str | None = None,
+    replaces_preprocessor: bool = True,
+) -> list[str]:
     """Writes a model folder. All files are complete before the first one replaces an older file.
+
+    Args:
+        folder: Created if missing.
+        config: Of the network.
+        tensors: Its weights.
+        dtype: Type of the stored weights; unchanged if None.
+        content: Of ``config.json``; None for that of ``config``.
+        safe: Whether the weights are written as safetensors, or as ``pytorch_model.bin``.
+        max_shard_size: See ``split_weights``.
+        replaces_preprocessor: Whether settings of an image processor in the folder are replaced by the usual ones.
+
+    Returns:
+        The names of the files.
 
     Raises:
         CheckpointError: It cannot be written; an older model in the folder is unchanged.
     """
     folder = Path(folder)
-    if taken := [name for name in (WEIGHTS, CONFIG, PREPROCESSOR) if (folder / name).is_dir()]:
-        raise CheckpointError(
-            f"cannot save the model to {folder}: its {taken[0]} is a folder. Expected a file, or nothing"
-        )
     stored = {
         name: t.detach().to("cpu", dtype if t.is_floating_point() else None).contiguous().clone()
         for name, t in tensors.items()
     }
-    preprocessor = PreprocessorConfig((config.image_size, config.image_size))
-    check_override(folder, preprocessor)
-    processor_class = "Sam2VideoProcessor" if config.has_memory else "Sam2Processor"
-    texts = {
-        name: json.dumps(content, indent=2) + "\n"
-        for name, content in (
-            (CONFIG, config_to_json(config)),
-            (PREPROCESSOR, preprocessor_to_json(preprocessor, processor_class=processor_class)),
+    files, index = split_weights(stored, max_shard_size=max_shard_size, safe=safe)
+    contents: dict[str, Mapping[str, Any]] = {CONFIG: config_to_json(config) if content is None else content}
+    if index is not None:
+        contents[f"{WEIGHTS if safe else 'pytorch_model.bin'}.index.json"] = index
+    contents |= _preprocessors(folder, config, replaces=replaces_preprocessor)
+    if taken := [name for name in [*files, *contents] if (folder / name).is_dir()]:
+        raise CheckpointError(
+            f"cannot save the model to {folder}: its {taken[0]} is a folder. Expected a file, or nothing"
         )
-    }
     is_new = not folder.exists()
     try:
-        with replacing_all(folder / WEIGHTS, *(folder / name for name in texts)) as (weights, *others):
-            save_file(stored, weights, metadata={"format": "pt"})
-            for file, text in zip(others, texts.values(), strict=True):
-                file.write_text(text, encoding="utf-8")
+        with replacing_all(*(folder / name for name in [*files, *contents])) as unfinished:
+            for file, shard in zip(unfinished, files.values(), strict=False):
+                write_weights(file, shard, safe=safe)
+            for file, text in zip(unfinished[len(files) :], contents.values(), strict=True):
+                file.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+        for file in stale_weights(folder, kept={**files, **contents}):
+            file.unlink()
     except (OSError, SafetensorError) as error:
         if is_new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise CheckpointError(f"cannot save the model to {folder}: {error}; what was there is unchanged") from error
+    return [*files, *contents]
+
+
+def _preprocessors(folder: Path, config: Sam2Config, *, replaces: bool) -> dict[str, dict[str, Any]]:
+    """Contents of the files that say how images and frames are prepared."""
+    if not replaces and any((folder / name).exists() for name in (PREPROCESSOR, PROCESSOR)):
+        return {}
+    preprocessor = PreprocessorConfig((config.image_size, config.image_size))
+    check_override(folder, preprocessor)
+    return _preprocessor_contents(preprocessor, is_video=config.has_memory)
+
+
+def _preprocessor_contents(config: PreprocessorConfig, *, is_video: bool) -> dict[str, dict[str, Any]]:
+    if not is_video:
+        return {PREPROCESSOR: preprocessor_to_json(config, processor_class="Sam2Processor")}
+    # transformers' processor of videos needs both files, and its class named in both.
+    images = preprocessor_to_json(config, processor_class="Sam2VideoProcessor")
+    return {PREPROCESSOR: images, VIDEO_PREPROCESSOR: video_preprocessor_to_json(config)}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    try:
+        with replacing(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -310,3 +358,24 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[in
             f"the weights do not fit the network of the configuration: tensors {'; '.join(problems)}. "
             f"Expected the {len(expected)} tensors of a SAM 2 model"
         )
+
+
+BATCH_COUNT = ".num_batches_tracked"
+"""End of the names of the tensors in which batch normalisation counts, which are whole numbers."""
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise a CheckpointError unless all weights are finite floating-point numbers."""
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(BATCH_COUNT)}
+    if damaged := sorted(name for name, tensor in weights.items() if not is_finite(tensor)):
+        raise CheckpointError(
+            f"{len(damaged)} tensors hold NaN or infinity, or no floating-point numbers: {', '.join(damaged[:3])}. The "
+            "file is damaged, or training diverged: use another copy, or an earlier checkpoint"
+        )
+
+
+def is_finite(weights: Tensor) -> bool:
+    """Whether a tensor holds finite floating-point numbers."""
+    if not weights.is_floating_point() or weights.layout is not torch.strided:
+        return False
+    return bool(weights.float().sum().isfinite())  # reads the weights once, and writes nothing

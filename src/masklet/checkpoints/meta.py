@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor
 
 from masklet.checkpoints.damage import what_is
+from masklet.checkpoints.edgetam import FIRST_TENSOR as FIRST_EDGETAM_TENSOR
+from masklet.checkpoints.edgetam import config_from_edgetam_file, is_edgetam_file, rename_edgetam
 from masklet.config import Sam2Config, Sam2ImageEncoderConfig
 from masklet.errors import CheckpointError
 
@@ -24,64 +28,96 @@ META_SIZES: dict[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...], tuple[
 }
 """Tiny, small, base-plus and large (SAM 2, appendix C)."""
 
-_META_NAMES = [
-    (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
-    (r"^image_encoder\.neck\.convs\.(\d)\.conv\.", r"vision_encoder.neck.convs.\1."),
-    (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
-    (
-        r"^sam_prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix",
-        "shared_image_embedding.positional_embedding",
-    ),
-    (r"^sam_prompt_encoder\.mask_downscaling\.0\.", "prompt_encoder.mask_embed.conv1."),
-    (r"^sam_prompt_encoder\.mask_downscaling\.1\.", "prompt_encoder.mask_embed.layer_norm1."),
-    (r"^sam_prompt_encoder\.mask_downscaling\.3\.", "prompt_encoder.mask_embed.conv2."),
-    (r"^sam_prompt_encoder\.mask_downscaling\.4\.", "prompt_encoder.mask_embed.layer_norm2."),
-    (r"^sam_prompt_encoder\.mask_downscaling\.6\.", "prompt_encoder.mask_embed.conv3."),
-    (r"^sam_prompt_encoder\.", "prompt_encoder."),
-    (r"^sam_mask_decoder\.output_upscaling\.0\.", "mask_decoder.upscale_conv1."),
-    (r"^sam_mask_decoder\.output_upscaling\.1\.", "mask_decoder.upscale_layer_norm."),
-    (r"^sam_mask_decoder\.output_upscaling\.3\.", "mask_decoder.upscale_conv2."),
-    (r"^sam_mask_decoder\.", "mask_decoder."),
-    (r"^memory_encoder\.mask_downsampler\.encoder\.12\.", "memory_encoder.mask_downsampler.final_conv."),
-    (r"^memory_encoder\.pix_feat_proj\.", "memory_encoder.feature_projection."),
-    (r"^memory_encoder\.out_proj\.", "memory_encoder.projection."),
-    (r"^memory_encoder\.fuser\.", "memory_encoder.memory_fuser."),
-    (r"\.dwconv\.", ".depthwise_conv."),
-    (r"\.pwconv([12])\.", r".pointwise_conv\1."),
-    (r"\.gamma$", ".scale"),
-    (r"\.out_proj\.", ".o_proj."),
-    (r"\.norm(\d?)\.", r".layer_norm\1."),
-    (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
-    (r"^obj_ptr_proj\.", "object_pointer_proj."),
-    (r"^obj_ptr_tpos_proj\.", "temporal_positional_encoding_projection_layer."),
-    (r"^no_mem_embed$", "no_memory_embedding"),
-    (r"^no_mem_pos_enc$", "no_memory_positional_encoding"),
-    (r"^no_obj_ptr$", "no_object_pointer"),
-    (r"^no_obj_embed_spatial$", "occlusion_spatial_embedding_parameter"),
-    (r"^maskmem_tpos_enc$", "memory_temporal_positional_encoding"),
+FIRST_TENSOR = "image_encoder.trunk.pos_embed"
+SHARED_MATRIX = "shared_image_embedding.positional_embedding"
+MATRIX_COPY = "prompt_encoder.shared_embedding.positional_embedding"
+POINT_EMBEDDINGS = "prompt_encoder.point_embed.weight"
+STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
+"""Where Meta's files, Lightning and the usual training loops keep the state dict."""
+
+_NAMES = [
+    # Meta's, ours; # is a digit, ^ the beginning. Applied one after the other, and in reverse order to go back.
+    (".norm.", ".layer_norm."),
+    (".norm#.", ".layer_norm#."),
+    (".norm_final_attn.", ".layer_norm_final_attn."),
+    (".out_proj.", ".o_proj."),
+    (".gamma", ".scale"),
+    (".dwconv.", ".depthwise_conv."),
+    (".pwconv#.", ".pointwise_conv#."),
+    (".patch_embed.proj.", ".patch_embed.projection."),
     # MLPs: Meta numbers all layers; here the first and the last have names.
-    (r"((?:trunk|backbone)\.blocks\.\d+\.mlp|transformer\.layers\.\d+\.mlp)\.layers\.0\.", r"\1.proj_in."),
-    (r"((?:trunk|backbone)\.blocks\.\d+\.mlp|transformer\.layers\.\d+\.mlp)\.layers\.1\.", r"\1.proj_out."),
-    (r"(_mlps\.\d|_head|object_pointer_proj)\.layers\.0\.", r"\1.proj_in."),
-    (r"(_mlps\.\d|_head|object_pointer_proj)\.layers\.1\.", r"\1.layers.0."),
-    (r"(_mlps\.\d|_head|object_pointer_proj)\.layers\.2\.", r"\1.proj_out."),
+    ("trunk.blocks.#.mlp.layers.0.", "trunk.blocks.#.mlp.proj_in."),
+    ("trunk.blocks.#.mlp.layers.1.", "trunk.blocks.#.mlp.proj_out."),
+    ("transformer.layers.#.mlp.layers.0.", "transformer.layers.#.mlp.proj_in."),
+    ("transformer.layers.#.mlp.layers.1.", "transformer.layers.#.mlp.proj_out."),
+    *(
+        (f"{mlp}.layers.{theirs}.", f"{mlp}.{ours}.")
+        for mlp in ("_mlps.#", "_head", "obj_ptr_proj")
+        for theirs, ours in enumerate(("proj_in", "layers.0", "proj_out"))
+    ),
+    ("^image_encoder.trunk.", "^vision_encoder.backbone."),
+    ("^image_encoder.neck.convs.#.conv.", "^vision_encoder.neck.convs.#."),
+    ("^sam_prompt_encoder.", "^prompt_encoder."),
+    ("^sam_mask_decoder.", "^mask_decoder."),
+    ("^prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", f"^{SHARED_MATRIX}"),
+    *(
+        (f"^prompt_encoder.mask_downscaling.{theirs}.", f"^prompt_encoder.mask_embed.{ours}.")
+        for theirs, ours in ((0, "conv1"), (1, "layer_norm1"), (3, "conv2"), (4, "layer_norm2"), (6, "conv3"))
+    ),
+    ("^mask_decoder.output_upscaling.0.", "^mask_decoder.upscale_conv1."),
+    ("^mask_decoder.output_upscaling.1.", "^mask_decoder.upscale_layer_norm."),
+    ("^mask_decoder.output_upscaling.3.", "^mask_decoder.upscale_conv2."),
+    *(  # convolution, norm, GELU
+        (f".mask_downsampler.encoder.{3 * layer + place}.", f".mask_downsampler.layers.{layer}.{part}.")
+        for layer in range(4)
+        for place, part in enumerate(("conv", "layer_norm"))
+    ),
+    (".mask_downsampler.encoder.12.", ".mask_downsampler.final_conv."),
+    ("^memory_encoder.pix_feat_proj.", "^memory_encoder.feature_projection."),
+    ("^memory_encoder.o_proj.", "^memory_encoder.projection."),
+    ("^memory_encoder.fuser.", "^memory_encoder.memory_fuser."),
+    ("^obj_ptr_proj.", "^object_pointer_proj."),
+    ("^obj_ptr_tpos_proj.", "^temporal_positional_encoding_projection_layer."),
+    ("^no_mem_embed", "^no_memory_embedding"),
+    ("^no_mem_pos_enc", "^no_memory_positional_encoding"),
+    ("^no_obj_ptr", "^no_object_pointer"),
+    ("^no_obj_embed_spatial", "^occlusion_spatial_embedding_parameter"),
+    ("^maskmem_tpos_enc", "^memory_temporal_positional_encoding"),
 ]
 
-_DOWNSAMPLER = re.compile(r"^memory_encoder\.mask_downsampler\.encoder\.(\d+)\.(weight|bias)$")
+
+def _rule(name: str, other: str) -> tuple[re.Pattern[str], str]:
+    """A pattern for one column of ``_NAMES`` and its replacement by the other."""
+    pattern = re.escape(name).replace(re.escape("#"), r"(\d+)").replace(re.escape("^"), "^")
+    return re.compile(pattern), other.removeprefix("^").replace("#", r"\1")
+
+
+_TO_OURS = [_rule(theirs, ours) for theirs, ours in _NAMES]
+_TO_META = [_rule(ours, theirs) for theirs, ours in reversed(_NAMES)]
 _POINTS = re.compile(r"^sam_prompt_encoder\.point_embeddings\.\d\.weight$")
 
 
-def _our_name(name: str) -> str:
-    if (match := _DOWNSAMPLER.match(name)) and int(match[1]) < 12:
-        layer, part = divmod(int(match[1]), 3)  # convolution, norm, GELU
-        return f"memory_encoder.mask_downsampler.layers.{layer}.{('conv', 'layer_norm')[part]}.{match[2]}"
-    for pattern, replacement in _META_NAMES:
-        name = re.sub(pattern, replacement, name)
+def _renamed(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, replacement in rules:
+        name = pattern.sub(replacement, name)
     return name
 
 
 # All errors that torch.load is known to raise on damaged files.
-_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 
 def read_meta_file(path: Path) -> tuple[Sam2Config, dict[str, Tensor]]:
@@ -109,10 +145,42 @@ def read_meta_file(path: Path) -> tuple[Sam2Config, dict[str, Tensor]]:
         raise CheckpointError(
             f"{path}: {what_is(path)} ({first_line}). Expected a whole .pt file of Meta's; fetch or copy it again"
         ) from error
-    tensors = payload.get("model", payload) if isinstance(payload, dict) else None
-    if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
+    tensors = without_wrappers(payload)
+    if tensors is None:
         raise CheckpointError(f'{path} holds no state dict: expected {{"model": {{name: tensor}}}}')
     return config_from_meta(tensors, where=path), convert_meta(tensors)
+
+
+def without_wrappers(payload: object) -> dict[str, Tensor] | None:
+    """The state dict of a training checkpoint, without the prefixes that wrappers such as DDP give all names.
+
+    Args:
+        payload: What ``torch.load`` returned: a state dict, or a dict that holds one.
+
+    Returns:
+        None if there is no state dict. Where names of the network have a prefix, other tensors, such as those of a
+        loss, are left out.
+    """
+    if not isinstance(payload, dict):
+        return None
+    tensors = next((payload[key] for key in STATE_DICT_KEYS if key in payload), payload)
+    if not isinstance(tensors, dict) or not tensors or not all(map(is_named_tensor, tensors.items())):
+        return None
+    prefixes = [
+        name.removesuffix(first)
+        for name in tensors
+        for first in (FIRST_TENSOR, FIRST_EDGETAM_TENSOR)
+        if name.endswith("." + first)
+    ]
+    if len(prefixes) != 1:
+        return tensors
+    return {name.removeprefix(prefixes[0]): t for name, t in tensors.items() if name.startswith(prefixes[0])}
+
+
+def is_named_tensor(item: tuple[object, object]) -> bool:
+    """Whether an item of a dict belongs to a state dict."""
+    name, tensor = item
+    return isinstance(name, str) and isinstance(tensor, Tensor)
 
 
 def config_from_meta(tensors: Mapping[str, Tensor], *, where: str | os.PathLike[str]) -> Sam2Config:
@@ -121,15 +189,15 @@ def config_from_meta(tensors: Mapping[str, Tensor], *, where: str | os.PathLike[
     Raises:
         CheckpointError: No release has them.
     """
-    position = tensors.get("image_encoder.trunk.pos_embed")
+    if is_edgetam_file(tensors):
+        return config_from_edgetam_file(tensors, where=where)
+    position = tensors.get(FIRST_TENSOR)
     if position is None:
         what = "a SAM 1 model" if "image_encoder.pos_embed" in tensors else f"tensors like {next(iter(tensors))!r}"
-        raise CheckpointError(
-            f"{where} holds {what}: expected SAM 2 in Meta's layout (image_encoder.trunk.pos_embed, …)"
-        )
+        raise CheckpointError(f"{where} holds {what}: expected SAM 2 in Meta's layout ({FIRST_TENSOR}, …)")
     dim = position.shape[1] if position.ndim == 4 else 0
     pattern = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.norm2\.weight")
-    widths = {int(m[1]): t.shape[0] for name, t in tensors.items() if (m := pattern.fullmatch(name))}
+    widths = {int(m[1]): t.shape[0] for name, t in tensors.items() if t.ndim and (m := pattern.fullmatch(name))}
     blocks = tuple(sum(width == dim * 2**stage for width in widths.values()) for stage in range(4))
     if (dim, blocks) not in META_SIZES:
         raise CheckpointError(
@@ -157,10 +225,27 @@ def released_config(dim: int, blocks: tuple[int, ...], *, is_v2_1: bool = True) 
 
 def convert_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of Meta's layout under the names of ``masklet.model``."""
-    converted = {_our_name(name): t for name, t in tensors.items() if not _POINTS.match(name)}
+    if is_edgetam_file(tensors):
+        tensors = rename_edgetam(tensors)
+    converted = {_renamed(name, _TO_OURS): t for name, t in tensors.items() if not _POINTS.match(name)}
     labels = sorted(name for name in tensors if _POINTS.match(name))
-    if labels:
-        converted["prompt_encoder.point_embed.weight"] = torch.cat([tensors[name] for name in labels])
-    if (matrix := converted.get("shared_image_embedding.positional_embedding")) is not None:
-        converted["prompt_encoder.shared_embedding.positional_embedding"] = matrix.clone()
+    if len({tensors[name].shape for name in labels}) == 1:  # otherwise the tensor is missing, which is reported
+        converted[POINT_EMBEDDINGS] = torch.cat([tensors[name] for name in labels])
+    if (matrix := converted.get(SHARED_MATRIX)) is not None:
+        converted[MATRIX_COPY] = matrix.clone()
+    return converted
+
+
+def meta_name(name: str) -> str:
+    """The name in Meta's layout of a tensor of ``masklet.model``."""
+    return _renamed(name, _TO_META)
+
+
+def meta_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of ``convert_meta``: tensors of ``masklet.model`` in Meta's layout. They share memory."""
+    converted = {
+        _renamed(name, _TO_META): t for name, t in tensors.items() if name not in (MATRIX_COPY, POINT_EMBEDDINGS)
+    }
+    for label, row in enumerate(tensors[POINT_EMBEDDINGS].split(1)):
+        converted[f"sam_prompt_encoder.point_embeddings.{label}.weight"] = row
     return converted

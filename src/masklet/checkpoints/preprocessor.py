@@ -10,6 +10,10 @@ from typing import Any
 
 from masklet.config import STRIDES
 from masklet.errors import CheckpointError
+from masklet.numbers import real_number, shown
+
+SMALLEST, GREATEST = 1e-6, 1e6
+"""Of what pixels are multiplied or divided by; beyond them float32 overflows in the network."""
 
 FIXED: dict[str, Any] = {
     "do_resize": True,
@@ -53,6 +57,14 @@ def preprocessor_to_json(config: PreprocessorConfig, *, processor_class: str) ->
     }
 
 
+def video_preprocessor_to_json(config: PreprocessorConfig) -> dict[str, Any]:
+    """Content of ``video_preprocessor_config.json``: frames are prepared as images are."""
+    images = preprocessor_to_json(config, processor_class="Sam2VideoProcessor")
+    unused = ("image_processor_type", "mask_size")
+    kept = {name: value for name, value in images.items() if name not in unused}
+    return {"video_processor_type": "Sam2VideoVideoProcessor", **kept}
+
+
 def preprocessor_from_json(content: Mapping[str, Any], where: str | Path) -> PreprocessorConfig:
     """Reads the settings of an image processor. Absent settings and null have transformers' defaults.
 
@@ -94,33 +106,37 @@ def check_same(frames: PreprocessorConfig, images: PreprocessorConfig, where: st
 def check_value(name: str, value: object, expected: object, where: str | Path) -> None:
     """Raise a CheckpointError unless a setting has the one supported value."""
     if value != expected:
-        raise CheckpointError(f"{where} has {name} {value!r}: masklet supports only {expected!r}")
+        raise CheckpointError(f"{where} has {name} {shown(value)}: masklet supports only {expected!r}")
 
 
 def read_switch(name: str, values: Mapping[str, Any], where: str | Path) -> bool:
     """A setting that is true, false or absent, which means true."""
     if not isinstance(value := values.get(name, True), bool):
-        raise CheckpointError(f"{where} has {name} {value!r}: expected true or false")
+        raise CheckpointError(f"{where} has {name} {shown(value)}: expected true or false")
     return value
 
 
 def read_size(name: str, value: Any, where: str | Path) -> tuple[int, int]:
     """(height, width)."""
     if not isinstance(value, dict) or not all(type(value.get(side)) is int for side in ("height", "width")):
-        raise CheckpointError(f'{where} has {name} {value!r}: expected {{"height": …, "width": …}} in pixels')
+        raise CheckpointError(f'{where} has {name} {shown(value)}: expected {{"height": …, "width": …}} in pixels')
     return value["height"], value["width"]
 
 
 def read_channels(name: str, value: Any, where: str | Path, *, positive: bool = False) -> tuple[float, float, float]:
     """A number for each of red, green and blue."""
     if not isinstance(value, list | tuple) or len(value) != 3:
-        raise CheckpointError(f"{where} has {name} {value!r}: expected three numbers, for red, green and blue")
+        raise CheckpointError(f"{where} has {name} {shown(value)}: expected three numbers, for red, green and blue")
     red, green, blue = (read_number(name, number, where, positive=positive) for number in value)
     return red, green, blue
 
 
 def read_number(name: str, value: Any, where: str | Path, *, positive: bool = False) -> float:
     """A finite number."""
-    if type(value) not in (int, float) or not math.isfinite(value) or (positive and value <= 0):
-        raise CheckpointError(f"{where} has {name} {value!r}: expected a {'positive ' * positive}finite number")
-    return float(value)
+    try:
+        number = real_number(name, value, CheckpointError, least=-GREATEST, most=GREATEST)
+    except CheckpointError:
+        number = math.nan
+    if math.isnan(number) or (positive and number < SMALLEST):
+        raise CheckpointError(f"{where} has {name} {shown(value)}: expected a {'positive ' * positive}finite number")
+    return number

@@ -6,9 +6,11 @@ import os
 from dataclasses import asdict
 from typing import Any
 
+from masklet.checkpoints.edgetam import memory_json, perceiver_from_json, repvit_from_json, repvit_json
 from masklet.config import (
     NUM_MULTIMASK_OUTPUTS,
     STRIDES,
+    RepVitConfig,
     Sam2Config,
     Sam2EverythingConfig,
     Sam2ImageEncoderConfig,
@@ -18,8 +20,7 @@ from masklet.config import (
     Sam2PromptEncoderConfig,
 )
 from masklet.errors import CheckpointError, ConfigError
-
-GELU = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
+from masklet.numbers import shown
 
 
 def config_to_json(config: Sam2Config) -> dict[str, Any]:
@@ -28,8 +29,7 @@ def config_to_json(config: Sam2Config) -> dict[str, Any]:
     The section ``everything`` is masklet's own; transformers keeps it and does not use it.
     """
     return {
-        "architectures": ["Sam2VideoModel" if config.has_memory else "Sam2Model"],
-        "model_type": "sam2_video" if config.has_memory else "sam2",
+        **_kind_json(config),
         "vision_config": _vision_json(config),
         "prompt_encoder_config": {
             "hidden_size": config.hidden_size,
@@ -38,7 +38,8 @@ def config_to_json(config: Sam2Config) -> dict[str, Any]:
             "mask_input_channels": config.prompt_encoder.mask_input_channels,
             "num_point_embeddings": 4,
             "scale": 1,
-            **GELU,
+            "hidden_act": config.prompt_encoder.hidden_act,
+            "layer_norm_eps": 1e-6,
         },
         "mask_decoder_config": {
             "hidden_size": config.hidden_size,
@@ -54,38 +55,28 @@ def config_to_json(config: Sam2Config) -> dict[str, Any]:
             "dynamic_multimask_stability_delta": 0.05,
             "dynamic_multimask_stability_thresh": 0.98,
         },
-        **(_memory_json(config) if config.has_memory else {}),
+        **(_all_memory_json(config) if config.has_memory else {}),
         "everything": asdict(config.everything),
+    }
+
+
+def _kind_json(config: Sam2Config) -> dict[str, Any]:
+    """The names of the model."""
+    family, name = ("edgetam", "EdgeTam") if config.is_edgetam else ("sam2", "Sam2")
+    return {
+        "architectures": [f"{name}VideoModel" if config.has_memory else f"{name}Model"],
+        "model_type": f"{family}_video" if config.has_memory else family,
     }
 
 
 def _vision_json(config: Sam2Config) -> dict[str, Any]:
     """The image encoder."""
     encoder, side = config.image_encoder, config.image_size
-    dims = list(encoder.embed_dim_per_stage)
+    is_repvit = isinstance(encoder, RepVitConfig)
     return {
-        "model_type": "sam2_vision_model",
-        "backbone_config": {
-            "model_type": "sam2_hiera_det_model",
-            "hidden_size": encoder.hidden_size,
-            "num_attention_heads": encoder.num_attention_heads,
-            "num_channels": 3,
-            "image_size": [side, side],
-            "patch_kernel_size": [7, 7],
-            "patch_stride": [4, 4],
-            "patch_padding": [3, 3],
-            "query_stride": [2, 2],
-            "num_query_pool_stages": 3,
-            "window_positional_embedding_background_size": list(encoder.window_positional_embedding_background_size),
-            "blocks_per_stage": list(encoder.blocks_per_stage),
-            "embed_dim_per_stage": dims,
-            "num_attention_heads_per_stage": list(encoder.num_attention_heads_per_stage),
-            "window_size_per_stage": list(encoder.window_size_per_stage),
-            "global_attention_blocks": list(encoder.global_attention_blocks),
-            "mlp_ratio": 4.0,
-            **GELU,
-        },
-        "backbone_channel_list": dims[::-1],
+        "model_type": "edgetam_vision_model" if is_repvit else "sam2_vision_model",
+        "backbone_config": repvit_json(encoder) if isinstance(encoder, RepVitConfig) else _hiera_json(encoder, side),
+        "backbone_channel_list": list(encoder.embed_dim_per_stage[::-1]),
         "backbone_feature_sizes": [[side // stride] * 2 for stride in STRIDES],
         "fpn_hidden_size": config.hidden_size,
         "fpn_kernel_size": 1,
@@ -93,8 +84,39 @@ def _vision_json(config: Sam2Config) -> dict[str, Any]:
         "fpn_padding": 0,
         "fpn_top_down_levels": [2, 3],
         "num_feature_levels": 3,
-        **GELU,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
     }
+
+
+def _hiera_json(encoder: Sam2ImageEncoderConfig, side: int) -> dict[str, Any]:
+    return {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": encoder.hidden_size,
+        "num_attention_heads": encoder.num_attention_heads,
+        "num_channels": 3,
+        "image_size": [side, side],
+        "patch_kernel_size": [7, 7],
+        "patch_stride": [4, 4],
+        "patch_padding": [3, 3],
+        "query_stride": [2, 2],
+        "num_query_pool_stages": 3,
+        "window_positional_embedding_background_size": list(encoder.window_positional_embedding_background_size),
+        "blocks_per_stage": list(encoder.blocks_per_stage),
+        "embed_dim_per_stage": list(encoder.embed_dim_per_stage),
+        "num_attention_heads_per_stage": list(encoder.num_attention_heads_per_stage),
+        "window_size_per_stage": list(encoder.window_size_per_stage),
+        "global_attention_blocks": list(encoder.global_attention_blocks),
+        "mlp_ratio": 4.0,
+        "hidden_act": encoder.hidden_act,
+        "layer_norm_eps": 1e-6,
+    }
+
+
+def _all_memory_json(config: Sam2Config) -> dict[str, Any]:
+    """The memory of either family."""
+    of_sam2 = _memory_json(config)
+    return memory_json(of_sam2, config) if config.is_edgetam else of_sam2
 
 
 def _memory_json(config: Sam2Config) -> dict[str, Any]:
@@ -136,14 +158,20 @@ def _memory_json(config: Sam2Config) -> dict[str, Any]:
     }
 
 
+EDGETAM_TYPES = ("edgetam", "edgetam_video")
+MODEL_TYPES = ("sam2", "sam2_video", *EDGETAM_TYPES)
 NOT_COMPARED = {
     "architectures",
     "model_type",
     "image_size",
     "backbone_feature_sizes",
     "memory_attention_rope_feat_sizes",
+    "vision_config.hidden_act",
+    "vision_config.backbone_config.architecture",
+    "vision_config.backbone_config.num_classes",
+    "mask_decoder_config.hidden_act",
 }
-"""Keys that name a class, or sizes that follow from the input here."""
+"""Keys that name a class, sizes that follow from the input here, and what transformers does not use."""
 
 
 def config_from_json(content: dict[str, Any], *, has_memory: bool, where: str | os.PathLike[str]) -> Sam2Config:
@@ -153,11 +181,13 @@ def config_from_json(content: dict[str, Any], *, has_memory: bool, where: str | 
         CheckpointError: It describes another kind of model, or a SAM 2 that this network cannot be; the error names the
             key.
     """
-    if (kind := content.get("model_type")) not in ("sam2", "sam2_video"):
-        raise CheckpointError(f"{where} describes a model of type {kind!r}: expected sam2 or sam2_video")
+    if (kind := content.get("model_type")) not in MODEL_TYPES:
+        *others, last = MODEL_TYPES
+        expected = f"{', '.join(others)} or {last}"
+        raise CheckpointError(f"{where} describes a model of type {shown(kind)}: expected {expected}")
     try:
         config = _read_config(content, has_memory=has_memory)
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: {error}") from error
     # The file must ask for what this network would write for itself.
     if differences := _differences(config_to_json(config), content):
@@ -168,40 +198,50 @@ def config_from_json(content: dict[str, Any], *, has_memory: bool, where: str | 
 def _read_config(content: dict[str, Any], *, has_memory: bool) -> Sam2Config:
     backbone = _section(_section(content, "vision_config"), "backbone_config")
     prompts, decoder = _section(content, "prompt_encoder_config"), _section(content, "mask_decoder_config")
+    side = prompts.get("image_size")
+    if isinstance(side, list | tuple) and len(set(side)) == 1:
+        prompts = prompts | {"image_size": side[0]}
+    is_edgetam = content["model_type"] in EDGETAM_TYPES
     return Sam2Config(
         **_chosen(prompts, "image_size", "hidden_size"),
         **_chosen(content, "num_maskmem", is_v2_1="enable_occlusion_spatial_embedding"),
         has_memory=has_memory,
-        image_encoder=Sam2ImageEncoderConfig(
-            **_chosen(
-                backbone,
-                "hidden_size",
-                "num_attention_heads",
-                "blocks_per_stage",
-                "global_attention_blocks",
-                "window_size_per_stage",
-                "window_positional_embedding_background_size",
-            )
-        ),
-        prompt_encoder=Sam2PromptEncoderConfig(**_chosen(prompts, "mask_input_channels")),
+        image_encoder=repvit_from_json(backbone) if is_edgetam else _read_hiera(backbone),
+        prompt_encoder=Sam2PromptEncoderConfig(**_chosen(prompts, "mask_input_channels", "hidden_act")),
         mask_decoder=Sam2MaskDecoderConfig(
             **_chosen(decoder, "mlp_dim", "num_attention_heads", "dynamic_multimask_via_stability")
         ),
-        memory_attention=Sam2MemoryAttentionConfig(
-            **_chosen(
-                content,
-                num_layers="memory_attention_num_layers",
-                feed_forward_hidden_size="memory_attention_feed_forward_hidden_size",
-            )
-        ),
+        memory_attention=_read_memory_attention(content, is_edgetam=is_edgetam),
         memory_encoder=Sam2MemoryEncoderConfig(**_chosen(content, output_channels="memory_encoder_output_channels")),
+        perceiver=perceiver_from_json(content) if is_edgetam else None,
         everything=Sam2EverythingConfig(**_section(content, "everything")),
     )
 
 
+def _read_hiera(backbone: dict[str, Any]) -> Sam2ImageEncoderConfig:
+    return Sam2ImageEncoderConfig(
+        **_chosen(
+            backbone,
+            "hidden_size",
+            "num_attention_heads",
+            "blocks_per_stage",
+            "global_attention_blocks",
+            "window_size_per_stage",
+            "window_positional_embedding_background_size",
+            "hidden_act",
+        )
+    )
+
+
+def _read_memory_attention(content: dict[str, Any], *, is_edgetam: bool) -> Sam2MemoryAttentionConfig:
+    width = "memory_attention_mlp_hidden_size" if is_edgetam else "memory_attention_feed_forward_hidden_size"
+    chosen = _chosen(content, num_layers="memory_attention_num_layers", feed_forward_hidden_size=width)
+    return Sam2MemoryAttentionConfig(**({"num_layers": 2} if is_edgetam else {}) | chosen)
+
+
 def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(inner := content.get(name, {}), dict):
-        raise ConfigError(f"{name} is {inner!r}: expected a JSON object")
+        raise ConfigError(f"{name} is {shown(inner)}: expected a JSON object")
     return inner
 
 
@@ -215,8 +255,17 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
     """Descriptions of the keys of both whose values differ."""
     found = []
     for key in sorted(ours.keys() & theirs.keys() - NOT_COMPARED):
+        if f"{prefix}{key}" in NOT_COMPARED or _is_same_pair(ours[key], theirs[key]):
+            continue
         if isinstance(ours[key], dict) and isinstance(theirs[key], dict):
             found += _differences(ours[key], theirs[key], f"{prefix}{key}.")
         elif ours[key] != theirs[key]:
-            found.append(f"{prefix}{key} is {theirs[key]!r}, expected {ours[key]!r}")
+            found.append(f"{prefix}{key} is {shown(theirs[key])}, expected {shown(ours[key])}")
     return found
+
+
+def _is_same_pair(pair: Any, number: Any) -> bool:
+    """Whether a setting that is a pair here is written as one number, or the other way round."""
+    if isinstance(number, list | tuple) and isinstance(pair, int):
+        pair, number = number, pair
+    return isinstance(pair, list | tuple) and not isinstance(number, bool) and list(pair) == [number] * 2

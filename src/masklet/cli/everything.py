@@ -5,39 +5,35 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from masklet.atomic import replacing
-from masklet.cli.jobs import Job, check_jobs, job_of_image, jobs_of_folder
+from masklet.cli.groups import grouped
+from masklet.cli.jobs import Job, make_jobs, report_failures, run_jobs
 from masklet.cli.options import (
-    BoxNms,
-    CropNms,
-    CropOverlap,
-    CropPointsDivisor,
-    Crops,
-    Device,
-    Dtype,
-    EngineName,
-    IouThreshold,
-    MinArea,
-    Model,
-    PointsPerSide,
-    Refine,
-    Resolution,
-    StabilityOffset,
-    StabilityThreshold,
+    IMAGES,
+    GridOptions,
+    ModelOptions,
+    OutputOptions,
+    PixelOptions,
+    Policy,
+    WordOptions,
     given,
 )
-from masklet.cli.outputs import OutputError, naming
+from masklet.cli.outputs import STANDARD, naming
+from masklet.cli.prompts import loaded
+from masklet.cli.records import Finished, record, state_of
+from masklet.cli.sources import find_sources, opened
 from masklet.cli.tables import show_progress, show_table
-from masklet.cli.video import check_video_places, write_results
-from masklet.errors import ImageError, MaskletError
+from masklet.cli.video import check_video_places, final_results, write_results
+from masklet.errors import MaskletError
 
 if TYPE_CHECKING:
     from masklet.segmenter import Segmenter
@@ -47,203 +43,235 @@ VIDEO_NAME = re.compile(r".+\.(3gp|avi|flv|m4v|mkv|mov|mp4|mpe?g|mts|ogv|ts|webm
 VIDEOS, TILES = "Videos", "Large images"
 
 
-def find_everything(
-    images: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image, a folder of images, or a video.")],
-    points_per_side: PointsPerSide = None,
-    crops: Crops = None,
-    crop_overlap: CropOverlap = None,
-    crop_points_divisor: CropPointsDivisor = None,
-    crop_nms: CropNms = None,
-    min_area: MinArea = None,
-    iou_threshold: IouThreshold = None,
-    stability_threshold: StabilityThreshold = None,
-    stability_offset: StabilityOffset = None,
-    box_nms: BoxNms = None,
-    refine: Refine = None,
+@dataclass(frozen=True, kw_only=True)
+class TileOptions:
+    """Options of a large image."""
+
     tile: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Process a large image in tiles of this side.", rich_help_panel=TILES),
-    ] = None,
+        typer.Option(
+            metavar="PIXELS", help="Process a large image in square tiles of this size.", rich_help_panel=TILES
+        ),
+    ] = None
     overlap: Annotated[
         int | None,
         typer.Option(metavar="PIXELS", help="Overlap of tiles.", show_default="an eighth", rich_help_panel=TILES),
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """Options of a video; None for the defaults."""
+
     every: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Search every Nth frame for objects; makes a folder of images a video.",
+            help="Search every Nth frame for objects; a folder of images is then a video.",
             show_default="30",
             rich_help_panel=VIDEOS,
         ),
-    ] = None,
+    ] = None
     same_iou: Annotated[
         float | None,
         typer.Option(
-            help="A mask with this IoU or more is a known object.", show_default="0.5", rich_help_panel=VIDEOS
+            help="A mask that has at least this IoU with a known object is that object.",
+            show_default="0.5",
+            rich_help_panel=VIDEOS,
         ),
-    ] = None,
+    ] = None
     min_object: Annotated[
         int | None,
         typer.Option(metavar="PIXELS", help="Ignore smaller objects.", show_default="100", rich_help_panel=VIDEOS),
-    ] = None,
+    ] = None
     patience: Annotated[
         int | None,
         typer.Option(
             metavar="FRAMES",
-            help="Drop objects that are not visible for longer.",
+            help="Drop objects that have been invisible for longer.",
             show_default="100",
             rich_help_panel=VIDEOS,
         ),
-    ] = None,
-    model: Model = "nano",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    engine: EngineName = "auto",
-    resolution: Resolution = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="PNG", help="Write the image or video with the masks over it; for a folder, a folder."),
-    ] = None,
-    json_out: Annotated[
-        Path | None,
-        typer.Option(
-            "--json",
-            "--jsonl",
-            metavar="JSON",
-            help="Write a COCO data set (RLE), or annotations, one per line, to a .jsonl file; for a folder, a folder; "
-            "for a video, one line per frame.",
-        ),
-    ] = None,
-    masks: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Write a folder with a PNG per mask for each image; for a video, per frame."
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Process images of a folder again that an earlier run has finished.")
-    ] = False,
-) -> None:
-    """Find all objects of an image, of each image in a folder, or of a video.
+    ] = None
 
-    Images of a folder whose outputs exist are skipped, whatever the options: see --overwrite.
+
+@dataclass(frozen=True)
+class Request:
+    """The images or the video, and how to find everything in it."""
+
+    images: list[str]
+    output: OutputOptions
+    grid: dict[str, Any]
+    pixels: dict[str, Any]
+    model: ModelOptions
+    policy: str = "paper"
+    words: dict[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Segmenter:
+        """Loads the model, unless an option is invalid."""
+        from masklet.everything.options import EverythingOptions
+
+        EverythingOptions(**self.grid)
+        if self.words and self.grid:
+            raise MaskletError(f"--{next(iter(self.grid)).replace('_', '-')} is of the grid of points, without --text")
+        return self.model.load()
+
+
+@grouped
+def find_everything(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE", help=f"{IMAGES}; a video; - for the standard input."),
+    ],
+    *,
+    output: OutputOptions,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Process images again even if their results are up to date.")
+    ] = False,
+    grid: GridOptions,
+    words: WordOptions,
+    tiles: TileOptions,
+    video: VideoOptions,
+    policy: Policy = "paper",
+    pixels: PixelOptions,
+    model: ModelOptions,
+) -> None:
+    """Find all objects in images or in a video, or those that words name.
+
+    With several images, the outputs are folders. A later run skips images whose results are up to date. It processes
+    images again that have changed or whose results were made with other options.
     """
-    options = given(
-        points_per_side=points_per_side,
-        crops=crops,
-        crop_overlap=crop_overlap,
-        crop_points_divisor=crop_points_divisor,
-        crop_nms=crop_nms,
-        min_area=min_area,
-        iou_threshold=iou_threshold,
-        stability_threshold=stability_threshold,
-        stability_offset=stability_offset,
-        box_nms=box_nms,
-        refine=refine,
-    )
-    video_options = given(every=every, same_iou=same_iou, min_object=min_object, patience=patience)
-    request = Job(images, out, json_out, masks)
-    load = partial(load_model, options, model, device, dtype, engine=engine, resolution=resolution)
-    if every is not None or VIDEO_NAME.fullmatch(images.name):
-        if tile is not None:
+    request = Request(images, output, grid.keywords, pixels.keywords, model, policy, words.keywords)
+    video_options = given(**vars(video))
+    if video.every is not None or any(map(VIDEO_NAME.fullmatch, images)):
+        if tiles.tile is not None:
             raise MaskletError("--tile is for large images, and this is a video: expected one of them")
-        find_in_video(load, request, {**video_options, **options})
+        find_in_video(request, video_options)
+    elif policy != "paper":
+        raise MaskletError(f"--policy {policy} is for videos: give --every as well")
     elif video_options:
         raise MaskletError(f"--{next(iter(video_options)).replace('_', '-')} is for videos: give --every as well")
-    elif tile is not None:
-        find_in_tiles(load, request, {"tile": tile, "overlap": overlap, **options})
-    elif overlap is not None:
+    elif tiles.tile is not None and request.words:
+        raise MaskletError("--text does not go with --tile: expected one of them")
+    elif tiles.tile is not None:
+        find_in_tiles(request, vars(tiles))
+    elif tiles.overlap is not None:
         raise MaskletError("--overlap is for tiles of a large image: give --tile as well")
     else:
-        find_in_images(load, request, options, overwrite=overwrite)
+        find_in_images(request, overwrite=overwrite)
 
 
-def load_model(options: dict[str, Any], *args: Any, **kwargs: Any) -> Segmenter:
-    """Loads the model, unless an option is invalid."""
-    import masklet
-    from masklet.everything.options import EverythingOptions
-
-    EverythingOptions(**options)
-    return masklet.load(*args, **kwargs)
-
-
-def find_in_video(load: Callable[[], Segmenter], request: Job, options: dict[str, Any]) -> None:
+def find_in_video(request: Request, options: dict[str, Any]) -> None:
     """Finds and tracks all objects of a video. The model is loaded once the request has been checked."""
-    check_jsonl(request.json, "a video has one line per frame")
-    check_video_places(request.source, request.overlay, request.masks, request.json)
-    video = load().video(request.source)
-    results = video.everything(**options)
-    write_results(video, results, video.video.count, request.overlay, request.masks, request.json)
+    source, output = Path(request.images[0]), request.output
+    if len(request.images) > 1:
+        raise MaskletError(f"{len(request.images)} images or videos: expected one video, or images without --every")
+    if output.mask_out is not None:
+        raise MaskletError("--mask-out is for images: expected --masks FOLDER, with a PNG for each frame")
+    if output.polygons is not None:
+        raise MaskletError("--polygons is for images: the JSON of a video has run lengths")
+    check_jsonl(output.json, "a video has one line per frame")
+    check_video_places(source, output.out, output.masks, output.json)
+    video = request.load().video(source, policy=request.policy, **request.pixels)
+    found = video.everything(**options, **request.words, **request.grid)
+    results = final_results(video, found, video.video.count, with_images=output.out is not None)
+    write_results(video, results, video.video.count, output.out, output.masks, output.json)
 
 
-def find_in_tiles(load: Callable[[], Segmenter], request: Job, options: dict[str, Any]) -> None:
+def find_in_tiles(request: Request, options: dict[str, Any]) -> None:
     """Writes the masks of one large image as they are found."""
-    path = request.json
-    if request.source.is_dir() or path is None or request.outputs != [path]:
+    sources, path = find_sources(request.images, request.output.places), request.output.json
+    others = (request.output.out, request.output.mask_out, request.output.masks)
+    if sources.is_batch or path is None or any(others):
         raise MaskletError("--tile is for one large image: expected --json FILE.jsonl, and no other output")
+    if request.output.polygons is not None:
+        raise MaskletError("--polygons is for images that are processed in one piece: tiles have run lengths")
     check_jsonl(path, "masks are written as they are found")
-    check_jobs([request])
-    instances = load().everything_tiled(request.source, **options)
+    (job,) = make_jobs(sources, request.output)
+    sam = request.load()
+    instances = sam.everything_tiled(opened(job.source), **options, **request.pixels, **request.grid)
     start, count = perf_counter(), 0
-    with naming(path), replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
+    with open_lines(path) as lines:
         for instance in show_progress(instances, None, unit="masks"):
             print(json.dumps(instance), file=lines)
             count += 1
-    show_counts([(request.source.name, count, f"{perf_counter() - start:.1f}")])
+    show_counts([(job.name, count, f"{perf_counter() - start:.1f}")], prints=request.output.prints)
 
 
-def find_in_images(load: Callable[[], Segmenter], request: Job, options: dict[str, Any], *, overwrite: bool) -> None:
-    """Processes one image after the other. Failures in a folder are reported at the end, with exit status 1."""
-    is_folder = request.source.is_dir()
-    jobs = jobs_of_folder(request) if is_folder else [job_of_image(request)]
-    check_jobs(jobs)
-    sam = load()
-    rows: list[tuple[str, object, str]] = []
-    failures: dict[str, MaskletError] = {}
-    for job in show_progress(jobs, len(jobs), unit="images"):
-        if is_folder and job.is_finished and not overwrite:
-            rows.append((job.source.name, "finished before", ""))
-            continue
+def find_in_images(request: Request, *, overwrite: bool) -> None:
+    """Processes one image after the other. Failures in a batch are reported at the end, with exit status 1."""
+    sources = find_sources(request.images, request.output.places)
+    jobs = make_jobs(sources, request.output)
+    sam = request.load()
+    settings = settings_of(request, sam)
+    words = loaded(request.words)
+    may_skip = sources.is_batch and not request.output.prints and not overwrite
+    skipped = finished_names(jobs, settings) if may_skip else set()
+
+    def work(job: Job) -> tuple[str, object, str]:
+        if job.name in skipped:
+            return job.name, "finished before", ""
         start = perf_counter()
-        try:
-            found = sam.everything(job.source, packed=True, **options)
-            job.write(found)
-            rows.append((job.source.name, len(found), f"{perf_counter() - start:.1f}"))
-        except (ImageError, OutputError) as error:
-            failure = with_hint(error, job.source)
-            if not is_folder:
-                raise failure from error
-            failures[job.source.name] = failure
-    show_counts(rows)
-    for name, failure in failures.items():
-        print(f"masklet: {name}:", " ".join(str(failure).split()), file=sys.stderr)
-    if failures:
-        raise typer.Exit(1)
+        state = state_of(job.source) if sources.is_batch else {}
+        found = sam.everything(opened(job.source), packed=True, **request.pixels, **request.grid, **words)
+        job.write(found)
+        if state:
+            record(job.outputs, state, settings)
+        return job.name, len(found), f"{perf_counter() - start:.1f}"
+
+    rows, failures = run_jobs(jobs, work, is_batch=sources.is_batch)
+    show_counts(rows, prints=request.output.prints)
+    report_failures(failures)
 
 
-def with_hint(error: MaskletError, image: Path) -> MaskletError:
-    """The error, with the option that may help."""
-    from PIL.Image import DecompressionBombError
+def finished_names(jobs: list[Job], settings: dict[str, Any]) -> set[str]:
+    """The names of images whose results are up to date. Prints why others are processed again."""
+    finished = Finished(settings)
+    names = {job.name for job in jobs if finished.includes(job.source, job.outputs)}
+    finished.explain()
+    return names
 
-    from masklet.images.folder import IMAGE_SUFFIXES
 
-    if isinstance(error.__cause__, DecompressionBombError):
-        return ImageError(f"{error} Or process it in tiles: --tile 1024 --json FILE.jsonl")
-    if isinstance(error, ImageError) and image.is_file() and image.suffix.lower() not in IMAGE_SUFFIXES:
-        return ImageError(f"{error} If it is a video, add --every 30")
-    return error
+def settings_of(request: Request, sam: Segmenter) -> dict[str, Any]:
+    """All that the results depend on besides the image."""
+    from masklet.everything.options import EverythingOptions
+    from masklet.images.options import ImageOptions
+    from masklet.model.fingerprint import fingerprint
+    from masklet.version import __version__
+
+    model = sam.model
+    return {
+        "masklet": __version__,
+        "model": fingerprint(model.config, model.state_dict().values()),
+        "input size": sam.image_processor.input_hw,
+        "dtype": str(sam.engine.dtype),
+        "products": str(sam.engine.products),
+        **vars(EverythingOptions.for_model(model.config, request.grid)),
+        **request.words,
+        **given(**ImageOptions(**request.pixels).to_json(), polygons=request.output.polygons),
+    }
+
+
+@contextmanager
+def open_lines(path: Path) -> Iterator[TextIO]:
+    """Opens a file to write lines to, which appears once it is complete; or the standard output."""
+    if path == STANDARD:
+        yield sys.stdout
+        return
+    with naming(path), replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as lines:
+        yield lines
 
 
 def check_jsonl(path: Path | None, reason: str) -> None:
     """Raises an error unless a file is for JSON lines."""
-    if path is not None and path.suffix.lower() != ".jsonl":
+    if path not in (None, STANDARD) and path.suffix.lower() != ".jsonl":
         raise MaskletError(f"--json {path}: expected a name that ends in .jsonl, since {reason}")
 
 
-def show_counts(rows: list[tuple[str, object, str]]) -> None:
-    """Shows the number of masks of each image, and a hint if there are none at all."""
-    show_table(("image", "masks", "seconds"), rows)
+def show_counts(rows: list[tuple[str, object, str]], *, prints: bool) -> None:
+    """Shows the number of masks of each image, unless results are printed, and a hint if there are none at all."""
+    if not prints:
+        show_table(("image", "masks", "seconds"), rows)
     if rows and not any(count for _, count, _ in rows):
         print("masklet: no masks found: lower --iou-threshold or --stability-threshold", file=sys.stderr)

@@ -2,134 +2,123 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from masklet.atomic import replacing
-from masklet.cli.options import Device, Dtype, EngineName, Model, Resolution
-from masklet.cli.outputs import check_places, naming
+from masklet.cli.groups import grouped
+from masklet.cli.jobs import Job, make_jobs, report_failures, run_jobs
+from masklet.cli.options import IMAGES, PROMPT_FILE, ModelOptions, OutputOptions, PixelOptions, WordOptions
+from masklet.cli.prompts import Prompts, loaded, predict_words, prompts_of_file, read_prompts
+from masklet.cli.sources import find_sources, opened
 from masklet.cli.tables import show_table
-from masklet.errors import ImageError, PromptError
+from masklet.errors import PromptError
 
 if TYPE_CHECKING:
     from masklet.results import Masks
 
+Row: TypeAlias = tuple[str, ...]
+NO_PROMPTS = Prompts({})
 
-def segment(
-    image: Annotated[Path, typer.Argument(help="The image: JPEG, PNG, TIFF, WebP or any other format of Pillow.")],
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """The prompts of an image."""
+
     point: Annotated[
         list[str] | None,
-        typer.Option(metavar="X,Y[,LABEL]", help="Point in pixels; label 0 marks the background. Repeatable."),
-    ] = None,
+        typer.Option(
+            metavar="[OBJECT@]X,Y[,LABEL]", help="Point in pixels; label 0 means not on the object. Repeatable."
+        ),
+    ] = None
     box: Annotated[
         list[str] | None,
-        typer.Option(metavar="X0,Y0,X1,Y1", help="Box in pixels. Repeatable: one object for each box."),
-    ] = None,
+        typer.Option(metavar="[OBJECT@]X0,Y0,X1,Y1", help="Box in pixels. Repeatable: one object for each box."),
+    ] = None
     mask: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Rough mask of the image's size; all but black is inside.")
-    ] = None,
-    model: Model = "nano",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    engine: EngineName = "auto",
-    resolution: Resolution = None,
+        list[str] | None,
+        typer.Option(
+            metavar="[OBJECT@]PNG", help="Rough mask of the image's size: black is outside; grey edges are soft."
+        ),
+    ] = None
+
+    prompts: Annotated[str | None, typer.Option(metavar="FILE", help=PROMPT_FILE)] = None
+
+    def reader(self) -> Callable[[str], Prompts]:
+        """Gives the prompts of an image by its name: those of the file, or else the same for every image."""
+        if self.prompts is None:
+            prompts = read_prompts(self.point or [], self.box or [], self.mask or [])
+            return lambda name: prompts
+        if self.point or self.box or self.mask:
+            raise PromptError("--prompts came with --point, --box or --mask: expected either the file or these")
+        from masklet.batch.prompt_files import read_prompt_file
+
+        table = read_prompt_file(self.prompts)
+        return lambda name: prompts_of_file(name, table.of(name))
+
+
+@grouped
+def segment(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE", help=f"{IMAGES}; - for the standard input."),
+    ],
+    *,
+    prompt: PromptOptions,
+    words: WordOptions,
     candidates: Annotated[
         bool, typer.Option("--candidates", help="Return all three candidates of each object instead of the best.")
     ] = False,
-    fill_holes: Annotated[int, typer.Option(metavar="PIXELS", help="Fill holes of fewer pixels.")] = 0,
-    remove_islands: Annotated[int, typer.Option(metavar="PIXELS", help="Remove islands of fewer pixels.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="PNG", help="Write the image with the masks over it.")] = None,
-    mask_out: Annotated[Path | None, typer.Option(metavar="PNG", help="Write the masks.")] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="JSON", help="Write COCO annotations (RLE).")
-    ] = None,
+    fill_holes: Annotated[int, typer.Option(metavar="PIXELS", help="Fill holes that have fewer pixels.")] = 0,
+    remove_islands: Annotated[int, typer.Option(metavar="PIXELS", help="Remove islands that have fewer pixels.")] = 0,
+    output: OutputOptions,
+    pixels: PixelOptions,
+    model: ModelOptions,
 ) -> None:
-    """Segment objects of an image, prompted by points, boxes or a rough mask."""
-    prompts: dict[str, Any] = {
-        "points": [parse_numbers("--point", text, (2, 3)) for text in point or []] or None,
-        "boxes": [parse_numbers("--box", text, (4,)) for text in box or []] or None,
-    }
-    if prompts["points"] is None and prompts["boxes"] is None and mask is None:
-        raise PromptError("nothing to segment: give --point, --box or --mask (masklet image --help)")
-    check_outputs(out=out, mask_out=mask_out)
-    check_places([("--out", out), ("--mask-out", mask_out), ("--json", json_out)], inputs=[image])
-    import masklet
+    """Segment objects in images, prompted by points, boxes, rough masks or words.
 
-    sam = masklet.load(model, device, dtype, engine=engine)
-    start = perf_counter()
-    encoded = sam.image(image, resolution=resolution)
-    encode_ms = 1000 * (perf_counter() - start)
-    prompts |= {"mask": None if mask is None else read_mask(mask)}
-    prompts |= {"fill_holes": fill_holes, "remove_islands": remove_islands}
-    start = perf_counter()
-    masks = encoded.predict(**prompts, candidates=True).flatten() if candidates else encoded.predict(**prompts)
-    predict_ms = 1000 * (perf_counter() - start)
-    write_outputs(masks, out=out, mask_out=mask_out, json_out=json_out)
-    show_masks(masks, title=f"{image.name}: encoded in {encode_ms:.0f} ms, segmented in {predict_ms:.0f} ms")
-
-
-def show_masks(masks: Masks, *, title: str) -> None:
-    """Prints a table with a row for each mask."""
-    show_table(
-        ("object", "score", "area", "box"),
-        [
-            (object_id, f"{score:.3f}", area, ",".join(f"{edge:.0f}" for edge in box))
-            for object_id, score, area, box in zip(
-                masks.object_ids, masks.iou_scores, masks.areas, masks.boxes, strict=True
-            )
-        ],
-        title=title,
-    )
-
-
-def parse_numbers(option: str, text: str, counts: tuple[int, ...]) -> tuple[float, ...]:
-    """Parses comma-separated numbers.
-
-    Raises:
-        PromptError: These are not numbers, or not as many as the option takes.
+    A prompt may name its object by a word or a number: --point cup@500,375 --box 2@10,20,300,400. Without names, all
+    points are on one object. Several images get the same prompts, and their outputs are folders.
     """
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in counts:
-        expected = " or ".join(map(str, counts))
-        raise PromptError(f"{option} {text!r}: expected {expected} numbers in pixels, separated by commas")
-    return numbers
+    by_words = loaded(words.keywords)
+    if by_words and prompt != PromptOptions():
+        raise PromptError("--text came with --point, --box, --mask or --prompts: expected one or the other")
+    prompts_for = (lambda name: NO_PROMPTS) if by_words else prompt.reader()
+    keywords = pixels.keywords
+    sources = find_sources(images, output.places)
+    jobs = make_jobs(sources, output)
+    sam = model.load()
+
+    def work(job: Job) -> tuple[str, list[Row]]:
+        prompts = prompts_for(job.name)
+        start = perf_counter()
+        encoded = sam.image(opened(job.source), **keywords)
+        middle = perf_counter()
+        options: Any = {"candidates": candidates, "fill_holes": fill_holes, "remove_islands": remove_islands}
+        masks = predict_words(encoded, by_words, **options) if by_words else prompts.predict(encoded, **options)
+        end = perf_counter()
+        job.write(masks, prompts.names)
+        title = f"{job.name}: encoded in {1000 * (middle - start):.0f} ms, segmented in {1000 * (end - middle):.0f} ms"
+        return title, [((job.name, *row) if sources.is_batch else row) for row in rows_of(masks, prompts.names)]
+
+    done, failures = run_jobs(jobs, work, is_batch=sources.is_batch)
+    if not output.prints:
+        columns = ("object", "score", "area", "box")
+        rows = [row for _, rows in done for row in rows]
+        if sources.is_batch:
+            show_table(("image", *columns), rows)
+        else:
+            show_table(columns, rows, title=done[0][0])
+    report_failures(failures)
 
 
-def read_mask(path: Path) -> Any:
-    """Reads a mask image as (height, width) bool: pixels that are neither black nor transparent are inside."""
-    from masklet.images.reading import pixels_of
-
-    pixels = pixels_of(path)  # as stored: 1 of 65535 is inside, and 8 bits would lose it
-    if pixels.ndim == 2:
-        return pixels > 0
-    return pixels[..., :3].any(axis=2) & pixels[..., 3:].all(axis=2)
-
-
-def check_outputs(*, out: Path | None, mask_out: Path | None) -> None:
-    """Refuses images of an unknown format before the work starts."""
-    from PIL import Image
-
-    if out is not None and Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        raise ImageError(f"--out {out}: expected a name that ends in .png, .jpg or the suffix of another image format")
-    if mask_out is not None and mask_out.suffix.lower() != ".png":
-        raise ImageError(f"--mask-out {mask_out}: expected a name that ends in .png, which is lossless")
-
-
-def write_outputs(masks: Masks, *, out: Path | None, mask_out: Path | None, json_out: Path | None) -> None:
-    """Writes the requested files."""
-    for path, write in (
-        (out, lambda file: masks.overlay().save(file)),
-        (mask_out, masks.save),
-        (json_out, lambda file: file.write_text(json.dumps(masks.to_coco()), encoding="utf-8")),
-    ):
-        if path is None:
-            continue
-        with naming(path), replacing(path) as unfinished:
-            write(unfinished)
+def rows_of(masks: Masks, names: Mapping[int, str]) -> Iterator[Row]:
+    """A row for each mask: its object, its score, its area and its box."""
+    labels = [None] * len(masks) if masks.labels is None else masks.labels.tolist()
+    columns = (masks.object_ids.tolist(), labels, masks.iou_scores, masks.areas, masks.boxes)
+    for object_id, label, score, area, box in zip(*columns, strict=True):
+        edges = ",".join(f"{edge:.0f}" for edge in box)
+        yield label or names.get(object_id, str(object_id)), f"{score:.3f}", str(area), edges

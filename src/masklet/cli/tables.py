@@ -34,7 +34,8 @@ def show_progress(items: Iterable[T], total: int | None, *, unit: str) -> Iterat
 
     rate = TextColumn("{task.fields[rate]:.1f} " + unit + "/s")
     columns = (BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    # Rich would send what is printed to stdout meanwhile, which may be results, to the terminal.
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
         task = progress.add_task("", total=total, rate=0.0)
         for item in items:
             yield item

@@ -1,4 +1,5 @@
-"""Engines: how a network runs. ``eager`` calls the model as it is; ``cpu`` is the same arithmetic, arranged for caches.
+"""Engines: how a network runs. ``eager`` calls the model as it is; ``cpu`` is the same arithmetic, arranged for caches;
+``cuda`` has few operators, mixed precision and CUDA graphs.
 
 Everything that segments holds an ``Engine``, never a bare model; training holds the model.
 """
@@ -9,34 +10,59 @@ import torch
 
 from masklet.engine.base import ConfidentMasks, Engine
 from masklet.engine.cpu import CpuEngine
+from masklet.engine.cpu.products import has_bfloat16_products
+from masklet.engine.cuda import CudaEngine, default_precision
 from masklet.engine.eager import EagerEngine
 from masklet.errors import ConfigError
 from masklet.model.sam2 import Sam2Model
 
-__all__ = ["ENGINES", "ConfidentMasks", "CpuEngine", "EagerEngine", "Engine", "check_engine", "make_engine"]
+__all__ = [
+    "ENGINES",
+    "ConfidentMasks",
+    "CpuEngine",
+    "CudaEngine",
+    "EagerEngine",
+    "Engine",
+    "check_engine",
+    "has_bfloat16_products",
+    "make_engine",
+]
 
-ENGINES = ("auto", "eager", "cpu")
+ENGINES = ("auto", "eager", "cpu", "cuda")
 
 
-def make_engine(model: Sam2Model, name: str = "auto") -> Engine:
+def make_engine(model: Sam2Model, name: str = "auto", *, mixed: bool = False) -> Engine:
     """An engine for a model.
 
     Args:
         model: On the device and in the precision it is to run in.
-        name: ``"eager"`` runs anywhere; ``"cpu"`` needs float32 weights on a CPU and is faster there; ``"auto"`` is
-            ``"cpu"`` where that runs, and else ``"eager"``.
+        name: ``"eager"`` runs anywhere; ``"cpu"`` needs float32 weights on a CPU and is faster there; ``"cuda"`` needs
+            a CUDA device; ``"auto"`` is ``"cpu"`` or ``"cuda"`` where one of them runs, and else ``"eager"``.
+        mixed: Whether an engine may multiply matrices in bfloat16 where the device is faster at that. Weights, norms,
+            residuals, positions and results stay in float32. The eager engine always uses the model's own precision.
 
     Raises:
         ConfigError: There is no such engine, or it cannot run this model.
     """
     check_engine(name)
-    runs_on_cpu_engine = model.device.type == "cpu" and model.dtype == torch.float32
+    runs_on_cpu_engine = model.device.type == "cpu" and model.dtype == torch.float32 and not model.config.is_edgetam
+    if name == "cpu" and model.config.is_edgetam:
+        raise ConfigError("engine 'cpu' cannot run an EdgeTAM: expected a SAM 2. Use engine='auto' or 'eager'")
     if name == "cpu" and not runs_on_cpu_engine:
         raise ConfigError(
             f"engine 'cpu' cannot run a model in {model.dtype} on {model.device}: expected float32 weights on a CPU. "
-            "Use engine='auto', or load with device='cpu' and dtype='float32'"
+            "Use engine='auto', or load with device='cpu' and dtype='auto' or 'float32'"
         )
-    return EagerEngine(model) if name == "eager" or not runs_on_cpu_engine else CpuEngine(model)
+    if name == "cuda" and model.device.type != "cuda":
+        raise ConfigError(
+            f"engine 'cuda' cannot run a model on {model.device}: expected a CUDA device. "
+            "Use engine='auto', or load with device='cuda'"
+        )
+    if name != "eager" and model.device.type == "cuda":
+        return CudaEngine(model, default_precision(model.device) if mixed else torch.float32)
+    if name == "eager" or not runs_on_cpu_engine:
+        return EagerEngine(model)
+    return CpuEngine(model, torch.bfloat16 if mixed and has_bfloat16_products() else torch.float32)
 
 
 def check_engine(name: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from masklet.checkpoints.preprocessor import PreprocessorConfig
 from masklet.config import Sam2Config, SizeHW
 from masklet.model.hiera import window_positions
 from masklet.model.mask_decoder import DecodedMasks
@@ -18,6 +19,23 @@ from masklet.model.sam2 import Sam2Model
 
 PATCH_STRIDE = 4
 """Pixels for each cell of the map that positions are added to."""
+
+
+def version_of(weight: Tensor) -> tuple[int, torch.dtype]:
+    """Changes when a weight changes in place or is converted to another precision.
+
+    PyTorch does not count changes through ``.data``, or of weights made under ``torch.inference_mode()``.
+    """
+    return (0 if weight.is_inference() else weight._version), weight.dtype
+
+
+def normalised(pixels: Tensor, normalisation: PreprocessorConfig) -> Tensor:
+    """Pixels (..., 3, height, width) of 0 to 255, float32, as the network takes them."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+        for values in (normalisation.image_mean, normalisation.image_std)
+    )
+    return (pixels / (1 / normalisation.rescale_factor) - mean) / std  # 1 / (1 / 255) is exactly 255
 
 
 @dataclass(frozen=True)
@@ -36,10 +54,19 @@ class Engine(ABC):
     """
 
     name: str
+    is_asynchronous = False
+    """Whether to launch work before it is asked for, and to fetch results in the background."""
+    batches_memory = False
+    """Whether the memories of all objects are encoded in one batch: faster on accelerators, but not the same to the
+    bit as one by one."""
 
     def __init__(self, model: Sam2Model) -> None:
         self.model = model
         self._positions: tuple[object, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type[Engine], tuple[object, ...]]:
+        """Copies and pickles make the engine anew, for other processes: what it caches belongs to its own network."""
+        return type(self), (self.model,)
 
     @property
     def config(self) -> Sam2Config:
@@ -57,13 +84,26 @@ class Engine(ABC):
         return self.model.dtype
 
     @property
+    def products(self) -> torch.dtype:
+        """Type of matrix products: that of the weights, or a narrower one."""
+        return self.dtype
+
+    @property
     def pads_memory(self) -> bool:
         """Whether to pad memory to a few fixed shapes, which accelerators prefer."""
         return self.device.type != "cpu"
 
+    def stage(self, values: Tensor) -> Tensor:
+        """Host values where a copy to the device need not wait for them: in pinned memory, if there is a GPU."""
+        return values
+
     @abstractmethod
     def encode(self, pixel_values: Tensor) -> Features:
         """Encode images (batch, 3, height, width), normalised. See ``Sam2Model.encode``."""
+
+    def encode_frame(self, frame: Tensor, normalisation: PreprocessorConfig) -> Features:
+        """Encode a frame (height, width, 3) uint8 of the network's input size, normalising it on the way."""
+        return self.encode(normalised(frame.permute(2, 0, 1)[None].float(), normalisation))
 
     @abstractmethod
     def decode(
@@ -82,7 +122,7 @@ class Engine(ABC):
 
     @abstractmethod
     def write_memory(self, features: Features, logits: Tensor, object_scores: Tensor, *, binarize: bool) -> Tensor:
-        """Encode masks as spatial memories: (objects, h*w, memory_dim). See ``Sam2Model.write_memory``."""
+        """Encode masks as spatial memories: (objects, tokens, memory_dim). See ``Sam2Model.write_memory``."""
 
     def decode_confident(self, features: Features, prompts: Prompts, *, iou_threshold: float) -> ConfidentMasks:
         """Decode prompts on one image and keep the candidates whose predicted IoU is above a threshold.
@@ -109,7 +149,7 @@ class Engine(ABC):
         trunk = self.model.vision_encoder.backbone
         size_hw: SizeHW = (pixel_values.shape[-2] // PATCH_STRIDE, pixel_values.shape[-1] // PATCH_STRIDE)
         weights = (trunk.pos_embed, trunk.pos_embed_window)
-        key = (size_hw, self.device, *((id(weight), weight._version) for weight in weights))
+        key = (size_hw, self.device, *((id(weight), version_of(weight)) for weight in weights))
         kept = self._positions
         if kept is None or kept[0] != key:
             grid, window = (weight.detach().cpu() for weight in weights)

@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from masklet.datasets.labels import VOID, object_numbers, read_labels
 from masklet.errors import ImageError
 from masklet.images.folder import images_in
 from masklet.images.reading import read_image
-from masklet.results.importers import read_index_map
 from masklet.video.frames import width_by_height
 
-VOID = 255
-"""Undecided pixels in annotations of 8 bits. They count as background."""
+
+class AnnotatedImage(Protocol):
+    """An image and the masks of its objects."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """(height, width, 3) RGB."""
+
+    @property
+    def objects(self) -> list[int]:
+        """The numbers of its objects, ascending."""
+
+    def mask(self, number: int) -> NDArray[np.bool_]:
+        """The mask of an object, (height, width)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,10 @@ class Example:
     def objects(self) -> list[int]:
         """The numbers of the objects, ascending."""
         return object_numbers(self.labels)
+
+    def mask(self, number: int) -> NDArray[np.bool_]:
+        """The mask of an object, (height, width)."""
+        return self.labels == number
 
 
 @dataclass(frozen=True)
@@ -84,18 +105,3 @@ def read_folder(folder: Path) -> ExampleFolder:
     if missing := [mask_path for _, mask_path in files if not mask_path.exists()]:
         raise ImageError(f"{len(missing)} of {len(files)} images have no mask: expected {missing[0]}")
     return ExampleFolder(folder, files)
-
-
-def read_labels(path: Path) -> NDArray[np.integer]:
-    """Reads an annotation, (height, width): 0 is background or void, any other number an object.
-
-    Raises:
-        ImageError: The file cannot be read, or is an image in colour.
-    """
-    labels = read_index_map(path)
-    return np.where(labels == VOID, np.uint8(0), labels) if labels.dtype == np.uint8 else labels
-
-
-def object_numbers(labels: NDArray[np.integer]) -> list[int]:
-    """The numbers of the objects in a (height, width) map, ascending."""
-    return [int(number) for number in np.unique(labels) if number]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from masklet.evaluation.agreement import region_j
 from masklet.evaluation.clicks import Click, box_of, click_until
-from masklet.evaluation.folder import Example
+from masklet.evaluation.folder import AnnotatedImage
 from masklet.evaluation.grid import Extremes
 from masklet.image import EncodedImage
 from masklet.results import CandidateMasks, Masks
@@ -47,7 +47,7 @@ class ObjectScore:
 
 
 def measure(
-    segmenter: Segmenter, examples: Iterable[Example], *, extremes: Extremes | None = None
+    segmenter: Segmenter, examples: Iterable[AnnotatedImage], *, extremes: Extremes | None = None
 ) -> Iterator[ObjectScore]:
     """Prompts every object of every image, and compares masks at the size of the image.
 
@@ -59,7 +59,7 @@ def measure(
     for example in examples:
         image = segmenter.image(example.image)
         for number in example.objects:
-            truth = example.labels == number
+            truth = example.mask(number)
             user = User(image)
             predicted = list(click_until(CLICKS, truth, user.click))
             assert user.candidates is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from masklet.evaluation.folder import Example
+from masklet.evaluation.folder import AnnotatedImage
 from masklet.evaluation.grid import Extremes
 from masklet.evaluation.scores import summarise
 from masklet.masks import mask_ious
@@ -35,7 +35,7 @@ class RecallScore:
 
 
 def measure_recall(
-    segmenter: Segmenter, examples: Iterable[Example], *, extremes: Extremes | None = None, **options: Any
+    segmenter: Segmenter, examples: Iterable[AnnotatedImage], *, extremes: Extremes | None = None, **options: Any
 ) -> Iterator[RecallScore]:
     """Makes automatic masks of every image and finds the best one for each object.
 
@@ -49,8 +49,8 @@ def measure_recall(
         numbers = example.objects
         if not numbers:
             continue
-        truths = example.labels == np.array(numbers)[:, None, None]
-        found = segmenter.everything(example.image, **options).masks
+        truths = np.stack([example.mask(number) for number in numbers])
+        found = segmenter.everything(example.image, packed=True, **options).masks
         ious = mask_ious(found, truths)  # (found, objects)
         for number, truth, column in zip(numbers, truths, ious.T, strict=True):
             best = float(column.max(initial=0))

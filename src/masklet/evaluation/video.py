@@ -12,30 +12,31 @@ section 6.2, for clicks instead of masks. By these rules
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from masklet.datasets.labels import object_numbers
+from masklet.datasets.video_folders import AnnotatedVideo, find_videos
 from masklet.errors import VideoError
 from masklet.evaluation.agreement import boundary_f, region_j
 from masklet.evaluation.clicks import Click, click_until
-from masklet.evaluation.folder import object_numbers, read_labels
 from masklet.evaluation.grid import Extremes
 from masklet.evaluation.scores import summarise
-from masklet.images.folder import images_in
 from masklet.masks import upscale_logits
 from masklet.segmenter import Segmenter
 from masklet.video.frame_result import FrameResult
 from masklet.video.frames import width_by_height
+from masklet.video.policy import MemoryPolicy
 from masklet.video.session import VideoSession
 
 CLICKS = 3
-EXPECTED = "expected JPEGImages/VIDEO/*.jpg and Annotations/VIDEO/*.png"
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,23 @@ class TrackScore:
     baseline_f: float
 
 
-@dataclass(frozen=True)
-class AnnotatedVideo:
-    """A video and the annotations of its frames. Made by ``read_videos``."""
+class MeasuredVideo(Protocol):
+    """A video and the annotations of its frames: ``AnnotatedVideo`` or ``layouts.SceneVideo``."""
 
-    name: str
-    images: list[Path]
-    annotations: list[Path]
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def images(self) -> Sequence[Any]:
+        """Its frames, as ``Segmenter.video`` takes them."""
+
+    @property
+    def annotations(self) -> Sequence[Path]:
+        """What messages call the annotation of each frame."""
 
     def labels(self, frame: int) -> NDArray[np.integer]:
         """(height, width): 0 background, any other number an object."""
-        return read_labels(self.annotations[frame])
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,11 @@ class TrackedObject:
 
 
 def evaluate_videos(
-    segmenter: Segmenter, videos: Iterable[AnnotatedVideo], *, extremes: Extremes | None = None
+    segmenter: Segmenter,
+    videos: Iterable[MeasuredVideo],
+    *,
+    extremes: Extremes | None = None,
+    policy: str | MemoryPolicy = "paper",
 ) -> Iterator[TrackScore]:
     """Tracks every object of every video twice, once prompted by its mask and once by clicks.
 
@@ -109,13 +120,15 @@ def evaluate_videos(
         segmenter: The segmenter to measure.
         videos: From ``read_videos``.
         extremes: Collects every object's worst frame with its J&F, both with a mask as the prompt.
+        policy: The memory policy, see ``Segmenter.video``. Results that a policy decides late, as "sam2long" does, are
+            scored when a video is done.
 
     Raises:
         VideoError: A video has no object that can be scored, or an annotation is not of its image's size.
         ImageError: An annotation cannot be read.
     """
     for video in videos:
-        for number, tracked in track_objects(segmenter, video).items():
+        for number, tracked in track_objects(segmenter, video, policy).items():
             score = tracked.score(video.name, number)
             if extremes is not None and (worst := tracked.worst) is not None:
                 name = f"{video.name} {number}, J {worst.j:.3f} in frame {worst.frame}; J&F"
@@ -123,9 +136,11 @@ def evaluate_videos(
             yield score
 
 
-def track_objects(segmenter: Segmenter, video: AnnotatedVideo) -> dict[int, TrackedObject]:
+def track_objects(
+    segmenter: Segmenter, video: MeasuredVideo, policy: str | MemoryPolicy = "paper"
+) -> dict[int, TrackedObject]:
     """Every object of a video, with its scores on all frames."""
-    session = segmenter.video(video.images)
+    session = segmenter.video(list(video.images), policy=policy)
     objects = first_appearances(video, session.video.size_hw)
     starts = sorted({tracked.first_frame for tracked in objects.values()})
     for start, following in pairwise([*starts, len(video.images) - 1]):
@@ -137,11 +152,14 @@ def track_objects(segmenter: Segmenter, video: AnnotatedVideo) -> dict[int, Trac
                 session.prompt(start, ("mask", number), mask=tracked.first_mask)
                 click_on(session, ("clicks", number), tracked)
         for result in session.track(start=start, end=following - 1):
-            add_frame(objects, result, video.labels(result.index))
+            if not session.decides_late:
+                add_frame(objects, result, video.labels(result.index))
+    for result in session.results(with_images=True) if session.decides_late else ():
+        add_frame(objects, result, video.labels(result.index))
     return objects
 
 
-def first_appearances(video: AnnotatedVideo, size_hw: tuple[int, int]) -> dict[int, TrackedObject]:
+def first_appearances(video: MeasuredVideo, size_hw: tuple[int, int]) -> dict[int, TrackedObject]:
     """The objects that appear before a video's last two frames, each with its first frame and mask.
 
     Raises:
@@ -224,28 +242,8 @@ def read_videos(folder: Path) -> list[AnnotatedVideo]:
     return found
 
 
-def find_videos(folder: Path) -> list[AnnotatedVideo]:
-    """As ``read_videos``, without checking the lengths of videos and that annotations exist.
-
-    Raises:
-        VideoError: There are no videos.
-    """
-    images, annotations = (
-        place / "480p" if (place / "480p").is_dir() else place
-        for place in (folder / "JPEGImages", folder / "Annotations")
-    )
-    names = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
-    if not names:
-        raise VideoError(f"no videos in {images}: {EXPECTED} in {folder}")
-    files = {name: images_in(images / name) for name in names}
-    return [
-        AnnotatedVideo(name, found, [annotations / name / f"{image.stem}.png" for image in found])
-        for name, found in files.items()
-    ]
-
-
 def label_map(logits: NDArray[np.float32], size_hw: tuple[int, ...]) -> NDArray[np.int64]:
     """(objects, h, w) logits to (height, width): 0 is background, n + 1 is object n, whose logit is the highest."""
     height, width = size_hw
-    upscaled = upscale_logits(torch.tensor(logits), (height, width)).numpy()
+    upscaled = upscale_logits(torch.tensor(logits, device="cpu"), (height, width)).numpy()
     return np.concatenate([np.zeros_like(upscaled[:1]), upscaled]).argmax(0)

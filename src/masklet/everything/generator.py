@@ -5,7 +5,7 @@ Source: SAM (arXiv 2304.02643), section 5 and appendix B, "automatic mask genera
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.config import SizeHW
-from masklet.engine import Engine
+from masklet.engine import ConfidentMasks, Engine
 from masklet.everything.filters import (
     Candidates,
     distinct_after_cleaning,
@@ -24,13 +24,14 @@ from masklet.everything.filters import (
     stable_masks,
     without_small_regions,
 )
-from masklet.everything.grid import Crop, make_crops, make_grid
+from masklet.everything.grid import Crop, make_crops, points_in_layer
 from masklet.everything.options import EverythingOptions
-from masklet.masks import PackedMasks, Rle, encode_rle, upscale_logits
+from masklet.mask_prompts import MASK_PROMPT_LOGIT
+from masklet.masks import PackedMasks, Rle, encode_masks, mask_boxes, upscale_logits
 from masklet.model.neck import Features
 from masklet.model.prompt_encoder import FOREGROUND, Prompts
-from masklet.processing import Sam2ImageProcessor
-from masklet.prompts import MASK_PROMPT_LOGIT, to_model_pixels
+from masklet.processing import ImageProcessor
+from masklet.prompts import to_model_pixels
 from masklet.results import Masks
 
 POINT_BATCH = 64
@@ -41,7 +42,7 @@ REFINE_LOGIT = 32.0
 
 def everything(
     engine: Engine,
-    image_processor: Sam2ImageProcessor,
+    image_processor: ImageProcessor,
     image: np.ndarray,
     options: EverythingOptions,
     *,
@@ -66,22 +67,35 @@ def everything(
 
     Source: SAM, appendix B.
     """
+    return find_masks(engine, image_processor, image, options, features=features, packed=packed)[0]
+
+
+def find_masks(
+    engine: Engine,
+    image_processor: ImageProcessor,
+    image: np.ndarray,
+    options: EverythingOptions,
+    *,
+    features: Features | None = None,
+    packed: bool = False,
+) -> tuple[Masks, Candidates, list[Crop]]:
+    """As ``everything``, and what the masks were made of: their candidates, and the crops that these point to."""
     size_hw = (image.shape[0], image.shape[1])
     crops = make_crops(size_hw, options)
     found = find_candidates(engine, image_processor, image, crops, options, features)
     stack, is_unchanged = full_size_masks(found, crops, size_hw, options, packed=packed)
     logits = np.zeros((len(found), 0, 0), np.float32) if packed else image_logits(found, crops, size_hw)
-    masks = Masks(stack, logits, found.iou_scores, np.arange(len(found)), image)
     if is_unchanged.all():
-        return masks
-    distinct = masks[distinct_after_cleaning(masks.boxes, is_unchanged, options)]
-    return replace(distinct, object_ids=np.arange(len(distinct)))
+        return Masks(stack, logits, found.iou_scores, np.arange(len(found)), image), found, crops
+    kept = distinct_after_cleaning(mask_boxes(stack), is_unchanged, options)
+    distinct = Masks(_only(stack, kept), logits[kept], found.iou_scores[kept], np.arange(len(kept)), image)
+    return distinct, found[kept], crops
 
 
 @torch.inference_mode()
 def find_candidates(
     engine: Engine,
-    image_processor: Sam2ImageProcessor,
+    image_processor: ImageProcessor,
     image: np.ndarray,
     crops: list[Crop],
     options: EverythingOptions,
@@ -121,23 +135,29 @@ def find_in_crop(
         index: Of the crop.
         options: Of the grid and of the filters.
     """
-    grid_xy = make_grid(options.points_in_layer(crop.layer)) * torch.tensor(crop.size_hw[::-1])
+    grid_xy = points_in_layer(options, crop.layer) * torch.tensor(crop.size_hw[::-1], device="cpu")
     points = to_model_pixels(grid_xy, size_hw=crop.size_hw, input_hw=input_hw).to(engine.device)
     parts = []
-    for batch in points.split(POINT_BATCH):
-        logits, iou_scores = decode_points(engine, features, batch, options)
-        stable, boxes = stable_masks(logits, crop.size_hw, options)
+    for grid, batch in zip(grid_xy.split(POINT_BATCH), points.split(POINT_BATCH), strict=True):
+        confident = decode_points(engine, features, batch, options)
+        stable, boxes, stability = stable_masks(confident.logits, crop.size_hw, options)
         boxes = boxes + crop.offset_xyxy
         is_whole = ~is_cut(boxes, crop, size_hw)
         kept = stable[torch.from_numpy(is_whole)]
-        scores = iou_scores.cpu()[kept].numpy()
-        parts.append(Candidates(logits[kept.to(logits.device)], scores, boxes[is_whole], np.full(len(kept), index)))
+        parts.append(
+            Candidates(
+                confident.logits[kept.to(engine.device)],
+                confident.iou_scores.cpu()[kept].numpy(),
+                boxes[is_whole],
+                np.full(len(kept), index),
+                stability[is_whole],
+                np.float32(crop.offset_xyxy[:2]) + grid[confident.objects.cpu()[kept]].numpy(),
+            )
+        )
     return distinct_in_crop(Candidates.concatenate(parts), options)
 
 
-def decode_points(
-    engine: Engine, features: Features, points: Tensor, options: EverythingOptions
-) -> tuple[Tensor, Tensor]:
+def decode_points(engine: Engine, features: Features, points: Tensor, options: EverythingOptions) -> ConfidentMasks:
     """Decodes each point to the candidates whose predicted IoU is high.
 
     Args:
@@ -147,22 +167,34 @@ def decode_points(
         options: Of the threshold, and whether to refine.
 
     Returns:
-        (masks, h, w) float32 logits, and (masks,) float32 predicted IoU.
+        Logits, relative to the options' threshold, and predicted IoU, in float32; objects are indices of ``points``.
     """
     points = points[None, :, None]  # (1, objects, points, 2)
     labels = torch.full(points.shape[:3], FOREGROUND, device=points.device)
-    threshold = options.iou_threshold
-    if not options.refine:
-        confident = engine.decode_confident(features, Prompts(points, labels), iou_threshold=threshold)
-        return confident.logits.float(), confident.iou_scores.float()
-    rough = engine.decode(features, Prompts(points, labels), multimask=True)
-    logits, iou_scores = [], []
-    for candidate in rough.logits.clamp(-REFINE_LOGIT, REFINE_LOGIT).unbind(2):  # (1, objects, h, w)
-        refined = engine.decode(features, Prompts(points, labels, masks=candidate), multimask=False)
-        is_confident = refined.iou_scores > threshold  # (1, objects, 1)
-        logits.append(refined.logits[is_confident].float())
-        iou_scores.append(refined.iou_scores[is_confident].float())
-    return torch.cat(logits), torch.cat(iou_scores)
+    prompts = Prompts(points, labels)
+    if not options.candidates and not options.refine:
+        confident = decode_chosen(engine, features, prompts, options)
+    elif not options.refine:
+        confident = engine.decode_confident(features, prompts, iou_threshold=options.iou_threshold)
+    else:
+        rough = engine.decode(features, prompts, multimask=options.candidates)
+        parts = [
+            decode_chosen(engine, features, Prompts(points, labels, masks=candidate), options)
+            for candidate in rough.logits.clamp(-REFINE_LOGIT, REFINE_LOGIT).unbind(2)  # (1, objects, h, w)
+        ]
+        columns = [[getattr(part, field.name) for part in parts] for field in fields(ConfidentMasks)]
+        confident = ConfidentMasks(*map(torch.cat, columns))
+    return ConfidentMasks(
+        confident.logits.float() - options.mask_threshold, confident.iou_scores.float(), confident.objects
+    )
+
+
+def decode_chosen(engine: Engine, features: Features, prompts: Prompts, options: EverythingOptions) -> ConfidentMasks:
+    """Decodes each prompt to the one mask that the model chooses, if its predicted IoU is high."""
+    chosen = engine.decode(features, prompts, multimask=False)
+    is_confident = chosen.iou_scores > options.iou_threshold  # (1, objects, 1)
+    objects = is_confident[0, :, 0].nonzero()[:, 0]
+    return ConfidentMasks(chosen.logits[is_confident], chosen.iou_scores[is_confident], objects)
 
 
 def full_size_masks(
@@ -183,10 +215,19 @@ def full_size_masks(
             cleaned = without_small_regions(mask, options)
             is_unchanged[i], mask = np.array_equal(cleaned, mask), cleaned
         if packed:
-            runs += encode_rle(mask[None])
+            runs += encode_masks(mask[None])
         else:
             stack[i] = mask
     return PackedMasks(runs, size_hw) if packed else stack, is_unchanged
+
+
+def _only(stack: Any, kept: np.ndarray) -> Any:
+    """The masks of these ascending indices, moved to the front of the stack's own memory if it is an array."""
+    if isinstance(stack, PackedMasks):
+        return stack[kept]
+    for to, index in enumerate(kept):
+        stack[to] = stack[index]
+    return stack[: len(kept)]
 
 
 def image_logits(candidates: Candidates, crops: list[Crop], size_hw: SizeHW) -> np.ndarray:
@@ -206,7 +247,8 @@ def _spread(logits: Tensor, crop: Crop, size_hw: SizeHW) -> Tensor:
         [width / crop_w, 0, (width - 2 * crop.x0) / crop_w - 1],
         [0, height / crop_h, (height - 2 * crop.y0) / crop_h - 1],
     ]
-    grid = F.affine_grid(torch.tensor([to_crop], device=logits.device), [1, 1, *logits.shape], align_corners=False)
+    matrix = torch.tensor([to_crop], dtype=logits.dtype, device=logits.device)
+    grid = F.affine_grid(matrix, [1, 1, *logits.shape], align_corners=False)
     is_inside = grid.abs().amax(-1)[0] <= 1
     moved = F.grid_sample(logits[None, None], grid, padding_mode="border", align_corners=False)[0, 0]
     return torch.where(is_inside, moved, -MASK_PROMPT_LOGIT)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from masklet.config import SizeHW
 from masklet.errors import ImageError
 from masklet.everything.options import EverythingOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,18 @@ def make_crops(size_hw: SizeHW, options: EverythingOptions) -> list[Crop]:
     return crops
 
 
+def points_in_layer(options: EverythingOptions, layer: int) -> Tensor:
+    """(points, 2) float32 x and y, 0 to 1, that are prompted in each crop of a layer."""
+    if options.point_grids is None:
+        return make_grid(options.points_in_layer(layer))
+    import torch  # not above: ONNX models run without it
+
+    return torch.tensor(options.point_grids[layer], dtype=torch.float32, device="cpu")
+
+
 def make_grid(per_side: int) -> Tensor:
     """(per_side**2, 2) float32 x and y, 0 to 1: the centres of equal cells, row by row."""
-    centres = (torch.arange(per_side) + 0.5) / per_side
+    import torch
+
+    centres = (torch.arange(per_side, dtype=torch.float32, device="cpu") + 0.5) / per_side
     return torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).flatten(0, 1)

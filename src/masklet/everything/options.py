@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
 
@@ -11,12 +11,19 @@ import numpy as np
 
 from masklet.config import Sam2Config, Sam2EverythingConfig
 from masklet.errors import ConfigError
+from masklet.numbers import LARGEST, LARGEST_FLOAT, real_number, whole_number
+
+MAX_POINTS = 1024
+"""Points along a side. They are a million then."""
+MAX_CROPS = 8
+"""Layers of crops. They are 87,380 crops then."""
 
 
 class EverythingKeywords(TypedDict, total=False):
     """The fields of ``EverythingOptions`` as keyword arguments, for editors and type checkers."""
 
     points_per_side: int
+    point_grids: Sequence[Any] | None
     crops: int
     crop_overlap: float
     crop_points_divisor: int
@@ -27,6 +34,8 @@ class EverythingKeywords(TypedDict, total=False):
     crop_nms: float
     min_area: int
     refine: bool
+    candidates: bool
+    mask_threshold: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,9 @@ class EverythingOptions:
 
     points_per_side: int = 32
     """Points along each side of the image. Each point gives three candidates; more points find smaller objects."""
+    point_grids: Sequence[Any] | None = None
+    """Points of one's own instead of ``points_per_side``: for each layer of crops, beginning with the whole image,
+    (points, 2) x and y from 0 to 1 of the crop."""
     crops: int = 0
     """Layers of crops that are searched besides the whole image, for small objects: layer n has 2**n by 2**n crops."""
     crop_overlap: float = 512 / 1500
@@ -58,22 +70,38 @@ class EverythingOptions:
     """Holes and islands with fewer pixels are removed, and then masks that have become duplicates."""
     refine: bool = False
     """Whether each candidate is prompted to the network once more, with its point. This takes four times as long."""
+    candidates: bool = True
+    """Whether each point gives three candidates, or only the mask that the model would choose."""
+    mask_threshold: float = 0.0
+    """A mask has the pixels whose logit is above this. Logits of the results are relative to it."""
 
     def __post_init__(self) -> None:
-        for name, least in (("points_per_side", 1), ("crops", 0), ("crop_points_divisor", 1), ("min_area", 0)):
-            check_whole(name, getattr(self, name), least)
-        for name, most in (
-            ("crop_overlap", 1),
-            ("iou_threshold", 1),
-            ("stability_threshold", 1),
-            ("stability_offset", math.inf),
+        for name, least, most in (
+            ("points_per_side", 1, MAX_POINTS),
+            ("crops", 0, MAX_CROPS),
+            ("crop_points_divisor", 1, LARGEST),
+            ("min_area", 0, LARGEST),
+        ):
+            value: float = whole_number(name, getattr(self, name), ConfigError, least=least, most=most)
+            object.__setattr__(self, name, value)
+        for name, highest in (
+            ("crop_overlap", 1.0),
+            ("iou_threshold", 1.0),
+            ("stability_threshold", 1.0),
+            ("stability_offset", LARGEST_FLOAT),
             ("box_nms", math.inf),
             ("crop_nms", math.inf),
         ):
-            check_number(name, getattr(self, name), most)
-        if not isinstance(self.refine, bool | np.bool_):  # the text "false" would count as true
-            raise ConfigError(f"refine is {self.refine!r}: expected True or False")
-        if not self.points_in_layer(self.crops):
+            value = real_number(name, getattr(self, name), ConfigError, least=0, most=highest)
+            object.__setattr__(self, name, value)
+        value = real_number("mask_threshold", self.mask_threshold, ConfigError)
+        object.__setattr__(self, "mask_threshold", value)
+        for name in ("refine", "candidates"):
+            if not isinstance(getattr(self, name), bool | np.bool_):  # the text "false" would count as true
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: expected True or False")
+        if self.point_grids is not None:
+            object.__setattr__(self, "point_grids", read_grids(self.point_grids, layers=self.crops + 1))
+        elif not self.points_in_layer(self.crops):
             raise ConfigError(
                 f"points_per_side {self.points_per_side} leaves no points for the crops of layer {self.crops}, which "
                 f"have {self.points_per_side} / {self.crop_points_divisor}**{self.crops} along a side: expected more "
@@ -90,11 +118,20 @@ class EverythingOptions:
             others: Further keyword arguments of the caller, for the error.
 
         Raises:
-            ConfigError: An option is unknown or its value is invalid.
+            ConfigError: An option is unknown, its value is invalid, or it is about crops and there are none.
         """
         known = [field.name for field in fields(cls)]
         if unknown := [name for name in keywords if name not in known]:
             raise ConfigError(f"there is no option {unknown[0]}: expected {', '.join([*others, *known])}")
+        # With ``min_area``, ``crop_nms`` also decides which cleaned masks are duplicates.
+        of_crops = ("crop_overlap", "crop_points_divisor", *(() if "min_area" in keywords else ("crop_nms",)))
+        without_effect = [name for name in of_crops if name in keywords]
+        if without_effect and "crops" not in keywords:
+            raise ConfigError(f"{without_effect[0]} has no effect without crops: expected crops=1 or more with it")
+        if "point_grids" in keywords:
+            replaced = [name for name in ("points_per_side", "crop_points_divisor") if name in keywords]
+            if replaced and keywords["point_grids"] is not None:
+                raise ConfigError(f"{replaced[0]} has no effect with point_grids: expected one of the two")
         return cls(**{**asdict(config.everything), **keywords})
 
     def points_in_layer(self, layer: int) -> int:
@@ -102,13 +139,25 @@ class EverythingOptions:
         return self.points_per_side // self.crop_points_divisor**layer
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Raises a ConfigError unless a value is a whole number of at least ``least``."""
-    if not isinstance(value, int | np.integer) or value < least:
-        raise ConfigError(f"{name} is {value!r}: expected a whole number, {least} or more")
+def read_grids(grids: Any, *, layers: int) -> tuple[tuple[tuple[float, float], ...], ...]:
+    """Reads ``EverythingOptions.point_grids``.
 
-
-def check_number(name: str, value: Any, most: float) -> None:
-    """Raises a ConfigError unless a value is a number from 0 to ``most``, which is 1 or infinite."""
-    if not isinstance(value, int | float | np.number) or not 0 <= value <= most:
-        raise ConfigError(f"{name} is {value!r}: expected a number, 0 {'or more' if most > 1 else 'to 1'}")
+    Raises:
+        ConfigError: There is not one grid for each layer, or a grid is not (points, 2) of numbers from 0 to 1.
+    """
+    if not isinstance(grids, Sequence) or len(grids) != layers:
+        found = f"{len(grids)} grids" if isinstance(grids, Sequence) else type(grids).__name__
+        raise ConfigError(f"point_grids is {found}: expected a list of one grid for each layer of crops, so {layers}")
+    read = []
+    for layer, grid in enumerate(grids):
+        try:
+            points = np.asarray(grid, np.float64)
+        except (TypeError, ValueError, OverflowError):
+            points = np.empty(0)
+        if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not ((points >= 0) & (points <= 1)).all():
+            raise ConfigError(
+                f"grid {layer} of point_grids is not a grid of points: expected (points, 2), x and y from 0 to 1, at "
+                "least one point"
+            )
+        read.append(tuple((float(x), float(y)) for x, y in points))
+    return tuple(read)

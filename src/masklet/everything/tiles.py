@@ -18,7 +18,8 @@ from masklet.engine import Engine
 from masklet.errors import ConfigError, ImageError
 from masklet.everything.generator import everything
 from masklet.everything.grid import Crop
-from masklet.everything.options import EverythingOptions, check_whole
+from masklet.everything.options import EverythingOptions
+from masklet.images.options import DEFAULT, ImageOptions
 from masklet.images.reading import ImageSource
 from masklet.images.windows import Windows, open_windows
 from masklet.masks import (
@@ -33,15 +34,14 @@ from masklet.masks import (
     patches,
     rle_ious,
 )
-from masklet.processing import Sam2ImageProcessor
+from masklet.numbers import MAX_PIXELS, whole_number
+from masklet.processing import ImageProcessor
 from masklet.results.exporters import coco_instance
 
 SAME_IOU = 0.5
 """Masks of neighbouring tiles belong to one object if their IoU in the overlap of the tiles is at least this."""
 MIN_TILE = 16
 """In pixels."""
-MAX_PIXELS = 2**31 - 1
-"""Pixels that COCO's tools can count."""
 
 
 @dataclass(eq=False)
@@ -104,12 +104,13 @@ class Tile:
 
 def everything_tiled(
     engine: Engine,
-    image_processor: Sam2ImageProcessor,
+    image_processor: ImageProcessor,
     source: ImageSource,
     options: EverythingOptions,
     *,
     tile: int,
     overlap: int | None,
+    image_options: ImageOptions = DEFAULT,
 ) -> Iterator[dict[str, Any]]:
     """Finds all masks of a large image, see ``Segmenter.everything_tiled``.
 
@@ -120,6 +121,7 @@ def everything_tiled(
         options: Of the masks in each tile.
         tile: Side of a tile, in pixels.
         overlap: Least overlap of neighbouring tiles, in pixels; an eighth of ``tile`` if None.
+        image_options: How the values of the image are read; all tiles share one range.
 
     Returns:
         COCO instances, each yielded as soon as no further tile can add to it.
@@ -128,11 +130,11 @@ def everything_tiled(
         ImageError: It is not an image, or has more pixels than COCO's tools can count.
         ConfigError: ``tile`` or ``overlap`` is invalid.
     """
-    check_whole("tile", tile, MIN_TILE)
-    overlap = tile // 8 if overlap is None else overlap
-    if not isinstance(overlap, int | np.integer) or not 0 < overlap <= tile // 2:
-        raise ConfigError(f"overlap is {overlap!r}: expected 1 to {tile // 2} pixels, half of tile={tile}")
-    image = open_windows(source)
+    tile = whole_number("tile", tile, ConfigError, least=MIN_TILE)
+    overlap = whole_number("overlap", tile // 8 if overlap is None else overlap, ConfigError)
+    if not 0 < overlap <= tile // 2:
+        raise ConfigError(f"overlap is {overlap}: expected 1 to {tile // 2} pixels, half of tile={tile}")
+    image = open_windows(source, image_options)
     height, width = image.size_hw
     if height * width > MAX_PIXELS:
         raise ImageError(
@@ -158,7 +160,7 @@ def make_tiles(size_hw: SizeHW, tile: int, overlap: int) -> list[list[Crop]]:
 
 def _instances(
     engine: Engine,
-    image_processor: Sam2ImageProcessor,
+    image_processor: ImageProcessor,
     image: Windows,
     options: EverythingOptions,
     rows: list[list[Crop]],
@@ -186,7 +188,7 @@ def _instances(
 
 def find_in_tile(
     engine: Engine,
-    image_processor: Sam2ImageProcessor,
+    image_processor: ImageProcessor,
     image: Windows,
     crop: Crop,
     options: EverythingOptions,

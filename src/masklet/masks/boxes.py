@@ -63,6 +63,8 @@ def box_nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.n
     Returns:
         (kept,) int: indices of the kept boxes, from high to low scores. A box without an area overlaps nothing.
     """
+    if iou_threshold >= 1:
+        return np.argsort(-scores, kind="stable")
     sizes = boxes[:, 2:] - boxes[:, :2]
     areas = sizes[:, 0] * sizes[:, 1]
     kept, left = [], np.argsort(-scores, kind="stable")

@@ -1,17 +1,22 @@
 """Cleaning of masks: smooth outlines, fill small holes, remove small islands."""
 
 import math
+from functools import partial
 from typing import Literal, TypeVar
 
 import cc3d
 import numpy as np
 from PIL import Image, ImageFilter
 
+from masklet.config import SizeHW
 from masklet.masks.patches import Patch, encode_patch, patches, widened
 from masklet.masks.run_lengths import PackedMasks, check_masks
+from masklet.numbers import real_number, whole_number
 
 Connectivity = Literal[4, 8]
 """4: pixels connect through edges. 8: through edges and corners."""
+MAX_SMOOTH_PX = 10_000
+"""Pillow counts in 32 bits."""
 Stack = TypeVar("Stack", np.ndarray, PackedMasks)
 
 
@@ -44,33 +49,54 @@ def clean_masks(
         A new (masks, height, width) bool, packed if ``masks`` are. Without smoothing, cleaning again changes nothing.
 
     Raises:
-        ValueError: ``masks`` are not masks, or ``smooth_px`` is negative.
+        ValueError: ``masks`` are not masks; ``smooth_px``, ``fill_holes`` or ``remove_islands`` is no number, negative
+            or, for ``smooth_px``, above 10,000.
     """
     check_masks(masks)
-    if not smooth_px >= 0:
-        raise ValueError(f"smooth_px must be >= 0 pixels, got {smooth_px:g}")
+    smooth_px = real_number("smooth_px", smooth_px, ValueError, least=0, most=MAX_SMOOTH_PX)
+    fill_holes = whole_number("fill_holes", fill_holes, ValueError, least=0)
+    remove_islands = whole_number("remove_islands", remove_islands, ValueError, least=0)
     size_hw = (masks.shape[1], masks.shape[2])
 
-    def clean(patch: Patch) -> Patch:
-        """Works in the mask's box, with the margin around it that can matter."""
-        if not patch.inside.size:
-            return patch
-        wide = widened(patch, margin_px(smooth_px), size_hw, least_beyond=fill_holes)
-        mask = wide.inside
-        if smooth_px > 0 and (smoothed := smooth(mask, smooth_px)).any():
-            mask = smoothed
-        if fill_holes > 0:
-            mask = mask | small_holes(wide._replace(inside=mask), fill_holes, size_hw, hole_connectivity)
-        if remove_islands > 0:
-            mask = mask & ~small_islands(mask, remove_islands)
-        return wide._replace(inside=largest_component(mask) if keep_largest else mask)
-
+    clean = partial(
+        clean_patch,
+        size_hw=size_hw,
+        smooth_px=smooth_px,
+        fill_holes=fill_holes,
+        remove_islands=remove_islands,
+        keep_largest=keep_largest,
+        hole_connectivity=hole_connectivity,
+    )
     if isinstance(masks, PackedMasks):
         return PackedMasks([encode_patch(clean(patch), size_hw) for patch in patches(masks)], size_hw)
     cleaned = np.zeros(masks.shape, bool)
     for mask, patch in zip(cleaned, map(clean, patches(masks)), strict=True):
         mask[patch.place] = patch.inside
     return cleaned
+
+
+def clean_patch(
+    patch: Patch,
+    *,
+    size_hw: SizeHW,
+    smooth_px: float,
+    fill_holes: int,
+    remove_islands: int,
+    keep_largest: bool,
+    hole_connectivity: Connectivity,
+) -> Patch:
+    """As ``clean_masks``, for one mask of an image: in its box, with the margin around it that can matter."""
+    if not patch.inside.size:
+        return patch
+    wide = widened(patch, margin_px(smooth_px), size_hw, least_beyond=fill_holes)
+    mask = wide.inside
+    if smooth_px > 0 and (smoothed := smooth(mask, smooth_px)).any():
+        mask = smoothed
+    if fill_holes > 0:
+        mask = mask | small_holes(wide._replace(inside=mask), fill_holes, size_hw, hole_connectivity)
+    if remove_islands > 0:
+        mask = mask & ~small_islands(mask, remove_islands)
+    return wide._replace(inside=largest_component(mask) if keep_largest else mask)
 
 
 def margin_px(smooth_px: float) -> int:
@@ -103,7 +129,7 @@ def small_islands(mask: np.ndarray, min_area: int) -> np.ndarray:
     return is_small[components]
 
 
-def small_holes(patch: Patch, min_area: int, size_hw: tuple[int, int], connectivity: Connectivity) -> np.ndarray:
+def small_holes(patch: Patch, min_area: int, size_hw: SizeHW, connectivity: Connectivity) -> np.ndarray:
     """(rows, columns) bool: background components of fewer pixels than ``min_area`` in the whole image.
 
     Args:

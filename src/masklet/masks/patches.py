@@ -7,7 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from masklet.masks.boxes import mask_boxes
-from masklet.masks.run_lengths import MaskStack, PackedMasks, Rle, crop_rle, encode_edges
+from masklet.masks.run_lengths import MaskStack, PackedMasks, Rle, crop_rle, encode_edges, encode_rle
+
+PATCH_SHARE = 1 / 4
+"""A patch up to this share of the image is encoded faster than the image."""
 
 
 class Patch(NamedTuple):
@@ -71,3 +74,13 @@ def encode_patch(patch: Patch, size_hw: tuple[int, int]) -> Rle:
     by_column = np.pad(patch.inside.T, ((0, 0), (1, 1)))
     columns, rows = np.nonzero(by_column[:, 1:] != by_column[:, :-1])
     return encode_edges((x0 + columns) * height + y0 + rows, size_hw)
+
+
+def encode_masks(masks: np.ndarray) -> list[Rle]:
+    """As ``encode_rle``, several times faster for masks that are small in their image."""
+    size_hw = (masks.shape[1], masks.shape[2])
+    largest = PATCH_SHARE * math.prod(size_hw)
+    return [
+        encode_patch(patch, size_hw) if patch.inside.size <= largest else encode_rle(mask[None])[0]
+        for mask, patch in zip(masks, patches(masks), strict=True)
+    ]

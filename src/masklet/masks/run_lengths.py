@@ -5,13 +5,17 @@ converts bitmaps of whole images only. The last section of this file adds what i
 converting between a box of a large image and the RLE of that image without a bitmap of the image.
 """
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import pycocotools.mask as coco
+
+from masklet.numbers import MAX_PIXELS, shown, size_of
+
+MAX_DIGITS = 7
+"""Characters of one count: five bits each, for 32 bits and a sign."""
 
 
 class Rle(TypedDict):
@@ -85,10 +89,13 @@ def encode_rle(masks: MaskStack) -> list[Rle]:
     check_masks(masks)
     if isinstance(masks, PackedMasks):
         return list(masks.runs)
+    _, height, width = masks.shape
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"masks of {width}×{height} pixels have no run lengths: expected {MAX_PIXELS} pixels at most")
     if not len(masks):
         return []
-    runs = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
-    return [text_rle(run) for run in runs]
+    # One at a time, since pycocotools needs a copy of each.
+    return [text_rle(coco.encode(np.asfortranarray(mask, dtype=np.uint8))) for mask in masks]
 
 
 def text_rle(run: dict[str, Any]) -> Rle:
@@ -103,14 +110,21 @@ def decode_rle(runs: Sequence[Rle]) -> np.ndarray:
         (masks, height, width) bool; (0, 0, 0) for an empty list, whose size is unknown.
 
     Raises:
-        ValueError: Sizes differ, or the counts do not fit the size.
+        ValueError: They are not run lengths, sizes differ, or the counts do not fit the size; the masks do not fit in
+            memory.
     """
-    if not runs:
+    if not len(runs):
         return np.zeros((0, 0, 0), bool)
     check_rle(runs)
-    with warnings.catch_warnings():  # pycocotools 2.0.11 still converts arrays in the way of numpy 1
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        return coco.decode(list(runs)).transpose(2, 0, 1).astype(bool, order="C")
+    height, width = runs[0]["size"]
+    # pycocotools would write past the memory that it did not get.
+    try:
+        return np.asarray(PackedMasks([without_empty_runs(run) for run in runs], (height, width)))
+    except MemoryError as error:
+        raise ValueError(
+            f"{len(runs)} masks of {width}×{height} pixels do not fit in memory: unpack a few at a time, or keep them "
+            "packed (packed=True)"
+        ) from error
 
 
 def join_rle(runs: Sequence[Rle]) -> Rle:
@@ -149,11 +163,16 @@ def rle_counts(run: Rle) -> np.ndarray:
 
     pycocotools reads them but never returns them. Anything that is not a valid string gives an empty array.
     """
+    nothing = np.zeros(0, np.int64)
+    if not run["counts"].isascii():
+        return nothing
     digits = np.frombuffer(run["counts"].encode(), np.uint8) - 48  # five bits each, low bits first, and a flag
     ends = np.flatnonzero(digits & 32 == 0)  # the flag says that the number has another digit
-    if not len(ends) or ends[-1] < len(digits) - 1:
-        return np.zeros(0, np.int64)
+    if not len(ends) or ends[-1] < len(digits) - 1 or digits.max() > 63:
+        return nothing
     starts = np.append(0, ends[:-1] + 1)
+    if (ends - starts).max() >= MAX_DIGITS:
+        return nothing
     shifts = 5 * (np.arange(len(digits)) - starts.repeat(np.diff(starts, append=len(digits))))
     counts = np.add.reduceat((digits & 31).astype(np.int64) << shifts, starts)
     counts -= (digits[ends] & 16 > 0).astype(np.int64) << (shifts[ends] + 5)  # the sign
@@ -162,17 +181,23 @@ def rle_counts(run: Rle) -> np.ndarray:
     return counts
 
 
-def check_rle(runs: Sequence[Rle]) -> None:
-    """Raise a ValueError for several sizes, and for counts that do not add up to the size.
+def check_rle(runs: Sequence[Any]) -> None:
+    """Raise a ValueError for what is not run lengths, for several sizes, and for counts that do not fill the size.
 
-    pycocotools refuses some of them, and only when it decodes. It leaves missing pixels uninitialised.
+    pycocotools refuses some of them, and only when it decodes. Others make it read or write foreign memory.
     """
-    if len(sizes := {tuple(run["size"]) for run in runs}) > 1:
-        raise ValueError(f"run lengths of one size were expected, got {sorted(sizes)}: decode each size alone")
     for run in runs:
-        (height, width), counts = run["size"], rle_counts(run)
+        if not isinstance(run, Mapping) or not isinstance(run.get("counts"), str):
+            raise ValueError(
+                f'run lengths are {shown(run)}: expected {{"size": [height, width], "counts": "…"}}, as encode_rle '
+                "makes them"
+            )
+        height, width = size_of("the size of run lengths", run.get("size"), ValueError)
+        counts = rle_counts({"size": [height, width], "counts": run["counts"]})
         if counts.sum() != height * width or counts.min(initial=0) < 0:
             raise ValueError(f"run lengths of {counts.sum()} pixels do not fill their size of {width}×{height} pixels")
+    if len(sizes := {tuple(run["size"]) for run in runs}) > 1:
+        raise ValueError(f"run lengths of one size were expected, got {sorted(sizes)}: decode each size alone")
 
 
 def encode_edges(edges: np.ndarray, size_hw: tuple[int, int]) -> Rle:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masklet.config import Sam2ImageEncoderConfig, SizeHW
-from masklet.model.layers import KeepsFloat32, LayerNorm
+from masklet.model.layers import ACTIVATIONS, KeepsFloat32, LayerNorm
 
 MLP_RATIO = 4
 POOL = 2
@@ -51,29 +51,30 @@ class MultiScaleAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The block's MLP, with GELU."""
+    """The block's MLP."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, activation: str) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.proj_in = nn.Linear(dim, MLP_RATIO * dim)
         self.proj_out = nn.Linear(MLP_RATIO * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
-        return self.proj_out(F.gelu(self.proj_in(x)))
+        return self.proj_out(self.activation(self.proj_in(x)))
 
 
 class HieraBlock(nn.Module):
     """Pre-norm attention and MLP. The first block of a later stage widens the channels and halves the map."""
 
-    def __init__(self, dim_in: int, dim: int, heads: int, window: int, pools: bool) -> None:
+    def __init__(self, dim_in: int, dim: int, heads: int, window: int, pools: bool, activation: str) -> None:
         super().__init__()
         self.window = window  # 0: attends to the whole map
         self.pools = pools
         self.layer_norm1 = LayerNorm(dim_in, eps=1e-6)
         self.attn = MultiScaleAttention(dim_in, dim, heads, pools)
         self.layer_norm2 = LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim)
+        self.mlp = Mlp(dim, activation)
         if dim != dim_in:
             self.proj = nn.Linear(dim_in, dim)
 
@@ -118,7 +119,9 @@ class Hiera(KeepsFloat32):
                 before = stage - 1 if enters_stage else stage
                 is_global = len(self.blocks) in config.global_attention_blocks
                 window = 0 if is_global else windows[before]
-                self.blocks.append(HieraBlock(dims[before], dims[stage], heads[stage], window, pools=enters_stage))
+                self.blocks.append(
+                    HieraBlock(dims[before], dims[stage], heads[stage], window, enters_stage, config.hidden_act)
+                )
             self.stage_ends.append(len(self.blocks) - 1)
         self.apply(_init_weights)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)

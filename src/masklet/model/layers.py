@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 NARROW = (torch.float16, torch.bfloat16)
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+"""Those that configurations may choose."""
+
 Module = TypeVar("Module", bound=nn.Module)
 
 

@@ -23,11 +23,12 @@ POSITION_WEIGHT = 0.1
 class Memory:
     """The part of each object's memory bank that a frame reads."""
 
-    maps: Tensor  # (objects, maps, h*w, memory_dim): spatial memories
+    maps: Tensor  # (objects, maps, tokens, memory_dim): spatial memories, see ``Sam2Model.write_memory``
     map_slots: Tensor  # (objects, maps) int64: temporal slot, the last is that of prompted frames
     pointers: Tensor  # (objects, pointers, dim): object pointers
     pointer_distances: Tensor  # (objects, pointers) float32: frames since the pointer, as a share of the longest
     is_empty: Tensor | None = None  # (objects, maps + pointers) bool: slots that hold nothing; None if all are filled
+    map_weights: Tensor | None = None  # (objects, maps) float32: what the keys of a map are multiplied by; None for 1
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,16 @@ class RotaryAttention(nn.Module):
             is_empty: (objects, keys) bool: keys that nothing attends to.
         """
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
-        cells = q.shape[1]
         maps, pointers = k.split([k.shape[1] - num_pointers, num_pointers], dim=1)
-        rotated = rotate(maps.unflatten(1, (-1, cells)), rotations).flatten(1, 2)
-        k = torch.cat([rotated, pointers], dim=1)
+        k = torch.cat([self.rotate_keys(maps, rotations), pointers], dim=1)
         q = rotate(q, rotations).expand(len(k), -1, -1)
         mask = None if is_empty is None else ~is_empty[:, None, None]
         attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], attn_mask=mask)
         return self.o_proj(attended[:, 0])
+
+    def rotate_keys(self, maps: Tensor, rotations: Rotations) -> Tensor:
+        """(objects, maps * h*w, dim) to the same, given the rotations for the cells of one map."""
+        return rotate(maps.unflatten(1, (-1, len(rotations[0]))), rotations).flatten(1, 2)
 
 
 class MemoryAttentionLayer(nn.Module):

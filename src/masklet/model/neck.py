@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masklet.config import Sam2Config
+from masklet.config import RepVitConfig, Sam2Config
+from masklet.model.edgetam.repvit import RepVitTrunk
 from masklet.model.hiera import Hiera
 
 
@@ -47,9 +48,11 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
-        self.backbone = Hiera(config.image_encoder)
+        trunk = config.image_encoder
+        self.backbone: Any = RepVitTrunk(trunk) if isinstance(trunk, RepVitConfig) else Hiera(trunk)
         self.neck = FpnNeck(config.image_encoder.embed_dim_per_stage, config.hidden_size)
 
     def forward(self, pixel_values: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, 3, height, width) to three maps (batch, dim, h, w), strides 4, 8, 16; see ``Hiera``."""
-        return self.neck(self.backbone(pixel_values, positions))
+        maps = self.backbone(pixel_values) if positions is None else self.backbone(pixel_values, positions)
+        return self.neck(maps)

@@ -41,13 +41,13 @@ class FourierPositions(KeepsFloat32):
         """(height * width, dim): the centre of every cell of a map, row by row."""
         height, width = size_hw
         device = self.positional_embedding.device
-        y = (torch.arange(height, device=device) + 0.5) / height
-        x = (torch.arange(width, device=device) + 0.5) / width
+        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
         return self(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)).flatten(0, 1)
 
 
 def _wavelengths(count: int, device: torch.device) -> Tensor:
-    return TEMPERATURE ** (torch.arange(count, device=device) / count)
+    return TEMPERATURE ** (torch.arange(count, device=device, dtype=torch.float32) / count)
 
 
 def sine_positions_2d(size_hw: tuple[int, int], dim: int, device: torch.device) -> Tensor:
@@ -59,7 +59,7 @@ def sine_positions_2d(size_hw: tuple[int, int], dim: int, device: torch.device) 
     wavelengths = _wavelengths(dim // 4, device)
 
     def axis(cells: int) -> Tensor:
-        periods = (torch.arange(cells, device=device) + 1) / (cells + 1e-6) * 2 * math.pi
+        periods = (torch.arange(cells, device=device, dtype=torch.float32) + 1) / (cells + 1e-6) * 2 * math.pi
         angles = periods[:, None] / wavelengths  # (cells, dim / 4)
         return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)  # (cells, dim / 2)
 

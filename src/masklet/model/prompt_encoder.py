@@ -8,18 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masklet.config import BACKGROUND as BACKGROUND
+from masklet.config import BOX_BOTTOM_RIGHT as BOX_BOTTOM_RIGHT
+from masklet.config import BOX_TOP_LEFT as BOX_TOP_LEFT
+from masklet.config import FOREGROUND as FOREGROUND
+from masklet.config import NOT_A_POINT as NOT_A_POINT
+from masklet.config import PADDING as PADDING
 from masklet.config import SizeHW
-from masklet.model.layers import LayerNorm2d
+from masklet.model.layers import ACTIVATIONS, LayerNorm2d
 from masklet.model.positions import FourierPositions
-
-BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = 0, 1, 2, 3
-NOT_A_POINT = -1
-"""Label of "not a point", for which the network has a learned embedding."""
-PADDING = -10
-"""Label that pads ragged lists of points, and coordinate that pads ragged boxes; nothing attends to it."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,9 @@ class PromptEmbeddings:
 class MaskEmbed(nn.Module):
     """Downscale a mask prompt, a quarter of the input's size, to the image embedding."""
 
-    def __init__(self, channels: int, dim: int) -> None:
+    def __init__(self, channels: int, dim: int, activation: str) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.conv1 = nn.Conv2d(1, channels // 4, kernel_size=2, stride=2)
         self.layer_norm1 = LayerNorm2d(channels // 4)
         self.conv2 = nn.Conv2d(channels // 4, channels, kernel_size=2, stride=2)
@@ -79,18 +79,18 @@ class MaskEmbed(nn.Module):
 
     def forward(self, masks: Tensor) -> Tensor:
         """(masks, 1, 4h, 4w) logits to (masks, dim, h, w)."""
-        x = F.gelu(self.layer_norm1(self.conv1(masks)))
-        x = F.gelu(self.layer_norm2(self.conv2(x)))
+        x = self.activation(self.layer_norm1(self.conv1(masks)))
+        x = self.activation(self.layer_norm2(self.conv2(x)))
         return self.conv3(x)
 
 
 class PromptEncoder(nn.Module):
     """Points and box corners to tokens; masks to a map added to the image embedding."""
 
-    def __init__(self, dim: int, mask_channels: int) -> None:
+    def __init__(self, dim: int, mask_channels: int, activation: str = "gelu") -> None:
         super().__init__()
         self.shared_embedding = FourierPositions(dim)
-        self.mask_embed = MaskEmbed(mask_channels, dim)
+        self.mask_embed = MaskEmbed(mask_channels, dim, activation)
         self.no_mask_embed = nn.Embedding(1, dim)
         self.point_embed = nn.Embedding(4, dim)
         self.not_a_point_embed = nn.Embedding(1, dim)

@@ -6,38 +6,28 @@ Source: SAM 2 (arXiv 2408.00714), figure 3.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masklet import checkpoints
-from masklet.config import SIDE_MULTIPLE, STRIDE, STRIDES, Sam2Config, SizeHW
-from masklet.errors import ImageError, PromptError
+from masklet.checkpoints import HubOptions
+from masklet.config import SIDE_MULTIPLE, STRIDE, Sam2Config, SizeHW
+from masklet.errors import ImageError
+from masklet.model.edgetam.memory_attention import LatentMemoryAttention
+from masklet.model.edgetam.spatial_perceiver import SpatialPerceiver
 from masklet.model.layers import FeedForward, KeepsFloat32
 from masklet.model.mask_decoder import DecodedMasks, MaskDecoder
 from masklet.model.memory_attention import Memory, MemoryAttention, MemoryTokens
 from masklet.model.memory_encoder import MemoryEncoder
 from masklet.model.neck import Features, ImageEncoder
 from masklet.model.positions import FourierPositions, sine_positions_1d, sine_positions_2d
-from masklet.model.prompt_encoder import NOT_A_POINT, PADDING, PromptEmbeddings, PromptEncoder, Prompts
-
-IGNORED_INPUTS = {"original_sizes", "reshaped_input_sizes", "labels"}
-"""Inputs that processors return for later steps, so that ``model(**inputs)`` passes them too."""
+from masklet.model.prompt_encoder import NOT_A_POINT, PromptEmbeddings, PromptEncoder, Prompts
 
 MEMORY_SCALE, MEMORY_BIAS = 20.0, -10.0
 """The probabilities of a mask are scaled to the range -10 to 10 before they are encoded as memory."""
-
-
-@dataclass(frozen=True)
-class Sam2ImageSegmentationOutput:
-    """The output of ``Sam2Model(...)``."""
-
-    pred_masks: Tensor  # (batch, objects, masks, height / 4, width / 4) logits
-    iou_scores: Tensor  # (batch, objects, masks), predicted IoU, 0 to 1
-    object_score_logits: Tensor  # (batch, objects, 1), above 0: the object is in the image
-    image_embeddings: list[Tensor]  # three maps, finest first
 
 
 class Sam2Model(KeepsFloat32):
@@ -53,7 +43,8 @@ class Sam2Model(KeepsFloat32):
         self.shared_image_embedding = FourierPositions(dim)
         self.vision_encoder = ImageEncoder(config)
         # Checkpoints store this matrix twice; so does the model, so that their tensors load unchanged.
-        self.prompt_encoder = PromptEncoder(dim, config.prompt_encoder.mask_input_channels)
+        prompts = config.prompt_encoder
+        self.prompt_encoder = PromptEncoder(dim, prompts.mask_input_channels, prompts.hidden_act)
         self.prompt_encoder.shared_embedding.load_state_dict(self.shared_image_embedding.state_dict())
         self.mask_decoder = MaskDecoder(dim, config.mask_decoder)
 
@@ -63,9 +54,12 @@ class Sam2Model(KeepsFloat32):
 
     def _build_memory(self, config: Sam2Config) -> None:
         dim, memory_dim = config.hidden_size, config.memory_encoder.output_channels
-        self.memory_attention = MemoryAttention(
-            dim, memory_dim, config.memory_attention.feed_forward_hidden_size, config.memory_attention.num_layers
-        )
+        attention = (config.memory_attention.feed_forward_hidden_size, config.memory_attention.num_layers)
+        if config.perceiver is None:
+            self.memory_attention = MemoryAttention(dim, memory_dim, *attention)
+        else:
+            self.memory_attention = LatentMemoryAttention(dim, memory_dim, *attention, config.perceiver)
+            self.spatial_perceiver = SpatialPerceiver(memory_dim, config.perceiver)
         self.memory_encoder = MemoryEncoder(dim, memory_dim)
         self.mask_downsample = nn.Conv2d(1, 1, kernel_size=4, stride=4)
         self.object_pointer_proj = FeedForward(dim, dim, dim, num_layers=3)
@@ -87,6 +81,7 @@ class Sam2Model(KeepsFloat32):
         return self.no_memory_embedding.device
 
     @classmethod
+    @torch.inference_mode(False)  # parameters made in inference mode could never be trained
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike[str],
@@ -95,7 +90,10 @@ class Sam2Model(KeepsFloat32):
         revision: str | None = None,
         token: str | None = None,
     ) -> Sam2Model:
-        """Build the network of a checkpoint, float32 on the CPU, ready for inference.
+        """Build the network of a checkpoint, float32 on the CPU, in evaluation mode.
+
+        All parameters require gradients, whatever the mode of torch around the call: run inference under
+        ``torch.inference_mode()``, as ``Segmenter`` does.
 
         Args:
             name_or_path: The embedded model's name, a Hub repository, a model folder, or one of Meta's ``.pt`` files.
@@ -108,17 +106,21 @@ class Sam2Model(KeepsFloat32):
             CheckpointError: The checkpoint cannot be found, is damaged, or is of another kind.
             ConfigError: ``resolution`` is not a multiple of 32.
         """
-        config, tensors = checkpoints.read(name_or_path, revision=revision, token=token)
+        config, tensors = checkpoints.read(name_or_path, HubOptions(revision=revision, token=token))
         return cls.from_tensors(config if resolution is None else replace(config, image_size=resolution), tensors)
 
     @classmethod
+    @torch.inference_mode(False)
     def from_tensors(cls, config: Sam2Config, tensors: dict[str, Tensor]) -> Sam2Model:
         """Build the network with these weights: all of its tensors and no others; float32 tensors are not copied."""
         with torch.device("meta"):  # spends no time on initial weights
             model = cls(config)
         checkpoints.check_tensors(tensors, {name: tuple(t.shape) for name, t in model.state_dict().items()})
-        model.load_state_dict({name: t.float() for name, t in tensors.items()}, assign=True)
-        return model.eval().requires_grad_(False)
+        checkpoints.check_finite(tensors)
+        plain = {name: _plain(t) for name, t in tensors.items()}
+        # Whole numbers, of batch normalisation, stay whole.
+        model.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in plain.items()}, assign=True)
+        return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Write a model folder that masklet and transformers load. An existing one is replaced whole, or not at all.
@@ -189,7 +191,9 @@ class Sam2Model(KeepsFloat32):
         return x.transpose(1, 2).unflatten(2, map_hw)
 
     def write_memory(self, features: Features, logits: Tensor, object_scores: Tensor, *, binarize: bool) -> Tensor:
-        """Encode the masks of objects in a frame as spatial memories: (objects, h*w, memory_dim).
+        """Encode the masks of objects in a frame as spatial memories: (objects, tokens, memory_dim).
+
+        SAM 2 has a token for each of the h*w cells, EdgeTAM one for each latent of its perceiver.
 
         Args:
             features: Of the frame, with a batch of 1.
@@ -197,18 +201,28 @@ class Sam2Model(KeepsFloat32):
             object_scores: (objects, 1) logits.
             binarize: For prompted frames: their mask is certain.
         """
-        height, width = features.map_hw
-        size_hw = (height * STRIDE, width * STRIDE)
-        masks = F.interpolate(logits[:, None], size=size_hw, mode="bilinear", align_corners=False)
-        probabilities = (masks > 0).to(masks.dtype) if binarize else masks.sigmoid()
-        memory = self.memory_encoder(features.stride16, probabilities * MEMORY_SCALE + MEMORY_BIAS)
-        memory = memory.flatten(2).transpose(1, 2)
-        if self.config.is_v2_1:
-            is_absent = (object_scores <= 0)[:, None].to(memory.dtype)  # (objects, 1, 1)
-            memory = memory + is_absent * self.occlusion_spatial_embedding_parameter.to(memory.dtype)
-        return memory
+        masks = self.memory_masks(logits, features.map_hw, binarize=binarize)
+        memory = self.memory_encoder(features.stride16, masks).flatten(2).transpose(1, 2)
+        memory = self.mark_absent(memory, object_scores)
+        if self.config.perceiver is None:
+            return memory
+        return self.spatial_perceiver(memory.transpose(1, 2).unflatten(2, features.map_hw))
 
     # The steps of these functions
+
+    def memory_masks(self, logits: Tensor, map_hw: SizeHW, *, binarize: bool) -> Tensor:
+        """(objects, 4h, 4w) logits to masks as the memory encoder takes them, (objects, 1, 16h, 16w)."""
+        size_hw = (map_hw[0] * STRIDE, map_hw[1] * STRIDE)
+        masks = F.interpolate(logits[:, None], size=size_hw, mode="bilinear", align_corners=False)
+        probabilities = (masks > 0).to(masks.dtype) if binarize else masks.sigmoid()
+        return probabilities * MEMORY_SCALE + MEMORY_BIAS
+
+    def mark_absent(self, memory: Tensor, object_scores: Tensor) -> Tensor:
+        """Mark the memories (objects, h*w, memory_dim) of objects that are not in the image; in SAM 2.1."""
+        if not self.config.is_v2_1:
+            return memory
+        is_absent = (object_scores <= 0)[:, None].to(memory.dtype)  # (objects, 1, 1)
+        return memory + is_absent * self.occlusion_spatial_embedding_parameter.to(memory.dtype)
 
     def without_memory(self, image_embedding: Tensor) -> Tensor:
         """(batch, dim, h, w) plus the learned "no memory" embedding."""
@@ -219,7 +233,7 @@ class Sam2Model(KeepsFloat32):
         prompts = Prompts() if prompts is None else prompts
         if prompts.points is None and prompts.boxes is None:
             objects = 1 if prompts.masks is None else prompts.masks.shape[1]
-            points = torch.zeros(image.shape[0], objects, 1, 2, device=image.device)
+            points = torch.zeros(image.shape[0], objects, 1, 2, device=image.device, dtype=torch.float32)
             labels = torch.full(points.shape[:3], NOT_A_POINT, device=image.device)
             prompts = Prompts(points, labels, masks=prompts.masks)
         map_hw = (image.shape[-2], image.shape[-1])
@@ -241,9 +255,11 @@ class Sam2Model(KeepsFloat32):
         """Lay memory out as tokens, with sines for positions in space and learned or projected ones in time."""
         memory_dim = self.config.memory_encoder.output_channels
         maps = memory.maps.to(self.dtype)
-        space = sine_positions_2d(map_hw, memory_dim, maps.device)
+        space = self.spatial_positions(map_hw, maps.device)
         time = self.memory_temporal_positional_encoding[:, 0, 0][memory.map_slots]  # (objects, maps, memory_dim)
         map_keys = (maps + (space + time[:, :, None])).to(maps.dtype)
+        if memory.map_weights is not None:
+            map_keys = (map_keys * memory.map_weights[:, :, None, None]).to(maps.dtype)
         # A pointer is wider than a map: it is split into tokens of the map's width.
         split = memory.pointers.shape[-1] // memory_dim
         pointers = memory.pointers.to(self.dtype).unflatten(-1, (split, memory_dim))
@@ -256,63 +272,18 @@ class Sam2Model(KeepsFloat32):
             is_empty=None if memory.is_empty is None else _spread(memory, split),
         )
 
+    def spatial_positions(self, map_hw: SizeHW, device: torch.device) -> Tensor:
+        """(tokens, memory_dim): the places of the tokens of a spatial memory."""
+        if self.config.perceiver is None:
+            return sine_positions_2d(map_hw, self.config.memory_encoder.output_channels, device)
+        return self.spatial_perceiver.positions(device)
+
     def _pointer_positions(self, distances: Tensor) -> Tensor:
         """(objects, pointers) to (objects, pointers, memory_dim); zeros in SAM 2.0."""
         if not self.config.is_v2_1:
             return distances.new_zeros(*distances.shape, self.config.memory_encoder.output_channels)
         sines = sine_positions_1d(distances, self.config.hidden_size)
         return self.temporal_positional_encoding_projection_layer(sines.to(self.dtype)).float()
-
-    # transformers' interface of the image model
-
-    def get_image_embeddings(self, pixel_values: Tensor) -> list[Tensor]:
-        """Encode images for ``image_embeddings=``: three maps, finest first; the last has "no memory" added."""
-        features = self.encode(pixel_values)
-        return [features.stride4, features.stride8, self.without_memory(features.stride16)]
-
-    def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        input_points: Tensor | None = None,
-        input_labels: Tensor | None = None,
-        input_boxes: Tensor | None = None,
-        input_masks: Tensor | None = None,
-        image_embeddings: list[Tensor] | None = None,
-        multimask_output: bool = True,
-        **ignored: object,
-    ) -> Sam2ImageSegmentationOutput:
-        """Segment prompted objects in images.
-
-        Args:
-            pixel_values: (batch, 3, height, width) from the processor; or give ``image_embeddings``.
-            input_points: (batch, objects, points, 2), x then y, pixels of the network's input.
-            input_labels: (batch, objects, points): 1 foreground, 0 background, -10 padding; all foreground if None.
-            input_boxes: (batch, objects, 4), x0 y0 x1 y1, pixels of the network's input.
-            input_masks: (batch, objects, height / 4, width / 4) logits, or the same values in any other grouping.
-            image_embeddings: From ``get_image_embeddings``.
-            multimask_output: Three candidates for each object, or one mask.
-            ignored: ``original_sizes``, ``reshaped_input_sizes`` and ``labels``, which processors return as well.
-
-        Raises:
-            PromptError: The shapes of the prompts do not match.
-            ImageError: No image was given, or one of a wrong shape.
-        """
-        if unknown := ignored.keys() - IGNORED_INPUTS:
-            raise TypeError(f"Sam2Model takes no input called {', '.join(sorted(unknown))}")
-        if (pixel_values is None) == (image_embeddings is None):
-            raise ImageError("expected either pixel_values or image_embeddings, and not both")
-        if image_embeddings is None:
-            assert pixel_values is not None
-            image_embeddings = self.get_image_embeddings(pixel_values)
-        *fine, image = image_embeddings
-        _check_prompts(input_points, input_labels, input_boxes, batch=image_embeddings[-1].shape[0])
-        if input_points is not None and input_labels is None:
-            input_labels = torch.ones(input_points.shape[:3], dtype=torch.long, device=input_points.device)
-        if input_masks is not None:
-            input_masks = _group_masks(input_masks, image_embeddings, input_points, input_boxes)
-        prompts = Prompts(input_points, input_labels, input_boxes, input_masks, _has_padding(input_labels, input_boxes))
-        decoded = self.decode(Features(fine[0], fine[1], image), prompts, multimask=multimask_output, conditioned=image)
-        return Sam2ImageSegmentationOutput(decoded.logits, decoded.iou_scores, decoded.object_scores, image_embeddings)
 
 
 def _spread(memory: Memory, split: int) -> Tensor:
@@ -321,6 +292,11 @@ def _spread(memory: Memory, split: int) -> Tensor:
     of_maps, of_pointers = memory.is_empty.split([memory.maps.shape[1], memory.pointers.shape[1]], dim=1)
     cells = memory.maps.shape[2]
     return torch.cat([of_maps.repeat_interleave(cells, 1), of_pointers.repeat_interleave(split, 1)], dim=1)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy that can be trained if it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _learned(*shape: int) -> nn.Parameter:
@@ -335,53 +311,5 @@ def check_pixel_values(pixel_values: Tensor) -> None:
     if len(shape) != 4 or shape[1] != 3 or any(side == 0 or side % SIDE_MULTIPLE for side in shape[2:]):
         raise ImageError(
             f"pixel_values is {shape}: expected (batch, 3, height, width) with sides that are multiples of "
-            f"{SIDE_MULTIPLE}, as Sam2ImageProcessor makes them"
+            f"{SIDE_MULTIPLE}, as the image processor makes them"
         )
-
-
-def _has_padding(labels: Tensor | None, boxes: Tensor | None) -> bool:
-    """Whether prompts from a processor are padded; asks the device."""
-    return any(t is not None and bool((t == PADDING).any()) for t in (labels, boxes))
-
-
-def _check_prompts(points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, batch: int) -> None:
-    for name, value, expected in (
-        ("input_points", points, (batch, "objects", "points", 2)),
-        ("input_labels", labels, (batch, "objects", "points")),
-        ("input_boxes", boxes, (batch, "objects", 4)),
-    ):
-        if value is not None and not _fits(value.shape, expected):
-            words = ", ".join(map(str, expected))
-            raise PromptError(f"{name} has shape {tuple(value.shape)}: expected ({words})")
-    if labels is not None and (points is None or points.shape[:3] != labels.shape):
-        came = "no input_points" if points is None else f"input_points {tuple(points.shape)}"
-        raise PromptError(f"input_labels {tuple(labels.shape)} came with {came}: expected one label for each point")
-    if points is not None and boxes is not None and points.shape[1] != boxes.shape[1]:
-        raise PromptError(f"input_points are of {points.shape[1]} objects, input_boxes of {boxes.shape[1]}")
-
-
-def _fits(shape: torch.Size, expected: tuple[int | str, ...]) -> bool:
-    return len(shape) == len(expected) and all(
-        isinstance(e, str) or s == e for s, e in zip(shape, expected, strict=True)
-    )
-
-
-def _group_masks(masks: Tensor, embeddings: list[Tensor], points: Tensor | None, boxes: Tensor | None) -> Tensor:
-    """Any grouping of mask prompts to (batch, objects, 4h, 4w)."""
-    batch, _, h, w = embeddings[-1].shape
-    scale = STRIDE // STRIDES[0]
-    size_hw = (h * scale, w * scale)
-    if masks.ndim < 3 or tuple(masks.shape[-2:]) != size_hw:
-        raise PromptError(
-            f"input_masks has shape {tuple(masks.shape)}: expected (batch, objects, {size_hw[0]}, {size_hw[1]}), a "
-            "quarter of the network's input, as pred_masks come; masks of the image's size go to EncodedImage.predict"
-        )
-    grouped = masks.reshape(-1, *size_hw)
-    prompts = points if points is not None else boxes
-    objects = len(grouped) // batch if prompts is None else prompts.shape[1]
-    if len(grouped) != batch * objects or objects == 0:
-        raise PromptError(
-            f"input_masks holds {len(grouped)} masks: expected one for each of {objects or 'the'} objects of {batch} "
-            "images"
-        )
-    return grouped.unflatten(0, (batch, objects))

@@ -7,26 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from masklet.config import SizeHW
 from masklet.images.reading import ImageSource, read_image
 from masklet.masks import (
     PackedMasks,
-    Polygon,
     Rle,
+    check_masks,
+    check_rle,
     clean_masks,
     decode_rle,
-    encode_rle,
-    mask_areas,
-    mask_boxes,
-    patch_polygons,
-    patches,
     union,
     without_overlap,
 )
+from masklet.numbers import real_number, shown
 from masklet.results import exporters, importers
+from masklet.results.exports import MaskExports
 from masklet.results.visualisation import cut_out, notebook_html, notebook_png, paint_masks
 
 NOTEBOOK_ROWS = 20
@@ -40,15 +37,25 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
+def check_labels(labels: Any, count: int) -> np.ndarray:
+    """The labels of masks as an array of text. Raise a ValueError unless there is one for each mask."""
+    array = np.asarray(labels, dtype=np.str_) if len(labels) else np.zeros(0, np.str_)
+    if array.shape != (count,) or not all(map(str.strip, array.tolist())):
+        raise ValueError(f"labels are {shown(labels)}: expected a text for each of {count} masks")
+    return array
+
+
 def check_image(image: np.ndarray, size_hw: SizeHW) -> None:
     """Raise a ValueError unless an image has the size of the masks."""
-    if image.shape != (*size_hw, 3):
+    if getattr(image, "shape", None) != (*size_hw, 3):
         height, width = size_hw
-        raise ValueError(f"an image of shape {image.shape} does not fit masks of {width}×{height} pixels")
+        raise ValueError(
+            f"an image of shape {getattr(image, 'shape', None)} does not fit masks of {width}×{height} pixels"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Masks:
+class Masks(MaskExports):
     """Masks of one image, each with its score. Immutable; iterating gives ``Masks`` of one mask each.
 
     An index (a number, a slice, a list, a bool or integer array) gives the selected ``Masks``. ``masks``, ``logits``,
@@ -66,6 +73,8 @@ class Masks:
     """(masks,) int: the object of each mask."""
     image: np.ndarray | None = None
     """(height, width, 3) uint8 RGB, the background of ``overlay``."""
+    labels: np.ndarray | None = None
+    """(masks,) text: what each mask is, if it was found by words. Exports use them as classes."""
 
     def __post_init__(self) -> None:
         for name, ndim, kind in (
@@ -75,10 +84,17 @@ class Masks:
             ("object_ids", 1, "iu"),
         ):
             values = getattr(self, name)
+            if not isinstance(values, np.ndarray | PackedMasks):
+                raise ValueError(f"{name} are a {type(values).__name__}: expected an array")
             if values.ndim != ndim or values.dtype.kind not in kind or len(values) != len(self.masks):
                 raise ValueError(
                     f"{name} of shape {values.shape}, {values.dtype}, do not fit masks of shape {self.masks.shape}"
                 )
+        check_masks(self.masks)
+        if self.labels is not None:
+            object.__setattr__(self, "labels", check_labels(self.labels, len(self.masks)))
+        if not np.isfinite(self.iou_scores).all():
+            raise ValueError("iou_scores hold NaN or infinity: expected finite numbers")
         if self.image is not None:
             check_image(self.image, self.size_hw)
         for field in fields(self):
@@ -99,6 +115,7 @@ class Masks:
             logits=self.logits[chosen],
             iou_scores=self.iou_scores[chosen],
             object_ids=self.object_ids[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
         )
 
     def __repr__(self) -> str:
@@ -110,21 +127,6 @@ class Masks:
             f"Masks({count} mask{'s' * (count > 1)} of {objects} object{'s' * (objects > 1)}, "
             f"{width}×{height}, best score {self.iou_scores.max():.2f})"
         )
-
-    @property
-    def size_hw(self) -> SizeHW:
-        """(height, width) of the image."""
-        return self.masks.shape[1], self.masks.shape[2]
-
-    @property
-    def boxes(self) -> np.ndarray:
-        """(masks, 4) float32: x0, y0, x1, y1, edges in pixels of the image; zeros for an empty mask."""
-        return mask_boxes(self.masks)
-
-    @property
-    def areas(self) -> np.ndarray:
-        """(masks,) int64, in pixels of the image."""
-        return mask_areas(self.masks)
 
     def overlay(self, image: ImageSource | None = None, *, alpha: float = 0.45, ids: bool = False) -> Image.Image:
         """The image with its masks painted over it, each object in its own colour.
@@ -140,8 +142,7 @@ class Masks:
         Raises:
             ValueError: There is no image, it has another size, or ``alpha`` is out of range.
         """
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be from 0 (contours only) to 1 (the fill hides the image), got {alpha:g}")
+        alpha = real_number("alpha", alpha, ValueError, least=0, most=1)
         canvas = self._image_or(image, "overlay('truck.jpg')")
         return paint_masks(canvas, self.masks, self.object_ids, alpha=alpha, ids=ids)
 
@@ -164,8 +165,8 @@ class Masks:
 
         Args:
             smooth_px: Standard deviation of the blur that rounds outlines, in pixels.
-            fill_holes: Holes of fewer pixels are filled. Holes that touch in a corner only are separate.
-            remove_islands: Islands of fewer pixels are removed, but never the largest.
+            fill_holes: Holes that have fewer pixels are filled. Holes that touch only at a corner are separate.
+            remove_islands: Islands that have fewer pixels are removed, but never the largest.
             keep_largest: Whether to keep only the largest island of each mask.
         """
         cleaned = clean_masks(
@@ -185,10 +186,10 @@ class Masks:
         """
         if isinstance(self.masks, PackedMasks):
             raise ValueError("packed masks have no logits to decide which is on top: expected unpacked masks")
-        return replace(self, masks=without_overlap(self.masks, torch.tensor(self.logits)))
+        return replace(self, masks=without_overlap(self.masks, self.logits))
 
     def save(self, path: str | os.PathLike[str], *, by_object: bool = False) -> None:
-        """Writes the masks in the format of the file's suffix. Missing folders are created, a file is replaced whole.
+        """Writes the masks in the format of the file's suffix. Missing folders are created; files are replaced.
 
         .png: one image of the image's size, see ``index_map``. .npz: everything except the image;
         ``Masks(**numpy.load(path))`` reads it. .json: the list of ``to_coco``. .svg: a filled path for each mask.
@@ -271,79 +272,16 @@ class Masks:
 
     @classmethod
     def from_rle(cls, runs: Sequence[Rle], size_hw: SizeHW, iou_scores: np.ndarray, object_ids: np.ndarray) -> "Masks":
-        """Packed masks from run lengths of the image's size; see ``from_coco``."""
+        """Packed masks from run lengths of the image's size; see ``from_coco``.
+
+        Raises:
+            ValueError: They are not run lengths, or do not fill the image's size.
+        """
+        check_rle(runs)
+        if len(runs) and tuple(runs[0]["size"]) != tuple(size_hw):
+            raise ValueError(f"run lengths of size {runs[0]['size']} do not fit size_hw={size_hw}")
         packed: Any = PackedMasks(runs, size_hw)
         return cls(packed, np.zeros((len(runs), 0, 0), np.float32), iou_scores, object_ids)
-
-    def to_coco(self, *, image_id: int = 1, category_id: int = 1) -> list[dict[str, Any]]:
-        """COCO instances, one per mask, numbered from 1: plain dicts that ``json`` writes and pycocotools loads.
-
-        Each has ``segmentation`` (compressed run lengths), ``bbox`` [x, y, width, height], ``area``, ``score``,
-        ``id``, ``image_id``, ``category_id``, ``iscrowd`` 0 and, beyond the format, ``object_id``.
-        """
-        return exporters.coco_instances(self, image_id=image_id, category_id=category_id)
-
-    def to_rle(self) -> list[Rle]:
-        """The masks as COCO's compressed run lengths."""
-        return encode_rle(self.masks)
-
-    def to_polygons(self) -> list[list[Polygon]]:
-        """The exact outlines of each mask, one polygon for each connected component; none for an empty mask."""
-        return [patch_polygons(patch) for patch in patches(self.masks)]
-
-    def to_geojson(self, transform: exporters.Affine | None = None) -> dict[str, Any]:
-        """A GeoJSON FeatureCollection (RFC 7946), one Feature per mask; outlines are exact and keep holes.
-
-        Args:
-            transform: a, b, c, d, e, f in rasterio's order: x' = a x + b y + c, y' = d x + e y + f, from pixels to the
-                ground; or rasterio's own object. By default coordinates are pixels, y down.
-
-        Returns:
-            Plain dicts. Properties are ``object_id``, ``score`` and ``area`` in pixels. An empty mask has no geometry.
-
-        Raises:
-            ValueError: ``transform`` is malformed.
-        """
-        return exporters.geojson_collection(self, transform)
-
-    def to_labelme(self, image_path: str | os.PathLike[str], *, label: str = "object") -> dict[str, Any]:
-        """The content of a labelme file, to be written by ``json``.
-
-        Each connected component is a polygon, or a mask if it has holes. Components of one object share its id as
-        ``group_id``.
-
-        Args:
-            image_path: The image, relative to the folder of the JSON file.
-            label: The class of the objects.
-        """
-        return exporters.labelme_page(self, image_path, label)
-
-    def to_yolo(self, class_id: int = 0) -> str:
-        """Lines of a YOLO segmentation label file, one for each mask that is not empty.
-
-        A line is the class, then x and y of each point, from 0 to 1. All components and holes of a mask are one ring,
-        connected by lines that run both ways: filled by the even-odd rule, it gives the mask.
-        """
-        return exporters.yolo_text(self, class_id)
-
-    def to_supervision(self, class_id: int = 0) -> Any:
-        """``supervision.Detections`` with boxes, masks, scores as ``confidence`` and object ids as ``tracker_id``.
-
-        Raises:
-            ModuleNotFoundError: The package supervision is not installed.
-        """
-        return exporters.detections(self, class_id)
-
-    def to_pandas(self) -> Any:
-        """A ``pandas.DataFrame`` with a row for each mask.
-
-        Columns: ``object_id``, ``score``, ``area`` in pixels, ``x0``, ``y0``, ``x1``, ``y1``, and ``segmentation``,
-        COCO's run lengths.
-
-        Raises:
-            ModuleNotFoundError: The package pandas is not installed.
-        """
-        return exporters.data_frame(self)
 
     def _repr_png_(self) -> bytes:
         """For notebooks: the overlay, or the masks on black without an image."""
@@ -353,7 +291,8 @@ class Masks:
     def _repr_html_(self) -> str:
         """For notebooks: the overlay and a table of the first masks."""
         few = self[:NOTEBOOK_ROWS]
-        columns = (few.object_ids.tolist(), few.iou_scores.tolist(), few.areas.tolist(), few.boxes.tolist())
+        names = few.object_ids.tolist() if few.labels is None else few.labels.tolist()
+        columns = (names, few.iou_scores.tolist(), few.areas.tolist(), few.boxes.tolist())
         rows = [
             (object_id, f"{score:.2f}", f"{area:,}", ", ".join(f"{edge:g}" for edge in box))
             for object_id, score, area, box in zip(*columns, strict=True)

@@ -1,11 +1,10 @@
-"""What a training step learns from: examples, batches of them, and threads that prepare batches ahead of time."""
+"""What a training step learns from: examples, and batches of them."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -13,12 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from masklet.datasets.scenes import Mask, Pixels
 from masklet.processing import IMAGE_MEAN, IMAGE_STD
 from masklet.training.config import Stage
 from masklet.training.prompts import MASK_STRIDE
-
-Pixels = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -35,34 +32,61 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images or clips of one size, with equally many objects each."""
+    """Images or clips of one size, with equally many objects each.
 
-    pixel_values: Tensor  # (batch, [frames,] 3, height, width), normalised
+    Pixels are bytes until the device has them: a quarter of the size of normalised values.
+    """
+
+    pixels: Tensor  # (batch, [frames,] 3, height, width) uint8
     targets: Tensor  # (batch, [frames,] objects, height, width) bool
     names: tuple[str, ...]  # of the images or clips
+    checksums: tuple[str, ...] = ()  # of each image, for a cache of features
 
     @classmethod
     def from_examples(cls, examples: Sequence[Example]) -> Batch:
         """Stacks examples of one size and object count."""
         pixels = torch.from_numpy(np.stack([example.pixels for example in examples])).movedim(-1, -3)
         targets = torch.from_numpy(np.stack([example.masks for example in examples]))
-        return cls.from_pixels(pixels, targets, tuple(example.name for example in examples))
+        return cls(pixels, targets, tuple(example.name for example in examples))
 
-    @classmethod
-    def from_pixels(cls, pixels: Tensor, targets: Tensor, names: tuple[str, ...]) -> Batch:
-        """Normalises (batch, [frames,] 3, height, width) uint8 pixels on their device."""
-        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-        return cls((pixels.float() / 255 - mean) / std, targets, names)
+    @property
+    def pixel_values(self) -> Tensor:
+        """(batch, [frames,] 3, height, width) float32, normalised on the device of the pixels."""
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=self.pixels.device).view(3, 1, 1)
+            for values in (IMAGE_MEAN, IMAGE_STD)
+        )
+        return (self.pixels.float() / 255 - mean) / std
+
+    def with_checksums(self) -> Batch:
+        """The same batch with the checksum of each image."""
+        images = self.pixels.flatten(0, -4).cpu().contiguous().numpy()
+        digests = (hashlib.blake2b(image.tobytes(), digest_size=16) for image in images)
+        side = f"{self.pixels.shape[-2]}x{self.pixels.shape[-1]}"
+        return replace(self, checksums=tuple(f"{digest.hexdigest()}-{side}" for digest in digests))
 
     def split(self, count: int) -> list[Batch]:
         """``count`` batches of equal size, in order."""
         size = len(self.names) // count
-        slices = [slice(start, start + size) for start in range(0, len(self.names), size)]
-        return [Batch(self.pixel_values[part], self.targets[part], self.names[part]) for part in slices]
+        images = len(self.checksums) // len(self.names)  # of each clip
+        return [
+            Batch(
+                self.pixels[start : start + size],
+                self.targets[start : start + size],
+                self.names[start : start + size],
+                self.checksums[start * images : (start + size) * images],
+            )
+            for start in range(0, len(self.names), size)
+        ]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
-        return Batch(self.pixel_values.to(device), self.targets.to(device), self.names)
+        """The same batch on ``device``. A copy from pinned memory to a GPU runs beside other work."""
+        pixels, targets = (tensor.to(device, non_blocking=True) for tensor in (self.pixels, self.targets))
+        return replace(self, pixels=pixels, targets=targets)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in pinned memory, from which a GPU copies without waiting."""
+        return replace(self, pixels=self.pixels.pin_memory(), targets=self.targets.pin_memory())
 
 
 T = TypeVar("T")
@@ -72,7 +96,7 @@ class Examples(Protocol[T]):
     """A source of examples.
 
     Both methods are pure functions of their arguments: a resumed run, and a run on more processes, gets the same
-    examples. Any thread may call them.
+    examples. Any thread may call them, and worker processes if ``needs_processes`` is set.
     """
 
     def example(self, stage: Stage, step: int, index: int) -> T:
@@ -80,35 +104,6 @@ class Examples(Protocol[T]):
 
     def batch(self, stage: Stage, examples: Sequence[T]) -> Batch:
         """Makes a batch of what ``example`` returned."""
-
-
-def prefetch(examples: Examples[T], wanted: Sequence[tuple[Stage, int, range]], *, workers: int) -> Generator[Batch]:
-    """Yields batches in order while worker threads prepare the next ones, at most two ahead.
-
-    Args:
-        examples: Source of the examples.
-        wanted: For each batch its stage, its step and the indices of its examples.
-        workers: Number of threads.
-    """
-    pending: deque[Future[Batch]] = deque()
-    remaining = iter(wanted)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="masklet-examples")
-    try:
-        while True:
-            while len(pending) < 2 and (following := next(remaining, None)) is not None:
-                stage, step, indices = following
-                futures = [pool.submit(examples.example, stage, step, index) for index in indices]
-                # Queued behind the examples it waits for, so it never takes the last thread from them.
-                pending.append(pool.submit(_make_batch, examples, stage, futures))
-            if not pending:
-                return
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _make_batch(examples: Examples[T], stage: Stage, futures: Sequence[Future[T]]) -> Batch:
-    return examples.batch(stage, [future.result() for future in futures])
 
 
 def fills_a_cell(masks: Mask) -> Mask:

@@ -1,45 +1,22 @@
-"""The configuration of a training run, read from YAML: frozen dataclasses that validate themselves."""
+"""The configuration of a training run: frozen dataclasses that validate themselves."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import yaml
-
-from masklet.config import (
-    SIDE_MULTIPLE,
-    Sam2Config,
-    Sam2EverythingConfig,
-    Sam2ImageEncoderConfig,
-    Sam2MaskDecoderConfig,
-    Sam2MemoryAttentionConfig,
-    Sam2MemoryEncoderConfig,
-    Sam2PromptEncoderConfig,
-)
+from masklet.config import SIDE_MULTIPLE, Sam2Config
 from masklet.errors import ConfigError
+from masklet.training.data_config import DataConfig, as_number, path_as_text
 from masklet.training.losses import LossWeights
 from masklet.training.parameter_groups import COMPONENTS, TRAINABLE
 from masklet.training.prompts import PromptRates
 
-NETWORK_CONFIGS = {
-    "image_encoder": Sam2ImageEncoderConfig,
-    "prompt_encoder": Sam2PromptEncoderConfig,
-    "mask_decoder": Sam2MaskDecoderConfig,
-    "memory_attention": Sam2MemoryAttentionConfig,
-    "memory_encoder": Sam2MemoryEncoderConfig,
-    "everything": Sam2EverythingConfig,
-}
-LAYOUTS = ("folder", "coco", "sa1b", "videos", "sav")
 TRACKERS = ("tensorboard", "wandb")
-CHANGEABLE = ("workers", "save_every", "validate_every", "trackers", "cache", "cache_gb")
-"""Fields that do not affect the weights, so a resumed run may change them."""
+PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: value >= 0, "a whole number >= 0"),
     "learning_rate": (lambda value: 0 < value < math.inf, "a number > 0"),
@@ -51,37 +28,6 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "cache_gb": (lambda value: value >= 0, "a number >= 0"),
 }
 """For fields of a run: a check of the value, and what to expect."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where images or videos and their masks are."""
-
-    layout: str
-    """``folder``, ``coco``, ``sa1b``, ``videos`` (DAVIS, YouTube-VOS) or ``sav``; see ``masklet.training.data``."""
-    path: str | os.PathLike[str]
-    """Folder of the images or videos."""
-    annotations: str | os.PathLike[str] | None = None
-    """JSON file of the layout ``coco``."""
-    split_masks: bool = False
-    """Treat every connected component of a label as an object of its own: for masks of classes."""
-    flip: bool = True
-    """Mirror half of the images and clips."""
-    validation: float | DataConfig = 0.1
-    """Share of the images or videos, chosen by name, to validate on instead of training; or other data for that."""
-
-    def __post_init__(self) -> None:
-        _path_as_text(self, "path", "annotations")
-        if self.layout not in LAYOUTS:
-            raise ConfigError(f"data has layout {self.layout!r}: expected one of {', '.join(LAYOUTS)}")
-        if (self.layout == "coco") != (self.annotations is not None):
-            raise ConfigError(
-                f"data of layout {self.layout}: annotations, a JSON file, are for layout coco, which needs them"
-            )
-        if self.split_masks and self.layout != "folder":
-            raise ConfigError(f"data of layout {self.layout}: split_masks is for layout folder only")
-        if not isinstance(self.validation, DataConfig) and not 0 <= self.validation < 1:
-            raise ConfigError(f"data has validation {self.validation!r}: expected a share from 0 to 1, or data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +47,10 @@ class Stage:
     7 times."""
     frames: int = 1
     """Frames of a clip. Objects are prompted in the first frame and tracked through the others. 1 for images."""
+    image_steps: float = 0.0
+    """Share of the steps of a stage on clips that are on images instead, evenly spread: SAM 2 is trained on both."""
+    image_batch_size: int = 0
+    """Number of images in the batch of such a step; 0 for ``batch_size``."""
     train: str = "everything"
     """Weights to train: ``everything``, ``frozen_encoder`` (all but the image encoder), ``decoder``, ``memory`` or
     ``lora`` (adapters)."""
@@ -113,10 +63,38 @@ class Stage:
         for name in ("steps", "batch_size", "objects", "rounds", "frames"):
             if not isinstance(value := getattr(self, name), int) or value < 1:
                 raise ConfigError(f"{name} of a training stage is {value!r}: expected a whole number >= 1")
+        self._check_image_steps()
         if self.input_size < 0 or self.input_size % SIDE_MULTIPLE:
             raise ConfigError(f"input_size of a training stage is {self.input_size}: not a multiple of {SIDE_MULTIPLE}")
         if self.train not in TRAINABLE:
             raise ConfigError(f"train of a training stage is {self.train!r}: expected one of {', '.join(TRAINABLE)}")
+
+    def _check_image_steps(self) -> None:
+        if not 0 <= self.image_steps < 1 or (self.image_steps and (self.frames == 1 or self.train == "memory")):
+            raise ConfigError(
+                f"image_steps of a training stage is {self.image_steps!r}: expected a share from 0 to below 1, in a "
+                "stage on clips (frames above 1) that trains more than the memory"
+            )
+        if self.image_batch_size < 0 or (self.image_batch_size and not self.image_steps):
+            raise ConfigError(
+                f"image_batch_size of a training stage is {self.image_batch_size!r}: expected a whole number >= 0, "
+                "with image_steps above 0"
+            )
+
+    @property
+    def on_images(self) -> Stage:
+        """This stage in a step on images."""
+        size = self.image_batch_size or self.batch_size
+        return replace(self, frames=1, batch_size=size, image_steps=0.0, image_batch_size=0)
+
+    def image_steps_before(self, step: int) -> int:
+        """How many of the stage's first ``step`` steps are on images."""
+        return step if self.frames == 1 else int(step * self.image_steps + 1e-9)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The sizes of its batches."""
+        return (self.batch_size, self.on_images.batch_size) if self.image_steps else (self.batch_size,)
 
     @property
     def prompt_rates(self) -> PromptRates:
@@ -153,8 +131,8 @@ class TrainingConfig:
     model: Sam2Config | str | os.PathLike[str] = "nano"
     """Model to start from (a name, a folder or a ``.pt`` file), or the configuration of a network to train from
     scratch."""
-    data: DataConfig | None = None
-    """Data to train on; None if ``Run`` is given examples."""
+    data: DataConfig | tuple[DataConfig, ...] | None = None
+    """Data to train on, or several data sets with weights; None if ``Run`` is given examples."""
     stages: tuple[Stage, ...]
     """Stages, in order."""
     seed: int = 0
@@ -175,14 +153,17 @@ class TrainingConfig:
     """Decay of the moving average of the weights, which is validated and saved; 0 uses the weights themselves."""
     micro_batches: int = 1
     """Equal parts into which a batch is split. Their gradients add up; several processes share them."""
-    bfloat16: bool = False
-    """Compute matrix products in bfloat16; weights and losses stay in float32."""
+    precision: str = "auto"
+    """Of matrix products: ``bfloat16``, ``float16``, ``float32``, or ``auto`` for the best of them that the device
+    has. Weights and losses stay in float32."""
+    compile: bool = False
+    """Compile the image encoder with ``torch.compile``: a minute or more at the start, then faster steps on GPUs."""
     checkpoint_activations: bool = False
     """Recompute the activations of blocks in the backward pass: less memory, about a third more time."""
     lora: LoraConfig | None = None
     """Adapters; they are trained in every stage."""
     workers: int = 2
-    """Number of threads that prepare batches."""
+    """Number of processes that read data and prepare batches; of threads for examples of your own."""
     save_every: int = 200
     """Steps between saves of the state, from which a run resumes, and of the model ``last``."""
     validate_every: int = 200
@@ -197,13 +178,15 @@ class TrainingConfig:
     """Maximum size of that folder, in gigabytes."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers to log to, in addition to the log file: ``tensorboard``, ``wandb``."""
+    tracker_project: str = "masklet"
+    """Project of the trackers."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "trackers", _names(self.trackers))
         if not isinstance(self.model, Sam2Config):
-            _path_as_text(self, "model")
-        _path_as_text(self, "cache")
+            path_as_text(self, "model")
+        path_as_text(self, "cache")
         if not self.stages:
             raise ConfigError("the run has no stages: expected at least one, such as {steps: 500}")
         self._check_choices()
@@ -212,9 +195,9 @@ class TrainingConfig:
                 raise ConfigError(f"{name} is {value!r}: expected a whole number >= 1")
         self._check_ranges()
         for stage in self.stages:
-            if stage.batch_size % self.micro_batches:
+            if odd := [size for size in stage.batch_sizes if size % self.micro_batches]:
                 raise ConfigError(
-                    f"a batch_size of {stage.batch_size} cannot be split into {self.micro_batches} equal micro_batches"
+                    f"a batch_size of {odd[0]} cannot be split into {self.micro_batches} equal micro_batches"
                 )
             if stage.train == "lora" and self.lora is None:
                 raise ConfigError("a stage trains lora, but lora is not configured: add lora: {rank: 8}")
@@ -225,7 +208,7 @@ class TrainingConfig:
         for name, (is_valid, expected) in RANGES.items():
             if not is_valid(value := getattr(self, name)):
                 raise ConfigError(f"{name} is {value!r}: expected {expected}")
-        rates = {name: _plain(rate, "float", f"{name} of rates") for name, rate in self.rates.items()}
+        rates = {name: as_number(rate, f"{name} of rates") for name, rate in self.rates.items()}
         if wrong := [name for name, rate in rates.items() if not 0 <= rate < math.inf]:
             raise ConfigError(f"{wrong[0]} of rates is {rates[wrong[0]]!r}: expected a number >= 0")
         object.__setattr__(self, "rates", rates)
@@ -237,6 +220,14 @@ class TrainingConfig:
         for name in self.trackers:
             if name not in TRACKERS:
                 raise ConfigError(f"trackers name {name!r}: expected one of {', '.join(TRACKERS)}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision is {self.precision!r}: expected one of {', '.join(PRECISIONS)}")
+        for data in self.data_sets:
+            if self.cache is not None and (names := data.augment.unrepeatable):
+                raise ConfigError(
+                    f"cache stores the features of each image and its mirror image, but augment has {', '.join(names)}"
+                    ", which make every image new: remove cache, or these augmentations"
+                )
 
     def for_network(self, network: Sam2Config) -> TrainingConfig:
         """The same settings, with the network's own input size in stages that set none.
@@ -250,162 +241,54 @@ class TrainingConfig:
         return replace(self, stages=stages) if stages != self.stages else self
 
     @property
+    def data_sets(self) -> tuple[DataConfig, ...]:
+        """The data sets, however many there are."""
+        if self.data is None:
+            return ()
+        return (self.data,) if isinstance(self.data, DataConfig) else self.data
+
+    @property
     def steps(self) -> int:
         """Number of steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def stage_at(self, step: int) -> Stage:
-        """The stage of step ``step``, counted from 0.
+        """The stage of step ``step``, counted from 0; in a step on images of a stage on clips, its ``on_images``.
 
         Raises:
             IndexError: The run has no such step.
         """
         for stage in self.stages:
             if step < stage.steps:
-                return stage
+                is_mixed = stage.image_steps > 0
+                on_images = is_mixed and stage.image_steps_before(step + 1) > stage.image_steps_before(step)
+                return stage.on_images if on_images else stage
             step -= stage.steps
         raise IndexError("the run has ended before this step")
 
-    def examples_before(self, step: int) -> int:
-        """Number of images and clips in the batches before step ``step``."""
+    def examples_before(self, step: int, *, on_images: bool) -> int:
+        """Number of images, or of clips, in the batches before step ``step``."""
         examples = 0
         for stage in self.stages:
-            examples += stage.batch_size * min(max(step, 0), stage.steps)
+            done = min(max(step, 0), stage.steps)
+            images = stage.image_steps_before(done)
+            examples += images * stage.on_images.batch_size if on_images else (done - images) * stage.batch_size
             step -= stage.steps
         return examples
 
     def progress(self, step: int) -> float:
         """Share of the run's pixels in the batches before step ``step``, 0 to 1: roughly the share of its time."""
-        processed, total = 0, 0
+        processed, total = 0.0, 0.0
         for stage in self.stages:
-            pixels = stage.batch_size * stage.frames * stage.input_size**2
+            share = stage.image_steps
+            images = share * stage.on_images.batch_size + (1 - share) * stage.batch_size * stage.frames
+            pixels = images * stage.input_size**2
             processed += pixels * min(max(step, 0), stage.steps)
             total += pixels * stage.steps
             step -= stage.steps
         return processed / total
 
 
-def read_config(path: Path, *, data: str | None = None, model: str | None = None) -> TrainingConfig:
-    """Reads a YAML file.
-
-    Args:
-        path: The file.
-        data: Overrides the ``path`` of the data.
-        model: Overrides the model to start from.
-
-    Raises:
-        ConfigError: The file cannot be read, or a setting is missing, unknown or invalid.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the training configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}: expected names and values, such as model: nano")
-    if data is not None:
-        values["data"] = {**(values.get("data") or {}), "path": data}
-    if model is not None:
-        values["model"] = model
-    try:
-        return config_from(values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def config_from(values: Mapping[str, Any]) -> TrainingConfig:
-    """A configuration from plain values, nested as in YAML.
-
-    Raises:
-        ConfigError: A setting is missing, unknown or invalid.
-    """
-    values = dict(values)
-    if isinstance(model := values.get("model"), Mapping):
-        nested = {n: _make(NETWORK_CONFIGS[n], v, n) if n in NETWORK_CONFIGS else v for n, v in model.items()}
-        values["model"] = _make(Sam2Config, nested, "model")
-    if values.get("data") is not None and not isinstance(values["data"], DataConfig):
-        values["data"] = _data_from(values["data"])
-    if values.get("lora") is not None:
-        values["lora"] = _make(LoraConfig, values["lora"], "lora")
-    if not isinstance(stages := values.get("stages") or (), list | tuple):
-        raise ConfigError(f"stages is {stages!r}: expected a list, such as [{{steps: 500}}]")
-    values["stages"] = tuple(stage if isinstance(stage, Stage) else _stage_from(stage) for stage in stages)
-    return _make(TrainingConfig, values, "the run")
-
-
-def as_plain(config: TrainingConfig) -> dict[str, Any]:
-    """The configuration as nested dictionaries that ``config_from`` accepts."""
-    return dataclasses.asdict(config)
-
-
-T = TypeVar("T")
-
-
-def _stage_from(values: Any) -> Stage:
-    values = _mapping(values, "a stage")
-    if values.get("losses") is not None:
-        values["losses"] = _make(LossWeights, values["losses"], "losses")
-    if values.get("prompts") is not None:
-        values["prompts"] = _make(PromptRates, values["prompts"], "prompts")
-    return _make(Stage, values, "a stage")
-
-
-def _data_from(values: Any) -> DataConfig:
-    values = _mapping(values, "data")
-    if isinstance(values.get("validation"), Mapping):
-        values["validation"] = _data_from({"validation": 0.0, **values["validation"]})
-    return _make(DataConfig, values, "data")
-
-
-def _path_as_text(config: object, *names: str) -> None:
-    """Converts path objects in fields of a frozen dataclass to text, as in YAML."""
-    for name in names:
-        if isinstance(value := getattr(config, name), os.PathLike):
-            object.__setattr__(config, name, os.fspath(value))
-        elif value is not None and not isinstance(value, str):
-            raise ConfigError(f"{name} is {value!r}: expected text")
-
-
 def _names(values: Any) -> tuple[str, ...]:
     """A list of names, or a single name without a list."""
     return (values,) if isinstance(values, str) else tuple(values)
-
-
-def _mapping(values: Any, where: str) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} is {values!r}: expected names and values")
-    return dict(values)
-
-
-def _make(kind: type[T], values: Any, where: str) -> T:
-    values = _mapping(values, where)
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    for name in values.keys() - known.keys():
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(known)}"
-        raise ConfigError(f"{where} has no {name!r}: {hint}")
-    required = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
-    if missing := [name for name in required if name not in values]:
-        raise ConfigError(f"{where} lacks {missing[0]!r}")
-    try:
-        return kind(
-            **{name: _plain(value, str(known[name].type), f"{name} of {where}") for name, value in values.items()}
-        )
-    except TypeError as error:  # a value of a type that the check of its field cannot compare
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _plain(value: Any, kind: str, name: str) -> Any:
-    """Checks a number, text or truth value against the type of its field; other types check themselves."""
-    if kind == "float":
-        try:
-            return float(value)  # YAML reads 1e-4, which has no decimal point, as text
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{name} is {value!r}: expected a number") from error
-    expected = {"bool": bool, "int": int, "str": str}.get(kind)
-    if expected is not None and type(value) is not expected:
-        raise ConfigError(
-            f"{name} is {value!r}: expected {dict(bool='true or false', int='a whole number', str='text')[kind]}"
-        )
-    return value

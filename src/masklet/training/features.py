@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from contextlib import suppress
@@ -17,6 +16,7 @@ from masklet.atomic import replacing
 from masklet.image import encoder_fingerprint
 from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
+from masklet.training.batches import Batch
 from masklet.training.precision import autocast
 
 _log = logging.getLogger(__name__)
@@ -28,10 +28,10 @@ ABANDONED_S = 3600
 class FeatureCache:
     """Replaces ``Sam2Model.encode`` while the encoder is not trained.
 
-    File names are hashes of the encoder's weights and of the image's pixels, so runs, models and processes may share a
-    folder. Maps are stored in float16 and also returned in float16 precision when they are new, so results do not
-    depend on what the cache held before. When the folder is full, nothing is evicted, because all images of a data set
-    are read equally often, and nothing is added.
+    File names are hashes of the encoder's weights and of the image's pixels (``Batch.checksums``), so runs, models and
+    processes may share a folder. Maps are stored in float16 and also returned in float16 precision when they are new,
+    so results do not depend on what the cache held before. When the folder is full, nothing is evicted, because all
+    images of a data set are read equally often, and nothing is added.
 
     Args:
         folder: Folder of the cache; made if missing.
@@ -44,26 +44,24 @@ class FeatureCache:
         self.folder = folder / encoder_fingerprint(model)
         self.free_bytes = max_bytes - _bytes_in(folder)
 
-    def __call__(self, pixel_values: Tensor) -> Features:
-        """(batch, 3, height, width) to features."""
-        files = [self._file(image) for image in pixel_values]
+    def __call__(self, batch: Batch) -> Features:
+        """The features of all images, or of all frames of all clips."""
+        pixel_values = batch.pixel_values.flatten(0, -4)
+        checksums = batch.checksums or batch.with_checksums().checksums
+        files = [self.folder / f"{name}.safetensors" for name in checksums]
         maps = [self._read(file) for file in files]
         if new := [index for index, cached in enumerate(maps) if cached is None]:
             # Always in full precision, since runs that compute in bfloat16 share the cache with others.
-            with torch.no_grad(), autocast(pixel_values.device, enabled=False):
+            with torch.no_grad(), autocast(pixel_values.device, "float32"):
                 made = [m.half() for m in self.model.encode(pixel_values[new])]
             for row, index in enumerate(new):
                 maps[index] = [m[row : row + 1].cpu().contiguous().clone() for m in made]
                 self._write(files[index], maps[index])
         found = [m for m in maps if m is not None]
         levels = zip(*found, strict=True)
-        return Features(*(torch.cat(level).to(pixel_values.device, self.model.dtype) for level in levels))
-
-    def _file(self, image: Tensor) -> Path:
-        pixels = image.cpu().contiguous()
-        name = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16)
-        name.update(str(tuple(pixels.shape)).encode())
-        return self.folder / f"{name.hexdigest()}.safetensors"
+        # Converted before they are joined, since autocast to bfloat16 cannot join float16.
+        to_join = ([one.to(pixel_values.device, self.model.dtype) for one in level] for level in levels)
+        return Features(*map(torch.cat, to_join))
 
     def _read(self, file: Path) -> list[Tensor] | None:
         if not file.exists():

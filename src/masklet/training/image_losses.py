@@ -12,7 +12,7 @@ from masklet.model.neck import Features
 from masklet.model.prompt_encoder import Prompts
 from masklet.model.sam2 import Sam2Model
 from masklet.training.losses import Losses, LossWeights, mask_iou, segmentation_losses
-from masklet.training.prompts import PromptRates, box_prompts, correction_click, coverage, first_prompt
+from masklet.training.prompts import PromptRates, box_prompts, correction_click, coverage, first_prompt, uniform
 from masklet.video.tracker import CERTAIN_LOGIT
 
 
@@ -66,5 +66,5 @@ def interactive_losses(
         ious.append(mask_iou(selected > 0, cells).mean())
         if index + 1 < rounds:
             previous = selected
-            clicks = clicks.extended(correction_click(selected > 0, cells, generator))
+            clicks = clicks.extended(correction_click(selected > 0, cells, uniform((*cells.shape[:2], 3), generator)))
     return losses, ious

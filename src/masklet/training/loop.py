@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from masklet.atomic import replacing
@@ -24,10 +25,12 @@ from masklet.config import Sam2Config
 from masklet.errors import CheckpointError, ConfigError, DeviceError, TrainingError
 from masklet.model.sam2 import Sam2Model
 from masklet.training.adapters import add_adapters, merge_adapters
-from masklet.training.batches import Batch, Examples, prefetch
+from masklet.training.batches import Batch, Examples
 from masklet.training.config import TrainingConfig
 from masklet.training.objective import Encoder, ExtraLossFactory, Objective
 from masklet.training.parameter_groups import OptimizerFactory, adamw, is_trained
+from masklet.training.precision import precision_for, tf32
+from masklet.training.prefetching import prefetch
 from masklet.training.processes import fail_together, gather
 
 Initialiser = Callable[[Sam2Model], None]
@@ -81,24 +84,25 @@ class Trainer:
     ) -> None:
         self.accelerator = accelerator or make_accelerator("cpu")
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
-        if config.micro_batches % self.processes:
-            raise ConfigError(
-                f"micro_batches is {config.micro_batches}, but there are {self.processes} processes: expected a "
-                f"multiple of {self.processes}, so that all have equal work"
-            )
-        if config.bfloat16 and self.accelerator.device.type == "mps":
-            raise ConfigError("bfloat16 is not supported on MPS: expected bfloat16: false, or another device")
+        config = shared_among(config, self.processes)
+        self.precision = precision_for(config.precision, self.accelerator.device)
+        if self.precision != "float32" and self.accelerator.device.type == "mps":
+            raise ConfigError(f"precision {self.precision} is not supported on MPS: expected auto or float32")
         self.step = 0
         self.is_between_steps = True
         """False while a step is being applied, when the state must not be saved."""
+        self.is_stop_requested: Callable[[], bool] = lambda: False
+        """Whether this process was asked to stop. The answer travels with the losses, so that all processes know."""
+        self.is_stopped = False
+        """Whether any process was asked to stop before the last step; then all end after it."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = initial_model(config, initialiser)
             self.config = config = config.for_network(self.model.config)
             objective = Objective(
                 self.model,
-                bfloat16=config.bfloat16,
-                frozen_encoder=self.model.encode if cache is None else cache(self.model),
+                precision=self.precision,
+                frozen_encoder=None if cache is None else cache(self.model),
                 extra=None if make_extra_loss is None else make_extra_loss(self.model),
             )
             if config.lora is not None:
@@ -108,7 +112,11 @@ class Trainer:
             weight.requires_grad_(any(is_trained(name, stage.train) for stage in config.stages))
         if config.checkpoint_activations:
             _checkpoint_activations(self.model)
+        if config.compile:
+            self.model.vision_encoder.compile(dynamic=False)
         self.objective = objective.to(self.accelerator.device)
+        # float16 has few exponents: gradients are scaled up, and steps in which one overflows are left out.
+        self.scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=self.precision == "float16")
         self.replica: Any = self.accelerator.prepare_model(objective) if self.processes > 1 else objective
         self.ema = {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
         self.optimizers = make_optimizers(self.model, objective.extra, config)
@@ -117,7 +125,8 @@ class Trainer:
         """Trains until step ``until`` (the end if None). Yields after each step, when the state may be saved."""
         until = self.config.steps if until is None else until
         wanted = [(self.config.stage_at(step), step, self.indices(step)) for step in range(self.step, until)]
-        with closing(prefetch(examples, wanted, workers=self.config.workers)) as batches:
+        is_cuda = self.accelerator.device.type == "cuda"
+        with closing(prefetch(examples, wanted, workers=self.config.workers, pin_memory=is_cuda)) as batches:
             for _ in wanted:
                 with fail_together(self.accelerator):
                     batch = next(batches)
@@ -144,20 +153,35 @@ class Trainer:
         on_cpu = self.accelerator.device.type == "cpu"
         is_parallel = on_cpu and self.processes == 1 and len(micro_batches) == PARALLEL_MICRO_BATCHES
         with ExitStack() as stack:
+            stack.enter_context(tf32(self.accelerator.device, self.precision))
             if on_cpu:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the backward pass of fused attention is slow
             mapped = stack.enter_context(ThreadPoolExecutor(PARALLEL_MICRO_BATCHES)).map if is_parallel else map
             results = list(mapped(partial(self._backward, micro_batches), range(len(micro_batches))))
-            losses, ious = self._mean_over_processes(results)
-            norm = float(torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_gradient_norm))
-            if not math.isfinite(losses["total"]) or not math.isfinite(norm):
-                raise TrainingError(self._explain_not_finite(micro_batches))
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.max_gradient_norm)
+            losses, ious, gradient_norm = self._mean_over_processes(results, norm)
+            is_applied = self._check_finite(losses["total"], gradient_norm, micro_batches)
             self.is_between_steps = False
-            list(mapped(lambda optimizer: optimizer.step(), self.optimizers))
+            list(mapped(self._apply, self.optimizers))
+            self.scaler.update()
         self.step += 1
-        self._update_ema()
+        if is_applied:
+            self._update_ema()
         self.is_between_steps = True
-        return StepReport(self.step, rate, norm, losses, ious)
+        return StepReport(self.step, rate, gradient_norm if is_applied else 0.0, losses, ious)
+
+    def _apply(self, optimizer: Optimizer) -> None:
+        self.scaler.step(optimizer)  # leaves the step out if a gradient is not finite
+
+    def _check_finite(self, loss: float, norm: float, micro_batches: list[Batch]) -> bool:
+        """Whether the gradients are finite. In float16 they may overflow now and then, until the scale has settled."""
+        is_finite = math.isfinite(norm)
+        may_overflow = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        if not math.isfinite(loss) or not (is_finite or may_overflow):
+            raise TrainingError(self._explain_not_finite(micro_batches))
+        return is_finite
 
     def _select_trained_weights(self) -> None:
         """Turns gradients on for the weights of the current stage, and off for all others."""
@@ -178,7 +202,7 @@ class Trainer:
             stage = self.config.stage_at(self.step)
             generator = self._generator(self.rank * len(micro_batches) + index)
             total, losses, ious = self.replica(micro_batches[index], stage, generator)
-            (total / len(micro_batches)).backward()
+            self.scaler.scale(total / len(micro_batches)).backward()
         return losses, ious
 
     def _generator(self, index: int) -> torch.Generator:
@@ -188,12 +212,17 @@ class Trainer:
         )
 
     def _mean_over_processes(
-        self, results: list[tuple[dict[str, Tensor], list[Tensor]]]
-    ) -> tuple[dict[str, float], list[float]]:
+        self, results: list[tuple[dict[str, Tensor], list[Tensor]]], norm: Tensor
+    ) -> tuple[dict[str, float], list[float], float]:
+        """Means of the losses and IoUs, and the gradients' norm: all that a step reads back from the device."""
         names = list(results[0][0])
-        rows = torch.stack([torch.stack([*losses.values(), *ious]) for losses, ious in results])
-        means = self.accelerator.reduce(rows.mean(0), "mean").tolist()
-        return dict(zip(names, means, strict=False)), means[len(names) :]
+        means = torch.stack([torch.stack([*losses.values(), *ious]) for losses, ious in results]).mean(0)
+        if self.processes > 1:
+            stop = means.new_tensor([float(self.is_stop_requested())])
+            means = self.accelerator.reduce(torch.cat([means, stop]), "mean")
+        *numbers, gradient_norm = torch.cat([means, norm.detach().to(means).view(1)]).tolist()
+        self.is_stopped = self.processes > 1 and numbers.pop() > 0
+        return dict(zip(names, numbers, strict=False)), numbers[len(names) :], gradient_norm
 
     def _explain_not_finite(self, micro_batches: list[Batch]) -> str:
         """An error message that names the image or clip at fault, which is found by trying each one alone."""
@@ -224,6 +253,13 @@ class Trainer:
             for name, weight in self.model.state_dict().items():
                 self.ema[name].lerp_(weight, 1 - decay)
 
+    def free_memory(self) -> None:
+        """Frees the gradients, after which the state can be saved though memory ran out."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def averaged_model(self) -> Sam2Model:
         """A copy of the model for inference, with averaged weights and merged adapters."""
         weights = {name: weight.clone() for name, weight in merge_adapters(self.ema, self.config.lora).items()}
@@ -242,6 +278,7 @@ class Trainer:
             "extra": None if extra is None else extra.state_dict(),
             "ema": self.ema,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
             "notes": notes or {},
         }
         try:
@@ -266,6 +303,8 @@ class Trainer:
                 extra.load_state_dict(state["extra"])
             for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(optimizer_state)
+            if self.scaler.is_enabled() and state.get("scaler"):  # a run may go on in another precision
+                self.scaler.load_state_dict(state["scaler"])
             self.step, self.ema = state["step"], state["ema"]
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError) as error:
             raise CheckpointError(
@@ -275,21 +314,49 @@ class Trainer:
         return state["notes"]
 
 
-def make_accelerator(device: str, trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
+def uses_all_weights(config: TrainingConfig) -> bool:
+    """Whether every step uses all weights that it trains, so that processes need not look for unused ones.
+
+    A step on images does not use the memory, and one on clips does not use all other weights.
+    """
+    return config.lora is None and all(stage.frames == 1 and stage.train == "decoder" for stage in config.stages)
+
+
+def shared_among(config: TrainingConfig, processes: int) -> TrainingConfig:
+    """The configuration with as many micro-batches as the processes need: the next multiple of their number.
+
+    Raises:
+        ConfigError: A batch has too few images or clips.
+    """
+    micro_batches = -(-config.micro_batches // processes) * processes
+    sizes = [size for stage in config.stages for size in stage.batch_sizes]
+    while any(size % micro_batches for size in sizes):
+        micro_batches += processes
+        if micro_batches > min(sizes):
+            raise ConfigError(
+                f"batches of {', '.join(map(str, sorted(set(sizes))))} cannot be shared equally among {processes} "
+                f"processes: expected a batch_size that is a multiple of {processes} in every stage"
+            )
+    return replace(config, micro_batches=micro_batches)
+
+
+def make_accelerator(
+    device: str, trackers: Sequence[str] = (), folder: Path | None = None, *, find_unused: bool = True
+) -> Accelerator:
     """An accelerator on the CPU if ``device`` is ``cpu``, else on the GPU if there is one. It finds other processes.
 
     Args:
         device: ``auto`` or ``cpu``.
         trackers: Experiment trackers to log to.
         folder: Folder for the trackers' files.
+        find_unused: Whether processes look for weights that a step does not use, see ``uses_all_weights``.
 
     Raises:
         DeviceError: The device is neither ``auto`` nor ``cpu``.
     """
     if device not in ("auto", "cpu"):
         raise DeviceError(f"device {device!r}: expected auto or cpu; to choose a GPU, set CUDA_VISIBLE_DEVICES")
-    # A step on images does not use the memory, and one on clips does not use all other weights.
-    handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+    handler = DistributedDataParallelKwargs(find_unused_parameters=find_unused)
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no",  # the configuration of the run decides, not accelerate's settings
@@ -303,9 +370,10 @@ def initial_model(config: TrainingConfig, initialiser: Initialiser | None = None
     """The network that a run starts with; ``initialiser`` is applied if it is trained from scratch."""
     if not isinstance(config.model, Sam2Config):
         return Sam2Model.from_pretrained(config.model)
-    model = Sam2Model(config.model)
-    if initialiser is not None:
-        initialiser(model)
+    with torch.device("cpu"):  # whatever the default device, since initial weights are drawn there
+        model = Sam2Model(config.model)
+        if initialiser is not None:
+            initialiser(model)
     return model
 
 

@@ -60,15 +60,20 @@ class Losses:
         )
 
 
-def segmentation_losses(
-    logits: Tensor,
-    ious: Tensor,
-    object_scores: Tensor,
-    targets: Tensor,
-    *,
-    weights: LossWeights,
-    supervised: Tensor | None = None,
-) -> Losses:
+@dataclass(frozen=True)
+class ObjectLosses:
+    """The losses of each object, (batch, objects) each, and which objects they count for."""
+
+    focal: Tensor
+    dice: Tensor
+    iou: Tensor
+    object_score: Tensor
+    is_present: Tensor  # bool: absent objects contribute to the object score alone
+
+
+def object_losses(
+    logits: Tensor, ious: Tensor, object_scores: Tensor, targets: Tensor, *, weights: LossWeights
+) -> ObjectLosses:
     """Compares candidate masks with the target. Mask losses apply to the best candidate, IoU losses to all of them.
 
     Args:
@@ -78,27 +83,57 @@ def segmentation_losses(
         targets: (batch, objects, h, w), the share of each cell that the object covers, 0 to 1; 0 everywhere where an
             object is absent.
         weights: Weight of each loss.
-        supervised: (batch, objects) bool: objects whose masks and IoU count; all of them if None.
     """
     truth, cells = targets[:, :, None].to(logits.dtype).expand_as(logits), targets >= 0.5
     focal, dice = focal_loss(logits, truth), dice_loss(logits, truth)  # (batch, objects, masks)
     best = (weights.focal * focal + weights.dice * dice).argmin(-1, keepdim=True)
-    is_present = cells.flatten(2).any(-1, keepdim=True)  # (batch, objects, 1)
-    counts = (is_present if supervised is None else is_present & supervised[..., None]).to(logits.dtype)
-
-    def mean_over_objects(losses: Tensor) -> Tensor:
-        return (losses.mean(-1, keepdim=True) * counts).sum() / counts.sum().clamp(min=1)
+    is_present = cells.flatten(2).any(-1)
 
     def of_best(losses: Tensor) -> Tensor:
-        mean_of_all = losses.mean(-1, keepdim=True)
-        return losses.gather(-1, best).lerp(mean_of_all, weights.all_candidates)
+        return losses.gather(-1, best).squeeze(-1).lerp(losses.mean(-1), weights.all_candidates)
+
+    return ObjectLosses(
+        focal=of_best(focal),
+        dice=of_best(dice),
+        iou=(ious - mask_iou(logits > 0, cells[:, :, None])).abs().mean(-1),
+        object_score=F.binary_cross_entropy_with_logits(
+            object_scores.squeeze(-1), is_present.to(logits.dtype), reduction="none"
+        ),
+        is_present=is_present,
+    )
+
+
+def segmentation_losses(
+    logits: Tensor,
+    ious: Tensor,
+    object_scores: Tensor,
+    targets: Tensor,
+    *,
+    weights: LossWeights,
+    supervised: Tensor | None = None,
+) -> Losses:
+    """The means of ``object_losses`` over objects.
+
+    Args:
+        logits: As there, like the next four.
+        ious: As there.
+        object_scores: As there.
+        targets: As there.
+        weights: As there.
+        supervised: (batch, objects) bool: objects whose masks and IoU count; all of them if None.
+    """
+    each = object_losses(logits, ious, object_scores, targets, weights=weights)
+    counts = (each.is_present if supervised is None else each.is_present & supervised).to(logits.dtype)
+
+    def mean(losses: Tensor) -> Tensor:
+        return (losses * counts).sum() / counts.sum().clamp(min=1)
 
     return Losses(
         weights=weights,
-        focal=mean_over_objects(of_best(focal)),
-        dice=mean_over_objects(of_best(dice)),
-        iou=mean_over_objects((ious - mask_iou(logits > 0, cells[:, :, None])).abs()),
-        object_score=F.binary_cross_entropy_with_logits(object_scores, is_present.to(logits.dtype)),
+        focal=mean(each.focal),
+        dice=mean(each.dice),
+        iou=mean(each.iou),
+        object_score=each.object_score.mean(),
     )
 
 

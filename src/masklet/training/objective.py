@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Batch
 from masklet.training.clip_losses import clip_losses
+from masklet.training.clip_plan import draw_plan
 from masklet.training.config import Stage
 from masklet.training.image_losses import interactive_losses
 from masklet.training.losses import Losses
@@ -20,8 +20,8 @@ from masklet.training.parameter_groups import trains_encoder
 from masklet.training.precision import autocast
 from masklet.training.prompts import covered_cells
 
-Encoder = Callable[[Tensor], Features]
-"""(batch, 3, height, width) to features, as ``Sam2Model.encode``."""
+Encoder = Callable[[Batch], Features]
+"""The features of all images of a batch, or of all frames of its clips, in order."""
 ExtraLossFactory = Callable[[Sam2Model], nn.Module]
 """Makes the ``extra`` module of an ``Objective`` for a network."""
 
@@ -31,8 +31,8 @@ class Objective(nn.Module):
 
     Args:
         model: The network.
-        bfloat16: Compute matrix products in bfloat16.
-        frozen_encoder: Encodes images while the image encoder is not trained.
+        precision: Of matrix products, a key of ``precision.DTYPES``.
+        frozen_encoder: Encodes images while the image encoder is not trained; the model itself if None.
         extra: A further loss on images, with parameters of its own that are trained but not part of the model. It is
             called with the features of the images, with targets (batch, objects, h, w) bool
             at the stride of the finest map, and with a CPU generator. It returns a scalar, which is added to the total
@@ -40,30 +40,38 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, model: Sam2Model, *, bfloat16: bool, frozen_encoder: Encoder, extra: nn.Module | None = None
+        self,
+        model: Sam2Model,
+        *,
+        precision: str,
+        frozen_encoder: Encoder | None = None,
+        extra: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.extra = extra
-        self.uses_bfloat16 = bfloat16
+        self.precision = precision
         self.frozen_encoder = frozen_encoder
 
     def forward(
         self, batch: Batch, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         """The total loss, each loss by name, and mean IoUs: of each round, or of a clip's first and other frames."""
-        with autocast(batch.pixel_values.device, enabled=self.uses_bfloat16):
+        with autocast(batch.pixels.device, self.precision):
             return (self._on_clips if stage.frames > 1 else self._on_images)(batch, stage, generator)
 
-    def _features(self, pixel_values: Tensor) -> Features:
-        is_frozen = not trains_encoder(self.model)
-        with torch.no_grad() if is_frozen else nullcontext():
-            return (self.frozen_encoder if is_frozen else self.model.encode)(pixel_values)
+    def _features(self, batch: Batch) -> Features:
+        if trains_encoder(self.model):
+            return self.model.encode(batch.pixel_values.flatten(0, -4))
+        with torch.no_grad():
+            if self.frozen_encoder is not None:
+                return self.frozen_encoder(batch)
+            return self.model.encode(batch.pixel_values.flatten(0, -4))
 
     def _on_images(
         self, batch: Batch, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-        features = self._features(batch.pixel_values)
+        features = self._features(batch)
         extra = None if self.extra is None else self.extra(features, covered_cells(batch.targets), generator)
         losses, ious = interactive_losses(
             self.model,
@@ -82,24 +90,17 @@ class Objective(nn.Module):
     def _on_clips(
         self, batch: Batch, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
-        features = self._features(batch.pixel_values.flatten(0, 1))
-        losses: list[Losses] = []
-        ious: list[list[Tensor]] = []
-        for clip, targets in enumerate(batch.targets):
-            frames = range(clip * stage.frames, (clip + 1) * stage.frames)
-            losses_of_clip, ious_of_clip = clip_losses(
-                EagerEngine(self.model),
-                [Features(*(maps[frame : frame + 1] for maps in features)) for frame in frames],
-                targets,
-                rounds=stage.rounds,
-                weights=stage.losses,
-                prompts=stage.prompt_rates,
-                generator=generator,
-            )
-            losses += losses_of_clip
-            ious.append(ious_of_clip)
-        total, by_name = _mean(losses)
-        return total, by_name, [torch.stack(values).mean() for values in zip(*ious, strict=True)]
+        plan = draw_plan(batch.targets, rounds=stage.rounds, prompts=stage.prompt_rates, generator=generator)
+        losses, ious = clip_losses(
+            EagerEngine(self.model),
+            self._features(batch),
+            batch.targets,
+            rounds=stage.rounds,
+            weights=stage.losses,
+            plan=plan,
+        )
+        total, by_name = _mean([losses])
+        return total, by_name, ious
 
 
 def _mean(losses: Sequence[Losses]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -57,7 +57,7 @@ class PromptRates:
 
     def draws_mask(self, generator: torch.Generator) -> bool:
         """Draws at random whether to prompt by a mask."""
-        return float(torch.rand((), generator=generator)) * self.sum < self.mask
+        return float(uniform((), generator)) * self.sum < self.mask
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ def coverage(targets: Tensor) -> Tensor:
     return F.avg_pool2d(targets.flatten(0, -3).float(), MASK_STRIDE).unflatten(0, targets.shape[:-2])
 
 
+def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Random numbers from 0 to 1 in float32 on the generator's device, whatever torch's defaults are."""
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device=generator.device)
+
+
 def covered_cells(targets: Tensor) -> Tensor:
     """The cells that an object covers by half or more: (..., height, width) bool to (..., h, w) bool."""
     return coverage(targets) >= 0.5
@@ -96,32 +101,37 @@ def first_prompt(targets: Tensor, generator: torch.Generator, *, box_share: floa
             on the device.
         box_share: Share of boxes.
     """
-    device, cells = targets.device, covered_cells(targets)
-    is_centred = (torch.rand(targets.shape[:2], generator=generator) < CENTRED_CLICKS).to(device)
-    first = torch.where(is_centred[..., None], _innermost_points(cells), _random_points(cells, generator))
+    first, box = first_clicks(targets, generator), noisy_boxes(targets, generator)
     click = torch.stack([first, torch.zeros_like(first)], 2)
-    box = _noisy_boxes(targets, generator).unflatten(-1, (2, 2))
-    is_box = (torch.rand(targets.shape[:2], generator=generator) < box_share).to(device)
+    is_box = (uniform(targets.shape[:2], generator) < box_share).to(targets.device)
     box_labels, click_labels = (
-        torch.tensor(pair, device=device) for pair in ((TOP_LEFT, BOTTOM_RIGHT), (FOREGROUND, PADDING))
+        torch.tensor(pair, device=targets.device) for pair in ((TOP_LEFT, BOTTOM_RIGHT), (FOREGROUND, PADDING))
     )
     labels = torch.where(is_box[..., None], box_labels, click_labels)
-    return Clicks(torch.where(is_box[..., None, None], box, click), labels)
+    return Clicks(torch.where(is_box[..., None, None], box.unflatten(-1, (2, 2)), click), labels)
 
 
-def correction_click(predicted: Tensor, targets: Tensor, generator: torch.Generator) -> Clicks:
+def first_clicks(targets: Tensor, generator: torch.Generator) -> Tensor:
+    """A point in each object: the innermost in half of the cases, otherwise any. (batch, objects, 2); see above."""
+    cells = covered_cells(targets)
+    is_centred = (uniform(targets.shape[:2], generator) < CENTRED_CLICKS).to(targets.device)
+    anywhere = _random_points(cells, uniform((*targets.shape[:2], 3), generator).to(targets.device))
+    return torch.where(is_centred[..., None], innermost_points(cells), anywhere)
+
+
+def correction_click(predicted: Tensor, targets: Tensor, draws: Tensor) -> Clicks:
     """A click at a random place where the prediction is wrong: foreground where the object was missed.
 
     If the prediction is right everywhere, the click falls inside the object.
 
     Args:
         predicted: (batch, objects, h, w) bool.
-        targets: (batch, objects, h, w) bool, none empty.
-        generator: Source of randomness, on the CPU.
+        targets: (batch, objects, h, w) bool. Where both are empty, the click is meaningless.
+        draws: (batch, objects, 3) random numbers from 0 to 1: which cell, and where in it.
     """
     errors = predicted ^ targets
     errors = torch.where(errors.any(-1).any(-1)[..., None, None], errors, targets)
-    points = _random_points(errors, generator)
+    points = _random_points(errors, draws.to(errors.device))
     cells = (points / MASK_STRIDE).long()
     flat = cells[..., 1] * targets.shape[-1] + cells[..., 0]
     is_object = targets.flatten(2).gather(2, flat[..., None])
@@ -146,37 +156,51 @@ def boxes_around(masks: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], -1).float()
 
 
-def _noisy_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
+def noisy_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
+    """Boxes around (batch, objects, height, width) masks, half of them with noise: (batch, objects, 4)."""
     boxes = boxes_around(masks)
     sides = (boxes[..., 2:] - boxes[..., :2]).repeat_interleave(2, -1).reshape(*boxes.shape[:-1], 2, 2)
-    is_noisy = torch.rand(boxes.shape[:-1], generator=generator) < NOISY_BOXES
-    noise = torch.randn(boxes.shape, generator=generator) * is_noisy[..., None] * BOX_NOISE
-    noise = noise.to(boxes.device) * sides.transpose(-1, -2).flatten(-2)
+    is_noisy = uniform(boxes.shape[:-1], generator) < NOISY_BOXES
+    noise = torch.randn(boxes.shape, generator=generator, dtype=torch.float32, device=generator.device)
+    noise = (noise * is_noisy[..., None] * BOX_NOISE).to(boxes.device) * sides.transpose(-1, -2).flatten(-2)
     height, width = masks.shape[-2:]
     image_xyxy = torch.tensor([width, height, width, height], device=boxes.device)
     limit = MAX_BOX_NOISE * image_xyxy
     return (boxes + noise.clamp(-limit, limit)).clamp(min=0).minimum(image_xyxy)
 
 
-def _innermost_points(masks: Tensor) -> Tensor:
+def innermost_points(masks: Tensor) -> Tensor:
     """The point of each mask that is farthest from its border: (batch, objects, h, w) to (batch, objects, 2).
 
-    The distance is the number of times that the mask can be eroded by a 3×3 square before nothing is left there.
+    The distance is the number of times that the mask can be eroded by a 3×3 square before nothing is left there. That
+    many erosions are one by a larger square, so the largest number is found in its binary digits, without asking the
+    device after each erosion whether anything is left.
     """
-    eroded, depth = masks.flatten(0, 1)[:, None].float(), torch.zeros((), device=masks.device)
-    while eroded.any():
-        depth = depth + eroded
-        eroded = -F.max_pool2d(F.pad(-eroded, (1, 1, 1, 1)), 3, stride=1)  # outside the image is background
-    cell, width = depth.flatten(1).argmax(1), masks.shape[-1]
+    left = masks.flatten(0, 1)[:, None].float()
+    reach = 1 << max(min(masks.shape[-2:]) // 2, 1).bit_length()
+    while reach := reach // 2:
+        eroded = _eroded(left, reach)
+        left = torch.where(eroded.flatten(1).any(1)[:, None, None, None], eroded, left)
+    cell, width = left.flatten(1).argmax(1), masks.shape[-1]
     return ((torch.stack([cell % width, cell // width], -1) + 0.5) * MASK_STRIDE).unflatten(0, masks.shape[:2])
 
 
-def _random_points(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """A uniformly random point inside each mask: (batch, objects, h, w) to (batch, objects, 2)."""
+def _eroded(masks: Tensor, reach: int) -> Tensor:
+    """(masks, 1, h, w) without the cells within ``reach`` cells of the background, or of the image's border."""
+    padded = F.pad(-masks, (reach,) * 4)  # outside the image is background
+    rows = F.max_pool2d(padded, (1, 2 * reach + 1), stride=1)
+    return -F.max_pool2d(rows, (2 * reach + 1, 1), stride=1)
+
+
+def _random_points(masks: Tensor, draws: Tensor) -> Tensor:
+    """A uniformly random point inside each mask: (batch, objects, h, w) to (batch, objects, 2).
+
+    Args:
+        masks: bool.
+        draws: (batch, objects, 3) random numbers from 0 to 1, on the same device.
+    """
     width = masks.shape[-1]
     counts = masks.flatten(2).cumsum(-1)  # (batch, objects, h*w): number of mask cells up to each cell
-    chosen = torch.rand(masks.shape[:2], generator=generator).to(masks.device) * counts[..., -1]
-    rank = (chosen.long() + 1).minimum(counts[..., -1])
+    rank = ((draws[..., 0] * counts[..., -1]).long() + 1).minimum(counts[..., -1])
     cell = torch.searchsorted(counts, rank[..., None])  # the first cell with that count
-    within = torch.rand((*masks.shape[:2], 2), generator=generator).to(masks.device) * 0.999
-    return (torch.cat([cell % width, cell // width], -1) + within) * MASK_STRIDE
+    return (torch.cat([cell % width, cell // width], -1) + draws[..., 1:] * 0.999) * MASK_STRIDE

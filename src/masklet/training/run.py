@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -17,18 +17,24 @@ import torch
 import yaml
 
 from masklet.atomic import replacing, sweep
+from masklet.config import Sam2Config
+from masklet.datasets import VIDEO_LAYOUTS, read_scenes
+from masklet.datasets.scenes import Scene, split_by_name
 from masklet.errors import ConfigError, DataError, ImageError, TrainingError, VideoError
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Examples
-from masklet.training.config import CHANGEABLE, DataConfig, TrainingConfig, as_plain, config_from, read_config
+from masklet.training.config import TrainingConfig
+from masklet.training.config_files import config_from, read_config
 from masklet.training.curve import curve_svg
-from masklet.training.data import read_scenes
-from masklet.training.data.sampling import SceneExamples, check_scenes
-from masklet.training.data.scenes import Scene, split_by_name
+from masklet.training.data_config import DataConfig
 from masklet.training.features import FeatureCache
-from masklet.training.loop import Initialiser, StepReport, Trainer, make_accelerator
+from masklet.training.interruption import StopSignals, Terminated
+from masklet.training.loop import Initialiser, StepReport, Trainer, make_accelerator, uses_all_weights
 from masklet.training.objective import ExtraLossFactory
 from masklet.training.parameter_groups import TRAINABLE, OptimizerFactory, adamw
+from masklet.training.resuming import as_yaml, differences, steps_done
+from masklet.training.sampling import DataSet, SceneExamples, check_scenes
+from masklet.training.tracking import Trackers
 from masklet.training.validation import Sample, Scores, Validation
 
 _log = logging.getLogger(__name__)
@@ -115,7 +121,9 @@ class Run:
         self.is_resumed = self.state.exists()
         if self.is_resumed:
             self._check_same(config)
-        self.accelerator = make_accelerator(device, config.trackers, self.folder)
+        self.accelerator = make_accelerator(
+            device, config.trackers, self.folder, find_unused=not uses_all_weights(config)
+        )
         if self.accelerator.is_main_process:
             sweep(self.folder)  # a process killed during a save leaves a file as large as the state
         self.examples, self.scenes = open_data(config, examples, scenes)
@@ -128,6 +136,7 @@ class Run:
             make_extra_loss=make_extra_loss,
         )
         self.given, self.config = config, self.trainer.config
+        self.trackers = Trackers(self.accelerator, config, self.folder)
         self.validation = Validation(self.scenes, self.config) if self.scenes else None
         self.start: Scores | None = None
         self.best: Scores | None = None
@@ -136,9 +145,14 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _check_same(self, config: TrainingConfig) -> None:
-        """Refuses to resume a run under settings that change its result."""
-        before, now = _settings(read_config(self.folder / "config.yaml")), _settings(config)
-        if different := [name for name in now if before.get(name) != now[name]]:
+        """Refuses to resume a run under settings that would have given it other weights."""
+        step = steps_done(self.state)
+        if step > config.steps:
+            raise ConfigError(
+                f"{self.folder} holds a run that has done {step} steps, more than the {config.steps} of this "
+                "configuration: choose another folder for a new run, or raise steps"
+            )
+        if different := differences(read_config(self.folder / "config.yaml"), config, step):
             raise ConfigError(
                 f"{self.folder} holds a run with different {', '.join(different)}: choose another folder for a new "
                 f"run, or use {self.folder / 'config.yaml'} to resume this one"
@@ -150,8 +164,20 @@ class Run:
         Raises:
             TrainingError: The run cannot continue; the message says why, and what is saved.
         """
-        if self.config.trackers:
-            self.accelerator.init_trackers("masklet")
+        self.trackers.start(steps_done(self.state) if self.is_resumed else 0)
+        signals = StopSignals(may_raise=lambda: self.trainer.is_between_steps and self.trainer.processes == 1)
+        self.trainer.is_stop_requested = lambda: signals.is_requested
+        with signals.handled(), closing(self._work(signals)) as work:
+            while True:
+                # A signal must not raise in the caller's code, where nothing would save the run.
+                with signals.interruptible():
+                    report = next(work, None)
+                if report is None:
+                    break
+                yield report
+        self.trackers.end()
+
+    def _work(self, signals: StopSignals) -> Generator[Scores | StepReport]:
         yield from self._begin()
         with self._saved_on_failure():
             if self.is_resumed:
@@ -159,12 +185,15 @@ class Run:
             for report in self.trainer.run(self.examples):
                 self._log(asdict(report))
                 yield report
+                if self.trainer.is_stopped:
+                    signals.check()  # one of several processes received the signal, and all end together
+                    raise Terminated
+                if self.trainer.processes == 1:
+                    signals.check()
                 if self._is_validation_due():
                     yield from self._validate()
                 if report.step == self.config.steps or report.step % self.config.save_every == 0:
                     self._save()
-        if self.config.trackers:
-            self.accelerator.end_training()
 
     def summary(self) -> Summary:
         """The result so far."""
@@ -175,17 +204,41 @@ class Run:
             notes = self.trainer.load(self.state)
             self.start, self.best, self.last = (_scores_from(notes[name]) for name in SAVED_SCORES)
             self._drop_later_lines()
+            if read_config(self.folder / "config.yaml").validation_objects != self.config.validation_objects:
+                self._measure_anew()
+            self._write_config()
             _log.info("resuming after step %d", self.trainer.step)
             return
+        self._write_config()
         if self.accelerator.is_main_process:
-            with self._writing(), replacing(self.folder / "config.yaml") as unfinished:
-                unfinished.write_text(yaml.safe_dump(_as_yaml(self.given), sort_keys=False), encoding="utf-8")
+            with self._writing():
                 (self.folder / "log.jsonl").write_text("")
         if self.validation is not None:
             yield from self._validate()
             if self.start is None:
                 raise DataError("nothing to validate on: no image for validation has an object. Choose other images")
         self._save()
+
+    def _measure_anew(self) -> None:
+        """Scores the models of earlier validations on the objects of this one, so that they can be compared."""
+        if self.validation is None or self.best is None or self.start is None:
+            return
+        best, _ = self.validation.measure(
+            Sam2Model.from_pretrained(self.folder / "best").to(self.accelerator.device),
+            self.best.step,
+            self.accelerator,
+        )
+        if self.start.step == self.best.step:
+            self.start = best
+        elif not isinstance(self.config.model, Sam2Config):
+            model = Sam2Model.from_pretrained(self.config.model).to(self.accelerator.device)
+            self.start, _ = self.validation.measure(model, self.start.step, self.accelerator)
+        self.best = best
+
+    def _write_config(self) -> None:
+        if self.accelerator.is_main_process:
+            with self._writing(), replacing(self.folder / "config.yaml") as unfinished:
+                unfinished.write_text(yaml.safe_dump(as_yaml(self.given), sort_keys=False), encoding="utf-8")
 
     def _is_validation_due(self) -> bool:
         """Whether a validation is due after the last step and was not finished before an interruption."""
@@ -211,6 +264,7 @@ class Run:
         if self.accelerator.is_main_process:
             self._write_curve()
             self._write_samples(samples)
+            self.trackers.show(samples, self.trainer.step)
         if self.best is None or scores.score > self.best.score:
             self._write_model("best", model)
             self.best = scores
@@ -248,9 +302,7 @@ class Run:
         if self.accelerator.is_main_process:
             with self._writing(), (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
-        if self.config.trackers:
-            flat = {key: value for key, value in _flat(line).items() if key != "step"}
-            self.accelerator.log(flat, step=line["step"])
+        self.trackers.log(line)
 
     def _drop_later_lines(self) -> None:
         """Removes log lines of steps and validations that are about to be repeated."""
@@ -278,10 +330,37 @@ class Run:
                 f"{error}. The run was saved after step {self.trainer.step}: fix the data, then start it again to "
                 "resume"
             ) from error
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated):
             if self.trainer.is_between_steps:
                 self._save()
             raise
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(self._explain_out_of_memory()) from error
+
+    def _explain_out_of_memory(self) -> str:
+        if self.trainer.processes == 1 and self.trainer.is_between_steps:  # others would wait for this process
+            self.trainer.free_memory()
+            self._save()
+        config, stage = self.config, self.config.stage_at(min(self.trainer.step, self.config.steps - 1))
+        changes = [] if config.checkpoint_activations else ["checkpoint_activations: true"]
+        if following := next(
+            (
+                n
+                for n in range(config.micro_batches + 1, stage.batch_size + 1)
+                if all(s.batch_size % n == 0 for s in config.stages)
+            ),
+            None,
+        ):
+            changes.append(f"micro_batches: {following}")
+        if config.precision == "float32":
+            changes.append("precision: auto")
+        return (
+            f"step {self.trainer.step + 1} ran out of memory. Set {', or '.join(changes) or 'a smaller batch_size'}, "
+            "then start the run again to resume it. If that is not enough, start a new run with fewer objects, rounds "
+            "or frames"
+        )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -304,21 +383,29 @@ def open_data(
         ConfigError: There is nothing to train on.
         DataError, ImageError, VideoError: The data cannot be read, or not as configured.
     """
-    data = config.data
-    if data is None:
+    if not config.data_sets:
         if examples is None:
             raise ConfigError("there is nothing to train on: add data to the configuration, or give examples")
         return examples, scenes or ()
     if examples is not None and scenes is not None:
         return examples, scenes
-    if isinstance(data.validation, DataConfig):
-        train_scenes, validation_scenes = read_scenes(data), read_scenes(data.validation) if scenes is None else []
-    else:
-        train_scenes, validation_scenes = split_by_name(read_scenes(data), data.validation)
-    check_scenes([*train_scenes, *validation_scenes])
+    data_sets, validation_scenes = [], []
+    for data in config.data_sets:
+        if isinstance(data.validation, DataConfig):
+            train_scenes, held_out = _read(data), _read(data.validation) if scenes is None else []
+        else:
+            train_scenes, held_out = split_by_name(_read(data), data.validation)
+        check_scenes([*train_scenes, *held_out])
+        is_video = data.layout in VIDEO_LAYOUTS
+        data_sets.append(DataSet(train_scenes, data.weight, data.augment, is_video))
+        validation_scenes += held_out
     if examples is None:
-        examples = SceneExamples(train_scenes, config, flip=data.flip)
+        examples = SceneExamples(data_sets, config)
     return examples, validation_scenes if scenes is None else scenes
+
+
+def _read(data: DataConfig) -> list[Scene]:
+    return read_scenes(data.layout, data.path, annotations=data.annotations, split_masks=data.split_masks)
 
 
 def _check_trackers(config: TrainingConfig) -> None:
@@ -374,13 +461,9 @@ def train(
     return training.summary()
 
 
-def _settings(config: TrainingConfig) -> dict[str, Any]:
-    """The settings that affect the weights."""
-    return {name: value for name, value in _as_yaml(config).items() if name not in CHANGEABLE}
-
-
-def _as_yaml(config: TrainingConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(as_plain(config)))  # turns tuples into lists
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the CPU or a GPU has too little memory."""
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _scores_from(note: Mapping[str, Any] | None) -> Scores | None:
@@ -392,15 +475,3 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):  # the line was not written whole
         return 2**63
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, list):
-            flat |= {f"{prefix}{key}/{index}": number for index, number in enumerate(value)}
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -10,17 +10,16 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
+from masklet.datasets.scenes import Frame, Mask, Pixels, Scene
 from masklet.engine import make_engine
 from masklet.evaluation.agreement import region_j
 from masklet.evaluation.clicks import box_of, inner_pixel
 from masklet.evaluation.video import label_map
 from masklet.model.sam2 import Sam2Model
-from masklet.processing import Sam2ImageProcessor
+from masklet.processing import ImageProcessor
 from masklet.results.visualisation import paint_masks
 from masklet.segmenter import Segmenter
-from masklet.training.batches import Mask, Pixels
 from masklet.training.config import TrainingConfig
-from masklet.training.data.scenes import Frame, Scene
 from masklet.training.processes import fail_together, gather
 
 MAX_OBJECTS_PER_IMAGE = 8
@@ -79,10 +78,10 @@ class Validation:
     def __init__(self, scenes: Sequence[Scene], config: TrainingConfig) -> None:
         # A model is best used at the size it was last trained at.
         self.input_size = config.stages[-1].input_size
-        image_stages = [stage for stage in config.stages if stage.frames == 1]
+        image_stages = [stage for stage in config.stages if stage.frames == 1 or stage.image_steps]
         self.has_images = bool(image_stages)
-        self.has_videos = len(image_stages) < len(config.stages)
-        rates = [stage.prompt_rates for stage in image_stages]
+        self.has_videos = any(stage.frames > 1 for stage in config.stages)
+        rates = [stage.on_images.prompt_rates for stage in image_stages]
         # Prompts that are never trained are not measured.
         self.clicks = any(rate.click for rate in rates) or not any(rate.box for rate in rates)
         self.boxes = any(rate.box for rate in rates)
@@ -99,7 +98,7 @@ class Validation:
         Returns:
             The scores, None if no scene has an object; and samples of the first ``num_samples`` scenes.
         """
-        segmenter = Segmenter(make_engine(model), Sam2ImageProcessor(self.input_size))
+        segmenter = Segmenter(make_engine(model), ImageProcessor(self.input_size))
         samples: list[Sample] = []
         own: list[tuple[str, float]] = []
         objects = 0
@@ -132,7 +131,7 @@ class Validation:
         if first is None:
             return
         frame = scene.frame(first)
-        truth = [mask for _, mask in _visible_objects(frame, MAX_OBJECTS_PER_IMAGE)]
+        truth = [mask for _, mask in _visible_objects(frame, MAX_OBJECTS_PER_IMAGE, scene.name)]
         image = segmenter.image(frame.image)
         values, found = [], []
         for mask in truth:
@@ -151,8 +150,8 @@ def _measure_video(segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tu
     first = _first_with_objects(scene, scene.count() - 1)
     if first is None:
         return
-    frames = [scene.frame(i) for i in range(first, min(scene.count(), first + MAX_FRAMES_PER_VIDEO))]
-    prompted = dict(_visible_objects(frames[0], MAX_OBJECTS_PER_VIDEO))
+    frames = list(scene.frames(range(first, min(scene.count(), first + MAX_FRAMES_PER_VIDEO))))
+    prompted = dict(_visible_objects(frames[0], MAX_OBJECTS_PER_VIDEO, scene.name))
     session = segmenter.video([frame.image for frame in frames])
     for number, mask in prompted.items():
         session.prompt(0, number, mask=mask)
@@ -171,11 +170,14 @@ def _measure_video(segmenter: Segmenter, scene: Scene) -> Iterator[tuple[list[tu
 
 def _first_with_objects(scene: Scene, count: int) -> int | None:
     """The index of the first frame with a visible object, among the first ``count`` frames."""
-    return next((index for index in range(count) if _visible_objects(scene.frame(index), 1)), None)
+    return next((index for index in range(count) if _visible_objects(scene.frame(index), 1, scene.name)), None)
 
 
-def _visible_objects(frame: Frame, count: int) -> list[tuple[int, Mask]]:
-    """Up to ``count`` visible objects: a random choice that is always the same for a frame."""
-    order = np.random.default_rng(zlib.crc32(frame.name.encode())).permutation(list(frame.masks))
+def _visible_objects(frame: Frame, count: int, name: str) -> list[tuple[int, Mask]]:
+    """Up to ``count`` visible objects: a random choice that is always the same for a scene's name.
+
+    Not for the frame's name, which holds the folder: data that have moved are measured alike.
+    """
+    order = np.random.default_rng(zlib.crc32(name.encode())).permutation(list(frame.masks))
     visible = ((int(number), mask) for number in order if (mask := frame.mask(int(number))).any())
     return [pair for pair, _ in zip(visible, range(count), strict=False)]

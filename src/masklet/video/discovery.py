@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress, count
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from masklet.errors import PromptError
+from masklet.detection import Detections, Detector, Words
+from masklet.engine import Engine
+from masklet.errors import ConfigError, PromptError
 from masklet.everything.generator import everything
-from masklet.everything.options import EverythingOptions, check_number, check_whole
+from masklet.everything.options import EverythingKeywords, EverythingOptions
+from masklet.image import EncodedImage
 from masklet.masks import encode_rle, rle_ious
-from masklet.processing import Sam2ImageProcessor
+from masklet.model.neck import Features
+from masklet.numbers import real_number, whole_number
+from masklet.processing import ImageProcessor
 from masklet.results import Masks
 from masklet.video.frame_result import FrameResult
 from masklet.video.object_frame import ObjectFrame
 from masklet.video.readers import Frame
 from masklet.video.tracks import FeaturesOf, Tracks
+
+Search: TypeAlias = Callable[[np.ndarray, Features], Masks]
+"""Finds the masks of a frame, packed, from its image (height, width, 3) and its features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +38,14 @@ class Discovery:
     same_iou: float
     min_object: int
     patience: int
-    options: EverythingOptions
+    search: Search
 
     def __post_init__(self) -> None:
         for name, least in (("every", 1), ("min_object", 0), ("patience", 0)):
-            check_whole(name, getattr(self, name), least)
-        check_number("same_iou", self.same_iou, 1)
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), ConfigError, least=least))
+        object.__setattr__(self, "same_iou", real_number("same_iou", self.same_iou, ConfigError, least=0, most=1))
 
-    def new_masks(self, found: Masks, known: Masks) -> Iterator[np.ndarray]:
+    def new_masks(self, found: Masks, known: Masks) -> Iterator[tuple[np.ndarray, str | None]]:
         """Those of the masks found in a frame that belong to new objects, from high to low scores.
 
         Args:
@@ -44,13 +53,13 @@ class Discovery:
             known: The objects that were tracked into the frame.
 
         Returns:
-            (height, width) bool each, one at a time in memory.
+            (height, width) bool each, one at a time in memory, and its label.
         """
         runs = encode_rle(known.masks)
         for number, (run, area) in enumerate(zip(found.to_rle(), found.areas, strict=True)):
             if area >= self.min_object and rle_ious([run], runs).max(initial=-1) < self.same_iou:
                 runs.append(run)
-                yield found.masks[number]
+                yield found.masks[number], None if found.labels is None else str(found.labels[number])
 
 
 class Sightings:
@@ -87,22 +96,22 @@ class ObjectFinder:
 
     Args:
         tracks: The objects. New ones are added.
-        processor: Prepares crops of frames.
         discovery: What is searched for, and how often.
     """
 
-    def __init__(self, tracks: Tracks, processor: Sam2ImageProcessor, discovery: Discovery) -> None:
+    def __init__(self, tracks: Tracks, discovery: Discovery) -> None:
         self.tracks = tracks
-        self.processor = processor
         self.discovery = discovery
         self.sightings = Sightings(discovery.patience)
         self._new_ids = count(1)
+        self._next_search = 0
 
     def advance(self, frame: Frame, features_of: FeaturesOf) -> dict[Hashable, ObjectFrame]:
         """The results of a frame."""
         results = self._track(frame.index, features_of)
-        if frame.index % self.discovery.every == 0:
+        if frame.index >= self._next_search:  # the frame whose turn it was may be missing from a damaged video
             results |= self._find(frame, features_of, results)
+            self._next_search = (frame.index // self.discovery.every + 1) * self.discovery.every
         return results
 
     def _track(self, index: int, features_of: FeaturesOf) -> dict[Hashable, ObjectFrame]:
@@ -121,12 +130,57 @@ class ObjectFinder:
         """Search a frame, and prompt its new objects with their masks."""
         tracks, index = self.tracks, frame.index
         known = tracks.frame_result(index, frame.time, tracked, None, packed=True).masks
-        options, features = self.discovery.options, features_of(index)
-        found = everything(tracks.engine, self.processor, frame.image, options, features=features, packed=True)
+        found = self.discovery.search(frame.image, features_of(index))
         results: dict[Hashable, ObjectFrame] = {}
-        for mask in self.discovery.new_masks(found, known):
+        for mask, label in self.discovery.new_masks(found, known):
             object_id = next(number for number in self._new_ids if number not in tracks.objects)
             with suppress(PromptError):  # the mask is too small at the network's input
                 results[object_id] = tracks.prompt(object_id, index, features_of, tracks.read(mask=mask))
                 tracks.objects[object_id].tracked_steps[index] = 1  # tracking has reached this frame
+                tracks.objects[object_id].label = label
         return results
+
+
+def search_for(
+    engine: Engine,
+    processor: ImageProcessor,
+    options: EverythingKeywords,
+    *,
+    text: Words | None,
+    detector: Any,
+    threshold: float,
+) -> Search:
+    """What finds the masks of a frame: a grid of points, or a detector of words.
+
+    Raises:
+        ConfigError: An option is invalid, or does not go with words.
+        PromptError: The words are invalid.
+        DetectorError: The detector cannot be loaded.
+    """
+    if text is None and detector is None:
+        known = ("every", "same_iou", "min_object", "patience", "packed", "text", "detector", "detection_threshold")
+        chosen = EverythingOptions.for_model(engine.config, options, *known)
+        return lambda image, features: everything(engine, processor, image, chosen, features=features, packed=True)
+    if options:
+        raise ConfigError(f"{next(iter(options))} is an option of the grid of points, which text does not use")
+    find = Detector(detector, [] if text is None else text, threshold=threshold)
+
+    def search(image: np.ndarray, features: Features) -> Masks:
+        found = find(image)
+        encoded = EncodedImage(engine, features, (image.shape[0], image.shape[1]), image)
+        masks = encoded.predict(boxes=found.boxes, packed=True)
+        return replace(masks, labels=np.array(found.labels, np.str_))
+
+    return search
+
+
+def prompt_detections(
+    tracks: Tracks, frame: int, features_of: FeaturesOf, found: Detections
+) -> dict[Hashable, ObjectFrame]:
+    """Prompt a new object with each box. Returns their results in the frame."""
+    free = (number for number in count(1) if number not in tracks.objects)
+    results: dict[Hashable, ObjectFrame] = {}
+    for object_id, box, label in zip(free, found.boxes.tolist(), found.labels, strict=False):
+        results[object_id] = tracks.prompt(object_id, frame, features_of, tracks.read(box=box))
+        tracks.objects[object_id].label = label
+    return results

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from masklet.config import STRIDES, SizeHW
 from masklet.errors import PromptError
-from masklet.masks import encode_rle, upscale_logits
+from masklet.masks import join_chunks, upscaled_masks
+from masklet.numbers import shown
 from masklet.results import Masks
-from masklet.video.object_frame import ObjectFrame
+from masklet.results.exporters.classes import DEFAULT_NAME
 
-CHUNK_PIXELS = 2**24
-"""Logits that are upscaled together, in pixels: 64 MB. One mask of any size is upscaled whole."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from masklet.video.object_frame import ObjectFrame
+    from masklet.video.result_fetch import Fetch
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,19 @@ def no_such_object(object_id: Hashable, known: Iterable[Hashable]) -> PromptErro
     return PromptError(f"no object {object_id!r}: the video's objects are {', '.join(map(repr, known)) or 'none yet'}")
 
 
+def check_object_id(object_id: Any) -> None:
+    """Raise a PromptError unless an object can be found again by its id."""
+    try:
+        hash(object_id)
+        is_itself = bool(object_id == object_id)  # NaN is not
+    except (TypeError, ValueError, RuntimeError):
+        is_itself = False
+    if not is_itself:
+        raise PromptError(
+            f"object is {shown(object_id)}: expected an id such as 1 or 'cup'. Points go into points=, a box into box="
+        )
+
+
 def make_frame_result(
     index: int,
     time: float,
@@ -77,6 +93,8 @@ def make_frame_result(
     size_hw: SizeHW,
     image: np.ndarray | None,
     packed: bool = False,
+    labels: Sequence[str | None] = (),
+    fetch: Fetch | None = None,
 ) -> FrameResult:
     """The masks of a frame, from the tracker's results.
 
@@ -88,38 +106,27 @@ def make_frame_result(
         input_hw: Of the network's input.
         size_hw: Of the video.
         image: The frame, for overlays.
+        labels: Of each object, if any has one. Those without become "object".
         packed: Return run lengths without logits, with one chunk of masks in memory at a time.
+        fetch: The results on their way to the host, with masks unless they are ``packed``.
     """
-    objects = list(results.values())
+    host = None if fetch is None else fetch.result()
+    objects = list(results.values()) if host is None else host.objects
     logits_hw = (input_hw[0] // STRIDES[0], input_hw[1] // STRIDES[0])
-    logits = _stack([one.logits for one in objects], logits_hw)
+    logits = _stack([one.logits for one in (results.values() if packed else objects)], logits_hw)
     iou_scores = _stack([one.iou_score for one in objects]).cpu().numpy()
     object_scores = _stack([one.object_score for one in objects]).cpu().numpy()
     object_numbers = np.array(numbers, int)
-    if packed:
-        runs = [run for chunk in upscaled_masks(logits, size_hw) for run in encode_rle(chunk)]
-        masks = replace(Masks.from_rle(runs, size_hw, iou_scores, object_numbers), image=image)
-    else:
-        inside = stack_chunks(upscaled_masks(logits, size_hw), len(objects), size_hw)
-        masks = Masks(inside, logits.cpu().numpy(), iou_scores, object_numbers, image)
+    inside: Any = None if host is None else host.masks
+    if inside is None:
+        inside = join_chunks(upscaled_masks(logits, size_hw), len(objects), size_hw, packed=packed)
+    kept = np.zeros((len(objects), 0, 0), np.float32) if packed else logits.cpu().numpy()
+    names = np.array([label or DEFAULT_NAME for label in labels], np.str_) if any(labels) else None
+    masks = Masks(inside, kept, iou_scores, object_numbers, image, names)
     return FrameResult(index, time, tuple(results), masks, object_scores)
 
 
-def upscaled_masks(logits: Tensor, size_hw: SizeHW) -> Iterator[np.ndarray]:
-    """(objects, h, w) logits to (objects, height, width) bool, in chunks of at most ``CHUNK_PIXELS``."""
-    length = max(1, CHUNK_PIXELS // (size_hw[0] * size_hw[1]))
-    for start in range(0, len(logits), length):
-        yield (upscale_logits(logits[start : start + length], size_hw) > 0).cpu().numpy()
-
-
-def stack_chunks(chunks: Iterable[np.ndarray], count: int, size_hw: SizeHW) -> np.ndarray:
-    """(count, height, width) bool, in the memory of the result and one chunk."""
-    masks, start = np.empty((count, *size_hw), bool), 0
-    for chunk in chunks:
-        masks[start : start + len(chunk)] = chunk
-        start += len(chunk)
-    return masks
-
-
 def _stack(values: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Tensor:
-    return torch.stack(list(values)).float() if values else torch.zeros(0, *shape)
+    import torch
+
+    return torch.stack(list(values)).float() if values else torch.zeros(0, *shape, dtype=torch.float32, device="cpu")

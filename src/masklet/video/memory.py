@@ -5,10 +5,11 @@ Source: SAM 2 (arXiv 2408.00714), section 4, "memory bank".
 
 from __future__ import annotations
 
-import math
-from collections.abc import MutableMapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from itertools import takewhile
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,10 +17,26 @@ from torch import Tensor
 from masklet.engine import Engine
 from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
+from masklet.video.history import RecordPacking
 from masklet.video.object_frame import ObjectFrame, ResultSpool
-from masklet.video.policy import MemorySelection, MemoryShape
+from masklet.video.policy import HISTORY_STEPS, FrameRecord, MemorySelection, MemoryShape
+from masklet.video.spool import FrameSpool
 
 T = TypeVar("T")
+
+HELD_POINTERS = 20
+"""Pointers of one object that are not read from the spool again."""
+
+
+class ReadableMemory(Protocol):
+    """What a frame reads memories from: the bank of an object, or one of its pathways (``masklet.video.pathways``)."""
+
+    @property
+    def maps(self) -> Mapping[int, Tensor]:
+        """The memory maps that are there, by frame: (h*w, memory_dim) each."""
+
+    def pointer(self, frame: int) -> Tensor:
+        """The object pointer of one frame, (dim,)."""
 
 
 class ObjectMemory:
@@ -28,6 +45,8 @@ class ObjectMemory:
     The result of every frame is kept. A memory map is a function of the frame and its result, so maps are a cache:
     those that nearby frames may read are held, others are computed again when they are needed.
 
+    A bank is also the history that memory policies read (``masklet.video.policy.History``).
+
     Args:
         spool: Where results are kept; in memory if None.
     """
@@ -35,8 +54,13 @@ class ObjectMemory:
     def __init__(self, spool: ResultSpool | None = None) -> None:
         self.spool = spool
         self.prompted: set[int] = set()
+        self.records: MutableMapping[int, FrameRecord] = (
+            {} if spool is None else FrameSpool(spool.file, RecordPacking())
+        )
         self.maps: dict[int, Tensor] = {}  # (h*w, memory_dim) bfloat16 each
         self._results: MutableMapping[int, ObjectFrame] = {} if spool is None else spool
+        self._no_logits: Tensor | None = None  # in the place of masks that were dropped
+        self._pointers: OrderedDict[int, Tensor] = OrderedDict()  # the last that were read from the spool
 
     @property
     def frames(self) -> list[int]:
@@ -56,12 +80,34 @@ class ObjectMemory:
 
     def pointer(self, frame: int) -> Tensor:
         """The object pointer of one frame, (dim,)."""
-        return self._results[frame].pointer if self.spool is None else self.spool.pointer(frame)
+        if self.spool is None:
+            return self._results[frame].pointer
+        if frame not in self._pointers:
+            self._pointers[frame] = self.spool.pointer(frame)
+        self._pointers.move_to_end(frame)
+        while len(self._pointers) > HELD_POINTERS:
+            self._pointers.popitem(last=False)
+        return self._pointers[frame]
 
-    def put(self, frame: int, result: ObjectFrame, memory: Tensor, *, is_prompted: bool) -> None:
-        """Keep a result and its memory map, in the place of an earlier one."""
+    def record(self, frame: int) -> FrameRecord:
+        """The record of a frame, see ``History``."""
+        return self.records[frame]
+
+    def before(self, frame: int, *, step: int) -> Iterator[tuple[int, FrameRecord]]:
+        """See ``History``."""
+        for earlier in range(frame - step, frame - (HISTORY_STEPS + 1) * step, -step):
+            if earlier in self.records:
+                yield earlier, self.records[earlier]
+
+    def put(
+        self, frame: int, result: ObjectFrame, memory: Tensor, *, is_prompted: bool, record: FrameRecord | None = None
+    ) -> None:
+        """Keep a result, its memory map and its record, if there is one, in the place of an earlier one."""
         self._results[frame] = result
+        self._pointers.pop(frame, None)
         self.maps[frame] = memory
+        if record is not None:
+            self.records[frame] = record
         if is_prompted:
             self.prompted.add(frame)
         else:
@@ -77,21 +123,31 @@ class ObjectMemory:
         self.prompted &= frames
         for frame in self._results.keys() - frames:
             del self._results[frame]
+        # Frames come in order, so the oldest records are the first.
+        old = takewhile(lambda frame: frame < latest - HISTORY_STEPS, self.records)
+        for frame in [other for other in old if other not in frames]:
+            del self.records[frame]
         for frame, result in self._results.items():
             if frame != latest and len(result.logits):
-                self._results[frame] = replace(result, logits=result.logits[:0].clone())
+                if self._no_logits is None:
+                    self._no_logits = result.logits[:0].clone()
+                self._results[frame] = replace(result, logits=self._no_logits)
 
     def discard(self, frame: int) -> None:
         """Forget one frame, prompted or not."""
         if frame in self._results:
             del self._results[frame]
+        self.records.pop(frame, None)
         self.maps.pop(frame, None)
+        self._pointers.pop(frame, None)
         self.prompted.discard(frame)
 
     def clear(self) -> None:
         """Forget all frames."""
         self._results.clear()
+        self.records.clear()
         self.maps.clear()
+        self._pointers.clear()
         self.prompted.clear()
 
     def copy(self) -> ObjectMemory:
@@ -99,6 +155,7 @@ class ObjectMemory:
         assert self.spool is None
         copied = ObjectMemory()
         copied.prompted, copied.maps, copied._results = set(self.prompted), dict(self.maps), dict(self._results)
+        copied.records = dict(self.records)
         return copied
 
     def tensor_bytes(self) -> int:
@@ -112,7 +169,7 @@ class ObjectMemory:
 def gather_memory(
     engine: Engine,
     features: Features,
-    banks: Sequence[ObjectMemory],
+    banks: Sequence[ReadableMemory],
     selections: Sequence[MemorySelection],
     *,
     fixed_shapes: bool,
@@ -128,9 +185,12 @@ def gather_memory(
     """
     (shape,) = {selection.shape(fixed=fixed_shapes) for selection in selections}
     like = features.stride16
-    no_map = like.new_zeros(math.prod(features.map_hw), engine.config.memory_encoder.output_channels)
+    no_map = like.new_zeros(
+        engine.config.tokens_per_memory(features.map_hw), engine.config.memory_encoder.output_channels
+    )
     no_pointer = like.new_zeros(engine.config.hidden_size)
-    maps, pointers, slots, distances, is_empty = [], [], [], [], []
+    maps, pointers, slots, distances, is_empty, weights = [], [], [], [], [], []
+    is_weighted = any(selection.key_weights is not None for selection in selections)
     for bank, selection in zip(banks, selections, strict=True):
         longest = max(selection.max_pointers - 1, 1)
         maps.append(_pad([bank.maps[frame].to(like.dtype) for frame, _ in selection.maps], shape.maps, no_map))
@@ -138,14 +198,16 @@ def gather_memory(
         pointers.append(_pad([bank.pointer(frame) for frame, _ in selection.pointers], shape.pointers, no_pointer))
         distances.append(_pad([steps / longest for _, steps in selection.pointers], shape.pointers, 0.0))
         is_empty.append(_empty_slots(selection, shape))
+        weights.append(_pad(list(selection.key_weights or (1.0,) * len(selection.maps)), shape.maps, 1.0))
     return Memory(
         maps=torch.stack([torch.stack(row) for row in maps]),
-        map_slots=torch.tensor(slots, device=like.device),
+        map_slots=torch.tensor(slots, dtype=torch.int64, device=like.device),
         pointers=torch.stack(
             [torch.stack(row) if row else no_pointer.new_zeros(0, len(no_pointer)) for row in pointers]
         ),
-        pointer_distances=torch.tensor(distances, device=like.device),
+        pointer_distances=torch.tensor(distances, dtype=torch.float32, device=like.device),
         is_empty=torch.tensor(is_empty, device=like.device) if fixed_shapes else None,
+        map_weights=torch.tensor(weights, dtype=torch.float32, device=like.device) if is_weighted else None,
     )
 
 

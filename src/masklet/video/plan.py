@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Literal
 
 from masklet.errors import PromptError, VideoError
+from masklet.numbers import whole_number
 from masklet.video.frames import Video
 
 Direction = Literal["forward", "backward", "both"]
@@ -38,17 +38,15 @@ def plan_frames(
     """
     if direction not in ("forward", "backward", "both"):
         raise PromptError(f"direction is {direction!r}: expected forward, backward or both")
-    every = whole_number("every", every)
-    if every < 1:
-        raise PromptError(f"every is {every}: expected 1 for all frames, 2 for every other frame, and so on")
+    every = whole_number("every", every, PromptError, least=1)
     if not prompted:
         raise PromptError("nothing to track: prompt an object first, video.prompt(frame=0, points=[(x, y)])")
     first = (max(prompted) if direction == "backward" else min(prompted)) if start is None else start
-    first, count = whole_number("start", first), sys.maxsize if video.count is None else video.count
+    first, count = whole_number("start", first, PromptError), sys.maxsize if video.count is None else video.count
     if not 0 <= first < count:
         raise VideoError(f"start is {first}: {video.name} has no such frame, they count from 0")
-    if end is not None and whole_number("end", end) < 0:
-        raise VideoError(f"end is {end}: {video.name} has no such frame, they count from 0")
+    if end is not None:
+        end = check_end(whole_number("end", end, PromptError), first, direction, video.name)
     forward = range(first, count if end is None else min(end + 1, count), every)
     if direction == "forward":
         return [forward]
@@ -57,13 +55,19 @@ def plan_frames(
     return [forward, range(first - every, -1, -every)]
 
 
-def whole_number(name: str, value: Any) -> int:
-    """An argument as an ``int``.
+def check_end(end: int, first: int, direction: Direction, name: str) -> int:
+    """The last frame to track.
 
     Raises:
-        PromptError: It is not a whole number.
+        VideoError: There is no such frame.
+        PromptError: Tracking in this direction from ``first`` does not reach it.
     """
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise PromptError(f"{name} is {value!r}: expected a whole number") from error
+    if end < 0:
+        raise VideoError(f"end is {end}: {name} has no such frame, they count from 0")
+    if end > first if direction == "backward" else end < first:
+        kind, side = ("largest", "after") if direction == "backward" else ("smallest", "before")
+        raise PromptError(
+            f"nothing to track: end={end} is {side} the first frame to track, {first}, and direction is {direction}. "
+            f"Give start=, of which the {kind} prompted frame is the default, or another direction"
+        )
+    return end

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.config import SizeHW
 from masklet.errors import PromptError
-from masklet.prompts import read_prompts
+from masklet.mask_prompts import check_frame_mask
+from masklet.prompts import one_box, read_prompts
 from masklet.video.tracker import FramePrompt
 
 
@@ -31,7 +31,8 @@ def read_frame_prompt(
         points: [(x, y), …] or [(x, y, label), …] in pixels of the video.
         labels: 1 on the object, 0 beside it.
         box: (x0, y0, x1, y1) in pixels of the video.
-        mask: (height, width) of the video.
+        mask: (height, width) of the video; alone it is taken as it is, with points or a box it is refined. A soft mask,
+            see ``masklet.mask_prompts.mask_shares``, is cut at one half, and logits at 0.
         size_hw: Of the video.
         input_hw: Of the network's input.
         device: Where the tensors go.
@@ -39,26 +40,20 @@ def read_frame_prompt(
     Raises:
         PromptError: The prompt makes no sense.
     """
-    if mask is not None:
-        if points is not None or box is not None:
-            raise PromptError("a mask came with points or a box: a mask is taken as it is, so give it alone")
-        return FramePrompt(mask=_resized_mask(mask, size_hw, input_hw).to(device))
-    boxes = None if box is None else [box]
+    resized = None if mask is None else _resized_mask(mask, size_hw, input_hw).to(device)
+    if resized is not None and points is None and labels is None and box is None:
+        return FramePrompt(mask=resized)
+    boxes = None if box is None else one_box(box)
     prompts = read_prompts(points, labels, boxes, size_hw=size_hw, input_hw=input_hw)
     if len(prompts) != 1:
         raise PromptError(f"points for {len(prompts)} objects: expected one list, since a prompt is for one object")
     assert prompts.points is not None
     assert prompts.labels is not None
-    return FramePrompt(prompts.points[0, 0].to(device), prompts.labels[0, 0].to(device))
+    return FramePrompt(prompts.points[0, 0].to(device), prompts.labels[0, 0].to(device), resized)
 
 
 def _resized_mask(mask: Any, size_hw: SizeHW, input_hw: SizeHW) -> Tensor:
     """(height, width) bool at the network's input, on the CPU: not every device has antialiasing."""
-    values = mask.detach().cpu() if isinstance(mask, Tensor) else torch.as_tensor(np.array(mask))
-    if tuple(values.shape) != size_hw:
-        raise PromptError(f"mask has shape {tuple(values.shape)}: expected {size_hw}, the video's (height, width)")
-    inside = values > 0
-    if not inside.any():
-        raise PromptError("mask is empty: expected at least one pixel of the object")
+    inside = torch.from_numpy(check_frame_mask(mask, size_hw))
     share = F.interpolate(inside[None, None].float(), size=input_hw, mode="bilinear", antialias=True)
     return share[0, 0] >= 0.5

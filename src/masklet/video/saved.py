@@ -2,9 +2,11 @@
 
 A zip archive, uncompressed, that is written and read one mask at a time:
 
-- ``session.json``: format, model, video, policy, resolution, ids of the objects;
+- ``session.json``: format, model, video, how its images are read, policy, resolution, ids of the objects;
 - ``tensors.safetensors``: clicks, times, and which frames were tracked in which direction;
-- ``results/0``, ``results/1`` …: the packed results of each object, one frame after the other.
+- ``results/0``, ``results/1`` …: the packed results of each object, one frame after the other; ``results/0.1`` … are
+  those of further hypotheses;
+- ``history/0``, ``history/0.1`` …: if the memory policy keeps records, a line of JSON for each frame.
 
 Memory maps are not saved: they follow from the video and the rest.
 """
@@ -13,31 +15,40 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import IO, Any
-from zipfile import BadZipFile, ZipFile
+from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from masklet.atomic import replacing
 from masklet.config import SizeHW
-from masklet.errors import MaskletError, SessionError
+from masklet.errors import SessionError, SpoolError
+from masklet.images.options import ImageOptions
 from masklet.model.fingerprint import fingerprint
 from masklet.model.sam2 import Sam2Model
+from masklet.numbers import shown
 from masklet.version import __version__
 from masklet.video.frame_column import FrameColumn
 from masklet.video.frames import Video, VideoSource, open_video, width_by_height
+from masklet.video.history import read_record
+from masklet.video.memory import ObjectMemory
 from masklet.video.object_frame import ResultSpool
-from masklet.video.policy import PaperPolicy
+from masklet.video.policies import policy_from_json, policy_to_json
+from masklet.video.policy import MemoryPolicy
+from masklet.video.saved_header import check_header, check_result_tensors, check_times, check_track_tensors
+from masklet.video.track import Track
 from masklet.video.tracker import FramePrompt
-from masklet.video.tracks import Track, Tracks
+from masklet.video.tracks import Tracks
 
 FORMAT = "masklet-session-"
 VERSION = "2"
@@ -59,47 +70,62 @@ def save_session(
         SessionError: The file cannot be written; an object's id or the policy cannot be saved. An older file is left as
             it was.
     """
-    policy = check_can_save(tracks)
-    seconds = torch.tensor(list(times.values()), dtype=torch.float64)
-    tensors = {"times.frames": torch.tensor(list(times)), "times.seconds": seconds}
+    check_can_save(tracks)
+    seconds = torch.tensor(list(times.values()), dtype=torch.float64, device="cpu")
+    tensors = {"times.frames": torch.tensor(list(times), dtype=torch.int64, device="cpu"), "times.seconds": seconds}
     for place, track in enumerate(tracks.objects.values()):
         tensors |= {f"{place}.{key}": value.cpu().contiguous() for key, value in track_tensors(track).items()}
+        for name, bank in other_banks(track, place):
+            tensors |= {f"{name}.{key}": value for key, value in result_tensors(bank).items()}
     try:
         header = {
             "format": FORMAT + VERSION,
             "masklet": __version__,
             "model": model_identity(tracks.engine.model),
             "video": video_identity(video),
+            "image_options": video.image_options.to_json(),
             "input_hw": tracks.input_hw,
-            "policy": asdict(policy),
+            "policy": policy_to_json(tracks.policy),
             "max_objects": tracks.max_objects,
-            "object_ids": [int(one) if isinstance(one, Integral) else one for one in tracks.objects],
+            "object_ids": [int(one) if isinstance(one, Integral | float) else one for one in tracks.objects],
+            **({"labels": labels} if any(labels := [track.label for track in tracks.objects.values()]) else {}),
             "remaining": [[frames.start, frames.stop, frames.step] for frames in remaining],
         }
         with replacing(path) as unfinished, ZipFile(unfinished, "w") as archive:
             archive.writestr("session.json", json.dumps(header, indent=1))
             archive.writestr("tensors.safetensors", safetensors.torch.save(tensors))
             for place, track in enumerate(tracks.objects.values()):
-                with archive.open(f"results/{place}", "w", force_zip64=True) as file:
-                    for frame in track.bank.frames:
-                        file.write(result_spool(track).read(frame))
+                for name, bank in [(str(place), track.bank), *other_banks(track, place)]:
+                    _write_bank(archive, name, bank)
     except OSError as error:
         raise SessionError(f"cannot save the session to {path}: {error}") from error
 
 
-def check_can_save(tracks: Tracks) -> PaperPolicy:
-    """Refuse objects and policies that cannot be saved; returns the policy."""
-    if not isinstance(policy := tracks.policy, PaperPolicy):
-        raise SessionError(f"a session whose memory policy is {policy!r} cannot be saved: expected a PaperPolicy")
+def _write_bank(archive: ZipFile, name: str, bank: ObjectMemory) -> None:
+    with archive.open(f"results/{name}", "w", force_zip64=True) as file:
+        for frame in bank.frames:
+            file.write(result_spool(bank).read(frame))
+    if bank.records:
+        with archive.open(f"history/{name}", "w", force_zip64=True) as file:
+            for frame, record in bank.records.items():
+                file.write(json.dumps({"frame": frame, **asdict(record)}).encode() + b"\n")
+
+
+def other_banks(track: Track, place: int) -> list[tuple[str, ObjectMemory]]:
+    """The banks of the hypotheses after the first, and the names that they have in the file."""
+    return [(f"{place}.{row}", bank) for row, bank in enumerate(track.other_banks, start=1)]
+
+
+def check_can_save(tracks: Tracks) -> None:
+    """Refuse objects that cannot be saved."""
     for object_id in tracks.objects:
-        if not isinstance(object_id, str | Integral):
+        is_whole = isinstance(object_id, float) and object_id.is_integer()  # as tables hold ids
+        if not is_whole and not isinstance(object_id, str | Integral):
             raise SessionError(f"object {object_id!r} cannot be saved: expected ids that are text or whole numbers")
-    return policy
 
 
 def track_tensors(track: Track) -> dict[str, Tensor]:
-    """Everything of one object but its results."""
-    frames, spool = track.bank.frames, result_spool(track)
+    """Everything of one object but its results and its history."""
     clicks = {
         f"clicks.{frame}.{name}": values
         for frame, prompt in track.clicks.items()
@@ -107,19 +133,27 @@ def track_tensors(track: Track) -> dict[str, Tensor]:
         if values is not None
     }
     return {
-        "frames": torch.tensor(frames),
-        "is_prompted": torch.tensor([frame in track.bank.prompted for frame in frames]),
-        "result_bytes": torch.tensor([spool.packed_bytes(frame) for frame in frames]),
-        "number": torch.tensor(track.number),
-        "tracked_steps": torch.tensor(list(track.tracked_steps.items()), dtype=torch.int64).view(-1, 2),
+        **result_tensors(track.bank),
+        "number": torch.tensor(track.number, device="cpu"),
+        "tracked_steps": torch.tensor(list(track.tracked_steps.items()), dtype=torch.int64, device="cpu").view(-1, 2),
         **clicks,
     }
 
 
-def result_spool(track: Track) -> ResultSpool:
+def result_tensors(bank: ObjectMemory) -> dict[str, Tensor]:
+    """The frames of a bank, and the lengths of its packed results."""
+    frames, spool = bank.frames, result_spool(bank)
+    return {
+        "frames": torch.tensor(frames, device="cpu"),
+        "is_prompted": torch.tensor([frame in bank.prompted for frame in frames], device="cpu"),
+        "result_bytes": torch.tensor([spool.packed_bytes(frame) for frame in frames], device="cpu"),
+    }
+
+
+def result_spool(bank: ObjectMemory) -> ResultSpool:
     """Where the results of a video that can go back are."""
-    assert track.bank.spool is not None
-    return track.bank.spool
+    assert bank.spool is not None
+    return bank.spool
 
 
 def model_identity(model: Sam2Model) -> str:
@@ -138,22 +172,31 @@ def video_identity(video: Video) -> dict[str, Any]:
     }
 
 
+# What zipfile, json and safetensors were observed to raise for damaged files.
+_DAMAGE = (EOFError, LookupError, RuntimeError, ValueError, OverflowError, SafetensorError, struct.error, zlib.error)
+
+
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[ZipFile]:
     """The archive to read from. Errors become a SessionError."""
     damaged = f"{path} is damaged or was cut off: expected a whole saved session. Copy it again, or use an older one"
     try:
         with ZipFile(path) as archive:
+            # Nothing in it is larger than the file then.
+            if any(entry.compress_type != ZIP_STORED for entry in archive.infolist()):
+                raise BadZipFile
             yield archive
     except FileNotFoundError as error:
         raise SessionError(f"there is no saved session at {path} (looked in {os.getcwd()})") from error
     except BadZipFile as error:
         raise SessionError(damaged if starts_as_archive(path) else not_a_session(path)) from error
-    except (EOFError, KeyError, NotImplementedError, zlib.error) as error:  # the archive's table of contents is wrong
+    except SpoolError:
+        raise
+    except SessionError as error:
+        raise SessionError(f"{damaged} ({error})") from error
+    except _DAMAGE as error:
         raise SessionError(damaged) from error
     except OSError as error:
-        if isinstance(error, MaskletError):
-            raise
         raise SessionError(f"cannot read {path}: {error.strerror or error}") from error
 
 
@@ -164,15 +207,19 @@ def read_saved(path: str | os.PathLike[str]) -> SavedSession:
         SessionError: The file is missing, damaged, of another version, or not a session.
     """
     with opened(path) as archive:
-        if "session.json" not in archive.namelist():
-            raise SessionError(not_a_session(path))
-        header = json.loads(archive.read("session.json"))
-    version = str(header.get("format", "")).removeprefix(FORMAT)
+        names = archive.namelist()
+        header = json.loads(archive.read("session.json")) if "session.json" in names else None
+    form = header.get("format") if isinstance(header, dict) else None
+    if not isinstance(header, dict) or not isinstance(form, str) or not form.startswith(FORMAT):
+        raise SessionError(not_a_session(path))
+    version = form.removeprefix(FORMAT)
     if version != VERSION:
         raise SessionError(
-            f"{path} was saved in version {version} of the format by masklet {header.get('masklet')}: masklet "
-            f"{__version__} reads version {VERSION}. Continue with the masklet that saved it"
+            f"{path} was saved in version {version[:20]} of the format by masklet {str(header.get('masklet'))[:20]}: "
+            f"masklet {__version__} reads version {VERSION}. Continue with the masklet that saved it"
         )
+    with opened(path):
+        check_header(header)
     return SavedSession(Path(path), header)
 
 
@@ -200,10 +247,16 @@ class SavedSession:
         height, width = self.header["input_hw"]
         return height, width
 
-    @property
-    def policy(self) -> PaperPolicy:
-        """The memory policy."""
-        return PaperPolicy(**self.header["policy"])
+    def policy(self, own: MemoryPolicy | None = None) -> MemoryPolicy:
+        """The memory policy; one without a name has to be passed.
+
+        Raises:
+            SessionError: It is unknown, or another one than it was saved with.
+        """
+        try:
+            return policy_from_json(self.header["policy"], own)
+        except SessionError as error:
+            raise SessionError(f"{self.path} cannot be resumed: {error}") from error
 
     @property
     def max_objects(self) -> int:
@@ -217,7 +270,11 @@ class SavedSession:
 
     def check_model(self, model: Sam2Model) -> None:
         """Refuse a model that would give other masks."""
-        if model_identity(model) != self.header["model"]:
+        if (
+            not isinstance(slots := self.header["policy"].get("num_maskmem", 0), int)
+            or slots > model.config.num_maskmem
+            or model_identity(model) != self.header["model"]
+        ):
             raise SessionError(
                 f"{self.path} was saved with another model, or with this one in another dtype: load the model it was "
                 f"saved with, in {self.header['model'].split()[0]}; its masks would not fit together with this one's"
@@ -225,7 +282,8 @@ class SavedSession:
 
     def open_video(self, source: VideoSource | None) -> Video:
         """Open the video from ``source``, or from where it was, and check that it is the same."""
-        video = open_video(self._saved_source() if source is None else source)
+        options = ImageOptions.from_json(self.header.get("image_options", {}))
+        video = open_video(self._saved_source() if source is None else source, options)
         saved, found = self.header["video"], video_identity(video)
         if found["checksum"] not in (None, saved["checksum"]) and saved["checksum"] is not None:
             raise SessionError(
@@ -257,32 +315,59 @@ class SavedSession:
         """
         with opened(self.path) as archive:
             tensors = safetensors.torch.load(archive.read("tensors.safetensors"))
+            check_times(tensors)
+            labels = self.header.get("labels", [None] * len(self.header["object_ids"]))
             for place, object_id in enumerate(self.header["object_ids"]):
-                prefix = f"{place}."
-                own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-                with archive.open(f"results/{place}") as results:
-                    tracks.add(object_id, restore_track(tracks, own, results))
+                track = tracks.new_track()
+                track.label = labels[place]
+                own = _named(tensors, str(place))
+                check_track_tensors(own, tensors["times.frames"])
+                restore_track(track, own, tracks.engine.device)
+                for name, bank in [(str(place), track.bank), *other_banks(track, place)]:
+                    self._restore_bank(archive, name, bank, _named(tensors, name))
+                if tracks.policy.choose is not None and track.bank.records.keys() != set(track.bank.frames):
+                    raise SessionError(f"history/{place} does not hold the frames of its object")
+                tracks.add(object_id, track)
         times: FrameColumn[float] = FrameColumn("d")
         times.update(zip(tensors["times.frames"].tolist(), tensors["times.seconds"].tolist(), strict=True))
         return times
 
+    def _restore_bank(self, archive: ZipFile, name: str, bank: ObjectMemory, tensors: dict[str, Tensor]) -> None:
+        """Fill a new bank from its ``result_tensors``, packed results and records."""
+        results_bytes = archive.getinfo(f"results/{name}").file_size
+        check_result_tensors(tensors, results_bytes, result_spool(bank).least_bytes, self.header["video"]["count"])
+        columns = [tensors[key].tolist() for key in ("frames", "is_prompted", "result_bytes")]
+        with archive.open(f"results/{name}") as results:
+            for frame, is_prompted, size in zip(*columns, strict=True):
+                result_spool(bank).write(frame, results.read(size))
+                if is_prompted:
+                    bank.prompted.add(frame)
+        if f"history/{name}" in archive.namelist():
+            with archive.open(f"history/{name}") as lines:
+                for line in lines:
+                    values = json.loads(line)
+                    frame = values.pop("frame", None) if isinstance(values, dict) else None
+                    if type(frame) is not int or frame not in bank:
+                        raise SessionError(f"history/{name} has frame {shown(frame)}: expected frames with a result")
+                    bank.records[frame] = read_record(values)
 
-def restore_track(tracks: Tracks, tensors: dict[str, Tensor], results: IO[bytes]) -> Track:
-    """One object, from its ``track_tensors`` and packed results."""
-    track = tracks.new_track(int(tensors["number"]))
-    columns = [tensors[key].tolist() for key in ("frames", "is_prompted", "result_bytes")]
-    for frame, is_prompted, size in zip(*columns, strict=True):
-        result_spool(track).write(frame, results.read(size))
-        if is_prompted:
-            track.bank.prompted.add(frame)
+
+def _named(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of one object or bank."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def restore_track(track: Track, tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Fill a new track from its ``track_tensors``, but for its results."""
+    track.number = int(tensors["number"])
     clicks: dict[int, dict[str, Tensor]] = {}
     for key, values in tensors.items():
         if key.startswith("clicks."):
             _, frame, name = key.split(".")
-            clicks.setdefault(int(frame), {})[name] = values.to(tracks.engine.device)
+            clicks.setdefault(int(frame), {})[name] = values.to(device)
     track.clicks = {frame: FramePrompt(**prompt) for frame, prompt in clicks.items()}
     track.tracked_steps.update(tensors["tracked_steps"].tolist())
-    return track
 
 
 def extent(video: dict[str, Any]) -> str:

@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import sys
-from collections.abc import Generator, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Hashable
 from functools import partial
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-from PIL import Image
-
+from masklet.detection import DEFAULT_THRESHOLD, Detector, Words
 from masklet.engine import Engine
 from masklet.errors import PromptError, SessionError, VideoError
-from masklet.everything.options import EverythingKeywords, EverythingOptions
+from masklet.everything.options import EverythingKeywords
 from masklet.model.neck import Features
-from masklet.processing import Sam2ImageProcessor
+from masklet.numbers import real_number, whole_number
+from masklet.processing import ImageProcessor
 from masklet.results import Masks
-from masklet.results.visualisation import notebook_html, notebook_png
+from masklet.results.visualisation import notebook_html
 from masklet.video.autosave import autosaving
-from masklet.video.discovery import Discovery, ObjectFinder
+from masklet.video.discovery import Discovery, ObjectFinder, prompt_detections, search_for
 from masklet.video.encoded_frames import EncodedFrames
 from masklet.video.frame_column import FrameColumn
 from masklet.video.frame_result import FrameResult
 from masklet.video.frames import Video, VideoSource, width_by_height
-from masklet.video.outputs import open_writers, output_kind, refuse_to_overwrite
-from masklet.video.plan import Direction, plan_frames, whole_number
+from masklet.video.notebooks import frames_png, rows_of_objects
+from masklet.video.plan import Direction, plan_frames
 from masklet.video.policy import MemoryPolicy
 from masklet.video.readers import Frame
 from masklet.video.saved import check_can_save, read_saved, save_session
+from masklet.video.session_exports import SessionExports
 from masklet.video.spool import Spool
+from masklet.video.tracking_lock import TrackingLock
 from masklet.video.tracks import Tracks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-NOTEBOOK_FRAMES = 4
-"""Frames that a notebook shows of a video."""
-STILL_TRACKING = (
-    "this session is being tracked already: finish the loop over its track(), resume_tracking() or everything(), or "
-    "call close() on what it returned, before starting another"
-)
 
-
-class VideoSession:
+class VideoSession(SessionExports):
     """A video, and the objects that are tracked through it. Made by ``Segmenter.video``.
 
     Prompts and corrections may come before, between and during the steps of one ``track``; a second ``track``,
@@ -58,7 +49,7 @@ class VideoSession:
     """
 
     def __init__(
-        self, engine: Engine, processor: Sam2ImageProcessor, video: Video, policy: MemoryPolicy, *, max_objects: int
+        self, engine: Engine, processor: ImageProcessor, video: Video, policy: MemoryPolicy, *, max_objects: int
     ) -> None:
         self.engine = engine
         self.processor = processor
@@ -75,23 +66,27 @@ class VideoSession:
         self._encoded = EncodedFrames(engine, processor, video)
         self._times: FrameColumn[float] = FrameColumn("d")  # of tracked frames
         self._remaining: list[range] = []  # frames that are still to be tracked
-        self._tracking = Lock()
+        self._tracking = TrackingLock()
 
     @classmethod
     def resume(
         cls,
         engine: Engine,
-        processor: Sam2ImageProcessor,
+        processor: ImageProcessor,
         path: str | os.PathLike[str],
         video: VideoSource | None = None,
+        policy: MemoryPolicy | None = None,
     ) -> VideoSession:
         """See ``Segmenter.resume``."""
         saved = read_saved(path)
         saved.check_model(engine.model)
         processor, opened = processor.with_size(saved.input_hw), saved.open_video(video)
-        session = cls(engine, processor, opened, saved.policy, max_objects=saved.max_objects)
+        session = cls(engine, processor, opened, saved.policy(policy), max_objects=saved.max_objects)
         session._times, session._remaining = saved.restore(session._tracks), saved.remaining
         return session
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session has open files and cannot be copied or pickled: save(path), then sam.resume(path)")
 
     def __repr__(self) -> str:
         frames = "frames" if self.video.count is None else f"{self.video.count} frame{'s' * (self.video.count != 1)}"
@@ -99,36 +94,15 @@ class VideoSession:
         return f"VideoSession({self.video.name}, {frames} of {width_by_height(self.video.size_hw)}, {objects})"
 
     def _repr_png_(self) -> bytes | None:
-        """Notebooks show a few frames side by side with their masks, and nothing of a video that is read only once."""
-        if self.video.count is None:
-            return None
-        tracks = self._tracks
-        frames = sorted({f for track in tracks.objects.values() for f in track.bank.frames}) or range(self.video.count)
-        few = np.unique(np.linspace(0, len(frames) - 1, NOTEBOOK_FRAMES).round().astype(int))
-        results = [
-            tracks.frame_result(index, 0.0, tracks.results_in(index), self.video[index].image)
-            for index in (frames[place] for place in few)
-        ]
-        return notebook_png(Image.fromarray(np.concatenate([result.masks.overlay() for result in results], axis=1)))
+        return frames_png(self.video, self._tracks)
 
     def _repr_html_(self) -> str:
-        """The same, with a table of the objects."""
-        rows = [
-            (object_id, ", ".join(map(str, sorted(track.bank.prompted))), f"{len(track.tracked_steps)} frames")
-            for object_id, track in self._tracks.objects.items()
-        ]
-        headings = ("object", "prompted in frame", "tracked through")
-        return notebook_html(self._repr_png_(), repr(self), [headings, *rows] if rows else [])
+        return notebook_html(self._repr_png_(), repr(self), rows_of_objects(self._tracks))
 
     @property
     def object_ids(self) -> tuple[Hashable, ...]:
         """The ids that the objects were prompted with."""
         return tuple(self._tracks.objects)
-
-    @property
-    def tracked_frames(self) -> tuple[int, ...]:
-        """Frames that an object was tracked through, from first to last."""
-        return tuple(sorted({frame for track in self._tracks.objects.values() for frame in track.tracked_steps}))
 
     def prompt(
         self,
@@ -139,11 +113,15 @@ class VideoSession:
         labels: Any = None,
         box: Any = None,
         mask: Any = None,
+        text: Words | None = None,
+        detector: Any = None,
+        detection_threshold: float = DEFAULT_THRESHOLD,
     ) -> Masks:
         """Prompt an object in a frame. In a frame that was tracked, this corrects the object there.
 
-        All points of a frame add up; a new box or mask replaces an earlier one. The frame keeps this result when the
-        video is tracked again, and guides the frames around it. Other objects do not change.
+        All points of a frame add up, and a new box replaces an earlier one. A new mask replaces everything that came
+        before it in this frame; points and a box that come with it, or later, refine it. The frame keeps this result
+        when the video is tracked again, and guides the frames around it. Other objects do not change.
 
         Args:
             frame: Its number, from 0.
@@ -151,20 +129,47 @@ class VideoSession:
             points: [(x, y), …] on the object; (x, y, 0) is beside it. Pixels of the video, x right and y down.
             labels: 1 on the object, 0 beside it; all 1 if None.
             box: (x0, y0, x1, y1) around it.
-            mask: Its mask, (height, width), taken as it is.
+            mask: Its mask, (height, width): alone it is taken as it is. A soft mask (floats from 0 to 1, or grey values
+                in uint8) is cut at one half, and logits at 0.
+            text: Words, to prompt every object that a detector finds in this frame, with a new id from 1 on. Objects
+                keep their words as labels.
+            detector: As in ``EncodedImage.predict``.
+            detection_threshold: As in ``EncodedImage.predict``.
 
         Returns:
-            The object's mask in this frame.
+            The object's mask in this frame; with ``text``, those of the objects that were found. There may be none.
 
         Raises:
             PromptError: The prompt is invalid.
             VideoError: The video has no such frame.
+            DetectorError: As in ``EncodedImage.predict``.
         """
-        if (frame := whole_number("frame", frame)) < 0:
+        if (frame := whole_number("frame", frame, PromptError)) < 0:
             raise VideoError(f"there is no frame {frame} in {self.video.name}: frames count from 0")
+        if text is not None or detector is not None:
+            if object != 1 or any(value is not None for value in (points, labels, box, mask)):
+                raise PromptError("text came with another prompt or an object's id: expected words and a frame alone")
+            find = Detector(detector, [] if text is None else text, threshold=detection_threshold)
+            image = self._encoded.image(frame)
+            results = prompt_detections(self._tracks, frame, self._features_of, find(image))
+            return self._tracks.frame_result(frame, 0.0, results, image).masks
         prompt = self._tracks.read(points=points, labels=labels, box=box, mask=mask)
         result = self._tracks.prompt(object, frame, self._features_of, prompt)
         return self._tracks.frame_result(frame, 0.0, {object: result}, self._encoded.image(frame)).masks
+
+    def memory_bytes(self) -> int:
+        """What the session takes in memory: features and pixels of frames, memory maps, and results in its spool."""
+        banks = [track.bank for track in self._tracks.objects.values()]
+        spool = 0 if self._tracks.spool is None else self._tracks.spool.memory_bytes
+        return self._encoded.memory_bytes() + sum(bank.tensor_bytes() for bank in banks) + spool
+
+    def preload(self, frame: int) -> None:
+        """Read and encode a frame that will be prompted soon. A few frames are kept.
+
+        Raises:
+            VideoError: The video has no such frame.
+        """
+        self._features_of(frame)
 
     def remove(self, object: Hashable, frame: int | None = None) -> None:
         """Remove an object, or undo its prompts in one frame. Other objects do not change.
@@ -177,7 +182,7 @@ class VideoSession:
         if frame is None:
             self._tracks.remove(object)
         else:
-            self._tracks.remove_prompt(object, whole_number("frame", frame))
+            self._tracks.remove_prompt(object, whole_number("frame", frame, PromptError))
 
     def reset(self) -> None:
         """Remove all objects."""
@@ -231,8 +236,14 @@ class VideoSession:
             autosave_to: As in ``track``.
 
         Raises:
-            SessionError: It cannot be saved; another generator of this session is still tracking.
+            SessionError: Nothing was ever tracked; it cannot be saved; another generator of this session is still
+                tracking.
+            PromptError: ``autosave`` is not a number.
         """
+        if not self._times and not self._remaining:
+            raise SessionError(
+                "nothing to continue: no frame was tracked in this session. Call track() or everything()"
+            )
         return self._autosaved(self._track(None, packed), autosave, autosave_to)
 
     def everything(
@@ -243,9 +254,12 @@ class VideoSession:
         min_object: int = 100,
         patience: int = 100,
         packed: bool = False,
+        text: Words | None = None,
+        detector: Any = None,
+        detection_threshold: float = DEFAULT_THRESHOLD,
         **options: Unpack[EverythingKeywords],
     ) -> Generator[FrameResult]:
-        """Find objects without prompts and track them all forward, yielding each frame as it is done.
+        """Find objects without prompts, or by words, and track them all forward, yielding each frame as it is done.
 
         Every n-th frame from 0 on is segmented as ``Segmenter.everything`` does it. A mask found there belongs to a
         known object, or to a new one. New objects have the ids 1, 2, 3 …: an object keeps its id, and no id is used
@@ -259,17 +273,21 @@ class VideoSession:
             patience: Frames for which an object may be out of sight. Then it is not tracked any more, unless it is
                 prompted again; what is found in its place is a new object.
             packed: As in ``track``.
+            text: Words, to find only what they name: a detector looks at every n-th frame. Objects keep their words as
+                labels.
+            detector: As in ``EncodedImage.predict``.
+            detection_threshold: As in ``EncodedImage.predict``.
             options: As in ``Segmenter.everything``.
 
         Raises:
             ConfigError: An option is invalid.
             SessionError: Another generator of this session is still tracking.
         """
-        what = EverythingOptions.for_model(
-            self.engine.config, options, "every", "same_iou", "min_object", "patience", "packed"
+        what = search_for(
+            self.engine, self.processor, options, text=text, detector=detector, threshold=detection_threshold
         )
-        discovery = Discovery(every=every, same_iou=same_iou, min_object=min_object, patience=patience, options=what)
-        self._refuse_second_tracking()
+        discovery = Discovery(every=every, same_iou=same_iou, min_object=min_object, patience=patience, search=what)
+        self._tracking.check()
         return self._discover(discovery, packed)
 
     def plan(
@@ -293,82 +311,37 @@ class VideoSession:
         """
         save_session(path, self._tracks, self.video, self._times, self._remaining)
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the results of all tracked frames, in the video's order. Nothing is tracked again.
-
-        If every n-th frame was tracked, the written video shows so many fewer frames a second, and is as long.
-
-        Args:
-            path: Its suffix chooses a video with the masks painted over it (``.mp4``, ``.mkv`` …), a line of JSON for
-                each frame (``.jsonl``), or, without suffix, a folder of PNGs as in DAVIS. See ``video.outputs``.
-
-        Raises:
-            VideoError: Another suffix; it cannot be written; it is the video itself; a video that came frame by frame
-                cannot be read again.
-            PromptError: Nothing was tracked yet.
-        """
-        kind = output_kind(path)
-        refuse_to_overwrite(self.video, path)
-        frames = self.tracked_frames
-        if not frames:
-            raise PromptError("nothing to write: track first, for result in video.track(): ...")
-        stride = math.gcd(*(after - before for before, after in itertools.pairwise(frames))) or 1
-        with open_writers(**kind, fps=self.video.fps / stride, size_hw=self.video.size_hw) as writers:
-            for result in self._stored_results(with_images="overlay" in kind, stride=stride):
-                writers.write(result)
-
-    def _stored_results(self, *, with_images: bool, stride: int = 1) -> Generator[FrameResult]:
-        tracks, frames = self._tracks, self.tracked_frames
-        if not with_images:
-            for index in frames:
-                yield tracks.frame_result(index, self._times[index], tracks.results_in(index), None)
-            return
-        wanted = set(frames)
-        for frame in self.video.frames(frames[0], frames[-1] + 1, stride):
-            if frame.index in wanted:
-                yield tracks.frame_result(frame.index, frame.time, tracks.results_in(frame.index), frame.image)
-
     def _autosaved(
         self, results: Generator[FrameResult], seconds: float | None, path: str | os.PathLike[str] | None
     ) -> Generator[FrameResult]:
-        self._refuse_second_tracking()
+        self._tracking.check()
         if (seconds is None) != (path is None):
             raise SessionError("autosave=seconds and autosave_to=path go together: expected both, or none of them")
         if seconds is None or path is None:
             return results
+        seconds = real_number("autosave", seconds, PromptError, least=0, most=math.inf)
         check_can_save(self._tracks)
         return autosaving(results, partial(self.save, path), seconds)
 
-    def _refuse_second_tracking(self) -> None:
-        if self._tracking.locked():
-            raise SessionError(STILL_TRACKING)
-
-    @contextmanager
-    def _tracking_alone(self) -> Iterator[None]:
-        """Own the session's plan until the generator ends, is closed or is garbage-collected."""
-        if not self._tracking.acquire(blocking=False):
-            raise SessionError(STILL_TRACKING)
-        try:
-            yield
-        finally:
-            self._tracking.release()
-
     def _track(self, plan: list[range] | None, packed: bool) -> Generator[FrameResult]:
         """Track through the plan, or through what remains of the last one."""
-        with self._tracking_alone():
+        with self._tracking:
             self._remaining = self._remaining if plan is None else plan
             while self._remaining:
                 frames, *others = self._remaining
-                for frame in self.video.frames(frames.start, frames.stop, frames.step) if frames else ():
+                for frame, following in self._encoded.reading(frames):
                     results = self._tracks.advance(frame.index, partial(self._features_of, at_hand=frame), frames.step)
                     self._times[frame.index] = frame.time
                     self._remaining = [range(frame.index + frames.step, frames.stop, frames.step), *others]
-                    yield self._tracks.frame_result(frame.index, frame.time, results, frame.image, packed=packed)
+                    result = self._tracks.start_result(frame.index, frame.time, results, frame.image, packed=packed)
+                    if following is not None:
+                        self._encoded.start(following)
+                    yield result()
                 self._remaining = others
 
     def _discover(self, discovery: Discovery, packed: bool) -> Generator[FrameResult]:
-        with self._tracking_alone():
-            finder = ObjectFinder(self._tracks, self.processor, discovery)
+        with self._tracking:
+            finder = ObjectFinder(self._tracks, discovery)
             count = sys.maxsize if self.video.count is None else self.video.count
             for frame in self.video.frames():
                 results = finder.advance(frame, partial(self._features_of, at_hand=frame))

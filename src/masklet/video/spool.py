@@ -7,14 +7,16 @@ import tempfile
 import weakref
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import IO, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from masklet.errors import SpoolError
 from masklet.video.frame_column import FrameColumn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Place = tuple[int, int]
 """The offset of stored bytes, and their length."""
@@ -36,6 +38,11 @@ class Spool:
         self._end = 0
         self._free: dict[int, int] = {}  # start to length, of space that can be used again
         self._free_starts: dict[int, int] = {}  # end to start, of the same
+
+    @property
+    def memory_bytes(self) -> int:
+        """What lies in memory."""
+        return self._end if isinstance(self._file, io.BytesIO) else 0
 
     def put(self, data: bytes) -> Place:
         """Store bytes.
@@ -140,6 +147,8 @@ class TensorPacking:
         return value.float().cpu().numpy().tobytes()
 
     def unpack(self, data: bytes) -> Tensor:  # noqa: D102
+        import torch
+
         values = torch.from_numpy(np.frombuffer(data, np.float32).copy())
         return values.view(self.shape).to(self.device, self.dtype)
 
@@ -188,9 +197,12 @@ class FrameSpool(MutableMapping[int, Value]):
 
     def write(self, frame: int, packed: bytes) -> None:
         """Store a value that is packed already."""
-        place = self._spool.put(packed)
-        if frame in self:  # deleted only now, so that it survives a full disk
-            del self[frame]
+        self._place_at(frame, self._spool.put(packed))
+
+    def _place_at(self, frame: int, place: Place) -> None:
+        """A value lies in a place now. An earlier one is deleted only here, so that it survives a full disk."""
+        if frame in self._starts:
+            FrameSpool.__delitem__(self, frame)
         self._starts[frame], self._lengths[frame] = place
 
     def packed_bytes(self, frame: int) -> int:

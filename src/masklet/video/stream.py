@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from masklet.config import SizeHW
 from masklet.engine import Engine
 from masklet.errors import ConfigError, PromptError
-from masklet.images.reading import read_image
+from masklet.image import EncodedImage
+from masklet.images.options import DEFAULT, ImageOptions
+from masklet.images.reading import pixels_of, resolved_for
+from masklet.images.values import to_rgb8
 from masklet.model.neck import Features
-from masklet.processing import Sam2ImageProcessor
+from masklet.numbers import real_number
+from masklet.processing import ImageProcessor
+from masklet.video.encoded_frames import encode_frame
+from masklet.video.frame_prompts import checked_prompts
 from masklet.video.frame_result import FrameResult
-from masklet.video.policy import MemoryPolicy
-from masklet.video.tracks import Tracks, check_can_track
+from masklet.video.policy import MemoryPolicy, PaperPolicy
+from masklet.video.track import check_can_track
+from masklet.video.tracks import Tracks
+
+MIN_FPS, MAX_FPS = 1e-6, 1e6
+"""Two frames a month, and a million in a second."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +54,32 @@ class VideoStream:
     """
 
     def __init__(
-        self, engine: Engine, processor: Sam2ImageProcessor, policy: MemoryPolicy, *, max_objects: int, fps: float
+        self,
+        engine: Engine,
+        processor: ImageProcessor,
+        policy: MemoryPolicy,
+        *,
+        max_objects: int,
+        fps: float,
+        image_options: ImageOptions = DEFAULT,
     ) -> None:
-        check_can_track(engine, max_objects)
-        if not fps > 0:
-            raise PromptError(f"fps is {fps}: expected a positive number of frames per second")
+        max_objects = check_can_track(engine, max_objects, processor.input_hw)
+        fps = real_number("fps", fps, PromptError, least=MIN_FPS, most=MAX_FPS)
+        if isinstance(policy, PaperPolicy) and policy.max_prompted is None:
+            raise PromptError("max_prompted is None: a stream has no end, so expected a number of prompted frames")
         self.engine = engine
         self.processor = processor
         self.policy = policy
         self.max_objects = max_objects
         self.fps = fps
+        self.image_options = image_options
+        """How frames are read; ``value_range="auto"`` becomes the range of the first frame."""
         self.count = 0
         """Frames pushed so far."""
         self._tracks: Tracks | None = None
         self._features: Features | None = None
         self._image: np.ndarray | None = None
+        self._time = 0.0
 
     def __repr__(self) -> str:
         objects = f"{len(self.object_ids) or 'no'} object{'s' * (len(self.object_ids) != 1)}"
@@ -84,41 +105,86 @@ class VideoStream:
         frame: Any,
         prompts: Mapping[Hashable, Mapping[str, Any]] | None = None,
         *,
+        time: float | None = None,
         packed: bool = False,
     ) -> FrameResult:
         """Track all objects into the next frame.
 
         Args:
-            frame: An image, of the same size each time: see ``masklet.images.reading.read_image``.
+            frame: An image, of the same size each time: see ``masklet.images.reading.read_image``. Or what ``encode``
+                made of it, here or in another stream of the same model and settings.
             prompts: Objects to add or to correct in this frame, by id, each with ``points``, ``labels``, ``box`` or
                 ``mask`` as ``VideoSession.prompt`` takes them: ``{"cup": {"box": (300, 0, 500, 400)}}``.
+            time: Seconds since the first frame, for the result, as ``LiveVideo`` gives it. If None, the number of
+                frames before this one, divided by ``fps``.
             packed: As in ``VideoSession.track``.
 
         Returns:
             All objects in this frame.
 
         Raises:
-            PromptError: A prompt is invalid.
-            ImageError: The frame is not an image, or has another size than those before.
-                After any error the stream is as before the call, so the frame may be pushed again.
+            PromptError: A prompt is invalid; ``time`` is not a number, or not later than that of the last frame.
+            ImageError: The frame is not an image, or differs in size from those before. After any error the stream is
+                as before the call, so the frame may be pushed again.
         """
-        image = read_image(frame)
-        size_hw = (image.shape[0], image.shape[1])
+        encoded, options = (frame, self.image_options) if isinstance(frame, EncodedImage) else self._encode(frame)
+        size_hw, features, image = encoded.size_hw, encoded.features, encoded.image
         index = self.count
+        time = self._time_of(index, time)
         # A copy, so that an error leaves the stream as it was.
         tracks = self._first_tracks(size_hw) if self._tracks is None else self._tracks.copy()
         tracks.check_size(size_hw, index)
-        read = {object_id: tracks.read(**prompt) for object_id, prompt in (prompts or {}).items()}
-        with torch.inference_mode():
-            features = self.engine.encode(self.processor.frame_values(image))
+        read = {object_id: tracks.read(**prompt) for object_id, prompt in checked_prompts(prompts).items()}
         latest = LatestFrame(index, features)
         for object_id, prompt in read.items():
             tracks.prompt(object_id, index, latest, prompt)
         results = tracks.advance(index, latest, step=1)
         tracks.forget_before(index)
-        result = tracks.frame_result(index, index / self.fps, results, image, packed=packed)
+        result = tracks.frame_result(index, time, results, image, packed=packed)
         self._tracks, self._features, self._image, self.count = tracks, features, image, index + 1
+        self._time, self.image_options = time, options
         return result
+
+    def encode(self, frame: Any) -> EncodedImage:
+        """Encodes a frame for ``push``, so that several streams can share it.
+
+        Args:
+            frame: As in ``push``.
+
+        Raises:
+            ImageError: The frame is not an image.
+        """
+        return self._encode(frame)[0]
+
+    def copy(self) -> VideoStream:
+        """An independent copy: frames pushed to one do not change the other."""
+        copied = copy.copy(self)
+        copied._tracks = None if self._tracks is None else self._tracks.copy()
+        return copied
+
+    def memory_bytes(self) -> int:
+        """About what the stream takes in memory: its last frame with features, and memory maps."""
+        tracks = () if self._tracks is None else self._tracks.objects.values()
+        features = sum(tensor.untyped_storage().nbytes() for tensor in self._features or ())
+        pixels = 0 if self._image is None else self._image.nbytes
+        return features + pixels + sum(track.bank.tensor_bytes() for track in tracks)
+
+    def _encode(self, frame: Any) -> tuple[EncodedImage, ImageOptions]:
+        """The encoded frame, and the options that it was read with."""
+        pixels = pixels_of(frame, self.image_options)
+        options = self.image_options if self.count else resolved_for([pixels], self.image_options)
+        image = to_rgb8(pixels, options)
+        features = encode_frame(self.engine, self.processor, image)
+        return EncodedImage(self.engine, features, (image.shape[0], image.shape[1]), image), options
+
+    def _time_of(self, index: int, time: float | None) -> float:
+        time = index / self.fps if time is None else real_number("time", time, PromptError)
+        if index and time <= self._time:
+            raise PromptError(
+                f"frame {index} is at {time:g} s, and the frame before it at {self._time:g} s: expected increasing "
+                "times in seconds, given for every frame or for none"
+            )
+        return time
 
     def correct(self, object: Hashable, **prompt: Any) -> FrameResult:
         """Prompt an object in the last frame, again or for the first time.
@@ -136,7 +202,9 @@ class VideoStream:
         if self._tracks is None or self._features is None:
             raise PromptError("no frame has been pushed yet: expected one before a correction")
         latest = LatestFrame(self.count - 1, self._features)
-        self._tracks.prompt(object, self.count - 1, latest, self._tracks.read(**prompt))
+        self._tracks.prompt(
+            object, self.count - 1, latest, self._tracks.read(**checked_prompts({object: prompt})[object])
+        )
         return self._result_of_last(self._tracks)
 
     def remove(self, object: Hashable) -> None:
@@ -162,4 +230,4 @@ class VideoStream:
 
     def _result_of_last(self, tracks: Tracks) -> FrameResult:
         index = self.count - 1
-        return tracks.frame_result(index, index / self.fps, tracks.results_in(index), self._image)
+        return tracks.frame_result(index, self._time, tracks.results_in(index), self._image)

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masklet.config import STRIDE, STRIDES
+from masklet.config import STRIDES
 from masklet.engine import Engine
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.neck import Features
 from masklet.model.prompt_encoder import BOX_TOP_LEFT, Prompts
-from masklet.video.memory import ObjectMemory, gather_memory
+from masklet.video.memory import ReadableMemory, gather_memory
+from masklet.video.memory_slots import MemorySlots
 from masklet.video.object_frame import ObjectFrame
 from masklet.video.policy import MemorySelection
 
@@ -31,15 +32,18 @@ PREVIOUS_LIMIT = 32.0
 
 @dataclass(frozen=True)
 class FramePrompt:
-    """A prompt for one object in one frame, in pixels of the network's input: points and box, or a mask."""
+    """A prompt for one object in one frame, in pixels of the network's input: points and box, a mask, or all of them.
+
+    A mask alone is taken as it is. With points or a box it is what they refine.
+    """
 
     points: Tensor | None = None  # (points, 2), box corners first
     labels: Tensor | None = None  # (points,)
     mask: Tensor | None = None  # (height, width) bool, of the network's input
 
     def after(self, earlier: FramePrompt) -> FramePrompt:
-        """Both prompts together: points add up, a new box or mask replaces an earlier one."""
-        if self.mask is not None or earlier.mask is not None or earlier.points is None or self.points is None:
+        """Both prompts together: points add up, a new box replaces an earlier one, a new mask replaces everything."""
+        if self.mask is not None or earlier.points is None or self.points is None:
             return self
         assert earlier.labels is not None
         assert self.labels is not None
@@ -54,10 +58,11 @@ class FramePrompt:
 def track_objects(
     engine: Engine,
     features: Features,
-    banks: Sequence[ObjectMemory],
+    banks: Sequence[ReadableMemory],
     selections: Sequence[MemorySelection],
     *,
     fixed_shapes: bool = False,
+    slots: MemorySlots | None = None,
 ) -> list[tuple[ObjectFrame, Tensor]]:
     """Track objects into a frame, in one batch.
 
@@ -67,11 +72,15 @@ def track_objects(
         banks: The memory of each object. It is not changed.
         selections: What to read of each; all of one shape, see ``MemorySelection.shape``.
         fixed_shapes: Pad memories to a fixed shape, which suits accelerators.
+        slots: Where memories are kept from frame to frame, which suits them better.
 
     Returns:
         The result of each object, and its memory map, (h*w, memory_dim).
     """
-    results = choose(decode_with_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes))
+    decoded = decode_with_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes, slots=slots)
+    results = choose(decoded, shares=engine.batches_memory)
+    if engine.batches_memory:
+        return list(zip(results, memory_maps(engine, features, results, is_prompted=False), strict=True))
     # One by one: a map that is computed again later is computed alone, and has to be the same to the bit.
     return [(result, memory_maps(engine, features, [result], is_prompted=False)[0]) for result in results]
 
@@ -90,14 +99,15 @@ def track_object(
         features: Of the frame.
         prompt: For this frame.
         conditioned: (1, dim, h, w), from ``read_memory``; None on a frame that tracking has not reached.
-        previous: (4h, 4w) logits to correct, if the frame had a result before.
+        previous: (4h, 4w) logits to correct, if the frame had a result before. The mask of the prompt replaces them.
 
     Returns:
         As ``track_objects``, for this object.
     """
-    if prompt.mask is not None:
+    if prompt.mask is not None and prompt.points is None:
         result = _take_mask(engine, features, prompt.mask)
     else:
+        previous = previous if prompt.mask is None else mask_logits(engine, prompt.mask)
         (result,) = choose(decode_prompt(engine, features, prompt, conditioned, previous))
     (memory,) = memory_maps(engine, features, [result], is_prompted=True)
     return result, memory
@@ -128,18 +138,24 @@ def decode_prompt(
 def decode_with_memory(
     engine: Engine,
     features: Features,
-    banks: Sequence[ObjectMemory],
+    banks: Sequence[ReadableMemory],
     selections: Sequence[MemorySelection],
     *,
     fixed_shapes: bool = False,
+    slots: MemorySlots | None = None,
 ) -> DecodedMasks:
     """Decode objects that are not prompted in this frame: (objects, 1, ...), three candidates."""
-    conditioned = read_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes)
+    conditioned = read_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes, slots=slots)
     return engine.decode(features, multimask=True, conditioned=conditioned)
 
 
-def choose(decoded: DecodedMasks) -> list[ObjectFrame]:
-    """The candidate of the best predicted IoU for each object of (objects, 1, candidates, ...)."""
+def choose(decoded: DecodedMasks, *, shares: bool = False) -> list[ObjectFrame]:
+    """The candidate of the best predicted IoU for each object of (objects, 1, candidates, ...).
+
+    Args:
+        decoded: Of a batch.
+        shares: Whether the results may share the memory of the batch, which then lives as long as any of them.
+    """
     assert decoded.object_pointers is not None
     best = decoded.iou_scores[:, 0].argmax(-1)  # (objects,)
     each = torch.arange(len(best), device=best.device)
@@ -147,8 +163,11 @@ def choose(decoded: DecodedMasks) -> list[ObjectFrame]:
     logits = torch.where(scores[..., None] > 0, decoded.logits[each, 0, best], ABSENT_LOGIT)
     pointers = decoded.object_pointers[each, 0, best]
     columns = (logits, decoded.iou_scores[each, 0, best], scores[:, 0], pointers)
+    rows = zip(*(column.unbind() for column in columns), strict=True)
+    if shares:
+        return [ObjectFrame(*row) for row in rows]
     # Cloned, since views would keep the tensors of the whole batch alive.
-    return [ObjectFrame(*(tensor.clone() for tensor in row)) for row in zip(*columns, strict=True)]
+    return [ObjectFrame(*(tensor.clone() for tensor in row)) for row in rows]
 
 
 def memory_maps(
@@ -158,19 +177,27 @@ def memory_maps(
     logits = torch.stack([result.logits for result in results])
     scores = torch.stack([result.object_score for result in results])
     memories = engine.write_memory(features, logits, scores[:, None], binarize=is_prompted)
-    # The reference stores memories in this precision, and the rounding is part of its results.
-    return [memory.to(torch.bfloat16, copy=True) for memory in memories]
+    # Meta's reference stores memories in bfloat16, and the rounding is part of its results. transformers' EdgeTAM
+    # stores its few tokens as they are.
+    stored = memories.dtype if engine.config.is_edgetam else torch.bfloat16
+    if engine.batches_memory:
+        return list(memories.to(stored, copy=True).unbind())
+    return [memory.to(stored, copy=True) for memory in memories]
 
 
 def read_memory(
     engine: Engine,
     features: Features,
-    banks: Sequence[ObjectMemory],
+    banks: Sequence[ReadableMemory],
     selections: Sequence[MemorySelection],
     *,
     fixed_shapes: bool = False,
+    slots: MemorySlots | None = None,
 ) -> Tensor:
     """The frame conditioned on the memory of each object, (objects, dim, h, w)."""
+    has_weights = any(selection.key_weights is not None for selection in selections)
+    if slots is not None and not has_weights:
+        return engine.read_memory(features, slots.read(engine, features, banks, selections))
     return engine.read_memory(features, gather_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes))
 
 
@@ -181,14 +208,19 @@ def _take_mask(engine: Engine, features: Features, mask: Tensor) -> ObjectFrame:
     prompts = Prompts(masks=engine.downsample_mask(inside))
     decoded = engine.decode(features, prompts, multimask=False, conditioned=features.stride16)
     assert decoded.object_pointers is not None
-    size_hw = tuple(side * STRIDE // STRIDES[0] for side in features.map_hw)
-    certain = CERTAIN_LOGIT * (2 * inside - 1)
     one = torch.ones((), device=engine.device, dtype=engine.dtype)
-    # On the CPU in float32, since some devices and precisions have no antialiasing.
-    logits = F.interpolate(certain.float().cpu(), size=size_hw, mode="bilinear", antialias=True)[0, 0]
     return ObjectFrame(
-        logits=logits.to(engine.device, engine.dtype),
+        logits=mask_logits(engine, mask),
         iou_score=one,
         object_score=CERTAIN_LOGIT * one,
         pointer=decoded.object_pointers[0, 0, 0],
     )
+
+
+def mask_logits(engine: Engine, mask: Tensor) -> Tensor:
+    """(4h, 4w): the logits of a mask of the network's input, as a prompt has it."""
+    certain = CERTAIN_LOGIT * (2 * mask.to(engine.dtype)[None, None] - 1)
+    size_hw = tuple(side // STRIDES[0] for side in mask.shape)
+    # On the CPU in float32, since some devices and precisions have no antialiasing.
+    logits = F.interpolate(certain.float().cpu(), size=size_hw, mode="bilinear", antialias=True)[0, 0]
+    return logits.to(engine.device, engine.dtype)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -13,62 +15,44 @@ from torch import Tensor
 
 from masklet.config import STRIDE, STRIDES, SizeHW
 from masklet.engine import Engine
-from masklet.errors import CheckpointError, ImageError, PromptError
+from masklet.errors import ImageError, PromptError
 from masklet.model.neck import Features
-from masklet.video.frame_column import FrameColumn
-from masklet.video.frame_result import FrameResult, make_frame_result, no_such_object
+from masklet.video.candidates import RowOutput, candidates_of_result, record_of, row_outputs
+from masklet.video.frame_result import FrameResult, check_object_id, make_frame_result, no_such_object
 from masklet.video.frames import width_by_height
 from masklet.video.memory import ObjectMemory
+from masklet.video.memory_slots import MemorySlots
 from masklet.video.object_frame import ObjectFrame, ResultPacking, ResultSpool
-from masklet.video.policy import MAX_POINTERS, MemoryPolicy, MemorySelection, MemoryShape, check_selection
+from masklet.video.pathways import parent_of
+from masklet.video.policy import (
+    MAX_POINTERS,
+    Candidates,
+    Choice,
+    FrameRecord,
+    MemoryPolicy,
+    MemorySelection,
+    MemoryShape,
+    check_choices,
+    check_selection,
+)
 from masklet.video.prompts import read_frame_prompt
+from masklet.video.result_fetch import PackingWorker
 from masklet.video.spool import FrameSpool, Spool, TensorPacking
-from masklet.video.tracker import FramePrompt, memory_maps, read_memory, track_object, track_objects
+from masklet.video.track import Row, Track, check_can_track
+from masklet.video.tracker import (
+    FramePrompt,
+    decode_with_memory,
+    mask_logits,
+    memory_maps,
+    read_memory,
+    track_object,
+    track_objects,
+)
 
+RowKey = tuple[Hashable, int]
+"""An object and the number of one of its rows."""
 FeaturesOf = Callable[[int], Features]
 """Returns the features of a frame, encoding it if necessary."""
-
-
-@dataclass
-class Track:
-    """One object: its prompts, and its memory."""
-
-    number: int
-    """From 0, in the order in which objects were added. It chooses the colour; label images hold it plus 1."""
-    bank: ObjectMemory
-    conditioned: MutableMapping[int, Tensor]
-    """Frames that were corrected since tracking last advanced, each conditioned on the memory from before."""
-    clicks: dict[int, FramePrompt] = field(default_factory=dict)
-    """Points and boxes of each prompted frame, which later clicks add to. Masks are not kept: they are results."""
-    tracked_steps: FrameColumn[int] = field(default_factory=lambda: FrameColumn("q"))
-    """Frames that tracking has reached, with its step: 1 forward, -1 backward."""
-
-    def copy(self) -> Track:
-        """An independent copy. Results that lie in a spool cannot be copied."""
-        return Track(
-            self.number, self.bank.copy(), dict(self.conditioned), dict(self.clicks), self.tracked_steps.copy()
-        )
-
-    def clear(self) -> None:
-        """Forget everything, and free the space in the spool."""
-        self.bank.clear()
-        self.conditioned.clear()
-
-
-def check_can_track(engine: Engine, max_objects: int) -> None:
-    """Check that objects can be tracked.
-
-    Raises:
-        PromptError: ``max_objects`` is less than 1.
-        CheckpointError: The model has no memory.
-    """
-    if max_objects < 1:
-        raise PromptError(f"max_objects is {max_objects}: expected at least 1, the objects tracked in one batch")
-    if not engine.config.has_memory:
-        raise CheckpointError(
-            "this model was saved without its memory (model_type sam2): it segments images and cannot track objects "
-            "through videos. Load the whole checkpoint (sam2_video)"
-        )
 
 
 class Tracks:
@@ -95,11 +79,12 @@ class Tracks:
         spool: Spool | None,
         can_rewind: bool,
     ) -> None:
-        check_can_track(engine, max_objects)
+        self.max_objects = check_can_track(engine, max_objects, input_hw)
         self.engine = engine
         self.policy = policy
-        self.max_objects = max_objects
         self.fixed_shapes = engine.pads_memory
+        self.slots = MemorySlots() if engine.batches_memory else None
+        self.worker = PackingWorker() if engine.is_asynchronous else None
         self.size_hw = size_hw
         self.input_hw = input_hw
         self.spool = spool
@@ -115,14 +100,15 @@ class Tracks:
 
     def new_track(self, number: int | None = None) -> Track:
         """A track without prompts, not yet among the objects; by default with the next number."""
-        number = self._next_number if number is None else number
+        number, others = self._next_number if number is None else number, range(1, self.policy.hypotheses)
         if self.spool is None:
-            return Track(number, ObjectMemory(), {})
+            return Track(number, ObjectMemory(), {}, other_banks=[ObjectMemory() for _ in others])
         dim, dtype, device = self.engine.config.hidden_size, self.engine.dtype, self.engine.device
         height, width = self.input_hw
         results = ResultPacking((height // STRIDES[0], width // STRIDES[0]), dim, dtype, device)
         conditioned = TensorPacking((1, dim, height // STRIDE, width // STRIDE), dtype, device)
-        return Track(number, ObjectMemory(ResultSpool(self.spool, results)), FrameSpool(self.spool, conditioned))
+        bank, *other_banks = (ObjectMemory(ResultSpool(self.spool, results, self.worker)) for _ in (0, *others))
+        return Track(number, bank, FrameSpool(self.spool, conditioned), other_banks=other_banks)
 
     def add(self, object_id: Hashable, track: Track) -> None:
         """Put a track among the objects, or back in its place."""
@@ -130,29 +116,87 @@ class Tracks:
         self._next_number = max(self._next_number, track.number + 1)  # a number is never used again
 
     @torch.inference_mode()
-    def prompt(self, object_id: Hashable, frame: int, features_of: FeaturesOf, prompt: FramePrompt) -> ObjectFrame:
-        """Prompt or correct an object: see ``VideoSession.prompt``. A refused prompt changes nothing."""
+    def prompt(
+        self,
+        object_id: Hashable,
+        frame: int,
+        features_of: FeaturesOf,
+        prompt: FramePrompt,
+        *,
+        replaces: bool = False,
+    ) -> ObjectFrame:
+        """Prompt or correct an object: see ``VideoSession.prompt``. A refused prompt changes nothing.
+
+        ``replaces`` leaves out the earlier points and boxes of the frame, to which a prompt is added otherwise.
+        """
+        check_object_id(object_id)
         track = self.objects.get(object_id) or self.new_track()
-        bank = track.bank
-        if frame in track.clicks:
-            prompt = prompt.after(track.clicks[frame])
-        previous = bank[frame].logits if frame in bank else None
-        conditioned = self._condition(track, frame, features_of) if prompt.mask is None else None
-        result, memory = track_object(self.engine, features_of(frame), prompt, conditioned, previous)
-        if prompt.mask is not None and not (result.logits > 0).any():
+        if prompt.mask is not None and not (mask_logits(self.engine, prompt.mask) > 0).any():
             raise PromptError(
                 f"mask of {int(prompt.mask.sum())} pixels at the network's input of {width_by_height(self.input_hw)} "
                 "is too small: prompt a larger part, or open the video with a larger resolution="
             )
-        bank.put(frame, result, memory, is_prompted=True)
-        bank.keep_maps(self.policy.keeps(frame, bank.prompted, step=track.tracked_steps.get(frame, 1)))
+        if frame in track.clicks and not replaces:
+            prompt = prompt.after(track.clicks[frame])
+        previous = track.result(frame).logits if frame in track.bank else None
+        conditioned = self.condition(track, frame, features_of)  # also for a mask, which clicks may correct later
+        result, memory = track_object(self.engine, features_of(frame), prompt, conditioned, previous)
+        record = self._record_of_prompt(track, frame, result, features_of)
+        self.take(object_id, track, frame, result, memory, record)
         track.clicks.pop(frame, None)
-        if prompt.mask is None:
-            track.clicks[frame] = prompt
-        self.add(object_id, track)
+        if prompt.points is not None:
+            track.clicks[frame] = replace(prompt, mask=None)
         return result
 
-    def _condition(self, track: Track, frame: int, features_of: FeaturesOf) -> Tensor | None:
+    def take(
+        self,
+        object_id: Hashable,
+        track: Track,
+        frame: int,
+        result: ObjectFrame,
+        memory: Tensor,
+        record: FrameRecord | None = None,
+    ) -> None:
+        """Keep a result, its memory map and its record as those of a prompted frame."""
+        track.put(frame, [(result, memory, record)], is_prompted=True)
+        self._drop_maps(track, frame, track.tracked_steps.get(frame, 1))
+        self.add(object_id, track)
+
+    def _record_of_prompt(
+        self, track: Track, frame: int, result: ObjectFrame, features_of: FeaturesOf
+    ) -> FrameRecord | None:
+        """The record of a prompted frame, if the policy keeps records."""
+        if self.policy.choose is None:
+            return None
+        step = track.tracked_steps.get(frame, 0)
+        row = self._corrected_row(track, frame, step or 1)
+        candidates = candidates_of_result(result, features_of(frame), row)
+        (choice,) = self._choose([candidates], frame, step or 1)
+        parent = parent_of(track.banks, frame, track.final_row(frame)) if frame in track.bank else None
+        return replace(record_of(candidates, choice, step), parent=0 if parent is None else parent[1])
+
+    def _corrected_row(self, track: Track, frame: int, step: int) -> Row:
+        """The hypothesis that the result of a frame continues."""
+        rows = track.rows(frame, step)
+        parent = parent_of(track.banks, frame, track.final_row(frame)) if len(rows) > 1 else None
+        return rows[0 if parent is None else parent[1]]
+
+    def _choose(self, rows: Sequence[Candidates], frame: int, step: int) -> Sequence[Choice]:
+        assert self.policy.choose is not None
+        choices = self.policy.choose(frame, rows, step=step)
+        check_choices(choices, rows, frame, self.policy)
+        return choices
+
+    def _drop_maps(self, track: Track, frame: int, step: int) -> None:
+        """Drop the maps that no frame nearby may read."""
+        track.keep_maps(self._kept_frames(track, frame, step))
+
+    def _kept_frames(self, track: Track, frame: int, step: int) -> set[int]:
+        # The histories that end in this frame, for what comes next.
+        rows = track.rows(frame + step, step)
+        return set().union(*(self.policy.keeps(frame, row, step=step) for row in rows))
+
+    def condition(self, track: Track, frame: int, features_of: FeaturesOf) -> Tensor | None:
         """The conditioned map of a frame that tracking has reached. Elsewhere a prompt starts from the frame alone.
 
         All clicks of a frame read the same memory, since a click must not read the answer that it corrects.
@@ -161,9 +205,10 @@ class Tracks:
             return None
         if frame in track.conditioned:
             return track.conditioned[frame]
-        selection = self._select(track.bank, frame, track.tracked_steps[frame])
-        self._restore_maps([(track.bank, selection)], features_of)
-        conditioned = read_memory(self.engine, features_of(frame), [track.bank], [selection])
+        row = self._corrected_row(track, frame, track.tracked_steps[frame])
+        selection = self._select(row, frame, track.tracked_steps[frame])
+        self._restore_maps([(row, selection)], features_of)
+        conditioned = read_memory(self.engine, features_of(frame), [row], [selection])
         track.conditioned[frame] = conditioned
         return conditioned
 
@@ -172,85 +217,132 @@ class Tracks:
         self, frame: int, features_of: FeaturesOf, step: int, object_ids: Collection[Hashable] | None = None
     ) -> dict[Hashable, ObjectFrame]:
         """Track these objects, or all, into a frame. An object that was prompted in it keeps that result."""
+        if self.worker is not None:
+            self.worker.flush()
         chosen = list(self.objects) if object_ids is None else object_ids
         advancing = {object_id: self.objects[object_id] for object_id in chosen}
-        to_track = {object_id: track.bank for object_id, track in advancing.items() if frame not in track.bank.prompted}
+        to_track = {object_id: track for object_id, track in advancing.items() if frame not in track.bank.prompted}
         results = self._track(frame, features_of, step, to_track)
         for track in advancing.values():
             track.tracked_steps[frame] = step
             track.conditioned.clear()
-            track.bank.keep_maps(self.policy.keeps(frame, track.bank.prompted, step=step))
+            self._drop_maps(track, frame, step)
         return {
             object_id: results[object_id] if object_id in results else track.bank[frame]
             for object_id, track in advancing.items()
         }
 
     def _track(
-        self, frame: int, features_of: FeaturesOf, step: int, banks: Mapping[Hashable, ObjectMemory]
+        self, frame: int, features_of: FeaturesOf, step: int, tracks: Mapping[Hashable, Track]
     ) -> dict[Hashable, ObjectFrame]:
         """Track objects into a frame in batches, and put the results into their banks."""
-        selections = {object_id: self._select(bank, frame, step) for object_id, bank in banks.items()}
-        self._restore_maps([(banks[object_id], selection) for object_id, selection in selections.items()], features_of)
+        rows = {
+            (object_id, number): row
+            for object_id, track in tracks.items()
+            for number, row in enumerate(track.rows(frame, step))
+        }
+        selections = {key: self._select(row, frame, step) for key, row in rows.items()}
+        self._restore_maps([(rows[key], selection) for key, selection in selections.items()], features_of)
+        if self.policy.choose is not None:
+            return self._track_with_choices(frame, features_of(frame), step, tracks, rows, selections)
         results = {}
         for batch in self._batches(selections):
             tracked = track_objects(
                 self.engine,
                 features_of(frame),
-                [banks[object_id] for object_id in batch],
-                [selections[object_id] for object_id in batch],
+                [rows[key] for key in batch],
+                [selections[key] for key in batch],
                 fixed_shapes=self.fixed_shapes,
+                slots=self.slots,
             )
-            for object_id, (result, memory) in zip(batch, tracked, strict=True):
-                banks[object_id].put(frame, result, memory, is_prompted=False)
+            for (object_id, _), (result, memory) in zip(batch, tracked, strict=True):
+                tracks[object_id].put(frame, [(result, memory, None)], is_prompted=False)
                 results[object_id] = result
         return results
 
-    def _batches(self, selections: Mapping[Hashable, MemorySelection]) -> Iterator[list[Hashable]]:
-        """Objects whose selections have one shape, at most ``max_objects`` in a batch."""
-        by_shape: dict[MemoryShape, list[Hashable]] = {}
-        for object_id, selection in selections.items():
-            by_shape.setdefault(selection.shape(fixed=self.fixed_shapes), []).append(object_id)
-        for object_ids in by_shape.values():
-            for start in range(0, len(object_ids), self.max_objects):
-                yield object_ids[start : start + self.max_objects]
+    def _track_with_choices(
+        self,
+        frame: int,
+        features: Features,
+        step: int,
+        tracks: Mapping[Hashable, Track],
+        rows: Mapping[RowKey, Row],
+        selections: Mapping[RowKey, MemorySelection],
+    ) -> dict[Hashable, ObjectFrame]:
+        """As ``_track``; the policy chooses among the candidates of all rows of an object."""
+        outputs: dict[Hashable, dict[int, RowOutput]] = {object_id: {} for object_id in tracks}
+        for batch in self._batches(selections):
+            own = [rows[key] for key in batch]
+            chosen = [selections[key] for key in batch]
+            decoded = decode_with_memory(self.engine, features, own, chosen, fixed_shapes=self.fixed_shapes)
+            for (object_id, number), output in zip(batch, row_outputs(decoded, features, own), strict=True):
+                outputs[object_id][number] = output
+        results = {}
+        for object_id, by_number in outputs.items():
+            of_rows = [by_number[number] for number in sorted(by_number)]
+            kept = []
+            for choice in self._choose([output.candidates for output in of_rows], frame, step):
+                result = of_rows[choice.row].result(choice.candidate)
+                (memory,) = memory_maps(self.engine, features, [result], is_prompted=False)
+                kept.append((result, memory, record_of(of_rows[choice.row].candidates, choice, step)))
+            tracks[object_id].put(frame, kept, is_prompted=False)
+            results[object_id] = kept[0][0]
+        return results
 
-    def _select(self, bank: ObjectMemory, frame: int, step: int) -> MemorySelection:
-        selection = self.policy(frame, bank.prompted, bank, step=step)
-        check_selection(selection, frame, bank, self.policy)
-        held = tuple(entry for entry in selection.maps if entry[0] in bank.maps)
+    def _batches(self, selections: Mapping[RowKey, MemorySelection]) -> Iterator[list[RowKey]]:
+        """Rows whose selections have one shape, at most ``max_objects`` in a batch."""
+        by_shape: dict[MemoryShape, list[RowKey]] = {}
+        for key, selection in selections.items():
+            by_shape.setdefault(selection.shape(fixed=self.fixed_shapes), []).append(key)
+        for keys in by_shape.values():
+            for start in range(0, len(keys), self.max_objects):
+                yield keys[start : start + self.max_objects]
+
+    def _select(self, row: Row, frame: int, step: int) -> MemorySelection:
+        selection = self.policy.select(frame, row, step=step)
+        check_selection(selection, frame, row, self.policy)
+        is_held = [entry[0] in row.maps for entry in selection.maps]
         # What is neither held nor can be computed again is left out, unless nothing would be left.
-        return selection if self.can_rewind or not held else replace(selection, maps=held)
+        if self.can_rewind or not any(is_held):
+            return selection
+        weights = selection.key_weights
+        return replace(
+            selection,
+            maps=tuple(compress(selection.maps, is_held)),
+            key_weights=None if weights is None else tuple(compress(weights, is_held)),
+        )
 
-    def _restore_maps(
-        self, selections: Iterable[tuple[ObjectMemory, MemorySelection]], features_of: FeaturesOf
-    ) -> None:
+    def _restore_maps(self, selections: Iterable[tuple[Row, MemorySelection]], features_of: FeaturesOf) -> None:
         """Compute again the selected maps that were dropped. A frame is encoded once for all objects."""
         missing: dict[int, list[ObjectMemory]] = {}
-        for bank, selection in selections:
+        for row, selection in selections:
             for frame, _ in selection.maps:
-                if frame not in bank.maps:
-                    missing.setdefault(frame, []).append(bank)
+                if frame not in row.maps:
+                    missing.setdefault(frame, []).append(row if isinstance(row, ObjectMemory) else row.bank_of(frame))
         for frame, banks in missing.items():
             for bank in banks:
-                (bank.maps[frame],) = memory_maps(
-                    self.engine, features_of(frame), [bank[frame]], is_prompted=frame in bank.prompted
-                )
+                if frame not in bank.maps:  # two rows may read one result
+                    (bank.maps[frame],) = memory_maps(
+                        self.engine, features_of(frame), [bank[frame]], is_prompted=frame in bank.prompted
+                    )
 
     def remove(self, object_id: Hashable) -> None:
         """Forget an object."""
+        check_object_id(object_id)
         if object_id not in self.objects:
             raise no_such_object(object_id, self.objects)
         self.objects.pop(object_id).clear()
 
     def remove_prompt(self, object_id: Hashable, frame: int) -> None:
         """Undo all prompts for an object in one frame, which is then tracked as any other."""
+        check_object_id(object_id)
         track = self.objects.get(object_id)
         if track is None or frame not in track.bank.prompted:
             where = "nowhere" if track is None else ", ".join(map(str, sorted(track.bank.prompted)))
             raise PromptError(f"object {object_id!r} was not prompted in frame {frame}: it was in {where}")
         if len(track.bank.prompted) == 1:
             raise PromptError(f"frame {frame} holds the only prompt of object {object_id!r}: remove the object instead")
-        track.bank.discard(frame)
+        track.discard(frame)
         track.clicks.pop(frame, None)
         track.tracked_steps.pop(frame, None)
         track.conditioned.clear()  # they may have read its memory
@@ -259,8 +351,9 @@ class Tracks:
         """Forget everything that no frame from ``frame`` on will read."""
         recent = set(range(frame - MAX_POINTERS, frame + 1))
         for track in self.objects.values():
-            kept = self.policy.keeps(frame, track.bank.prompted, step=1) | recent
-            track.bank.forget_all_but(kept, latest=frame)
+            kept = self._kept_frames(track, frame, 1) | recent
+            for bank in track.banks:
+                bank.forget_all_but(kept, latest=frame)
             for frames in (track.clicks, track.tracked_steps):
                 for other in frames.keys() - kept:
                     del frames[other]
@@ -275,7 +368,7 @@ class Tracks:
 
     def results_in(self, frame: int) -> dict[Hashable, ObjectFrame]:
         """The results of a frame, by object."""
-        return {object_id: track.bank[frame] for object_id, track in self.objects.items() if frame in track.bank}
+        return {object_id: track.result(frame) for object_id, track in self.objects.items() if frame in track.bank}
 
     @torch.inference_mode()
     def frame_result(
@@ -288,7 +381,24 @@ class Tracks:
         packed: bool = False,
     ) -> FrameResult:
         """What callers get of a frame: see ``make_frame_result``."""
-        return make_frame_result(
+        return self.start_result(frame, time, results, image, packed=packed)()
+
+    @torch.inference_mode()
+    def start_result(
+        self,
+        frame: int,
+        time: float,
+        results: Mapping[Hashable, ObjectFrame],
+        image: np.ndarray | None,
+        *,
+        packed: bool = False,
+    ) -> Callable[[], FrameResult]:
+        """As ``frame_result``, which the function that is returned gives. The device copies the results meanwhile."""
+        fetch = None
+        if self.worker is not None and results:
+            fetch = self.worker.fetch(list(results.values()), None if packed else self.size_hw)
+        return partial(
+            make_frame_result,
             frame,
             time,
             results,
@@ -297,6 +407,8 @@ class Tracks:
             size_hw=self.size_hw,
             image=image,
             packed=packed,
+            labels=[self.objects[object_id].label for object_id in results],
+            fetch=fetch,
         )
 
     def read(self, points: Any = None, labels: Any = None, box: Any = None, mask: Any = None) -> FramePrompt:

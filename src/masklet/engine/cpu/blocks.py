@@ -1,25 +1,16 @@
-"""Work in blocks that fit in a processor's caches."""
+"""Blocks of rows, for the threads of the pool."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from masklet.engine.cpu.threads import num_threads
 
-import torch
-from torch import Tensor
-
-BLOCK_ELEMENTS = 2**20
-"""Elements that fit in a CPU's L2 cache."""
+FEWEST_ROWS = 256
+"""With fewer rows, reading the weights costs too much."""
 
 
-def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor, widest: int) -> Tensor:
-    """Apply ``function`` to the rows of ``x``, in blocks that fit in a CPU's caches.
-
-    Intermediate results stay in the caches, and the allocator reuses their memory: fresh memory costs a CPU more than
-    the arithmetic.
-
-    Args:
-        function: (rows, ...) to (rows, ...), each row independent of the others.
-        x: (rows, ...).
-        widest: Elements of the largest intermediate result, for each row.
-    """
-    return torch.cat([function(rows) for rows in x.split(max(1, BLOCK_ELEMENTS // widest))])
+def row_blocks(rows: int, most: int) -> list[slice]:
+    """Blocks of nearly equal size, at most ``most`` rows each; as many for every thread if there are enough rows."""
+    threads, fewest = num_threads(), -(-rows // most)
+    count = max(1, min(-(-fewest // threads) * threads, max(fewest, rows // FEWEST_ROWS)))
+    edges = [rows * i // count for i in range(count + 1)]
+    return [slice(*pair) for pair in zip(edges[:-1], edges[1:], strict=True)]

@@ -1,18 +1,21 @@
-"""Memory attention, object by object, with folded cross-attention: half the arithmetic where maps are narrow."""
+"""Memory attention, object by object, in blocks of queries, one a thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from masklet.config import SizeHW
-from masklet.engine.cpu.blocks import in_blocks
-from masklet.engine.cpu.packing import Packed
+from masklet.engine.cpu.blocks import row_blocks
+from masklet.engine.cpu.folded_attention import FoldedAttention
+from masklet.engine.cpu.products import Linear, attention, layer_norm
+from masklet.engine.cpu.threads import for_each
 from masklet.model.memory_attention import (
     POSITION_WEIGHT,
     MemoryAttention,
@@ -20,166 +23,184 @@ from masklet.model.memory_attention import (
     MemoryTokens,
     RotaryAttention,
 )
-from masklet.model.positions import Rotations, axial_rotations, rotate, sine_positions_2d
+from masklet.model.positions import Rotations, axial_rotations, sine_positions_2d
 
-BLOCK_QUERIES = 1024
-"""Queries of one block: their scores for one row of keys should stay in a CPU's caches."""
-FOLDING_SPEED = 0.7
-"""Folded attention is faster if it needs less than this share of the arithmetic of fused attention."""
+QUERIES = 512
+"""Queries that one thread takes at a time."""
+
+Attend = Callable[[Tensor, slice], Tensor]
+"""Normed rows (rows, dim), and which of all rows they are, to what they read of memory: (rows, dim)."""
 
 
-CrossAttention = Callable[[Tensor, MemoryTokens], Tensor]
-"""(1, h*w, dim) attends to the memory of one object: (1, h*w, dim)."""
+class PackedRotary:
+    """See ``RotaryAttention``. Channels are reordered, the first of all pairs before the second, so that rotating
+    neighbouring pairs is arithmetic on halves: products of queries and keys do not depend on the order.
+    """
+
+    def __init__(self, rotary: RotaryAttention, dtype: torch.dtype) -> None:
+        by_half = torch.arange(rotary.q_proj.out_features, device=rotary.q_proj.weight.device).view(-1, 2).T.flatten()
+        self.q, self.k = (
+            Linear(layer.weight.detach()[by_half].to(dtype), layer.bias.detach()[by_half].to(dtype))
+            for layer in (rotary.q_proj, rotary.k_proj)
+        )
+        # Sums are narrower before the values are projected, and weights sum to one. Torch's fused attention, which is
+        # used in float32, needs values as wide as keys.
+        is_folded = dtype != torch.float32 and rotary.v_proj.in_features < rotary.v_proj.out_features
+        self.v = None if is_folded else Linear.pack(rotary.v_proj, dtype)
+        self.out = (
+            Linear.product(rotary.v_proj, rotary.o_proj, dtype) if is_folded else Linear.pack(rotary.o_proj, dtype)
+        )
+
+    def queries(self, x: Tensor, rotations: Rotations) -> Tensor:
+        """(rows, dim) to rotated queries of the same shape."""
+        return _rotate(self.q(x), rotations)
+
+    def keys(self, x: Tensor, rotations: Rotations) -> Tensor:
+        """(rows, memory_dim) to rotated keys (rows, dim)."""
+        return _rotate(self.k(x), rotations)
+
+    def values(self, x: Tensor) -> Tensor:
+        """(tokens, memory_dim) to what is summed: (tokens, dim), or (tokens, memory_dim) where sums are projected."""
+        return x.to(self.q.weight.dtype) if self.v is None else self.v(x)
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Rotated queries and keys, and values, to (rows, dim)."""
+        return self.out(attention(q[None, None], k[None, None], v[None, None])[0, 0])
+
+
+def _rotate(x: Tensor, rotations: Rotations) -> Tensor:
+    cos, sin = rotations
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """See ``MemoryAttentionLayer``. Products are in the engine's precision, norms and residuals in float32."""
+
+    norm1: nn.LayerNorm
+    self_attention: PackedRotary
+    norm2: nn.LayerNorm
+    cross_attention: PackedRotary
+    norm3: nn.LayerNorm
+    mlp_in: Linear
+    mlp_out: Linear
+
+    @classmethod
+    def pack(cls, layer: MemoryAttentionLayer, dtype: torch.dtype) -> PackedLayer:
+        """Pack a layer of plain layers."""
+        own, cross = (PackedRotary(rotary, dtype) for rotary in (layer.self_attn, layer.cross_attn_image))
+        mlp = (Linear.pack(part, dtype) for part in (layer.linear1, layer.linear2))
+        return cls(layer.layer_norm1, own, layer.layer_norm2, cross, layer.layer_norm3, *mlp)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """(rows, dim) to the same, without the residual."""
+        return self.mlp_out(F.relu(self.mlp_in(layer_norm(self.norm3, x))))
+
+
+@dataclass(frozen=True)
+class _Constants:
+    """What depends on the size of the map alone."""
+
+    map_hw: SizeHW
+    rotations: Rotations
+    positions: Tensor  # (h*w, dim), weighted
+    folded: list[FoldedAttention]  # of each layer; none in bfloat16
+
+    def rows(self, rows: slice) -> Rotations:
+        """The rotations of some cells."""
+        cos, sin = self.rotations
+        return cos[rows], sin[rows]
 
 
 class CpuMemoryAttention:
-    """See ``MemoryAttention``. Made for one size of map.
+    """The packed weights of a ``MemoryAttention`` of plain layers.
 
     Objects run one after another: together they would not fit in the caches, and alone, the result for one does not
     depend on the others, to the bit.
     """
 
-    def __init__(self, attention: MemoryAttention, map_hw: SizeHW) -> None:
-        self.attention = attention
-        self.map_hw = map_hw
-        dim = attention.layer_norm.normalized_shape[0]
-        device = attention.layer_norm.weight.device
-        self.rotations = axial_rotations(map_hw, dim, device)
-        self.positions = POSITION_WEIGHT * sine_positions_2d(map_hw, dim, device)
-        self.folded: Packed[list[FoldedAttention]] = Packed(
-            lambda: [layer.cross_attn_image for layer in self._layers()],
-            lambda: [FoldedAttention(layer.cross_attn_image, self.rotations, map_hw) for layer in self._layers()],
-        )
+    def __init__(self, model: MemoryAttention, dtype: torch.dtype) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.layers = [PackedLayer.pack(layer, dtype) for layer in self._plain_layers()]
+        self._constants: _Constants | None = None
 
-    def __call__(self, features: Tensor, memory: MemoryTokens) -> Tensor:
-        """(1, h*w, dim) conditioned on the memory of each object: (objects, h*w, dim)."""
-        first, *others = layers = list(self._layers())
-        folded = self.folded.get() if memory.is_empty is None else None
-        cross_attentions: list[CrossAttention]
-        if folded is None or not folded[0].is_faster(memory.keys.shape[1]):
-            cross_attentions = [self._plain(layer.cross_attn_image) for layer in layers]
-        else:
-            cross_attentions = list(folded)
+    def __call__(self, features: Tensor, memory: MemoryTokens, map_hw: SizeHW) -> Tensor:
+        """(1, h*w, dim) conditioned on the memory of each object, none of it empty: (objects, h*w, dim)."""
+        constants = self._constants_for(map_hw)
+        first, *others = self.layers
         # Until they read memory, all objects share the frame's features.
-        shared = first.attend_to_frame(features + self.positions, self.rotations)
-        conditioned = []
-        for one in _each_object(memory):
-            x = self._read(first, cross_attentions[0], shared, one)
-            for layer, attend in zip(others, cross_attentions[1:], strict=True):
-                x = self._read(layer, attend, layer.attend_to_frame(x, self.rotations), one)
-            conditioned.append(x)
-        return self.attention.layer_norm(torch.cat(conditioned))
+        shared = self._attend_to_frame(first, features[0] + constants.positions, constants)
+        conditioned = features.new_empty(len(memory.keys), *shared.shape)
+        for number, out in enumerate(conditioned):
+            one = slice(number, number + 1)
+            own = MemoryTokens(memory.keys[one], memory.values[one], memory.num_pointers, None)
+            x = self._attend_to_memory(0, shared, own, constants)
+            for index, layer in enumerate(others, 1):
+                x = self._attend_to_memory(index, self._attend_to_frame(layer, x, constants), own, constants)
+            out.copy_(layer_norm(self.model.layer_norm, x))
+        return conditioned
 
-    def _layers(self) -> list[MemoryAttentionLayer]:
-        return cast(list[MemoryAttentionLayer], list(self.attention.layers))
+    def _attend_to_frame(self, layer: PackedLayer, x: Tensor, constants: _Constants) -> Tensor:
+        """Self-attention of (h*w, dim)."""
+        rotary, dim = layer.self_attention, x.shape[1]
+        q, k, v = x.new_empty(3, len(x), dim, dtype=self.dtype)
+        out = torch.empty_like(x)
 
-    def _plain(self, attention: RotaryAttention) -> CrossAttention:
-        def attend(q: Tensor, memory: MemoryTokens) -> Tensor:
-            keys, values, pointers, is_empty = memory.keys, memory.values, memory.num_pointers, memory.is_empty
-            return attention(q, keys, values, self.rotations, pointers, is_empty=is_empty)
+        def project(rows: slice) -> None:
+            normed, rotations = layer_norm(layer.norm1, x[rows]).to(self.dtype), constants.rows(rows)
+            q[rows], k[rows] = rotary.queries(normed, rotations), rotary.keys(normed, rotations)
+            v[rows] = rotary.values(normed)
 
-        return attend
+        def attend(rows: slice) -> None:
+            torch.add(x[rows], rotary.read(q[rows], k, v), out=out[rows])
 
-    def _read(self, layer: MemoryAttentionLayer, attend: CrossAttention, x: Tensor, memory: MemoryTokens) -> Tensor:
-        x = x + attend(layer.layer_norm2(x), memory)
-        return x + in_blocks(layer.mlp, x.flatten(0, 1), layer.linear1.out_features).view(x.shape)
+        blocks = row_blocks(len(x), QUERIES)
+        for_each(project, blocks)
+        for_each(attend, blocks)
+        return out
 
+    def _attend_to_memory(self, index: int, x: Tensor, memory: MemoryTokens, constants: _Constants) -> Tensor:
+        """Cross-attention of (h*w, dim) to one object's memory, and the MLP."""
+        layer, out = self.layers[index], torch.empty_like(x)
+        attend = self._cross_attention(index, memory, constants)
 
-def _each_object(memory: MemoryTokens) -> Iterator[MemoryTokens]:
-    for number in range(len(memory.keys)):
-        one = slice(number, number + 1)
-        is_empty = None if memory.is_empty is None else memory.is_empty[one]
-        yield MemoryTokens(memory.keys[one], memory.values[one], memory.num_pointers, is_empty)
+        def read(rows: slice) -> None:
+            y = x[rows] + attend(layer_norm(layer.norm2, x[rows]), rows)
+            torch.add(y, layer.mlp(y), out=out[rows])
 
+        for_each(read, row_blocks(len(x), QUERIES))
+        return out
 
-@dataclass(frozen=True)
-class Keys:
-    """Keys and values of one object's memory, arranged for ``FoldedAttention``."""
+    def _cross_attention(self, index: int, memory: MemoryTokens, constants: _Constants) -> Attend:
+        if constants.folded and constants.folded[index].is_faster(memory.keys.shape[1]):
+            folded = constants.folded[index]
+            return partial(folded, keys=folded.arrange(memory), memory=memory)
+        rotary = self.layers[index].cross_attention
+        keys, cells = memory.keys[0], len(constants.positions)
+        maps = memory.keys.shape[1] - memory.num_pointers
+        k = keys.new_empty(len(keys), rotary.k.width, dtype=self.dtype)
 
-    rows: Tensor  # (h, maps * w, dim / 2 + memory_dim + 1): the keys of each row of cells
-    values: Tensor  # (h, maps * w, memory_dim)
-    pointer_keys: Tensor  # (dim, pointers)
-    pointer_values: Tensor  # (pointers, memory_dim)
+        def rotate_map(start: int) -> None:
+            k[start : start + cells] = rotary.keys(keys[start : start + cells], constants.rotations)
 
+        for_each(rotate_map, range(0, maps, cells))
+        k[maps:] = rotary.k(keys[maps:])  # pointers have no place in the image
+        v = rotary.values(memory.values[0])
+        return lambda x, rows: rotary.read(rotary.queries(x, constants.rows(rows)), k, v)
 
-class FoldedAttention:
-    """As ``RotaryAttention`` for one object, with half the arithmetic where memory is narrow.
+    def _constants_for(self, map_hw: SizeHW) -> _Constants:
+        """Constants of a size, kept for the last one."""
+        kept = self._constants
+        if kept is None or kept.map_hw != map_hw:
+            weight = self.model.layer_norm.weight
+            rotations = axial_rotations(map_hw, len(weight), weight.device)
+            positions = POSITION_WEIGHT * sine_positions_2d(map_hw, len(weight), weight.device)
+            folds = self._plain_layers() if self.dtype == torch.float32 else []
+            folded = [FoldedAttention(layer.cross_attn_image, rotations, map_hw) for layer in folds]
+            kept = self._constants = _Constants(map_hw, rotations, positions, folded)
+        return kept
 
-    The score of a rotated query u and a key k at (x, y) is u . R(W k + b), where R rotates the first half of the
-    channels with x alone and the second with y alone. All keys of a row share y: for each row, the second half of u is
-    projected to k itself, which is narrower than that half. And values are summed before they are projected, since
-    weights sum to one.
-    """
-
-    def __init__(self, attention: RotaryAttention, rotations: Rotations, map_hw: SizeHW) -> None:
-        self.attention = attention
-        self.rotations = rotations
-        self.map_hw = map_hw
-        weight = torch.cat([attention.k_proj.weight, attention.k_proj.bias[:, None]], 1).detach().T
-        first, second = weight.chunk(2, dim=1)  # (memory_dim + 1, dim / 2) each
-        # Cosines and sines of the pairs that rotate with x, and of those that rotate with y.
-        cos, sin = (part.view(*map_hw, 1, 2, -1) for part in rotations)
-        self.columns = rotate(first, (cos[0, ..., 0, :], sin[0, ..., 0, :]))  # (w, memory_dim + 1, dim / 2)
-        rows = rotate(second, (cos[:, 0, :, 1], sin[:, 0, :, 1]))
-        self.rows = rows.transpose(1, 2).contiguous()  # (h, dim / 2, memory_dim + 1)
-
-    def is_faster(self, keys: int) -> bool:
-        """Whether this is faster than fused attention: it is for many keys that are narrow."""
-        dim, width = self.attention.q_proj.out_features, self.attention.k_proj.in_features
-        folded = (dim / 2 + 2 * width) * keys + self.map_hw[0] * dim / 2 * width
-        return folded < FOLDING_SPEED * 2 * dim * keys
-
-    def __call__(self, q: Tensor, memory: MemoryTokens) -> Tensor:
-        """(1, h*w, dim) attends to the memory of one object."""
-        attention = self.attention
-        keys = self._arrange(memory)
-        rotated = rotate(attention.q_proj(q), self.rotations)[0] * q.shape[-1] ** -0.5
-        width = keys.rows.shape[-1]
-        # Allocated once: fresh memory costs more than the arithmetic.
-        x = rotated.new_empty(BLOCK_QUERIES, width)
-        at_rows = rotated.new_empty(len(keys.rows), BLOCK_QUERIES, self.rows.shape[-1])
-        scores = rotated.new_empty(BLOCK_QUERIES, keys.rows.shape[1])
-        read = torch.cat(
-            [
-                self._read_block(u, keys, x[: len(u)], at_rows[:, : len(u)], scores[: len(u)])
-                for u in rotated.split(BLOCK_QUERIES)
-            ]
-        )
-        if not read.isfinite().all():  # weights overflowed, see _read_block
-            return attention(q, memory.keys, memory.values, self.rotations, memory.num_pointers)
-        return attention.o_proj(attention.v_proj(read))[None]
-
-    def _arrange(self, memory: MemoryTokens) -> Keys:
-        k, v = memory.keys[0], memory.values[0]
-        cells = len(k) - memory.num_pointers
-        height, width = self.map_hw
-        memory_dim, half = v.shape[-1], self.rows.shape[1]
-        maps = F.pad(k[:cells], (0, 1), value=1.0).view(-1, height, width, memory_dim + 1)  # the 1 multiplies the bias
-        by_column = maps.permute(2, 1, 0, 3).flatten(1, 2) @ self.columns  # (w, h * maps, dim / 2)
-        rows = maps.new_empty(height, len(maps), width, half + memory_dim + 1)
-        rows[..., :half] = by_column.unflatten(1, rows.shape[:2]).permute(1, 2, 0, 3)
-        rows[..., half:] = maps.transpose(0, 1)
-        values = v[:cells].view(-1, height, width, memory_dim).transpose(0, 1).flatten(1, 2)
-        return Keys(rows.flatten(1, 2), values, self.attention.k_proj(k[cells:]).T, v[cells:])
-
-    def _read_block(self, u: Tensor, keys: Keys, x: Tensor, at_rows: Tensor, scores: Tensor) -> Tensor:
-        """Attention of a block of rotated queries (queries, dim): (queries, memory_dim), not finite on overflow.
-
-        Weights are relative to the highest score of the first row, not of all: a score may exceed that by 88 before its
-        weight overflows.
-        """
-        half = self.rows.shape[1]
-        x[:, :half] = u[:, :half]
-        torch.matmul(u[:, half:], self.rows, out=at_rows)
-        x[:, half:] = at_rows[0]
-        highest = torch.mm(x, keys.rows[0].T, out=scores).amax(1)
-        at_rows[..., -1] -= highest
-        weights = (u @ keys.pointer_keys - highest[:, None]).exp_()
-        sums, total = weights @ keys.pointer_values, weights.sum(1)
-        for at_row, keys_of_row, values_of_row in zip(at_rows, keys.rows, keys.values, strict=True):
-            x[:, half:] = at_row
-            torch.mm(x, keys_of_row.T, out=scores).exp_()
-            sums.addmm_(scores, values_of_row)
-            total += scores.sum(1)
-        # An infinite total would turn finite sums into zeros, which would pass for a result.
-        return torch.where(total.isfinite()[:, None], sums / total[:, None], torch.nan)
+    def _plain_layers(self) -> list[MemoryAttentionLayer]:
+        return cast(list[MemoryAttentionLayer], list(self.model.layers))

@@ -6,9 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch import nn
 
-from masklet.model import hiera, layers, mask_decoder, memory_attention
+from masklet.engine.base import version_of
+from masklet.model import (
+    hiera,
+    layers,
+    mask_decoder,
+    memory_attention,
+    memory_encoder,
+    neck,
+    positions,
+    prompt_encoder,
+)
 
 PLAIN = {
     nn.Conv2d,
@@ -21,6 +32,9 @@ PLAIN = {
     layers.LayerNorm2d,
     hiera.Hiera,
     hiera.HieraBlock,
+    hiera.Mlp,
+    hiera.MultiScaleAttention,
+    hiera.PatchEmbed,
     mask_decoder.Attention,
     mask_decoder.MaskDecoder,
     mask_decoder.TwoWayAttentionBlock,
@@ -28,6 +42,16 @@ PLAIN = {
     memory_attention.MemoryAttention,
     memory_attention.MemoryAttentionLayer,
     memory_attention.RotaryAttention,
+    memory_encoder.MaskDownsampler,
+    memory_encoder.MaskDownsamplerLayer,
+    memory_encoder.MemoryEncoder,
+    memory_encoder.MemoryFuser,
+    memory_encoder.MemoryFuserBlock,
+    neck.FpnNeck,
+    neck.ImageEncoder,
+    positions.FourierPositions,
+    prompt_encoder.MaskEmbed,
+    prompt_encoder.PromptEncoder,
 }
 """Modules whose weights determine what they compute. Adapters and quantised layers have other classes."""
 
@@ -37,7 +61,8 @@ Result = TypeVar("Result")
 class Packed(Generic[Result]):
     """The result of ``pack`` for a few modules; computed again when a module or a weight has changed.
 
-    Changes of weights through ``.data`` cannot be detected: make a new engine after them.
+    In-place changes of ``.data``, and of weights made under ``torch.inference_mode()``, cannot be detected: make a
+    new engine after them.
 
     Args:
         roots: The modules, as they are now.
@@ -65,7 +90,8 @@ class Snapshot:
 
     roots: Sequence[nn.Module]
     modules: Sequence[nn.Module]  # submodules included
-    weights: Sequence[tuple[dict[str, nn.Parameter | None], str, nn.Parameter, int]]  # place, name, weight, its version
+    # Place, name, weight and its version.
+    weights: Sequence[tuple[dict[str, nn.Parameter | None], str, nn.Parameter, tuple[int, torch.dtype]]]
     children: Sequence[tuple[dict[str, nn.Module | None], str, nn.Module]]  # place, name, module
     is_hooked: bool
 
@@ -74,22 +100,25 @@ class Snapshot:
         """Take a snapshot of these modules."""
         modules = [module for root in roots for module in root.modules()]
         places = [module._parameters for module in modules]
-        weights = [(p, name, w, w._version) for p in places for name, w in p.items() if w is not None]
+        weights = [(p, name, w, version_of(w)) for p in places for name, w in p.items() if w is not None]
         children = [(m._modules, name, c) for m in modules for name, c in m._modules.items() if c is not None]
         return cls(roots, modules, weights, children, _is_hooked(modules))
 
     @property
     def is_plain(self) -> bool:
-        """Whether the weights determine what the modules compute."""
-        is_plain = all(type(module) in PLAIN for module in self.modules)
-        return is_plain and not self.is_hooked and all(type(weight) is nn.Parameter for _, _, weight, _ in self.weights)
+        """Whether the weights determine what the modules compute, and are in float32."""
+        return (
+            all(type(module) in PLAIN for module in self.modules)
+            and not self.is_hooked
+            and all(type(w) is nn.Parameter and w.dtype == torch.float32 for _, _, w, _ in self.weights)
+        )
 
     def is_current(self, roots: Sequence[nn.Module]) -> bool:
         """Whether nothing has changed."""
         return (
             all(before is now for before, now in zip(self.roots, roots, strict=True))
             and all(place.get(name) is module for place, name, module in self.children)
-            and all(place.get(name) is weight and weight._version == v for place, name, weight, v in self.weights)
+            and all(place.get(name) is weight and version_of(weight) == v for place, name, weight, v in self.weights)
             and _is_hooked(self.modules) == self.is_hooked
         )
 

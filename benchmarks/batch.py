@@ -1,0 +1,175 @@
+"""What masklet batch costs beside a plain loop, how it grows with workers, and that its memory does not.
+
+    python benchmarks/batch.py [--images 48] [--rounds 3] [--many 10000] [--frames 20000] [--only NAME] [--json FILE]
+
+- overhead: images/s of a run in this process, beside ``sam.everything`` in a loop on the same images, interleaved.
+- workers: images/s and frames/s on Ray with 1 and 2 workers of one thread each, without the time to start.
+- memory: peak memory of a worker after 100 small images and after --many, and along a video of --frames frames.
+
+The embedded model, on the processor. Times are medians of rounds; above 1, a ratio favours masklet batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import device_name, peak_mb
+from PIL import Image
+
+import masklet
+from masklet.batch.cluster import Cluster
+from masklet.batch.prompt_files import PromptTable
+from masklet.batch.runs import Run
+from masklet.batch.tasks import make_task
+from masklet.video.writer import VideoWriter
+
+GRID = {"points_per_side": 8}
+
+
+def write_images(folder: Path, count: int, size_hw: tuple[int, int]) -> None:
+    """Images of noise in blocks, of which there are masks."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(count):
+        small = random.integers(0, 255, (size_hw[0] // 16, size_hw[1] // 16, 3), dtype=np.uint8)
+        Image.fromarray(small.repeat(16, 0).repeat(16, 1)).save(folder / f"{number:06}.png")
+
+
+def write_video(path: Path, frames: int, size_hw: tuple[int, int]) -> None:
+    wide = np.random.default_rng(0).integers(0, 255, (size_hw[0] // 16, size_hw[1] // 8, 3), dtype=np.uint8)
+    wide = wide.repeat(16, 0).repeat(16, 1)
+    with VideoWriter(path) as writer:
+        for number in range(frames):
+            place = abs(number % (2 * size_hw[1]) - size_hw[1])
+            writer.write(np.ascontiguousarray(wide[:, place : place + size_hw[1]]))
+
+
+def finish(run: Run, execute: Cluster | None = None) -> tuple[float, float, int]:
+    """Seconds of the whole run, seconds from its first report to its last, and frames between these."""
+    start, first, frames = time.perf_counter(), None, 0
+    for progress in run(execute):
+        if first is None:
+            first, before = time.perf_counter(), progress.frames
+        frames = progress.frames - before
+    end = time.perf_counter()
+    return end - start, end - (first or start), frames
+
+
+def overhead(folder: Path, images: int, rounds: int) -> dict[str, float]:
+    """The same images in a plain loop and in a run."""
+    write_images(folder / "images", images, (240, 320))
+    sam, ratios = masklet.load(device="cpu"), []
+    for number in range(rounds):
+        start = time.perf_counter()
+        for path in sorted((folder / "images").iterdir()):
+            sam.everything(path, packed=True, **GRID)
+        plain = time.perf_counter() - start
+        run = Run(
+            str(folder / "images"), str(folder / f"out{number}"), make_task("everything", GRID), model={"device": "cpu"}
+        )
+        ratios.append((plain, finish(run)[0]))
+    return {
+        "plain loop, images/s": images / statistics.median(plain for plain, _ in ratios),
+        "masklet batch, images/s": images / statistics.median(ours for _, ours in ratios),
+        "ratio": statistics.median(plain / ours for plain, ours in ratios),
+    }
+
+
+def workers(folder: Path, images: int, rounds: int) -> dict[str, float]:
+    """One and two workers on Ray, in turn."""
+    write_images(folder / "images", images, (240, 320))
+    (folder / "videos").mkdir()
+    for number in range(4):
+        write_video(folder / f"videos/{number}.mp4", 60, (240, 320))
+    prompts = PromptTable()
+    prompts.at("", 1, 0).box = (40, 40, 120, 120)
+    rates: dict[str, list[float]] = {}
+    for number in range(rounds):
+        for count in (1, 2):
+            cluster = Cluster(workers=count)
+            out = folder / f"out{number}-{count}"
+            everything = make_task("everything", GRID)
+            _, seconds, done = finish(Run(str(folder / "images"), f"{out}-images", everything, block=4), cluster)
+            rates.setdefault(f"images/s, {count} workers", []).append(done / seconds)
+            run = Run(str(folder / "videos"), f"{out}-videos", make_task("track"), prompts)
+            seconds = finish(run, cluster)[0]
+            rates.setdefault(f"frames/s with the start, {count} workers", []).append(240 / seconds)
+    found = {name: statistics.median(values) for name, values in rates.items()}
+    return found | {"images, 2 workers / 1": found["images/s, 2 workers"] / found["images/s, 1 workers"]}
+
+
+def memory(folder: Path, many: int, frames: int) -> dict[str, float]:
+    """Peak memory of processes of their own."""
+    found = {}
+    for kind, count in (("images", 100), ("images", many), ("frames", frames // 10), ("frames", frames)):
+        arguments = [sys.executable, __file__, "--measure", kind, str(count)]
+        output = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+        found[f"MB after {count} {kind}"] = float(output.splitlines()[-1])
+    return found
+
+
+def measure(kind: str, count: int) -> None:
+    """Prints the peak memory of a run."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = {"resolution": 128, "device": "cpu"}
+        if kind == "images":
+            write_images(folder / "images", count, (48, 64))
+            run = Run(
+                str(folder / "images"),
+                str(folder / "out"),
+                make_task("everything", {"points_per_side": 2}),
+                model=model,
+            )
+        else:
+            (folder / "videos").mkdir()
+            write_video(folder / "videos/a.mp4", count, (48, 64))
+            prompts = PromptTable()
+            prompts.at("", 1, 0).box = (8, 8, 30, 30)
+            run = Run(str(folder / "videos"), str(folder / "out"), make_task("track"), prompts, model)
+        finish(run)
+        print(peak_mb())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--many", type=int, default=10_000)
+    parser.add_argument("--frames", type=int, default=20_000)
+    parser.add_argument("--only", choices=["overhead", "workers", "memory"])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure[0], int(options.measure[1]))
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    sections = {
+        "overhead": lambda folder: overhead(folder, options.images, options.rounds),
+        "workers": lambda folder: workers(folder, options.images, options.rounds),
+        "memory": lambda folder: memory(folder, options.many, options.frames),
+    }
+    results = {}
+    for name, section in sections.items():
+        if options.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                results[name] = section(Path(folder))
+            print(f"{name}: {json.dumps(results[name])}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"machine": device_name("cpu"), "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

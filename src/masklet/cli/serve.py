@@ -1,0 +1,136 @@
+"""masklet serve."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from masklet.cli.groups import grouped
+from masklet.cli.options import ModelOptions
+from masklet.errors import MaskletError
+
+SAFETY, STORAGE = "Access", "Storage"
+
+
+@grouped
+def serve(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of images and videos to annotate in place. It is only read."),
+    ] = None,
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8000,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the database and the uploads.",
+            show_default="~/.local/share/masklet",
+            rich_help_panel=STORAGE,
+        ),
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Database of several processes, as postgresql+psycopg://…",
+            show_default="SQLite in --data",
+            rich_help_panel=STORAGE,
+        ),
+    ] = None,
+    cache: Annotated[
+        float,
+        typer.Option(min=0.01, metavar="GB", help="Memory for encoded images and sessions.", rich_help_panel=STORAGE),
+    ] = 2.0,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME:]TOKEN",
+            help="A user, who sends this token. Repeatable. Needed for any --host but this machine's own. The "
+            "variable MASKLET_TOKENS holds tokens too, separated by spaces.",
+            rich_help_panel=SAFETY,
+        ),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A web site that may call the API. Repeatable.", rich_help_panel=SAFETY),
+    ] = None,
+    labelstudio_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The Label Studio to fetch images from.", rich_help_panel=SAFETY),
+    ] = None,
+    labelstudio_token: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="Its access token.", rich_help_panel=SAFETY)
+    ] = None,
+    model: ModelOptions,
+) -> None:
+    """Segment images and videos on a web page, or through an HTTP API.
+
+    Prints the address of the page. Ctrl-C ends the server; everything is saved.
+    """
+    try:
+        import uvicorn
+
+        from masklet.serve.app import create_app
+    except ModuleNotFoundError as error:
+        raise MaskletError(f"{error.name} is not installed: pip install 'masklet[serve]'") from error
+    from masklet.serve.settings import Settings, users_of
+
+    if folder is not None and not folder.is_dir():
+        raise MaskletError(f"{folder} is no folder: expected a folder of images and videos, or none to upload them")
+    tokens = [*(token or []), *os.environ.get("MASKLET_TOKENS", "").split()]
+    settings = Settings(
+        data=(data or default_data()).absolute(),
+        folder=None if folder is None else folder.absolute(),
+        host=host,
+        port=port,
+        tokens=users_of(tokens),
+        database=database,
+        cache_bytes=int(cache * 2**30),
+        cors_origins=tuple(cors or ()),
+        labelstudio_url=labelstudio_url,
+        labelstudio_token=labelstudio_token,
+    )
+    with bound_socket(host, port) as listening:
+        sam = model.load()
+        try:
+            app = create_app(settings, sam)
+        except OSError as error:
+            raise MaskletError(f"cannot use the data folder {settings.data}: {error.strerror or error}") from error
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        print(f"masklet: {address} (Ctrl-C ends it); data in {settings.data}", flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def default_data() -> Path:
+    """Where a server keeps its data by default."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "masklet"
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens there, or will: bound before the model is loaded, which takes time.
+
+    Raises:
+        MaskletError: The address is in use, or is not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise MaskletError(f"--host {host}: there is no such address ({error.strerror or error})") from error
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise MaskletError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}. Give another --port or --host"
+        ) from error
+    return bound

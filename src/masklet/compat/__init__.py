@@ -1,0 +1,1 @@
+"""Classes with the names and signatures of other packages, over the same engine and tracker as everything else."""

@@ -1,0 +1,1 @@
+"""Helpers that code for Meta's package imports."""

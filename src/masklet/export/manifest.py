@@ -1,0 +1,74 @@
+"""The manifest of an exported folder: what the graphs are made of. It needs no torch, since the runtime reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from masklet.config import SizeHW
+from masklet.errors import CheckpointError
+
+MANIFEST, GLUE = "manifest.json", "glue.safetensors"
+FORMAT = "masklet-onnx-1"
+FINGERPRINT_KEY = "masklet.fingerprint"
+"""In the metadata of every graph: which network it belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The numbers that whoever runs the graphs needs."""
+
+    masklet: str
+    """Version that wrote the folder."""
+    fingerprint: str
+    """Of the network: structure and weights."""
+    input_hw: SizeHW
+    """(height, width) of the network's input, to which images are stretched."""
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    rescale_factor: float
+    hidden_size: int
+    memory_channels: int
+    num_maskmem: int
+    """Temporal slots of memory maps; the last is that of prompted frames."""
+    has_memory: bool
+    replaces_unstable: bool
+    """Whether an unstable single mask is replaced by the best of the three (SAM 2, appendix C)."""
+    everything: Mapping[str, float]
+    """Thresholds of automatic masks that suit the weights."""
+    opset: int
+    graphs: Mapping[str, Mapping[str, Any]]
+    """By name: the file, its precision, and the shapes of its inputs and outputs."""
+
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder in the layout ``masklet``.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    path = folder / MANIFEST
+    how = "Export one: masklet export MODEL --out FOLDER"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        kind = "an export for other programs" if any(folder.rglob("*.onnx")) else "not an exported folder"
+        kind = kind if folder.is_dir() else "no folder"
+        raise CheckpointError(f"{folder} is {kind}: engine 'onnx' needs one of the layout masklet. {how}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}. {how}") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path} is not of the format {FORMAT}: it was written by another version. {how}")
+    try:
+        triples = {name: tuple(map(float, content.pop(name))) for name in ("image_mean", "image_std")}
+        height, width = map(int, content.pop("input_hw"))
+        return Manifest(**triples, input_hw=(height, width), **content)  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}). {how}") from error

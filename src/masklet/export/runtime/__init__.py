@@ -1,0 +1,1 @@
+"""Runs exported folders with numpy and onnxruntime. Nothing here imports torch."""

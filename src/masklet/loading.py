@@ -1,0 +1,69 @@
+"""``masklet.load``: models that torch runs, and exported ones that need no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from masklet.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from masklet.export.runtime.segmenter import OnnxSegmenter
+    from masklet.segmenter import Segmenter
+
+
+@overload
+def load(  # type: ignore[overload-overlap]
+    name: str | os.PathLike[str],
+    *,
+    engine: Literal["onnx"],
+    provider: str = ...,
+    provider_options: Mapping[str, Any] | None = ...,
+    threads: int | None = ...,
+) -> OnnxSegmenter: ...
+
+
+@overload
+def load(
+    name: str | os.PathLike[str] | None = ...,
+    device: str | torch.device = ...,
+    dtype: str | torch.dtype = ...,
+    *,
+    engine: str = ...,
+    resolution: int | None = ...,
+    revision: str | None = ...,
+    token: str | None = ...,
+) -> Segmenter: ...
+
+
+def load(name: Any = None, *args: Any, engine: str = "auto", **options: Any) -> Any:
+    """Loads a model, which torch runs, or with ``engine="onnx"`` an exported folder, which needs no torch.
+
+    Args:
+        name: What ``masklet.segmenter.load`` takes; for ``engine="onnx"`` a folder that ``masklet export`` wrote.
+        args: ``device`` and ``dtype``, see ``masklet.segmenter.load``.
+        engine: ``"auto"``, ``"eager"`` or ``"cpu"``, see ``masklet.segmenter.load``; or ``"onnx"``.
+        options: Of ``masklet.segmenter.load``; for ``engine="onnx"`` ``provider`` (``"cpu"``, ``"cuda"``,
+            ``"tensorrt"``, ``"coreml"``, ``"openvino"``, ``"directml"``), ``provider_options`` and ``threads``.
+
+    Raises:
+        CheckpointError: The model cannot be found, is damaged, or is of another kind.
+        ConfigError: An option is invalid, or the engine cannot run the model.
+        DeviceError: The device or the execution provider is not available.
+    """
+    if engine == "onnx":
+        from masklet.export.runtime.segmenter import load_onnx
+
+        known = {"provider", "provider_options", "threads"}
+        if args or (unknown := options.keys() - known):
+            raise ConfigError(
+                f"engine 'onnx' was given {', '.join(sorted(unknown)) if not args else 'a device'}: expected a folder "
+                f"and {', '.join(sorted(known))}. Size and precision were chosen when the folder was exported"
+            )
+        return load_onnx(name, **options)
+    from masklet.segmenter import load as load_with_torch
+
+    return load_with_torch(name, *args, engine=engine, **options)

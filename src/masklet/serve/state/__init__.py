@@ -1,0 +1,1 @@
+"""The state of a server: a database, and files beside it."""

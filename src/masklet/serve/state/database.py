@@ -1,0 +1,82 @@
+"""The database: SQLite in WAL mode by default, or any other that SQLAlchemy knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from filelock import FileLock
+from sqlalchemy import Engine, create_engine, event
+from sqlmodel import Session
+
+BUSY_SECONDS = 10
+"""How long a process waits for another one to write."""
+
+
+class Database:
+    """Transactions on the database."""
+
+    def __init__(self, address: str) -> None:
+        self.is_sqlite = address.startswith("sqlite")
+        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if self.is_sqlite else {}
+        self.engine = create_engine(address, pool_size=20, max_overflow=40, **options)
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", prepare_sqlite)
+            event.listen(self.engine, "begin", begin_sqlite)
+        self._writing = self.engine.execution_options(writes=True)
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A transaction that only reads."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A transaction that is written when the block ends well, and else not at all."""
+        with Session(self._writing, expire_on_commit=False) as session:
+            yield session
+            session.commit()
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.engine.dispose()
+
+
+def open_database(data: Path, address: str | None) -> Database:
+    """Opens the database, and brings its tables up to date.
+
+    Args:
+        data: Folder of the server's files.
+        address: SQLAlchemy's; None: ``data/masklet.sqlite``.
+    """
+    database = Database(address or f"sqlite:///{data / 'masklet.sqlite'}")
+    with FileLock(data / "migrating.lock"):
+        migrate(database.engine)
+    return database
+
+
+def migrate(engine: Engine) -> None:
+    """Brings the tables up to date."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def prepare_sqlite(connection: Any, _: object) -> None:
+    """Settings of a new connection. The driver must not begin transactions by itself."""
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def begin_sqlite(connection: Any) -> None:
+    """Begins a transaction. One that writes takes its lock at once: SQLite would not wait for it later."""
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

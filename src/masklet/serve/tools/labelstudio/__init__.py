@@ -1,0 +1,1 @@
+"""The interface of Label Studio's machine learning back ends."""

@@ -1,0 +1,1 @@
+"""The interface of X-AnyLabeling-Server, for images and videos."""

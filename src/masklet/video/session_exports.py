@@ -1,0 +1,117 @@
+"""The results of a session again, and as files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Hashable, Mapping, Sequence
+
+from masklet.errors import PromptError
+from masklet.video.exporters import TrackFormat, write_tracks
+from masklet.video.frame_column import FrameColumn
+from masklet.video.frame_result import FrameResult
+from masklet.video.frames import Video
+from masklet.video.outputs import open_writers, output_kind, refuse_to_overwrite, step_between
+from masklet.video.tracks import Tracks
+
+
+class SessionExports:
+    """What is done with the results of a session. Only ``VideoSession`` derives from it."""
+
+    video: Video
+    _tracks: Tracks
+    _times: FrameColumn[float]
+
+    @property
+    def tracked_frames(self) -> tuple[int, ...]:
+        """Frames that an object was tracked through, from first to last."""
+        return tuple(sorted({frame for track in self._tracks.objects.values() for frame in track.tracked_steps}))
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the results of all tracked frames, in the video's order. Nothing is tracked again.
+
+        Frames of a written video keep the intervals of their times, also where frames were not tracked: if every n-th
+        frame was, it is as long. It begins with the first tracked frame.
+
+        Args:
+            path: Its suffix chooses a video with the masks painted over it (``.mp4``, ``.mkv`` …, or an animation,
+                ``.gif``, ``.webp``), a line of JSON for each frame (``.jsonl``), or, without suffix, a folder of PNGs
+                as in DAVIS. See ``video.outputs``.
+
+        Raises:
+            VideoError: Another suffix; it cannot be written; it is the video itself; a video that came frame by frame
+                cannot be read again.
+            PromptError: Nothing was tracked yet.
+        """
+        kind = output_kind(path)
+        refuse_to_overwrite(self.video, path)
+        frames = self.tracked_frames
+        if not frames:
+            raise PromptError("nothing to write: track first, for result in video.track(): ...")
+        stride = step_between(frames)
+        with open_writers(**kind, fps=self.video.fps / stride, size_hw=self.video.size_hw) as writers:
+            for result in self.results(with_images="overlay" in kind, packed="jsonl" in kind):
+                writers.write(result)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        format: TrackFormat | None = None,
+        *,
+        categories: str | Mapping[Hashable, str] | None = None,
+        names: Sequence[str] | None = None,
+        tolerance: float = 0.0,
+    ) -> None:
+        """Write all tracks for CVAT (.xml), or as text (.txt) in the format "mot" (boxes) or "mots" (masks).
+
+        Args:
+            path: The file; see ``video.exporters.write_tracks``.
+            format: "cvat", "mot" or "mots"; .xml is "cvat" anyway.
+            categories: The classes: one name for all objects, or {object id: name}. By default all are "object".
+            names: All classes in the order of their numbers; by default those of ``categories`` in their order.
+            tolerance: Leaves out points of CVAT's polygons, see ``Masks.to_polygons``.
+
+        Raises:
+            VideoError: Another suffix or format; it cannot be written.
+            PromptError: Nothing was tracked yet.
+            ValueError: An object has no class; ``tolerance`` is invalid, or not for this format.
+        """
+        refuse_to_overwrite(self.video, path)
+        if not self.tracked_frames:
+            raise PromptError("nothing to export: track first, for result in video.track(): ...")
+        write_tracks(
+            path,
+            self.results(),
+            format,
+            categories=categories,
+            names=names,
+            tolerance=tolerance,
+            every=step_between(self.tracked_frames),
+            count=self.video.count,
+        )
+
+    def results(self, *, with_images: bool = False, packed: bool = False) -> Generator[FrameResult]:
+        """The results of all tracked frames again, in the video's order. Nothing is tracked.
+
+        Where the memory policy decides late ("sam2long"), they are those of the hypothesis that is best at the end of
+        what was tracked, and may differ from what ``track`` yielded. ``write`` and ``export`` write these.
+
+        Args:
+            with_images: Read the video again, so that masks have an image to paint on.
+            packed: As in ``track``.
+        """
+        tracks, frames = self._tracks, self.tracked_frames
+        if not with_images or not frames:
+            for index in frames:
+                yield tracks.frame_result(index, self._times[index], tracks.results_in(index), None, packed=packed)
+            return
+        wanted = set(frames)
+        for frame in self.video.frames(frames[0], frames[-1] + 1, step_between(frames)):
+            if frame.index in wanted:
+                yield tracks.frame_result(
+                    frame.index, frame.time, tracks.results_in(frame.index), frame.image, packed=packed
+                )
+
+    @property
+    def decides_late(self) -> bool:
+        """Whether the memory policy has several hypotheses, of which the best one is known later: see ``results``."""
+        return self._tracks.policy.hypotheses > 1
