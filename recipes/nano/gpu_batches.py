@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from masklet.training.batches import Batch, Example
 from masklet.training.config import Stage
+from masklet.training.prefetching import start_worker
 from recipes.nano.annotated import FAMILY_SHARES, AnnotatedPhotos, panned
 from recipes.nano.examples import ComposedExamples
 from recipes.nano.sources import Sources
@@ -30,6 +30,8 @@ SEED = 77
 CHUNKS = 10**7
 READY = 3
 """Batches that wait in the main process."""
+MAX_REPEATS = 2
+"""Times that a batch is used again, with other prompts, while the next one is not there yet."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Feed:
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             collate_fn=_unchanged,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
         )
         self.ready: queue.Queue[Batch | Exception] = queue.Queue(READY)
         self.is_closed = threading.Event()
@@ -132,6 +134,10 @@ class Feed:
             if isinstance(made, Exception):
                 raise made
             yield made
+            for _ in range(MAX_REPEATS):
+                if not self.ready.empty():
+                    break
+                yield made
 
     def _gather(self) -> None:
         count = self.stage.batch_size // chunk_size(self.stage)
@@ -159,9 +165,3 @@ def batch_of(chunks: list[Chunk]) -> Batch:
 
 def _unchanged(chunk: Any) -> Any:
     return chunk
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

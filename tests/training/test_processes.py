@@ -101,7 +101,7 @@ def test_a_killed_run_resumes_to_the_same_result(values, tmp_path, one_thread):
         assert killed.poll() is None, killed.communicate()[0]
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.communicate(timeout=60)  # until workers have closed their outputs, too
     assert state_of(tmp_path / "killed")["step"] == 10
     finish(start(values, tmp_path / "killed"))
     one, other = state_of(tmp_path / "straight"), state_of(tmp_path / "killed")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +26,8 @@ T = TypeVar("T")
 
 BATCHES_AHEAD = 2
 """Batches that each worker prepares ahead of time."""
+PARENT_CHECK_S = 1.0
+"""How often a worker looks whether the main process still runs."""
 
 
 def prefetch(
@@ -96,7 +102,7 @@ def _from_processes(
         num_workers=min(workers, len(wanted)),
         prefetch_factor=BATCHES_AHEAD if wanted else None,
         collate_fn=_unchanged,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=start_worker,
     )
     for made in loader:
         if isinstance(made, Exception):
@@ -109,9 +115,21 @@ def _unchanged(sent: Any) -> Any:
     return sent
 
 
-def _leave_signals_to_the_main_process(_: int) -> None:
+def start_worker(_: int) -> None:
+    """Initialise a worker process of a ``DataLoader``: it leaves signals to the main process, and ends with it.
+
+    Otherwise a worker whose main process was killed would wait for ever for somebody to read what it has made.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_exit_with, args=(parent.pid,), daemon=True).start()
+
+
+def _exit_with(parent: int | None) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)
 
 
 def _from_threads(
