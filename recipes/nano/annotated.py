@@ -33,7 +33,7 @@ WHOLE = 0.5
 """Share of objects with holes whose holes are filled: the facade with its windows, beside the windows themselves."""
 MIN_HOLES = 0.02
 """Smallest area of an object's holes, as a share of the object, for the whole to be another object."""
-MAX_CANDIDATES = 40
+MAX_CANDIDATES = 20
 """Objects of an image that are looked at; trays of mushrooms have hundreds."""
 MAX_ATTEMPTS = 50
 

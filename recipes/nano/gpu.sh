@@ -22,6 +22,8 @@ date
 
 export PYTHONPATH=$root/src:$root${PYTHONPATH:+:$PYTHONPATH}
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+# Workers keep memory for their next image instead of returning it to the system each time.
+export MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=67108864
 data=$(mktemp -d)
 trap 'rm -rf "$data"' EXIT
 imports='import cc3d, pycocotools.mask, yaml, safetensors, huggingface_hub, PIL, numpy'

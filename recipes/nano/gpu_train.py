@@ -131,7 +131,10 @@ class Training:
         while (elapsed := time.monotonic() - begin) < seconds:
             rate = phase.learning_rate * schedule(elapsed / seconds)
             try:
-                values = self._step(next(batches), stage, optimizers, rate, step)
+                begun = time.monotonic()
+                batch = next(batches)
+                waited = time.monotonic() - begun
+                values = self._step(batch, stage, optimizers, rate, step) | {"waited_s": round(waited, 3)}
                 failures = 0
             except StopIteration:
                 self.log(phase=phase.name, problem="no more batches")

@@ -140,13 +140,13 @@ class CudaEngine(Engine):
         image, axis = features.stride16, 0 if len(features.stride16) == 1 else 1
         rows = [None if t is None else t.select(axis, 0) for t in (prompts.dense, prompts.tokens, prompts.is_padding)]
         matrix = self.model.shared_image_embedding.positional_embedding
-        constants = decoder.by_size.get(
+        positions = decoder.positions.get(
             (features.map_hw, id(matrix)),
-            lambda: decoder.constants(self.model.shared_image_embedding.grid(features.map_hw), features.map_hw),
+            lambda: self.model.shared_image_embedding.grid(features.map_hw).to(decoder.dtype),
         )
         count = max(len(image), prompts.tokens.shape[1])
         outputs = self._runner.run(
-            decoder, (constants,), [image, features.stride4, features.stride8, *rows], count=count, recurs=recurs
+            decoder, (positions,), [image, features.stride4, features.stride8, *rows], count=count, recurs=recurs
         )
         return DecodedMasks(*(output.unsqueeze(axis) for output in outputs))
 

@@ -1,20 +1,19 @@
 """The mask decoder with few operators: all that reads one input is one product, and all heads are one batch.
 
-The image is read by three attentions of a layer, whose projections are one product. Its positions are projected once
-for a size. Masks are drawn cell by cell: a 2x2 transposed convolution of stride 2 is a product of each cell.
+Maps of the image of each object are in the type of products. Masks are drawn cell by cell: a 2x2 transposed convolution
+of stride 2 is a product of each cell.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masklet.config import SizeHW
 from masklet.engine.cuda.constants import BySize
+from masklet.engine.cuda.fused import add_norm, draw_masks
 from masklet.engine.cuda.products import Affine, Norm, Product, affine
 from masklet.model.layers import FeedForward, join_heads, split_heads
 from masklet.model.mask_decoder import (
@@ -64,65 +63,34 @@ class Layer:
         self.own_value = Product.pack([affine(own.v_proj)], dtype)
         self.own_output = Product.pack([affine(own.o_proj)], dtype)
         self.query = Product.pack([affine(to_image.q_proj)], dtype)
-        self.image = ImageInputs([to_image.k_proj, to_image.v_proj, to_tokens.q_proj], [True, False, True], dtype)
+        self.image_places = Product.pack([affine(to_image.k_proj), affine(to_tokens.q_proj)], dtype)
+        self.image_value = Product.pack([affine(to_image.v_proj)], dtype)
         self.output = Product.pack([affine(to_image.o_proj)], dtype)
         self.mlp_in, self.mlp_out = (Product.pack([affine(part)], dtype) for part in _two_layers(block.mlp))
         self.token_key, self.token_value, self.image_output = (
             Product.pack([affine(part)], dtype) for part in (to_tokens.k_proj, to_tokens.v_proj, to_tokens.o_proj)
         )
-        self.norms = [
-            Norm.pack(norm) for norm in (block.layer_norm1, block.layer_norm2, block.layer_norm3, block.layer_norm4)
-        ]
+        self.norms = [Norm.pack(norm) for norm in (block.layer_norm1, block.layer_norm2, block.layer_norm3)]
+        self.image_norm = Norm.pack(block.layer_norm4)
 
     def __call__(
         self, tokens: Tensor, image: Tensor, token_pos: Tensor, positions: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (objects, tokens, dim) and the image (objects or 1, h*w, dim), both float32, to the same."""
+        """Tokens (objects, tokens, dim), float32, and the image (objects or 1, h*w, dim) to those of each object."""
         tokens = self.norms[0](self._attend_to_tokens(tokens, token_pos, mask))
-        key, value, query = self.image(image, positions)
-        read = _attend(self.query(tokens + token_pos), key, value, self.heads)
+        key, query = self.image_places(image + positions).chunk(2, -1)
+        read = _attend(self.query(tokens + token_pos), key, self.image_value(image), self.heads)
         tokens = self.norms[1](tokens + self.output(read))
         tokens = self.norms[2](tokens + self.mlp_out(F.relu(self.mlp_in(tokens))))
         key, value = self.token_key(tokens + token_pos), self.token_value(tokens)
         read = _attend(query, key, value, self.heads, mask)
-        return tokens, self.norms[3](image + self.image_output(read))
+        return tokens, add_norm(self.image_output(read), image, self.image_norm)
 
     def _attend_to_tokens(self, tokens: Tensor, token_pos: Tensor, mask: Tensor | None) -> Tensor:
         # In the first layer the tokens are still their own positions: none is added, and there is no residual.
         q, k = self.own_inputs(tokens if self.is_first else tokens + token_pos).chunk(2, -1)
         attended = self.own_output(_attend(q, k, self.own_value(tokens), self.own_heads, mask))
         return attended if self.is_first else tokens + attended
-
-
-class ImageInputs:
-    """Projections of the image, some of which read its positions as well, in one product."""
-
-    def __init__(self, layers: list[nn.Module], has_positions: list[bool], dtype: torch.dtype) -> None:
-        affines = [affine(layer) for layer in layers]
-        self.product = Product.pack(affines, dtype)
-        self.widths = [len(bias) for _, bias in affines]
-        self._positional = [
-            (weight * reads, bias) for (weight, bias), reads in zip(affines, has_positions, strict=True)
-        ]
-
-    def positions(self, image_pos: Tensor) -> Tensor:
-        """(h*w, dim) to the constant part of the result, (h*w, channels out), biases included."""
-        weights, biases = zip(*self._positional, strict=True)
-        constant = F.linear(image_pos.float(), torch.cat(weights), torch.cat(biases))
-        return constant.to(self.product.weight.dtype)
-
-    def __call__(self, image: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
-        """(objects or 1, h*w, dim) to one result for each layer."""
-        return (image.to(self.product.weight.dtype) @ self.product.weight + positions).split(self.widths, -1)
-
-
-@dataclass(frozen=True, eq=False)
-class DecoderConstants:
-    """What depends on the size of the map: the projected positions of each layer, and of the final attention."""
-
-    layers: list[Tensor]
-    final: Tensor
-    map_hw: SizeHW
 
 
 class CudaMaskDecoder:
@@ -136,8 +104,9 @@ class CudaMaskDecoder:
         self.layers = [Layer(cast(TwoWayAttentionBlock, block), dtype) for block in transformer.layers]
         final: Attention = transformer.final_attn_token_to_image
         self.heads = final.heads
-        self.query, self.output = (Product.pack([affine(part)], dtype) for part in (final.q_proj, final.o_proj))
-        self.image = ImageInputs([final.k_proj, final.v_proj], [True, False], dtype)
+        self.query, self.key, self.value, self.output = (
+            Product.pack([affine(part)], dtype) for part in (final.q_proj, final.k_proj, final.v_proj, final.o_proj)
+        )
         self.norm = Norm.pack(transformer.layer_norm_final_attn)
         self.upscale1 = Product.pack([_by_part(decoder.upscale_conv1)], dtype)
         self.upscale2 = Product.pack([_by_part(decoder.upscale_conv2)], dtype)
@@ -151,17 +120,12 @@ class CudaMaskDecoder:
                 Product.pack([affine(part)], dtype) for part in (mlp.proj_in, *mlp.layers, mlp.proj_out)
             ]
             self.no_pointer = model.no_object_pointer.detach().float()
-        self.by_size: BySize[DecoderConstants] = BySize()
-
-    def constants(self, image_pos: Tensor, map_hw: SizeHW) -> DecoderConstants:
-        """For the positions (h*w, dim) of a map."""
-        return DecoderConstants(
-            [layer.image.positions(image_pos) for layer in self.layers], self.image.positions(image_pos), map_hw
-        )
+        self.positions: BySize[Tensor] = BySize()
+        """Positions (h*w, dim) of maps, in the type of products."""
 
     def __call__(
         self,
-        constants: DecoderConstants,
+        positions: Tensor,
         image: Tensor,
         stride4: Tensor,
         stride8: Tensor,
@@ -172,7 +136,7 @@ class CudaMaskDecoder:
         """Decode objects.
 
         Args:
-            constants: Of the map's size.
+            positions: (h*w, dim), in the type of products.
             image: (objects or 1, dim, h, w).
             stride4: (objects or 1, dim / 8, 4h, 4w), as in ``Features``.
             stride8: (objects or 1, dim / 4, 2h, 2w).
@@ -187,34 +151,32 @@ class CudaMaskDecoder:
         objects, own = len(prompt_tokens), len(self.own_tokens)
         token_pos = torch.cat([self.own_tokens.expand(objects, -1, -1), prompt_tokens], 1)
         mask = None if is_padding is None else ~F.pad(is_padding, (own, 0), value=False)[:, None, None]
-        x = (image + dense).flatten(2).transpose(1, 2).contiguous()
+        x = (image + dense).flatten(2).transpose(1, 2).to(self.dtype).contiguous()
         tokens = token_pos
-        for layer, positions in zip(self.layers, constants.layers, strict=True):
+        for layer in self.layers:
             tokens, x = layer(tokens, x, token_pos, positions, mask)
-        key, value = self.image(x, constants.final)
-        read = _attend(self.query(tokens + token_pos), key, value, self.heads)
+        read = _attend(self.query(tokens + token_pos), self.key(x + positions), self.value(x), self.heads)
         tokens = self.norm(tokens + self.output(read))
         heads = self.token_heads(tokens[:, :own])  # (heads, objects, widest output)
-        logits = self._draw(x, stride4, stride8, heads[MASK_TOKENS], constants.map_hw)
+        logits = self._draw(x, stride4, stride8, heads[MASK_TOKENS])
         iou_scores = heads[IOU_TOKEN, :, :NUM_MASK_TOKENS].float().sigmoid()
         object_scores = heads[OBJECT_TOKEN, :, :1].float()
         mask_tokens = tokens[:, MASK_TOKENS]
         outputs = (logits, iou_scores, object_scores, mask_tokens)
         return (*outputs, self._pointers(mask_tokens, object_scores)) if self.pointer_layers else outputs
 
-    def _draw(self, image: Tensor, stride4: Tensor, stride8: Tensor, weights: Tensor, map_hw: SizeHW) -> Tensor:
+    def _draw(self, image: Tensor, stride4: Tensor, stride8: Tensor, weights: Tensor) -> Tensor:
         """Image (objects, h*w, dim) and mask weights (masks, objects, channels) to logits (objects, masks, 4h, 4w)."""
-        h, w = map_hw
-        x = self.upscale1(image).unflatten(-1, (2, 2, -1)).unflatten(1, (h, w))  # (objects, h, w, 2, 2, channels)
-        skip = stride8.unflatten(-1, (w, 2)).unflatten(-3, (h, 2)).permute(0, 2, 4, 3, 5, 1)
-        x = F.gelu(self.upscale_norm((x + skip.float()).contiguous()))
-        x = self.upscale2(x).unflatten(-1, (2, 2, -1))  # (objects, h, w, 2, 2, 2, 2, channels)
-        skip = stride4.unflatten(-1, (w, 2, 2)).unflatten(-4, (h, 2, 2)).permute(0, 2, 5, 3, 6, 4, 7, 1)
-        x = F.gelu(x + skip.to(self.dtype)).flatten(1, -2)  # (objects, cells, channels)
+        h, w = stride4.shape[-2] // 4, stride4.shape[-1] // 4
+        # Of each cell, its halves down and across, and theirs.
+        skip8 = stride8.unflatten(-1, (w, 2)).unflatten(-3, (h, 2)).permute(0, 2, 4, 3, 5, 1)
+        skip4 = stride4.unflatten(-1, (w, 2, 2)).unflatten(-4, (h, 2, 2)).permute(0, 2, 5, 3, 6, 4, 7, 1)
+        skip8, skip4 = (skip.to(self.dtype, memory_format=torch.contiguous_format) for skip in (skip8, skip4))
+        x = self.upscale1(image).view(len(image), 4 * h * w, -1)
+        x = add_norm(x, skip8.flatten(1, -2), self.upscale_norm, gelu=True)
+        x = self.upscale2(x).view(len(x), h * w, 2, 2, 2, 2, -1)
         weights = weights[..., : x.shape[-1]].transpose(0, 1)  # (objects, masks, channels)
-        logits = weights.to(x.dtype) @ x.transpose(1, 2)
-        parts = logits.unflatten(-1, (h, w, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
-        return parts.float().reshape(len(x), NUM_MASK_TOKENS, 4 * h, 4 * w)
+        return draw_masks(x, skip4.flatten(1, 2), weights, w)
 
     def _pointers(self, mask_tokens: Tensor, object_scores: Tensor) -> Tensor:
         x = mask_tokens.contiguous()
