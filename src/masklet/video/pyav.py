@@ -11,7 +11,10 @@ from av.container import InputContainer
 TAKES_METADATA_ERRORS = int(av.__version__.split(".")[0]) < 19
 """PyAV 19 reads metadata in any encoding, and has no option for it."""
 DECODING_ERRORS = (av.FFmpegError, ValueError)
-"""What decoding raises. A decoder that could not be opened is a ValueError of PyAV 19, from the second packet on."""
+"""What decoding raises. A decoder that could not be opened is a ValueError of PyAV 19, from the second packet on.
+
+The name of such a codec context must not be read: PyAV 19 ends the process.
+"""
 
 
 def open_input(url: str, **options: Any) -> InputContainer:
