@@ -225,6 +225,15 @@ def test_a_real_video():
     assert [frame.index for frame in video.frames(step=-1, stop=20)] == list(range(29, 20, -1))
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "avi"])
+def test_a_video_with_metadata_in_an_unknown_encoding_is_read(suffix, tmp_path):
+    path = make_video(tmp_path / f"video.{suffix}")
+    content = path.read_bytes()
+    assert b"Lavf" in content  # the name of the program
+    path.write_bytes(content.replace(b"Lavf", b"Caf\xe9"))
+    assert indices(open_video(path)) == list(range(40))
+
+
 # The thread
 
 
@@ -480,6 +489,11 @@ def test_a_video_with_an_unknown_codec_is_refused(tmp_path):
     path = make_video(tmp_path / "video.mp4", 3)
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
     assert "needs a decoder that this PyAV lacks: convert it to H.264 or VP9" in refusal_of(path)
+
+
+def test_a_video_whose_decoder_cannot_be_opened_is_refused(tmp_path):
+    path = make_video(tmp_path / "video.mov", 3, codec="rawvideo", pix_fmt="yuv420p")  # MOV does not store which pixels
+    assert "video.mov has no frames that can be read: expected at least one" in refusal_of(path)
 
 
 def test_missing_paths_are_refused(tmp_path):

@@ -276,6 +276,27 @@ def test_a_file_is_played_at_its_own_rate_and_ends(file):
     assert video.reconnects == 0
 
 
+def test_a_file_with_metadata_in_an_unknown_encoding_is_played(file):
+    content = file.read_bytes()
+    assert b"Lavf" in content  # the name of the program
+    file.write_bytes(content.replace(b"Lavf", b"Caf\xe9"))
+    with LiveVideo(file) as video:
+        assert [number_of(frame.image) for frame in video][-1] == 59
+
+
+def test_a_file_whose_decoder_cannot_be_opened_is_refused(tmp_path):
+    with av.open(str(tmp_path / "file.mov"), "w") as container:
+        stream = container.add_stream("rawvideo", 100)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"  # which MOV does not store
+        for number in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_of(number))))
+    with (
+        pytest.raises(VideoError, match="it has no frame that can be decoded"),
+        LiveVideo(tmp_path / "file.mov") as video,
+    ):
+        list(video)
+
+
 def test_a_decoder_that_is_too_slow_drops_what_piles_up(file, monkeypatch):
     decoded, packets = live_reader.Connection._decoded, []
 

@@ -6,7 +6,6 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from fractions import Fraction
 from itertools import chain, dropwhile, islice
 from math import inf
 from pathlib import Path
@@ -23,6 +22,7 @@ from masklet.video.frame_index import STREAMED_FORMATS, FrameIndex, index_frames
 from masklet.video.holes import Hole, losses
 from masklet.video.packets import NO_TIME, Continuity, Kind, Packets, increase, kind_of, scan
 from masklet.video.pixels import upright_pixels
+from masklet.video.pyav import DECODING_ERRORS, as_fraction, open_input
 from masklet.video.readers import IMAGES_FPS, Frame
 
 FRAMES_AHEAD = 8
@@ -56,8 +56,9 @@ class VideoFile:
         self._numbers: dict[int, int] | None = None
         self._lost_places: set[int] = set()
         with opened(path) as (container, stream):
-            self.fps = Fraction(stream.average_rate or stream.guessed_rate or IMAGES_FPS)
-            self._tick = stream.time_base or 1 / self.fps
+            rates = [rate for rate in (as_fraction(stream.average_rate), as_fraction(stream.guessed_rate)) if rate]
+            self.fps = rates[0] if rates else IMAGES_FPS
+            self._tick = as_fraction(stream.time_base) or 1 / self.fps
             self._batch = max(FRAMES_AHEAD, BACKWARD_BYTES // max(3 * stream.width * stream.height, 1))
             packets = scan(container, stream)
             is_avi = container.format.name == "avi"
@@ -66,7 +67,7 @@ class VideoFile:
             self._index = index_frames(
                 packets,
                 stream.codec_context.name,
-                [1 / (rate * self._tick) for rate in (stream.average_rate, stream.guessed_rate) if rate],
+                [1 / (rate * self._tick) for rate in rates],
                 starts_anywhere=not STREAMED_FORMATS.isdisjoint(container.format.name.split(",")),
                 announced=announced_keyframes(container, stream),
                 losses=self._losses,
@@ -241,8 +242,8 @@ class VideoFile:
 def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video file and its video stream."""
     try:
-        # An absolute path is never taken for a URL. Metadata in an unknown encoding must not make the video unreadable.
-        container = av.open(str(path.absolute()), metadata_errors="replace")
+        # An absolute path is never taken for a URL.
+        container = open_input(str(path.absolute()))
     except av.FFmpegError as error:
         raise VideoError(
             f"{path} is not a video that PyAV can read ({error.strerror}): expected a complete MP4, MOV, MKV, WebM, "
@@ -307,7 +308,7 @@ def decoded(stream: VideoStream, packets: Iterable[Packet], continuity: Continui
             stream.codec_context.flush_buffers()
         try:
             frames = stream.decode(packet)
-        except av.FFmpegError:
+        except DECODING_ERRORS:
             if not continuity.may_lose:
                 raise
             continuity.lose(time, kind)
@@ -322,7 +323,7 @@ def remaining(stream: VideoStream, continuity: Continuity, pending: set[int]) ->
     """The frames that the decoder still holds. After an error at the end, those ``pending`` are lost."""
     try:
         return stream.decode(None)
-    except av.FFmpegError:
+    except DECODING_ERRORS:
         if not continuity.may_lose:
             raise
         continuity.lost.update(pending)

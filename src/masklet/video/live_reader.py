@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 from masklet.errors import VideoError
 from masklet.video.address import Address
 from masklet.video.newest_frame import Newest
+from masklet.video.pyav import DECODING_ERRORS, as_fraction, open_input
 from masklet.video.readers import IMAGES_FPS
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Connection:
             raise ValueError("it has no video that PyAV can decode")
         self.stream: VideoStream = streams[0]
         self.stream.thread_type = "SLICE"  # threads that decode several frames at once would delay each
-        fps = Fraction(self.stream.average_rate or self.stream.guessed_rate or IMAGES_FPS)
+        fps = as_fraction(self.stream.average_rate) or as_fraction(self.stream.guessed_rate) or IMAGES_FPS
         self.fps = fps if 1 <= fps <= 1000 else IMAGES_FPS  # some streams state the steps of their clock
         self.is_stored = container.duration is not None
         """Whether it is a file, maybe on a server."""
@@ -130,7 +131,7 @@ class Connection:
         """The frames that a packet completes, or that the decoder still has if it is None."""
         try:
             return self.stream.decode(packet)
-        except av.FFmpegError:  # it is damaged, or needs a keyframe from before the connection
+        except DECODING_ERRORS:  # it is damaged, or needs a keyframe from before the connection
             return []
 
 
@@ -180,11 +181,10 @@ class LiveReader:
         self._newest.alive_at = monotonic()
         # PyAV's error holds the address with its password, so ours must not be raised from it.
         try:
-            with av.open(
+            with open_input(
                 self.source.url,
                 format=self.source.format,
                 options=self.source.options,
-                metadata_errors="replace",
                 timeout=(self._timeout, self._timeout),
             ) as container:
                 return self._receive(Connection(container, self._newest))
@@ -203,7 +203,7 @@ class LiveReader:
                 self._newest.reconnects += 1
             self._received_at, is_first = monotonic(), False
             base = connection.stream.time_base
-            time = None if frame.pts is None or base is None else float(frame.pts * base)
+            time = None if frame.pts is None or not base else float(frame.pts * base)
             self._newest.put(frame, self._clock.time_of(time, self._received_at))
         if not connection.is_stored:
             return "it has ended"

@@ -136,7 +136,8 @@ def ends_early(begin: int, end: int, stream: VideoStream) -> bool:
 
 def ends_within_cell(container: InputContainer) -> bool:
     """Whether an MPEG transport stream is cut within a cell, and so within a frame."""
-    is_whole = any(container.size % size == 0 for size in TRANSPORT_CELLS)
+    file_size = container.size or 0
+    is_whole = any(file_size % size == 0 for size in TRANSPORT_CELLS)
     return container.format.name == "mpegts" and not is_whole
 
 
@@ -153,7 +154,7 @@ def lacks_bytes(container: InputContainer) -> bool:
             bits = 7 * (9 - first[0].bit_length())
             size = int.from_bytes(first + file.read(bits // 7 - 1), "big") & (1 << bits) - 1
             if is_last:
-                return size != (1 << bits) - 1 and file.tell() + size > container.size  # all ones: unknown
+                return size != (1 << bits) - 1 and file.tell() + size > (container.size or 0)  # all ones: unknown
             file.seek(size, os.SEEK_CUR)
     return False
 

@@ -129,7 +129,8 @@ def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV gives no side data at all if there is a kind that it has no name for, as EXIF. FFmpeg removes those.
+        # PyAV 17 and 18 give no side data at all if there is a kind that they have no name for, as EXIF. FFmpeg removes
+        # those.
         named: set[Any] = {kind.value for kind in SideDataType}
         unnamed = [number for number in range(SIDE_DATA_NUMBERS) if number not in named]
         removed = filtered(frame, *(("sidedata", f"mode=delete:type={number}") for number in unnamed))
