@@ -45,6 +45,16 @@ def pytest_runtest_setup(item):
         pytest.skip("needs a CUDA device")
 
 
+@pytest.fixture(autouse=True)
+def exact_convolutions(request):
+    """By default torch rounds the inputs of float32 convolutions on GPUs, which hides differences."""
+    if not request.node.get_closest_marker("gpu"):
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden_folder():
     """What reference implementations computed, with the images they were given: see its README.md."""

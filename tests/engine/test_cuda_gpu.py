@@ -8,20 +8,14 @@ import torch
 from engine.conftest import assert_close, random_memory
 
 from masklet.engine import CudaEngine, EagerEngine, make_engine
+from masklet.engine.cuda.fused import add_norm, draw_masks
 from masklet.engine.cuda.graphs import NotCaptured
+from masklet.engine.cuda.products import Norm
 from masklet.model.prompt_encoder import Prompts
 from masklet.processing import ImageProcessor
 from masklet.segmenter import Segmenter
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(scope="module", autouse=True)
-def exact_convolutions():
-    """By default torch rounds the inputs of float32 convolutions, which hides differences."""
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +87,27 @@ def test_clicks_agree(engines, features, objects):
         expected = eager.decode(features, prompts, multimask=True)
         for _ in range(3):
             assert_close(cuda.decode(features, prompts, multimask=True).logits, expected.logits, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("maps", "shared", "dim", "gelu"), [(3, 1, 256, False), (2, 2, 64, True), (1, 1, 48, True)])
+def test_a_fused_norm_of_a_sum_agrees(dtype, maps, shared, dim, gelu):
+    x, other = torch.randn(maps, 333, dim, dtype=dtype), torch.randn(shared, 333, dim, dtype=dtype)
+    norm = Norm(torch.rand(dim), torch.randn(dim), 1e-6)
+    expected = add_norm(x, other, norm, gelu=gelu)
+    on_device = add_norm(x.cuda(), other.cuda(), Norm(norm.weight.cuda(), norm.bias.cuda(), 1e-6), gelu=gelu)
+    assert_close(on_device.cpu().float(), expected.float(), 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("objects", "shared", "channels"), [(3, 1, 32), (2, 2, 32), (1, 1, 12)])
+def test_fused_masks_agree(dtype, objects, shared, channels):
+    x, other = (torch.randn(n, 7 * 5, 2, 2, 2, 2, channels, dtype=dtype) for n in (objects, shared))
+    weights = torch.randn(objects, 4, channels, dtype=dtype)
+    expected = draw_masks(x.float(), other.float(), weights.float(), 5)
+    found = draw_masks(x.cuda(), other.cuda(), weights.cuda(), 5)
+    assert found.shape == (objects, 4, 28, 20)
+    assert_close(found.cpu(), expected, 1e-5)
 
 
 def test_functions_are_captured(model, features, caplog):

@@ -1,10 +1,12 @@
-"""Kernels for the mask decoder's maps, which are large for each object: moving them takes most of the time.
+"""Fused functions of the mask decoder's maps, which are large for each object: moving them takes most of the time.
 
-Each reads its inputs once and writes its result once, in Triton, which comes with PyTorch for CUDA on Linux. Elsewhere the
-same is computed with PyTorch's own operators. Sums and norms are in float32 in both.
+Each reads its inputs once and writes its result once, in Triton, which comes with PyTorch for CUDA on Linux. Elsewhere
+the same is computed with PyTorch's own operators. Sums and norms are in float32 in both.
 """
 
 from __future__ import annotations
+
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +14,13 @@ from torch import Tensor
 
 from masklet.engine.cuda.products import Norm
 
+kernels: ModuleType | None
 try:
     import triton
 
     from masklet.engine.cuda import kernels
 except ImportError:
-    triton = kernels = None
+    kernels = None
 
 
 def add_norm(x: Tensor, shared: Tensor, norm: Norm, *, gelu: bool = False) -> Tensor:
