@@ -558,7 +558,7 @@ def test_the_papers_policy_neither_reads_scores_back_nor_keeps_records(sam, vide
     def refuse(*_):
         raise AssertionError("the paper's policy needs no candidates")
 
-    monkeypatch.setattr("masklet.video.tracks.row_outputs", refuse)
+    monkeypatch.setattr("masklet.video.frame_step.row_outputs", refuse)
     session = begun(sam, video, "paper")
     list(session.track(end=3))
     assert not session._tracks.objects["cup"].bank.records
