@@ -41,7 +41,7 @@ class MemorySlots(ABC):
         """See ``MemoryPolicy``."""
 
     def keeps(self, frame: int, history: History, *, step: int) -> set[int]:
-        """See ``MemoryPolicy``: what the next frame, this one again, or the one before it in the other direction read."""
+        """See ``MemoryPolicy``: what the next frame reads, this one again, or the one before it, tracking backward."""
         kept = {frame}
         for other in (frame, frame + step):
             selection = self.select(other, history, step=step)
