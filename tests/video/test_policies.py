@@ -13,6 +13,8 @@ from video.test_tracking import BALL, CUP, assert_same, logits_of, moving_square
 from examples.samite_policy import SamitePolicy
 from masklet.engine import make_engine
 from masklet.errors import ConfigError, SessionError
+from masklet.masks import encode_rle
+from masklet.results import Masks
 from masklet.segmenter import Segmenter
 from masklet.video.memory import ObjectMemory
 from masklet.video.object_frame import ObjectFrame
@@ -443,6 +445,23 @@ def test_both_directions(flickering, video, name):
     backward = logits_of(alone.track(direction="backward"))
     if name != "dam4sam":  # its grid of recent frames counts from the beginning of the video
         assert_same(mirrored, backward)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_discovered_is_tracked_as_if_it_was_prompted(flickering, video, name, monkeypatch):
+    mask = np.zeros((1, *video[0].shape[:2]), bool)
+    mask[0, 10:34, 20:50] = True
+    found = Masks.from_rle(encode_rle(mask), mask.shape[1:], np.ones(1, "f4"), np.ones(1, int))
+    monkeypatch.setattr("masklet.video.discovery.everything", lambda *a, **k: found)
+    session, prompted = (flickering.video(video, policy=ALL[name]) for _ in range(2))
+    discovered = logits_of(session.everything(every=100, min_object=0))
+    prompted.prompt(0, 1, mask=mask[0])
+    assert len(discovered) == FRAMES
+    assert_same(discovered, logits_of(prompted.track()))
+    again = [result.masks.logits.tobytes() for result in session.results()]
+    assert again == [result.masks.logits.tobytes() for result in prompted.results()]
+    assert_same(logits_of(session.track(start=4)), {k: v for k, v in discovered.items() if k[0] >= 4})
 
 
 @pytest.mark.slow
