@@ -64,7 +64,7 @@ class Convolution:
             above, below = max(-first, 0), max(last + 1 - len(x), 0)
             if above or below:
                 band = F.pad(band, (0, 0, 0, 0, above, below))
-            # With the axis of images first, so that torch recognises channels last: other layouts take five times as long.
+            # The axis of images comes first, or torch would not recognise channels last and take five times as long.
             y = F.conv2d(
                 band[None].permute(0, 3, 1, 2), self.weight, self.bias, self.stride, (0, MARGIN), groups=self.groups
             )
