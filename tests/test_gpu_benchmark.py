@@ -36,7 +36,7 @@ import sys, time, torch
 sys.path.insert(0, {str(SCRIPT.parent)!r})
 import gpu
 from pathlib import Path
-gpu.SECTION_SECONDS = 0.2
+gpu.SECTION_SECONDS = 0.02
 path = Path({str(tmp_path / "gpu.json")!r})
 run = gpu.Run(path, torch.device("cpu"), time.monotonic() + 60, True, {{"sections": {{}}}})
 run.section("fails", lambda: 1 / 0)
