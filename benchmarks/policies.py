@@ -1,6 +1,7 @@
 """J&F and time of every memory policy, on annotated videos and on hard made ones.
 
-    python benchmarks/policies.py [--data FOLDER] [--seeds 3] [--model nano] [--every 1] [--json FILE] [--picture PNG]
+    python benchmarks/policies.py [--data FOLDER] [--seeds 3] [--kind KIND …] [--model nano] [--every 1]
+        [--json FILE] [--picture PNG]
 
 All policies track the same frames beside each other, in turn, and share the encoding of each frame, so that changes in
 the machine's speed affect all of them. The time is that of the processor for each frame and object, without encoding.
@@ -92,12 +93,14 @@ def j_and_f(found: list[np.ndarray], labels: list[np.ndarray], numbers: np.ndarr
     return scores
 
 
-def videos(data: Path | None, seeds: int, every: int) -> Iterator[tuple[str, str, Any, list[np.ndarray]]]:
+def videos(
+    data: Path | None, kinds: list[str], seeds: int, every: int
+) -> Iterator[tuple[str, str, Any, list[np.ndarray]]]:
     """The set, the name, the images and the labels of each video."""
     for video in read_videos(data) if data else ():
         labels = [video.labels(frame) for frame in range(0, len(video.images), every)]
         yield SETS[0], video.name, video.images[::every], labels
-    for kind in KINDS:
+    for kind in kinds:
         for seed in range(seeds):
             made = hard_video(kind, seed)
             yield kind, made.name, list(made.images), [mask.astype(np.uint8) for mask in made.masks]
@@ -107,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder laid out as DAVIS")
     parser.add_argument("--seeds", type=int, default=3, help="made videos of each kind")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="of made videos; repeatable; default all")
     parser.add_argument("--every", type=int, default=1, help="of the annotated videos, every n-th frame")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--json", type=Path)
@@ -117,7 +121,7 @@ def main() -> None:
     scores: dict[str, dict[str, list[float]]] = {}
     seconds: dict[str, list[float]] = {}
     rows = []
-    for group, name, images, labels in videos(options.data, options.seeds, options.every):
+    for group, name, images, labels in videos(options.data, options.kind or [*KINDS], options.seeds, options.every):
         found, spent, maps = measure(sam, shared, images, labels)
         for policy, values in found.items():
             scores.setdefault(policy, {}).setdefault(group, []).extend(values)

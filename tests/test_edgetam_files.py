@@ -6,19 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from parity.test_edgetam import SMALL, random_model
+from edgetam import SMALL, random_edgetam
 from transformers import EdgeTamModel, EdgeTamVideoModel
 
 import masklet
-from masklet import checkpoints
+from masklet.checkpoints.meta import meta_name, meta_tensors
 from masklet.config import RepVitConfig, SpatialPerceiverConfig, edgetam_config
+from masklet.engine import make_engine
 from masklet.errors import CheckpointError, ConfigError
 from masklet.model.sam2 import Sam2Model
 
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(SMALL)
+    return random_edgetam(SMALL)
 
 
 def assert_same_weights(ours, theirs):
@@ -29,6 +30,7 @@ def assert_same_weights(ours, theirs):
 
 @pytest.mark.slow
 def test_transformers_loads_a_folder_of_ours_and_we_load_theirs(model, tmp_path):
+    pytest.importorskip("timm", reason="transformers' EdgeTAM needs timm: make test-controls")
     model.save_pretrained(tmp_path / "ours")
     theirs = EdgeTamVideoModel.from_pretrained(tmp_path / "ours")
     assert_same_weights(model.state_dict(), theirs.state_dict())
@@ -41,6 +43,7 @@ def test_transformers_loads_a_folder_of_ours_and_we_load_theirs(model, tmp_path)
 
 @pytest.mark.slow
 def test_a_folder_of_the_image_half_loads(model, tmp_path):
+    pytest.importorskip("timm", reason="transformers' EdgeTAM needs timm: make test-controls")
     model.save_pretrained(tmp_path / "video")
     EdgeTamModel.from_pretrained(tmp_path / "video").save_pretrained(tmp_path / "image")
     assert json.loads((tmp_path / "image/config.json").read_text())["model_type"] == "edgetam"
@@ -93,13 +96,13 @@ def authors_name(name):
         return name.replace("vision_encoder.backbone.timm_model", "image_encoder.trunk.body")
     if name.startswith("memory_attention."):
         name = name.replace("mlp.up_proj", "linear1").replace("mlp.down_proj", "linear2")
-    return checkpoints.meta.meta_name(name)
+    return meta_name(name)
 
 
 @pytest.fixture(scope="module")
 def full_width():
     """The widths that the authors' file has, which does not store them, behind a small trunk."""
-    return random_model(edgetam_config(image_encoder=SMALL.image_encoder, perceiver=SMALL.perceiver))
+    return random_edgetam(edgetam_config(image_encoder=SMALL.image_encoder, perceiver=SMALL.perceiver))
 
 
 def test_the_authors_file_loads_with_every_tensor_in_its_place(full_width, tmp_path):
@@ -110,6 +113,11 @@ def test_the_authors_file_loads_with_every_tensor_in_its_place(full_width, tmp_p
     loaded = Sam2Model.from_pretrained(tmp_path / "EdgeTAM.pt", resolution=256)
     assert loaded.config == replace(full_width.config, image_size=256)
     assert_same_weights(loaded.state_dict(), full_width.state_dict())
+
+
+def test_tensors_are_written_under_the_authors_names(full_width):
+    state = full_width.state_dict()
+    assert_same_weights(meta_tensors(state), authors_tensors(state))
 
 
 @pytest.mark.slow
@@ -199,8 +207,14 @@ def test_damaged_weights_are_refused_though_batch_norm_counts_in_whole_numbers(m
         Sam2Model.from_tensors(SMALL, tensors)
 
 
-def test_edgetam_runs_on_the_eager_engine(model, tmp_path):
+def test_edgetam_runs_on_the_engine_for_processors(model, tmp_path):
     model.save_pretrained(tmp_path)
-    assert masklet.load(tmp_path).engine.name == "eager"
-    with pytest.raises(ConfigError, match="engine 'cpu' cannot run an EdgeTAM"):
-        masklet.load(tmp_path, engine="cpu")
+    assert masklet.load(tmp_path).engine.name == "cpu"
+
+
+def test_edgetam_on_a_gpu_runs_on_the_eager_engine(model, monkeypatch):
+    """The engine for GPUs has other parts, which know SAM 2 alone."""
+    monkeypatch.setattr(Sam2Model, "device", torch.device("cuda"))
+    assert make_engine(model).name == "eager"
+    with pytest.raises(ConfigError, match="engine 'cuda' cannot run an EdgeTAM: expected a SAM 2"):
+        make_engine(model, "cuda")

@@ -9,15 +9,22 @@ import sys
 import numpy as np
 import pytest
 import torch
+from edgetam import SMALL, random_edgetam
 from pycocotools import mask as coco_mask
 
 import masklet.compat.sam2 as meta
+from masklet.checkpoints.meta import meta_tensors
 from masklet.compat.sam2 import build_sam2, build_sam2_camera_predictor, build_sam2_video_predictor
 from masklet.compat.sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 from masklet.compat.sam2.build_sam import named_config, read_overrides
 from masklet.compat.sam2.utils import amg, misc
+from masklet.config import edgetam_config
+from masklet.engine import make_engine
 from masklet.errors import ConfigError, DeviceError
 from masklet.everything.options import EverythingOptions
+from masklet.model.edgetam.repvit import RepVitTrunk
+from masklet.processing import ImageProcessor
+from masklet.segmenter import Segmenter
 
 FOUND = {
     "points_per_side": 6,
@@ -45,6 +52,11 @@ def test_names_of_configurations(directory, size, channels):
             config = named_config(f"{directory}{version}_hiera_{size}{suffix}")
             assert config.image_encoder.hidden_size == channels
             assert config.is_v2_1 == (version == "sam2.1")
+
+
+@pytest.mark.parametrize("name", ["edgetam", "edgetam.yaml", "configs/edgetam.yaml", "sam2/configs/edgetam.yaml"])
+def test_edgetam_has_a_configuration(name):
+    assert named_config(name) == edgetam_config()
 
 
 @pytest.mark.parametrize("name", [None, "", "sam_vit_h", "sam2_hiera_xl.yaml", "sam2.2_hiera_t.yaml"])
@@ -109,6 +121,50 @@ def test_folders_of_models_are_built(folder, sam):
         build_sam2(None, folder, device="cpu", load_from="hub")
     with pytest.raises(DeviceError):
         build_sam2(None, folder, device="cuda:99")
+
+
+@pytest.fixture(scope="module")
+def edgetam_file(tmp_path_factory):
+    """A file as the authors publish it, and the network it was made of."""
+    network = random_edgetam(edgetam_config(perceiver=SMALL.perceiver))  # few latents allow small inputs
+    path = tmp_path_factory.mktemp("edgetam") / "edgetam.pt"
+    torch.save({"model": meta_tensors(network.state_dict())}, path)
+    return path, network
+
+
+def test_edgetam_is_built_from_the_authors_file(edgetam_file):
+    path, network = edgetam_file
+    model = build_sam2("configs/edgetam.yaml", path, "cpu", hydra_overrides_extra=["++model.image_size=256"])
+    assert all(map(torch.equal, model.network.state_dict().values(), network.state_dict().values()))
+    assert isinstance(model.image_encoder.trunk, RepVitTrunk)
+    assert model.spatial_perceiver is model.network.spatial_perceiver
+    pixels = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, maps = model.network.encode(pixels), model.forward_image(pixels)["backbone_fpn"]
+        assert all(map(torch.equal, maps, expected))
+        assert model.image_encoder(pixels)["vision_features"].equal(expected.stride16)
+    state = model.state_dict()
+    assert state.keys() == torch.load(path)["model"].keys()
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    other.load_state_dict(state)
+    assert all(map(torch.equal, other.state_dict().values(), state.values()))
+    with pytest.raises(ConfigError, match=r"has 48 channels .* but sam2.1_hiera_t.yaml stands for"):
+        build_sam2("sam2.1_hiera_t.yaml", path, device="cpu")
+
+
+def test_edgetam_tracks_through_metas_predictor(edgetam_file, image):
+    overrides = ["++model.image_size=256", "++model.fill_hole_area=0"]
+    predictor = build_sam2_video_predictor("edgetam.yaml", edgetam_file[0], "cpu", hydra_overrides_extra=overrides)
+    frames = [np.roll(image, 3 * index, axis=1) for index in range(3)]
+    state = predictor.init_state(frames)
+    predictor.add_new_points_or_box(state, frame_idx=0, obj_id=1, points=[[40, 20]], labels=[1])
+    session = Segmenter(make_engine(predictor.network), ImageProcessor(256)).video(frames, max_prompted=None)
+    session.prompt(0, 1, points=[(40, 20)])
+    for (_, _, logits), expected in zip(predictor.propagate_in_video(state), session.track(), strict=True):
+        assert (logits > 0).any()
+        np.testing.assert_array_equal(logits[:, 0].numpy() > 0, expected.masks.masks)
 
 
 def test_predictors_have_metas_postprocessing(folder):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from edgetam import SMALL, random_edgetam
 
 from masklet.config import (
     Sam2Config,
@@ -45,10 +46,10 @@ def random_model(config):
 
 @pytest.fixture(scope="module")
 def models(tiny_model):
-    return {"tiny": copy.deepcopy(tiny_model), "wide": random_model(WIDE)}
+    return {"tiny": copy.deepcopy(tiny_model), "wide": random_model(WIDE), "EdgeTAM": random_edgetam(SMALL)}
 
 
-@pytest.fixture(scope="module", params=["tiny", "wide"])
+@pytest.fixture(scope="module", params=["tiny", "wide", "EdgeTAM"])
 def engines(models, request):
     """(eager, cpu) of one network."""
     model = models[request.param]
@@ -69,7 +70,7 @@ def random_memory(config, map_hw, *, objects, maps=6, pointers=4, is_empty=None)
     generator = torch.Generator().manual_seed(5)
     memory_dim = config.memory_encoder.output_channels
     return Memory(
-        maps=torch.randn(objects, maps, map_hw[0] * map_hw[1], memory_dim, generator=generator).bfloat16(),
+        maps=torch.randn(objects, maps, config.tokens_per_memory(map_hw), memory_dim, generator=generator).bfloat16(),
         map_slots=torch.randint(config.num_maskmem, (objects, maps), generator=generator),
         pointers=torch.randn(objects, pointers, config.hidden_size, generator=generator),
         pointer_distances=torch.rand(objects, pointers, generator=generator),

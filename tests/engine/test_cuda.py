@@ -249,7 +249,8 @@ def test_auto_takes_the_cuda_engine_on_a_cuda_device(monkeypatch):
     made = []
     monkeypatch.setattr("masklet.engine.CudaEngine", lambda model, precision: made.append(precision) or "the engine")
     monkeypatch.setattr("masklet.engine.default_precision", lambda device: torch.bfloat16)
-    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    config = SimpleNamespace(is_edgetam=False)
+    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, config=config)
     for name in ("auto", "cuda"):
         assert make_engine(model, name, mixed=True) == make_engine(model, name) == "the engine"
     assert made == 2 * [torch.bfloat16, torch.float32]

@@ -7,6 +7,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from edgetam import SMALL, random_edgetam
 from engine.conftest import assert_close, random_memory, random_model
 
 import masklet
@@ -359,6 +360,52 @@ def test_bfloat16_runs_every_function(tiny_model):
     for ours, expected in zip(everything_an_engine_computes(engine, pixels)[:5], exact[:5], strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours.float() - expected).norm() < 0.1 * expected.norm()
+
+
+# EdgeTAM
+
+
+def encodings(model, pixels):
+    with torch.inference_mode():
+        return EagerEngine(model).encode(pixels), CpuEngine(model).encode(pixels)
+
+
+def test_statistics_of_batch_norms_are_read_again_when_they_change():
+    model = random_edgetam(SMALL)
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    cpu = CpuEngine(model)
+    before = encoded(cpu, pixels)
+    model.vision_encoder.backbone.timm_model.stem.conv1.bn.running_var.mul_(4)
+    for ours, expected, earlier in zip(encoded(cpu, pixels), encoded(EagerEngine(model), pixels), before, strict=True):
+        assert_close(ours, expected)
+        assert not torch.allclose(ours, earlier)
+
+
+def test_a_batch_norm_that_is_trained_normalises_by_its_batch_in_every_engine():
+    model = random_edgetam(SMALL).train()
+    cpu = CpuEngine(model)
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    for ours, expected in zip(encoded(cpu, pixels), encoded(EagerEngine(copy.deepcopy(model)), pixels), strict=True):
+        assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "vision_encoder.backbone.timm_model.stages_1.blocks.0.token_mixer.conv.c",
+        "memory_attention.layers.1.cross_attn_image.k_proj",
+        "spatial_perceiver.layers.0.cross_attention.q_proj",
+    ],
+)
+def test_replaced_layers_of_edgetam_run_in_every_engine(place):
+    model = random_edgetam(SMALL)
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    cpu = CpuEngine(model)
+    everything_an_engine_computes(cpu, pixels)
+    model.set_submodule(place, Doubled(model.get_submodule(place)))
+    expected = everything_an_engine_computes(EagerEngine(model), pixels)
+    for ours, theirs in zip(everything_an_engine_computes(cpu, pixels), expected, strict=True):
+        assert_close(ours, theirs)
 
 
 # Export

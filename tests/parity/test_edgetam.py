@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from compat.transformers_video import HW, moving_rectangles_of
+from edgetam import SMALL, random_edgetam
 from parity.test_transformers_video import PROMPTS, assert_masks_depend_on_memory, pixels_of, prompt_theirs, track_ours
 from transformers import EdgeTamConfig as TheirConfig
 from transformers import EdgeTamModel as TheirModel
@@ -14,32 +15,17 @@ from transformers import EdgeTamVideoInferenceSession as TheirSession
 from transformers import EdgeTamVideoModel as TheirVideoModel
 
 from masklet.checkpoints.transformers import config_to_json
-from masklet.config import (
-    RepVitConfig,
-    Sam2MaskDecoderConfig,
-    Sam2MemoryAttentionConfig,
-    SpatialPerceiverConfig,
-    edgetam_config,
-)
+from masklet.config import edgetam_config
 from masklet.engine import make_engine
 from masklet.model.memory_attention import MemoryTokens
 from masklet.model.prompt_encoder import Prompts
-from masklet.model.sam2 import Sam2Model
 from masklet.processing import ImageProcessor
 from masklet.segmenter import Segmenter
 
-pytest.importorskip("timm", reason="transformers' EdgeTAM needs timm: pip install masklet[test-edgetam]")
+pytest.importorskip("timm", reason="transformers' EdgeTAM needs timm: make test-controls")
 pytestmark = pytest.mark.xdist_group("edgetam")
 
 FRAMES = 8
-SMALL = edgetam_config(
-    image_size=256,
-    hidden_size=128,
-    image_encoder=RepVitConfig(embed_dim_per_stage=(8, 16, 96, 64), blocks_per_stage=(1, 1, 3, 1)),
-    mask_decoder=Sam2MaskDecoderConfig(mlp_dim=96, num_attention_heads=4),
-    memory_attention=Sam2MemoryAttentionConfig(num_layers=2, feed_forward_hidden_size=128),
-    perceiver=SpatialPerceiverConfig(num_latents=24, num_latents_2d=16),
-)
 PUBLISHED = edgetam_config(image_size=512)
 CONFIGS = {"small": SMALL, "small, as if of 2.1": edgetam_config(**{**vars(SMALL), "is_v2_1": True}), "M1": PUBLISHED}
 MEMORY = (
@@ -55,28 +41,6 @@ MEMORY = (
 SEEDS = {"small": 58, "small, as if of 2.1": 58, "M1": 3}
 """Of networks whose masks have borders, move, and depend on memory: a test asserts it."""
 SLOW = pytest.mark.slow
-
-
-def random_model(config, *, presence=5.0, seed=58):
-    """A network whose masks have borders. ``presence`` is the bias of the object score."""
-    generator = torch.Generator().manual_seed(seed)
-    model = Sam2Model(config).eval().requires_grad_(False)
-    for name, tensor in model.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
-        noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("running_var"):
-            tensor.copy_(1 + 0.1 * noise.abs())
-        elif tensor.ndim == 1:
-            # Residuals that are added at full strength would grow from block to block.
-            gain = 0.5 if ".bn." in name else 1.0
-            tensor.copy_(gain * name.endswith("weight") + 0.1 * noise)
-        else:
-            is_free = "embed" in name or "latents" in name
-            tensor.copy_(noise if is_free else 1.4 * noise * tensor[0].numel() ** -0.5)
-    model.prompt_encoder.shared_embedding.load_state_dict(model.shared_image_embedding.state_dict())
-    model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(presence)
-    return model
 
 
 def theirs_of(model):
@@ -96,7 +60,7 @@ def their_image_model(model):
 @pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n == "small" else [SLOW]) for n in CONFIGS])
 def pair(request):
     """Our segmenter and their model with the same weights."""
-    model = random_model(CONFIGS[request.param], seed=SEEDS[request.param])
+    model = random_edgetam(CONFIGS[request.param], seed=SEEDS[request.param])
     return Segmenter(make_engine(model), ImageProcessor(model.config.image_size)), theirs_of(model)
 
 

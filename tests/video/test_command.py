@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import masklet
 from masklet.cli import app
 from masklet.errors import MaskletError, PromptError
 from masklet.video.frames import open_video
@@ -55,6 +56,21 @@ def test_a_video_is_tracked_and_written_in_every_format(video, tiny_folder, tmp_
     with Image.open(pngs / "00000.png") as first:
         assert first.size == (WIDTH, HEIGHT)
     assert open_video(overlay).count == FRAMES
+
+
+@pytest.mark.parametrize("policy", ["samurai", "sam2long"])
+def test_masks_are_those_of_the_policy_when_all_frames_are_done(video, tiny_folder, tmp_path, policy):
+    masks = tmp_path / "masks"
+    result = run(video, "--box", "0:10,5,60,40", "--model", tiny_folder, "--policy", policy, "--masks", masks)
+    assert result.exit_code == 0, result.output
+    session = masklet.load(tiny_folder).video(video, policy=policy)
+    session.prompt(0, 1, box=(10, 5, 60, 40))
+    assert len(list(session.track())) == FRAMES
+    for result in session.results():
+        with Image.open(masks / f"{result.index:05}.png") as written:
+            np.testing.assert_array_equal(np.asarray(written) > 0, result.masks.masks[0])
+    refused = run(video, "--box", "0:10,5,60,40", "--model", tiny_folder, "--policy", "sam9")
+    assert "policy is 'sam9': expected 'paper', 'sam3'" in str(refused.exception)
 
 
 def test_part_of_a_video_is_tracked_backward(video, tiny_folder, tmp_path):

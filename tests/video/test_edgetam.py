@@ -1,5 +1,7 @@
 """EdgeTAM through masklet's own verbs. Its results are compared with transformers' in tests/parity/test_edgetam.py."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,13 @@ def test_an_image_of_any_size_is_segmented_but_a_video_needs_whole_windows(sam, 
     with pytest.raises(ConfigError, match="multiples of 64"):
         sam.stream(resolution=96)
     assert_same_results(session_of(sam, video, resolution=128).track(), session_of(sam, video).track())
+
+
+@pytest.mark.gpu
+def test_masks_on_a_gpu_are_near(sam, video):
+    on_gpu = Segmenter(make_engine(copy.deepcopy(sam.model).to("cuda")), sam.image_processor)
+    for one, other in zip(session_of(on_gpu, video).track(), session_of(sam, video).track(), strict=True):
+        assert (one.masks.masks == other.masks.masks).mean() > 0.98
 
 
 @pytest.mark.slow

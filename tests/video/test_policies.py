@@ -13,6 +13,8 @@ from video.test_tracking import BALL, CUP, assert_same, logits_of, moving_square
 from examples.samite_policy import SamitePolicy
 from masklet.engine import make_engine
 from masklet.errors import ConfigError, SessionError
+from masklet.masks import encode_rle
+from masklet.results import Masks
 from masklet.segmenter import Segmenter
 from masklet.video.memory import ObjectMemory
 from masklet.video.object_frame import ObjectFrame
@@ -447,6 +449,23 @@ def test_both_directions(flickering, video, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
+def test_what_is_discovered_is_tracked_as_if_it_was_prompted(flickering, video, name, monkeypatch):
+    mask = np.zeros((1, *video[0].shape[:2]), bool)
+    mask[0, 10:34, 20:50] = True
+    found = Masks.from_rle(encode_rle(mask), mask.shape[1:], np.ones(1, "f4"), np.ones(1, int))
+    monkeypatch.setattr("masklet.video.discovery.everything", lambda *a, **k: found)
+    session, prompted = (flickering.video(video, policy=ALL[name]) for _ in range(2))
+    discovered = logits_of(session.everything(every=100, min_object=0))
+    prompted.prompt(0, 1, mask=mask[0])
+    assert len(discovered) == FRAMES
+    assert_same(discovered, logits_of(prompted.track()))
+    again = [result.masks.logits.tobytes() for result in session.results()]
+    assert again == [result.masks.logits.tobytes() for result in prompted.results()]
+    assert_same(logits_of(session.track(start=4)), {k: v for k, v in discovered.items() if k[0] >= 4})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
 def test_a_resumed_session_continues_to_the_bit(flickering, video, name, tmp_path):
     session = begun(flickering, video, name)
     list(session.track(end=8))
@@ -558,7 +577,7 @@ def test_the_papers_policy_neither_reads_scores_back_nor_keeps_records(sam, vide
     def refuse(*_):
         raise AssertionError("the paper's policy needs no candidates")
 
-    monkeypatch.setattr("masklet.video.tracks.row_outputs", refuse)
+    monkeypatch.setattr("masklet.video.frame_step.row_outputs", refuse)
     session = begun(sam, video, "paper")
     list(session.track(end=3))
     assert not session._tracks.objects["cup"].bank.records

@@ -13,7 +13,7 @@ from masklet.errors import CheckpointError, ImageError, PromptError, SessionErro
 from masklet.masks import PackedMasks
 from masklet.model.sam2 import Sam2Model
 from masklet.segmenter import Segmenter
-from masklet.video import tracks
+from masklet.video import frame_step, tracks
 from masklet.video.memory import ObjectMemory
 from masklet.video.object_frame import ObjectFrame, ResultPacking, ResultSpool
 from masklet.video.spool import Spool
@@ -640,7 +640,7 @@ def test_an_error_of_the_engine_leaves_a_stream_as_it_was(sam, video, monkeypatc
     live = sam.stream()
     live.push(video[0], {"cup": CUP})
     before = live._tracks
-    monkeypatch.setattr(tracks, "track_objects", fail)
+    monkeypatch.setattr(frame_step, "track_objects", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         live.push(video[1], {"ball": BALL})
     assert live._tracks is before
@@ -694,7 +694,7 @@ def test_a_generator_that_ended_lets_the_next_one_track(sam, video, end, monkeyp
         del generator
         gc.collect()
     else:
-        monkeypatch.setattr(tracks, "track_objects", fail)
+        monkeypatch.setattr(frame_step, "track_objects", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             next(generator)
         monkeypatch.undo()

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from masklet.checkpoints.renaming import renamed, rule
 from masklet.config import RepVitConfig, Sam2Config, SpatialPerceiverConfig, edgetam_config
 from masklet.errors import CheckpointError, ConfigError
 from masklet.numbers import shown
@@ -18,25 +20,33 @@ ARCHITECTURE = "repvit_m1"
 
 _M1 = RepVitConfig()
 
-_NAMES = (
-    # The authors', ours. Names that SAM 2 has too are left to its own table.
-    (r"^image_encoder\.trunk\.body\.", "vision_encoder.backbone.timm_model."),
-    (r"^spatial_perceiver\.latents$", "spatial_perceiver.latents_1d"),
-    (r"^(spatial_perceiver\.layers\.\d+\.)attn\.norm_x\.", r"\1layer_norm_input."),
-    (r"^(spatial_perceiver\.layers\.\d+\.)attn\.norm_latents\.", r"\1layer_norm_latents."),
-    (r"^(spatial_perceiver\.layers\.\d+\.)self_attn\.norm\.", r"\1layer_norm_self."),
-    (r"^(spatial_perceiver\.layers\.\d+\.)attn\.", r"\1cross_attention."),
-    (r"^(spatial_perceiver\.layers\.\d+\.)self_attn\.", r"\1self_attention."),
-    (r"^(spatial_perceiver\..*\.)to_q\.", r"\1q_proj."),
-    (r"^(spatial_perceiver\..*\.)to_out\.", r"\1o_proj."),
-    (r"^(spatial_perceiver\.layers\.\d+\.(?:self_)?)ff\.0\.", r"\1mlp.layer_norm."),
-    (r"^(spatial_perceiver\.layers\.\d+\.(?:self_)?)ff\.1\.", r"\1mlp.up_proj."),
-    (r"^(spatial_perceiver\.layers\.\d+\.(?:self_)?)ff\.3\.", r"\1mlp.down_proj."),
-    (r"^(memory_attention\.layers\.\d+\.)linear1\.", r"\1mlp.up_proj."),
-    (r"^(memory_attention\.layers\.\d+\.)linear2\.", r"\1mlp.down_proj."),
+_PERCEIVER_NAMES = (
+    ("attn.norm_x", "layer_norm_input"),
+    ("attn.norm_latents", "layer_norm_latents"),
+    ("self_attn.layer_norm", "layer_norm_self"),
+    *(
+        (f"{theirs}.{part}", f"{ours}.{name}")
+        for theirs, ours in (("attn", "cross_attention"), ("self_attn", "self_attention"))
+        for part, name in (("to_q", "q_proj"), ("to_kv", "kv_proj"), ("to_out", "o_proj"))
+    ),
+    *(
+        (f"{theirs}.{number}", f"{ours}.{name}")
+        for theirs, ours in (("ff", "mlp"), ("self_ff", "self_mlp"))
+        for number, name in ((0, "layer_norm"), (1, "up_proj"), (3, "down_proj"))
+    ),
 )
-_KEYS_AND_VALUES = ".to_kv."
-"""One matrix in the authors' files, which holds that of the keys above that of the values."""
+_NAMES = [
+    # The authors', ours, after SAM 2's table was applied.
+    ("^vision_encoder.backbone.body.", "^vision_encoder.backbone.timm_model."),
+    ("^spatial_perceiver.latents$", "^spatial_perceiver.latents_1d$"),
+    *((f"^spatial_perceiver.layers.#.{a}.", f"^spatial_perceiver.layers.#.{b}.") for a, b in _PERCEIVER_NAMES),
+    ("^memory_attention.layers.#.linear1.", "^memory_attention.layers.#.mlp.up_proj."),
+    ("^memory_attention.layers.#.linear2.", "^memory_attention.layers.#.mlp.down_proj."),
+]
+_TO_OURS = [rule(theirs, ours) for theirs, ours in _NAMES]
+_TO_AUTHORS = [rule(ours, theirs) for theirs, ours in reversed(_NAMES)]
+_KEYS, _VALUES, _BOTH = ".k_proj.", ".v_proj.", ".kv_proj."
+"""Keys and values of the perceiver are one matrix in the authors' files, that of the keys above the other."""
 
 
 def is_edgetam_file(tensors: Mapping[str, Tensor]) -> bool:
@@ -44,20 +54,35 @@ def is_edgetam_file(tensors: Mapping[str, Tensor]) -> bool:
     return FIRST_TENSOR in tensors
 
 
-def rename_edgetam(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' tensors, of which those that SAM 2 does not have get their names in ``masklet.model``."""
-    renamed: dict[str, Tensor] = {}
+def from_edgetam(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' tensors, already renamed by SAM 2's table, under the names of ``masklet.model``."""
+    converted: dict[str, Tensor] = {}
     for theirs, tensor in tensors.items():
-        name = theirs
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
-        if _KEYS_AND_VALUES in name and tensor.ndim:
+        name = renamed(theirs, _TO_OURS)
+        if _BOTH in name and tensor.ndim and len(tensor) > 1:
             # Cloned, since views of one tensor cannot be saved.
-            for part, half in zip(("k_proj", "v_proj"), tensor.chunk(2), strict=True):
-                renamed[name.replace(_KEYS_AND_VALUES, f".{part}.")] = half.clone()
+            for part, half in zip((_KEYS, _VALUES), tensor.chunk(2), strict=True):
+                converted[name.replace(_BOTH, part)] = half.clone()
         else:
-            renamed[name] = tensor
-    return renamed
+            converted[name] = tensor
+    return converted
+
+
+def to_edgetam(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of ``from_edgetam``, which changes no name of a SAM 2."""
+    converted: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("spatial_perceiver.") and _KEYS in name:
+            both = torch.cat([tensor, tensors[name.replace(_KEYS, _VALUES)]])
+            converted[edgetam_name(name.replace(_KEYS, _BOTH))] = both
+        elif not (name.startswith("spatial_perceiver.") and _VALUES in name):
+            converted[edgetam_name(name)] = tensor
+    return converted
+
+
+def edgetam_name(name: str) -> str:
+    """The authors' name of a tensor, before SAM 2's table is applied. Names of a SAM 2 stay as they are."""
+    return renamed(name, _TO_AUTHORS)
 
 
 def config_from_edgetam_file(tensors: Mapping[str, Tensor], *, where: Any) -> Sam2Config:

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from masklet.checkpoints.damage import what_is
 from masklet.checkpoints.edgetam import FIRST_TENSOR as FIRST_EDGETAM_TENSOR
-from masklet.checkpoints.edgetam import config_from_edgetam_file, is_edgetam_file, rename_edgetam
+from masklet.checkpoints.edgetam import (
+    config_from_edgetam_file,
+    edgetam_name,
+    from_edgetam,
+    is_edgetam_file,
+    to_edgetam,
+)
+from masklet.checkpoints.renaming import renamed, rule
 from masklet.config import Sam2Config, Sam2ImageEncoderConfig
 from masklet.errors import CheckpointError
 
@@ -36,7 +43,7 @@ STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
 """Where Meta's files, Lightning and the usual training loops keep the state dict."""
 
 _NAMES = [
-    # Meta's, ours; # is a digit, ^ the beginning. Applied one after the other, and in reverse order to go back.
+    # Meta's, ours. Applied one after the other, and in reverse order to go back.
     (".norm.", ".layer_norm."),
     (".norm#.", ".layer_norm#."),
     (".norm_final_attn.", ".layer_norm_final_attn."),
@@ -86,21 +93,9 @@ _NAMES = [
 ]
 
 
-def _rule(name: str, other: str) -> tuple[re.Pattern[str], str]:
-    """A pattern for one column of ``_NAMES`` and its replacement by the other."""
-    pattern = re.escape(name).replace(re.escape("#"), r"(\d+)").replace(re.escape("^"), "^")
-    return re.compile(pattern), other.removeprefix("^").replace("#", r"\1")
-
-
-_TO_OURS = [_rule(theirs, ours) for theirs, ours in _NAMES]
-_TO_META = [_rule(ours, theirs) for theirs, ours in reversed(_NAMES)]
+_TO_OURS = [rule(theirs, ours) for theirs, ours in _NAMES]
+_TO_META = [rule(ours, theirs) for theirs, ours in reversed(_NAMES)]
 _POINTS = re.compile(r"^sam_prompt_encoder\.point_embeddings\.\d\.weight$")
-
-
-def _renamed(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
-    for pattern, replacement in rules:
-        name = pattern.sub(replacement, name)
-    return name
 
 
 # All errors that torch.load is known to raise on damaged files.
@@ -225,9 +220,9 @@ def released_config(dim: int, blocks: tuple[int, ...], *, is_v2_1: bool = True) 
 
 def convert_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of Meta's layout under the names of ``masklet.model``."""
+    converted = {renamed(name, _TO_OURS): t for name, t in tensors.items() if not _POINTS.match(name)}
     if is_edgetam_file(tensors):
-        tensors = rename_edgetam(tensors)
-    converted = {_renamed(name, _TO_OURS): t for name, t in tensors.items() if not _POINTS.match(name)}
+        converted = from_edgetam(converted)
     labels = sorted(name for name in tensors if _POINTS.match(name))
     if len({tensors[name].shape for name in labels}) == 1:  # otherwise the tensor is missing, which is reported
         converted[POINT_EMBEDDINGS] = torch.cat([tensors[name] for name in labels])
@@ -238,14 +233,16 @@ def convert_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def meta_name(name: str) -> str:
     """The name in Meta's layout of a tensor of ``masklet.model``."""
-    return _renamed(name, _TO_META)
+    return renamed(edgetam_name(name), _TO_META)
 
 
 def meta_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of ``convert_meta``: tensors of ``masklet.model`` in Meta's layout. They share memory."""
-    converted = {
-        _renamed(name, _TO_META): t for name, t in tensors.items() if name not in (MATRIX_COPY, POINT_EMBEDDINGS)
-    }
+    """The reverse of ``convert_meta``: tensors of ``masklet.model`` in Meta's layout.
+
+    They share memory, except for keys and values of an EdgeTAM's perceiver, which are one tensor there.
+    """
+    named = {name: t for name, t in tensors.items() if name not in (MATRIX_COPY, POINT_EMBEDDINGS)}
+    converted = {renamed(name, _TO_META): t for name, t in to_edgetam(named).items()}
     for label, row in enumerate(tensors[POINT_EMBEDDINGS].split(1)):
         converted[f"sam_prompt_encoder.point_embeddings.{label}.weight"] = row
     return converted

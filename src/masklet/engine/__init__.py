@@ -37,7 +37,7 @@ def make_engine(model: Sam2Model, name: str = "auto", *, mixed: bool = False) ->
     Args:
         model: On the device and in the precision it is to run in.
         name: ``"eager"`` runs anywhere; ``"cpu"`` needs float32 weights on a CPU and is faster there; ``"cuda"`` needs
-            a CUDA device; ``"auto"`` is ``"cpu"`` or ``"cuda"`` where one of them runs, and else ``"eager"``.
+            a SAM 2 on a CUDA device; ``"auto"`` is ``"cpu"`` or ``"cuda"`` where one of them runs, else ``"eager"``.
         mixed: Whether an engine may multiply matrices in bfloat16 where the device is faster at that. Weights, norms,
             residuals, positions and results stay in float32. The eager engine always uses the model's own precision.
 
@@ -45,9 +45,7 @@ def make_engine(model: Sam2Model, name: str = "auto", *, mixed: bool = False) ->
         ConfigError: There is no such engine, or it cannot run this model.
     """
     check_engine(name)
-    runs_on_cpu_engine = model.device.type == "cpu" and model.dtype == torch.float32 and not model.config.is_edgetam
-    if name == "cpu" and model.config.is_edgetam:
-        raise ConfigError("engine 'cpu' cannot run an EdgeTAM: expected a SAM 2. Use engine='auto' or 'eager'")
+    runs_on_cpu_engine = model.device.type == "cpu" and model.dtype == torch.float32
     if name == "cpu" and not runs_on_cpu_engine:
         raise ConfigError(
             f"engine 'cpu' cannot run a model in {model.dtype} on {model.device}: expected float32 weights on a CPU. "
@@ -58,7 +56,9 @@ def make_engine(model: Sam2Model, name: str = "auto", *, mixed: bool = False) ->
             f"engine 'cuda' cannot run a model on {model.device}: expected a CUDA device. "
             "Use engine='auto', or load with device='cuda'"
         )
-    if name != "eager" and model.device.type == "cuda":
+    if name == "cuda" and model.config.is_edgetam:
+        raise ConfigError("engine 'cuda' cannot run an EdgeTAM: expected a SAM 2. Use engine='auto' or 'eager'")
+    if name != "eager" and model.device.type == "cuda" and not model.config.is_edgetam:
         return CudaEngine(model, default_precision(model.device) if mixed else torch.float32)
     if name == "eager" or not runs_on_cpu_engine:
         return EagerEngine(model)

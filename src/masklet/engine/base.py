@@ -10,7 +10,7 @@ from torch import Tensor
 
 from masklet.checkpoints.preprocessor import PreprocessorConfig
 from masklet.config import Sam2Config, SizeHW
-from masklet.model.hiera import window_positions
+from masklet.model.hiera import Hiera, window_positions
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
@@ -144,9 +144,14 @@ class Engine(ABC):
         """(masks, 1, height, width), 1 inside and 0 outside, to a mask prompt of a quarter of its size."""
         return self.model.mask_downsample(mask)
 
-    def _position_table(self, pixel_values: Tensor) -> Tensor:
-        """Positions for the trunk, cached for the last size. Computed on the CPU: some devices lack bicubic."""
+    def _position_table(self, pixel_values: Tensor) -> Tensor | None:
+        """Positions for the trunk, cached for the last size; None if it has none.
+
+        Computed on the CPU: some devices lack bicubic.
+        """
         trunk = self.model.vision_encoder.backbone
+        if not isinstance(trunk, Hiera):
+            return None
         size_hw: SizeHW = (pixel_values.shape[-2] // PATCH_STRIDE, pixel_values.shape[-1] // PATCH_STRIDE)
         weights = (trunk.pos_embed, trunk.pos_embed_window)
         key = (size_hw, self.device, *((id(weight), version_of(weight)) for weight in weights))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from masklet.engine.base import Engine
-from masklet.model.hiera import Hiera
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
@@ -20,9 +19,7 @@ class EagerEngine(Engine):
 
     def encode(self, pixel_values: Tensor) -> Features:  # noqa: D102
         check_pixel_values(pixel_values)
-        has_positions = isinstance(self.model.vision_encoder.backbone, Hiera)
-        positions = self._position_table(pixel_values) if has_positions else None
-        return self.model.encode(pixel_values.to(self.device), positions)
+        return self.model.encode(pixel_values.to(self.device), self._position_table(pixel_values))
 
     def decode(  # noqa: D102
         self,

@@ -75,7 +75,7 @@ def to_onnx(
         The graphs.
 
     Raises:
-        ConfigError: An argument is invalid, or the layout does not fit the model.
+        ConfigError: An argument is invalid, the layout does not fit the model, or it is an EdgeTAM.
         CheckpointError: The model cannot be read; the folder cannot be written; a graph differs from torch.
         ModuleNotFoundError: A package of ``pip install masklet[export]`` is missing.
     """
@@ -90,6 +90,8 @@ def to_onnx(
     if resolution is not None:
         check_input_size(resolution)
     sam = model if isinstance(model, Segmenter) else load(model, device="cpu", dtype="float32", engine="eager")
+    if sam.engine.config.is_edgetam:
+        raise ConfigError("the model is an EdgeTAM, which cannot be exported yet: expected a SAM 2")
     network = _plain_network(sam.model)
     processor = sam.image_processor if resolution is None else sam.image_processor.with_size(resolution)
     if layout == "transformersjs" and len(set(processor.input_hw)) > 1:

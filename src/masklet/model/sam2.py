@@ -203,10 +203,7 @@ class Sam2Model(KeepsFloat32):
         """
         masks = self.memory_masks(logits, features.map_hw, binarize=binarize)
         memory = self.memory_encoder(features.stride16, masks).flatten(2).transpose(1, 2)
-        memory = self.mark_absent(memory, object_scores)
-        if self.config.perceiver is None:
-            return memory
-        return self.spatial_perceiver(memory.transpose(1, 2).unflatten(2, features.map_hw))
+        return self.compress(self.mark_absent(memory, object_scores), features.map_hw)
 
     # The steps of these functions
 
@@ -223,6 +220,12 @@ class Sam2Model(KeepsFloat32):
             return memory
         is_absent = (object_scores <= 0)[:, None].to(memory.dtype)  # (objects, 1, 1)
         return memory + is_absent * self.occlusion_spatial_embedding_parameter.to(memory.dtype)
+
+    def compress(self, memory: Tensor, map_hw: SizeHW) -> Tensor:
+        """Memories (objects, h*w, memory_dim) to the latents of the perceiver; in EdgeTAM."""
+        if self.config.perceiver is None:
+            return memory
+        return self.spatial_perceiver(memory.transpose(1, 2).unflatten(2, map_hw))
 
     def without_memory(self, image_embedding: Tensor) -> Tensor:
         """(batch, dim, h, w) plus the learned "no memory" embedding."""

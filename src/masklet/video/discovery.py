@@ -22,9 +22,10 @@ from masklet.numbers import real_number, whole_number
 from masklet.processing import ImageProcessor
 from masklet.results import Masks
 from masklet.video.frame_result import FrameResult
+from masklet.video.frame_step import FeaturesOf
 from masklet.video.object_frame import ObjectFrame
 from masklet.video.readers import Frame
-from masklet.video.tracks import FeaturesOf, Tracks
+from masklet.video.tracks import Tracks
 
 Search: TypeAlias = Callable[[np.ndarray, Features], Masks]
 """Finds the masks of a frame, packed, from its image (height, width, 3) and its features."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -16,43 +15,20 @@ from torch import Tensor
 from masklet.config import STRIDE, STRIDES, SizeHW
 from masklet.engine import Engine
 from masklet.errors import ImageError, PromptError
-from masklet.model.neck import Features
-from masklet.video.candidates import RowOutput, candidates_of_result, record_of, row_outputs
+from masklet.video.candidates import candidates_of_result, record_of
 from masklet.video.frame_result import FrameResult, check_object_id, make_frame_result, no_such_object
+from masklet.video.frame_step import FeaturesOf, FrameStep
 from masklet.video.frames import width_by_height
 from masklet.video.memory import ObjectMemory
 from masklet.video.memory_slots import MemorySlots
 from masklet.video.object_frame import ObjectFrame, ResultPacking, ResultSpool
 from masklet.video.pathways import parent_of
-from masklet.video.policy import (
-    MAX_POINTERS,
-    Candidates,
-    Choice,
-    FrameRecord,
-    MemoryPolicy,
-    MemorySelection,
-    MemoryShape,
-    check_choices,
-    check_selection,
-)
+from masklet.video.policy import MAX_POINTERS, FrameRecord, MemoryPolicy
 from masklet.video.prompts import read_frame_prompt
 from masklet.video.result_fetch import PackingWorker
 from masklet.video.spool import FrameSpool, Spool, TensorPacking
 from masklet.video.track import Row, Track, check_can_track
-from masklet.video.tracker import (
-    FramePrompt,
-    decode_with_memory,
-    mask_logits,
-    memory_maps,
-    read_memory,
-    track_object,
-    track_objects,
-)
-
-RowKey = tuple[Hashable, int]
-"""An object and the number of one of its rows."""
-FeaturesOf = Callable[[int], Features]
-"""Returns the features of a frame, encoding it if necessary."""
+from masklet.video.tracker import FramePrompt, mask_logits, read_memory, track_object
 
 
 class Tracks:
@@ -171,7 +147,7 @@ class Tracks:
         step = track.tracked_steps.get(frame, 0)
         row = self._corrected_row(track, frame, step or 1)
         candidates = candidates_of_result(result, features_of(frame), row)
-        (choice,) = self._choose([candidates], frame, step or 1)
+        (choice,) = self._step_into(frame, features_of, step or 1).choose([candidates])
         parent = parent_of(track.banks, frame, track.final_row(frame)) if frame in track.bank else None
         return replace(record_of(candidates, choice, step), parent=0 if parent is None else parent[1])
 
@@ -180,12 +156,6 @@ class Tracks:
         rows = track.rows(frame, step)
         parent = parent_of(track.banks, frame, track.final_row(frame)) if len(rows) > 1 else None
         return rows[0 if parent is None else parent[1]]
-
-    def _choose(self, rows: Sequence[Candidates], frame: int, step: int) -> Sequence[Choice]:
-        assert self.policy.choose is not None
-        choices = self.policy.choose(frame, rows, step=step)
-        check_choices(choices, rows, frame, self.policy)
-        return choices
 
     def _drop_maps(self, track: Track, frame: int, step: int) -> None:
         """Drop the maps that no frame nearby may read."""
@@ -206,8 +176,9 @@ class Tracks:
         if frame in track.conditioned:
             return track.conditioned[frame]
         row = self._corrected_row(track, frame, track.tracked_steps[frame])
-        selection = self._select(row, frame, track.tracked_steps[frame])
-        self._restore_maps([(row, selection)], features_of)
+        into = self._step_into(frame, features_of, track.tracked_steps[frame])
+        selection = into.select(row)
+        into.restore_maps([(row, selection)])
         conditioned = read_memory(self.engine, features_of(frame), [row], [selection])
         track.conditioned[frame] = conditioned
         return conditioned
@@ -222,7 +193,7 @@ class Tracks:
         chosen = list(self.objects) if object_ids is None else object_ids
         advancing = {object_id: self.objects[object_id] for object_id in chosen}
         to_track = {object_id: track for object_id, track in advancing.items() if frame not in track.bank.prompted}
-        results = self._track(frame, features_of, step, to_track)
+        results = self._step_into(frame, features_of, step).track(to_track)
         for track in advancing.values():
             track.tracked_steps[frame] = step
             track.conditioned.clear()
@@ -232,99 +203,18 @@ class Tracks:
             for object_id, track in advancing.items()
         }
 
-    def _track(
-        self, frame: int, features_of: FeaturesOf, step: int, tracks: Mapping[Hashable, Track]
-    ) -> dict[Hashable, ObjectFrame]:
-        """Track objects into a frame in batches, and put the results into their banks."""
-        rows = {
-            (object_id, number): row
-            for object_id, track in tracks.items()
-            for number, row in enumerate(track.rows(frame, step))
-        }
-        selections = {key: self._select(row, frame, step) for key, row in rows.items()}
-        self._restore_maps([(rows[key], selection) for key, selection in selections.items()], features_of)
-        if self.policy.choose is not None:
-            return self._track_with_choices(frame, features_of(frame), step, tracks, rows, selections)
-        results = {}
-        for batch in self._batches(selections):
-            tracked = track_objects(
-                self.engine,
-                features_of(frame),
-                [rows[key] for key in batch],
-                [selections[key] for key in batch],
-                fixed_shapes=self.fixed_shapes,
-                slots=self.slots,
-            )
-            for (object_id, _), (result, memory) in zip(batch, tracked, strict=True):
-                tracks[object_id].put(frame, [(result, memory, None)], is_prompted=False)
-                results[object_id] = result
-        return results
-
-    def _track_with_choices(
-        self,
-        frame: int,
-        features: Features,
-        step: int,
-        tracks: Mapping[Hashable, Track],
-        rows: Mapping[RowKey, Row],
-        selections: Mapping[RowKey, MemorySelection],
-    ) -> dict[Hashable, ObjectFrame]:
-        """As ``_track``; the policy chooses among the candidates of all rows of an object."""
-        outputs: dict[Hashable, dict[int, RowOutput]] = {object_id: {} for object_id in tracks}
-        for batch in self._batches(selections):
-            own = [rows[key] for key in batch]
-            chosen = [selections[key] for key in batch]
-            decoded = decode_with_memory(self.engine, features, own, chosen, fixed_shapes=self.fixed_shapes)
-            for (object_id, number), output in zip(batch, row_outputs(decoded, features, own), strict=True):
-                outputs[object_id][number] = output
-        results = {}
-        for object_id, by_number in outputs.items():
-            of_rows = [by_number[number] for number in sorted(by_number)]
-            kept = []
-            for choice in self._choose([output.candidates for output in of_rows], frame, step):
-                result = of_rows[choice.row].result(choice.candidate)
-                (memory,) = memory_maps(self.engine, features, [result], is_prompted=False)
-                kept.append((result, memory, record_of(of_rows[choice.row].candidates, choice, step)))
-            tracks[object_id].put(frame, kept, is_prompted=False)
-            results[object_id] = kept[0][0]
-        return results
-
-    def _batches(self, selections: Mapping[RowKey, MemorySelection]) -> Iterator[list[RowKey]]:
-        """Rows whose selections have one shape, at most ``max_objects`` in a batch."""
-        by_shape: dict[MemoryShape, list[RowKey]] = {}
-        for key, selection in selections.items():
-            by_shape.setdefault(selection.shape(fixed=self.fixed_shapes), []).append(key)
-        for keys in by_shape.values():
-            for start in range(0, len(keys), self.max_objects):
-                yield keys[start : start + self.max_objects]
-
-    def _select(self, row: Row, frame: int, step: int) -> MemorySelection:
-        selection = self.policy.select(frame, row, step=step)
-        check_selection(selection, frame, row, self.policy)
-        is_held = [entry[0] in row.maps for entry in selection.maps]
-        # What is neither held nor can be computed again is left out, unless nothing would be left.
-        if self.can_rewind or not any(is_held):
-            return selection
-        weights = selection.key_weights
-        return replace(
-            selection,
-            maps=tuple(compress(selection.maps, is_held)),
-            key_weights=None if weights is None else tuple(compress(weights, is_held)),
+    def _step_into(self, frame: int, features_of: FeaturesOf, step: int) -> FrameStep:
+        return FrameStep(
+            frame,
+            step,
+            features_of,
+            self.engine,
+            self.policy,
+            self.max_objects,
+            self.can_rewind,
+            self.fixed_shapes,
+            self.slots,
         )
-
-    def _restore_maps(self, selections: Iterable[tuple[Row, MemorySelection]], features_of: FeaturesOf) -> None:
-        """Compute again the selected maps that were dropped. A frame is encoded once for all objects."""
-        missing: dict[int, list[ObjectMemory]] = {}
-        for row, selection in selections:
-            for frame, _ in selection.maps:
-                if frame not in row.maps:
-                    missing.setdefault(frame, []).append(row if isinstance(row, ObjectMemory) else row.bank_of(frame))
-        for frame, banks in missing.items():
-            for bank in banks:
-                if frame not in bank.maps:  # two rows may read one result
-                    (bank.maps[frame],) = memory_maps(
-                        self.engine, features_of(frame), [bank[frame]], is_prompted=frame in bank.prompted
-                    )
 
     def remove(self, object_id: Hashable) -> None:
         """Forget an object."""

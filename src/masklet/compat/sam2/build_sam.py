@@ -15,13 +15,14 @@ from masklet.checkpoints.meta import META_SIZES, released_config
 from masklet.compat.sam2.network import SAM2Base
 from masklet.compat.sam2.sam2_camera_predictor import SAM2CameraPredictor
 from masklet.compat.sam2.sam2_video_predictor import SAM2VideoPredictor
-from masklet.config import Sam2Config
+from masklet.config import Sam2Config, edgetam_config
 from masklet.errors import ConfigError
 from masklet.model.sam2 import Sam2Model
 from masklet.processing import ImageProcessor
 from masklet.segmenter import check_resolution, find_device
 
 _CONFIG_FILE = re.compile(r"(?:.*/)?sam2(?P<v>\.1)?_hiera_(?P<size>t|s|b\+|l|tiny|small|base_plus|large)(?:\.yaml)?")
+_EDGETAM_FILE = re.compile(r"(?:.*/)?edgetam(?:\.yaml)?")
 _SIZES = dict(zip("tsbl", META_SIZES, strict=True))  # channels and blocks, by the first letter
 FILL_HOLE_AREA = 8
 """Holes up to this many low-resolution pixels are filled in videos, unless post-processing is off."""
@@ -51,8 +52,8 @@ def build_sam2(
     """A network for ``SAM2ImagePredictor``, ``SAM2AutomaticMaskGenerator`` or training.
 
     Args:
-        config_file: Any of Meta's names of configurations, such as ``configs/sam2.1/sam2.1_hiera_t.yaml``. Only the
-            size and the version matter. None: whatever the checkpoint is.
+        config_file: Any of Meta's names of configurations, such as ``configs/sam2.1/sam2.1_hiera_t.yaml``, of which
+            only the size and the version matter, or ``configs/edgetam.yaml``. None: whatever the checkpoint is.
         ckpt_path: One of Meta's ``.pt`` files, a model folder, or a name that ``masklet.load`` takes; None for a
             network with random weights.
         device: None is CUDA, then MPS, then the CPU. Meta's default is CUDA.
@@ -233,11 +234,13 @@ def named_config(config_file: str | None) -> Sam2Config:
     Raises:
         ConfigError: It is another name.
     """
+    if _EDGETAM_FILE.fullmatch(config_file or ""):
+        return edgetam_config()
     match = _CONFIG_FILE.fullmatch(config_file or "")
     if match is None:
         raise ConfigError(
             f"config_file is {config_file!r}: expected one of Meta's, such as configs/sam2.1/sam2.1_hiera_t.yaml, with "
-            "t, s, b+ or l; or None with a checkpoint"
+            "t, s, b+ or l; configs/edgetam.yaml; or None with a checkpoint"
         )
     return released_config(*_SIZES[match["size"][0]], is_v2_1=match["v"] is not None)
 

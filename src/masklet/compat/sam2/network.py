@@ -24,7 +24,8 @@ class SAM2Base(nn.Module):
     """A ``Sam2Model`` with Meta's names: its parts, its parameters and its state dict.
 
     ``state_dict`` and ``load_state_dict`` use the names of Meta's ``.pt`` files, so that what is saved here loads there
-    and the other way round. ``named_parameters`` uses them as well, for code that freezes parts by name.
+    and the other way round. ``named_parameters`` uses them as well, for code that freezes parts by name; but keys and
+    values of EdgeTAM's perceiver, one tensor in those files, are two parameters here.
 
     Args:
         network: The network.
@@ -132,8 +133,8 @@ class SAM2Base(nn.Module):
             yield start + meta_name(name), parameter
 
     def __getattr__(self, name: str) -> Any:
-        """Parts whose names are the same in both packages: ``memory_attention``, ``memory_encoder``."""
-        if name in ("memory_attention", "memory_encoder"):
+        """Parts whose names are the same in both packages."""
+        if name in ("memory_attention", "memory_encoder", "spatial_perceiver"):
             return getattr(self.network, name)
         return super().__getattr__(name)
 
@@ -147,7 +148,7 @@ class ImageEncoderPart(nn.Module):
 
     @property
     def trunk(self) -> nn.Module:
-        """Hiera."""
+        """Hiera, or EdgeTAM's RepViT."""
         return self.encoder.backbone
 
     @property
@@ -157,7 +158,7 @@ class ImageEncoderPart(nn.Module):
 
     def forward(self, sample: Tensor) -> State:
         """As ``SAM2Base.forward_image``, with all maps (batch, dim, ...), before the decoder's skip convolutions."""
-        weight: Tensor = self.encoder.backbone.patch_embed.projection.weight
+        weight = next(self.encoder.neck.parameters())  # those of norms may be of another type
         return _backbone_output([*self.encoder(sample.to(weight.dtype))])
 
 

@@ -7,17 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from masklet.compat.transformers.configuration import PreTrainedConfig, network_config
 from masklet.compat.transformers.edgetam_configuration import EdgeTamConfig, EdgeTamVideoConfig, EdgeTamVisionConfig
 from masklet.compat.transformers.modeling import Sam2Model
-from masklet.compat.transformers.outputs import Sam2VisionEncoderOutput
 from masklet.compat.transformers.pretrained import Sam2PreTrainedModel
 from masklet.compat.transformers.video_modeling import Sam2VideoModel
 from masklet.compat.transformers.video_session import Sam2VideoInferenceSession
-from masklet.compat.transformers.vision import sine_maps
-from masklet.config import Sam2Config as NetworkConfig
-from masklet.errors import ConfigError, ImageError
-from masklet.model import sam2
+from masklet.compat.transformers.vision import checked_pixels, encoder_output, smallest_network
+from masklet.errors import ConfigError
 from masklet.model.edgetam.repvit import RepVitTrunk
 from masklet.model.neck import ImageEncoder
 
@@ -48,7 +44,7 @@ class EdgeTamVisionModel(EdgeTamPreTrainedModel):
     def __init__(self, config: EdgeTamVisionConfig | None = None, *, network: ImageEncoder | None = None) -> None:
         super().__init__()
         self.config = config or EdgeTamVisionConfig()
-        self.network_config = _config_with_encoder(self.config)
+        self.network_config = smallest_network(EdgeTamConfig(vision_config=self.config))
         self._adopt(network or ImageEncoder(self.network_config))
 
     @property
@@ -83,17 +79,12 @@ class EdgeTamVisionModel(EdgeTamPreTrainedModel):
             ImageError: ``pixel_values`` is missing or has another shape.
             ConfigError: ``output_attentions`` is set.
         """
-        if pixel_values is None:
-            raise ImageError("pixel_values is None: expected (batch, 3, height, width)")
+        pixel_values = checked_pixels(pixel_values, self.dtype)
         if self._wants("output_attentions", output_attentions):
             raise ConfigError("output_attentions is set, but the trunk of EdgeTAM has no attention: expected False")
-        sam2.check_pixel_values(pixel_values)
-        stages = self.backbone(pixel_values.to(self.dtype))
-        maps = self.neck(stages)
+        stages = self.backbone(pixel_values)
         shows_states = self._wants("output_hidden_states", output_hidden_states)
-        output = Sam2VisionEncoderOutput(
-            stages[-1], tuple(stages) if shows_states else None, None, tuple(maps), tuple(map(sine_maps, maps))
-        )
+        output = encoder_output(stages[-1], tuple(stages) if shows_states else None, None, self.neck(stages))
         return output if self._wants("return_dict", return_dict) else output.to_tuple()
 
 
@@ -116,13 +107,3 @@ class EdgeTamVideoModel(EdgeTamVideoPreTrainedModel, Sam2VideoModel):
     config_class = EdgeTamVideoConfig
     vision_class: ClassVar[type[Any]] = EdgeTamVisionModel
     ignored_weights: ClassVar[tuple[str, ...]] = ()
-
-
-def _config_with_encoder(vision: PreTrainedConfig) -> NetworkConfig:
-    """A whole network with this image encoder; the rest is as small as its width allows."""
-    whole = EdgeTamConfig(vision_config=vision)
-    width = vision.fpn_hidden_size  # type: ignore[attr-defined]
-    whole.prompt_encoder_config.hidden_size = whole.mask_decoder_config.hidden_size = width
-    whole.mask_decoder_config.iou_head_hidden_dim = width
-    whole.mask_decoder_config.num_attention_heads = 1
-    return network_config(whole, has_memory=False)

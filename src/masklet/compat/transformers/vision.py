@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from masklet.compat.transformers.configuration import (
@@ -74,16 +76,14 @@ class Sam2HieraDetModel(Sam2PreTrainedModel):
         Raises:
             ImageError: ``pixel_values`` is missing or has another shape.
         """
-        if pixel_values is None:
-            raise ImageError("pixel_values is None: expected (batch, 3, height, width)")
-        sam2.check_pixel_values(pixel_values)
+        pixel_values = checked_pixels(pixel_values, self.dtype)
         shows_states = self._wants("output_hidden_states", output_hidden_states)
         shows_attentions = self._wants("output_attentions", output_attentions)
         with (
             recording(self.blocks, wanted=shows_states, with_first_input=True) as states,
             recording([block.attn for block in self.blocks], wanted=shows_attentions) as attentions,
         ):
-            maps = self.network(pixel_values.to(self.dtype))
+            maps = self.network(pixel_values)
         output = Sam2HieraDetModelOutput(
             maps[-1],
             tuple(maps),
@@ -139,10 +139,30 @@ class Sam2VisionModel(Sam2PreTrainedModel):
             return_dict=True,
         )
         maps = self.neck(list(trunk.intermediate_hidden_states or ()))
-        output = Sam2VisionEncoderOutput(
-            trunk.last_hidden_state, trunk.hidden_states, trunk.attentions, tuple(maps), tuple(map(sine_maps, maps))
-        )
+        output = encoder_output(trunk.last_hidden_state, trunk.hidden_states, trunk.attentions, maps)
         return output if self._wants("return_dict", return_dict) else output.to_tuple()
+
+
+def checked_pixels(pixel_values: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Images (batch, 3, height, width) in the type of the weights.
+
+    Raises:
+        ImageError: They are missing or have another shape.
+    """
+    if pixel_values is None:
+        raise ImageError("pixel_values is None: expected (batch, 3, height, width)")
+    sam2.check_pixel_values(pixel_values)
+    return pixel_values.to(dtype)
+
+
+def encoder_output(
+    last: Tensor | None,
+    states: tuple[Tensor, ...] | None,
+    attentions: tuple[Tensor, ...] | None,
+    maps: Sequence[Tensor],
+) -> Sam2VisionEncoderOutput:
+    """The output of an image encoder, given that of its trunk and the maps of its neck, finest first."""
+    return Sam2VisionEncoderOutput(last, states, attentions, tuple(maps), tuple(map(sine_maps, maps)))
 
 
 def sine_maps(level: Tensor) -> Tensor:
@@ -153,13 +173,17 @@ def sine_maps(level: Tensor) -> Tensor:
 
 
 def _config_with_encoder(vision: Any) -> NetworkConfig:
-    """A whole network with this image encoder; the rest is as small as its width allows."""
     whole = Sam2Config(vision_config=vision)
-    width = vision.fpn_hidden_size
+    whole.prompt_encoder_config.image_size = vision.backbone_config.image_size
+    return smallest_network(whole)
+
+
+def smallest_network(whole: Any) -> NetworkConfig:
+    """A network with the image encoder of this configuration; the rest is as small as its width allows."""
+    width = whole.vision_config.fpn_hidden_size
     whole.prompt_encoder_config.hidden_size = whole.mask_decoder_config.hidden_size = width
     whole.mask_decoder_config.iou_head_hidden_dim = width
     whole.mask_decoder_config.num_attention_heads = 1
-    whole.prompt_encoder_config.image_size = vision.backbone_config.image_size
     return network_config(whole, has_memory=False)
 
 

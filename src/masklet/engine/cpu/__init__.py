@@ -22,6 +22,7 @@ from masklet.engine.cpu.mask_decoder import CpuMaskDecoder
 from masklet.engine.cpu.memory_attention import CpuMemoryAttention
 from masklet.engine.cpu.memory_encoder import CpuMemoryEncoder
 from masklet.engine.cpu.packing import Packed
+from masklet.engine.cpu.repvit import CpuRepVitEncoder
 from masklet.engine.cpu.threads import in_pool
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import Memory
@@ -47,7 +48,8 @@ class CpuEngine(Engine):
         self._products = products
         decoder = model.mask_decoder
         self._image_encoder = Packed(
-            lambda: [model.vision_encoder, decoder.conv_s0, decoder.conv_s1], lambda: CpuImageEncoder(model, products)
+            lambda: [model.vision_encoder, decoder.conv_s0, decoder.conv_s1],
+            lambda: pack_image_encoder(model, products),
         )
         self._mask_decoder = Packed(lambda: [model.mask_decoder], lambda: CpuMaskDecoder(model.mask_decoder, products))
         self._memory_attention = Packed(
@@ -146,7 +148,8 @@ class CpuEngine(Engine):
 
         def write() -> Tensor:
             masks = self.model.memory_masks(logits, features.map_hw, binarize=binarize)
-            return self.model.mark_absent(encoder(features.stride16, masks), object_scores)
+            memory = self.model.mark_absent(encoder(features.stride16, masks), object_scores)
+            return torch.cat([self.model.compress(one, features.map_hw) for one in memory.split(1)])
 
         return in_pool(write)
 
@@ -157,3 +160,8 @@ class CpuEngine(Engine):
         if kept is None or kept[0] != map_hw or kept[1] is not matrix:
             kept = self._image_positions = (map_hw, matrix, self.model.shared_image_embedding.grid(map_hw))
         return kept[2]
+
+
+def pack_image_encoder(model: Sam2Model, products: torch.dtype) -> CpuImageEncoder | CpuRepVitEncoder:
+    """The packed image encoder of a SAM 2 or an EdgeTAM."""
+    return CpuRepVitEncoder(model, products) if model.config.is_edgetam else CpuImageEncoder(model, products)

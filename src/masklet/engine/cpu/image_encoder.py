@@ -120,31 +120,44 @@ def _runs(blocks: list[PackedBlock]) -> list[Run]:
     return runs
 
 
-class CpuImageEncoder:
-    """The packed weights of trunk, neck and skip convolutions; see ``Sam2Model.encode``.
+def pack_levels(model: Sam2Model, dtype: torch.dtype) -> list[Linear]:
+    """Neck and skip convolutions, finest level first.
 
     Only the decoder's skip convolutions read the two finest levels, so neck and skip convolution are merged into one
     product, and the wide maps between them are never computed.
     """
+    decoder = model.mask_decoder
+    stride32, stride16, stride8, stride4 = model.vision_encoder.neck.convs
+    return [
+        Linear.product(stride4, decoder.conv_s0, dtype),
+        Linear.product(stride8, decoder.conv_s1, dtype),
+        Linear.pack(stride16, dtype),
+        Linear.pack(stride32, dtype),
+    ]
+
+
+def decoder_features(levels: list[Tensor]) -> Features:
+    """The features of one image from its four levels, (h, w, dim) each, finest first."""
+    stride4, stride8, stride16, stride32 = (level.permute(2, 0, 1)[None] for level in levels)
+    return Features(stride4, stride8, stride16 + F.interpolate(stride32, scale_factor=2.0, mode="nearest"))
+
+
+class CpuImageEncoder:
+    """The packed weights of trunk, neck and skip convolutions; see ``Sam2Model.encode``."""
 
     def __init__(self, model: Sam2Model, dtype: torch.dtype) -> None:
-        trunk, decoder = model.vision_encoder.backbone, model.mask_decoder
+        trunk = model.vision_encoder.backbone
         self.patches = trunk.patch_embed.projection
         self.runs = _runs([PackedBlock.pack(cast(HieraBlock, block), dtype) for block in trunk.blocks])
         self.stage_ends = trunk.stage_ends
-        stride32, stride16, stride8, stride4 = model.vision_encoder.neck.convs
-        self.levels = [
-            Linear.product(stride4, decoder.conv_s0, dtype),
-            Linear.product(stride8, decoder.conv_s1, dtype),
-            Linear.pack(stride16, dtype),
-            Linear.pack(stride32, dtype),
-        ]
+        self.levels = pack_levels(model, dtype)
 
-    def __call__(self, pixel_values: Tensor, positions: Tensor) -> Features:
+    def __call__(self, pixel_values: Tensor, positions: Tensor | None) -> Features:
         """(batch, 3, height, width), normalised float32, and the trunk's table of positions.
 
         Images run one by one, so none changes a bit of another.
         """
+        assert positions is not None
         images = [self._encode(pixels[None], positions[0]) for pixels in pixel_values]
         return images[0] if len(images) == 1 else Features(*map(torch.cat, zip(*images, strict=True)))
 
@@ -162,8 +175,7 @@ class CpuImageEncoder:
         for run in self.runs:
             out, map_hw = self._pass(run, read, map_hw, maps)
             read = partial(torch.Tensor.__getitem__, out)
-        stride4, stride8, stride16, stride32 = (level.permute(2, 0, 1)[None] for level in maps)
-        return Features(stride4, stride8, stride16 + F.interpolate(stride32, scale_factor=2.0, mode="nearest"))
+        return decoder_features(maps)
 
     def _pass(
         self, run: Run, read: Callable[[Rectangle], Tensor], map_hw: SizeHW, maps: list[Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from masklet.engine.cpu.blocks import row_blocks
 from masklet.engine.cpu.folded_attention import FoldedAttention
 from masklet.engine.cpu.products import Linear, attention, layer_norm
 from masklet.engine.cpu.threads import for_each
+from masklet.model.edgetam.memory_attention import LatentCrossAttention, LatentMemoryAttentionLayer
 from masklet.model.memory_attention import (
     POSITION_WEIGHT,
     MemoryAttention,
@@ -28,6 +29,7 @@ from masklet.model.positions import Rotations, axial_rotations, sine_positions_2
 QUERIES = 512
 """Queries that one thread takes at a time."""
 
+Layer: TypeAlias = MemoryAttentionLayer | LatentMemoryAttentionLayer
 Attend = Callable[[Tensor, slice], Tensor]
 """Normed rows (rows, dim), and which of all rows they are, to what they read of memory: (rows, dim)."""
 
@@ -87,10 +89,14 @@ class PackedLayer:
     mlp_out: Linear
 
     @classmethod
-    def pack(cls, layer: MemoryAttentionLayer, dtype: torch.dtype) -> PackedLayer:
+    def pack(cls, layer: Layer, dtype: torch.dtype) -> PackedLayer:
         """Pack a layer of plain layers."""
         own, cross = (PackedRotary(rotary, dtype) for rotary in (layer.self_attn, layer.cross_attn_image))
-        mlp = (Linear.pack(part, dtype) for part in (layer.linear1, layer.linear2))
+        if isinstance(layer, LatentMemoryAttentionLayer):
+            linears = (layer.mlp.up_proj, layer.mlp.down_proj)
+        else:
+            linears = (layer.linear1, layer.linear2)
+        mlp = (Linear.pack(linear, dtype) for linear in linears)
         return cls(layer.layer_norm1, own, layer.layer_norm2, cross, layer.layer_norm3, *mlp)
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -105,7 +111,8 @@ class _Constants:
     map_hw: SizeHW
     rotations: Rotations
     positions: Tensor  # (h*w, dim), weighted
-    folded: list[FoldedAttention]  # of each layer; none in bfloat16
+    key_rotations: Rotations  # of the tokens of one memory map
+    folded: list[FoldedAttention]  # of each layer; none in bfloat16, or if maps are latents
 
     def rows(self, rows: slice) -> Rotations:
         """The rotations of some cells."""
@@ -178,14 +185,14 @@ class CpuMemoryAttention:
             folded = constants.folded[index]
             return partial(folded, keys=folded.arrange(memory), memory=memory)
         rotary = self.layers[index].cross_attention
-        keys, cells = memory.keys[0], len(constants.positions)
+        keys, tokens = memory.keys[0], len(constants.key_rotations[0])
         maps = memory.keys.shape[1] - memory.num_pointers
         k = keys.new_empty(len(keys), rotary.k.width, dtype=self.dtype)
 
         def rotate_map(start: int) -> None:
-            k[start : start + cells] = rotary.keys(keys[start : start + cells], constants.rotations)
+            k[start : start + tokens] = rotary.keys(keys[start : start + tokens], constants.key_rotations)
 
-        for_each(rotate_map, range(0, maps, cells))
+        for_each(rotate_map, range(0, maps, tokens))
         k[maps:] = rotary.k(keys[maps:])  # pointers have no place in the image
         v = rotary.values(memory.values[0])
         return lambda x, rows: rotary.read(rotary.queries(x, constants.rows(rows)), k, v)
@@ -197,10 +204,14 @@ class CpuMemoryAttention:
             weight = self.model.layer_norm.weight
             rotations = axial_rotations(map_hw, len(weight), weight.device)
             positions = POSITION_WEIGHT * sine_positions_2d(map_hw, len(weight), weight.device)
-            folds = self._plain_layers() if self.dtype == torch.float32 else []
-            folded = [FoldedAttention(layer.cross_attn_image, rotations, map_hw) for layer in folds]
-            kept = self._constants = _Constants(map_hw, rotations, positions, folded)
+            attentions = [layer.cross_attn_image for layer in self._plain_layers()]
+            if isinstance(attentions[0], LatentCrossAttention):
+                key_rotations, folds = attentions[0].key_rotations(len(weight), weight.device), []
+            else:
+                key_rotations, folds = rotations, attentions if self.dtype == torch.float32 else []
+            folded = [FoldedAttention(attention, rotations, map_hw) for attention in folds]
+            kept = self._constants = _Constants(map_hw, rotations, positions, key_rotations, folded)
         return kept
 
-    def _plain_layers(self) -> list[MemoryAttentionLayer]:
-        return cast(list[MemoryAttentionLayer], list(self.model.layers))
+    def _plain_layers(self) -> list[Layer]:
+        return cast(list[Layer], list(self.model.layers))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from masklet.engine.base import version_of
 from masklet.model import (
@@ -20,13 +20,17 @@ from masklet.model import (
     positions,
     prompt_encoder,
 )
+from masklet.model.edgetam import memory_attention as latent_attention
+from masklet.model.edgetam import repvit
 
 PLAIN = {
     nn.Conv2d,
     nn.ConvTranspose2d,
     nn.Embedding,
+    nn.Identity,
     nn.Linear,
     nn.ModuleList,
+    nn.Sequential,
     layers.FeedForward,
     layers.LayerNorm,
     layers.LayerNorm2d,
@@ -39,6 +43,10 @@ PLAIN = {
     mask_decoder.MaskDecoder,
     mask_decoder.TwoWayAttentionBlock,
     mask_decoder.TwoWayTransformer,
+    latent_attention.AttentionMlp,
+    latent_attention.LatentCrossAttention,
+    latent_attention.LatentMemoryAttention,
+    latent_attention.LatentMemoryAttentionLayer,
     memory_attention.MemoryAttention,
     memory_attention.MemoryAttentionLayer,
     memory_attention.RotaryAttention,
@@ -52,8 +60,19 @@ PLAIN = {
     positions.FourierPositions,
     prompt_encoder.MaskEmbed,
     prompt_encoder.PromptEncoder,
+    repvit.BatchNorm2d,
+    repvit.ChannelMixer,
+    repvit.ConvNorm,
+    repvit.Downsample,
+    repvit.RepVit,
+    repvit.RepVitBlock,
+    repvit.RepVitTrunk,
+    repvit.SqueezeExcite,
+    repvit.Stage,
+    repvit.Stem,
+    repvit.TokenMixer,
 }
-"""Modules whose weights determine what they compute. Adapters and quantised layers have other classes."""
+"""Modules whose weights and buffers determine what they compute. Adapters and quantised layers have other classes."""
 
 Result = TypeVar("Result")
 
@@ -91,25 +110,28 @@ class Snapshot:
     roots: Sequence[nn.Module]
     modules: Sequence[nn.Module]  # submodules included
     # Place, name, weight and its version.
-    weights: Sequence[tuple[dict[str, nn.Parameter | None], str, nn.Parameter, tuple[int, torch.dtype]]]
+    weights: Sequence[tuple[dict[str, Any], str, Tensor, tuple[int, torch.dtype]]]
+    buffers: Sequence[tuple[dict[str, Any], str, Tensor, tuple[int, torch.dtype]]]
     children: Sequence[tuple[dict[str, nn.Module | None], str, nn.Module]]  # place, name, module
-    is_hooked: bool
+    is_altered: bool
 
     @classmethod
     def take(cls, roots: Sequence[nn.Module]) -> Snapshot:
         """Take a snapshot of these modules."""
         modules = [module for root in roots for module in root.modules()]
-        places = [module._parameters for module in modules]
-        weights = [(p, name, w, version_of(w)) for p in places for name, w in p.items() if w is not None]
+        weights, buffers = (
+            [(place, name, t, version_of(t)) for place in places for name, t in place.items() if t is not None]
+            for places in ([m._parameters for m in modules], [m._buffers for m in modules])
+        )
         children = [(m._modules, name, c) for m in modules for name, c in m._modules.items() if c is not None]
-        return cls(roots, modules, weights, children, _is_hooked(modules))
+        return cls(roots, modules, weights, buffers, children, _is_altered(modules))
 
     @property
     def is_plain(self) -> bool:
         """Whether the weights determine what the modules compute, and are in float32."""
         return (
             all(type(module) in PLAIN for module in self.modules)
-            and not self.is_hooked
+            and not self.is_altered
             and all(type(w) is nn.Parameter and w.dtype == torch.float32 for _, _, w, _ in self.weights)
         )
 
@@ -118,10 +140,14 @@ class Snapshot:
         return (
             all(before is now for before, now in zip(self.roots, roots, strict=True))
             and all(place.get(name) is module for place, name, module in self.children)
-            and all(place.get(name) is weight and version_of(weight) == v for place, name, weight, v in self.weights)
-            and _is_hooked(self.modules) == self.is_hooked
+            and all(place.get(name) is t and version_of(t) == v for place, name, t, v in (*self.weights, *self.buffers))
+            and _is_altered(self.modules) == self.is_altered
         )
 
 
-def _is_hooked(modules: Sequence[nn.Module]) -> bool:
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+def _is_altered(modules: Sequence[nn.Module]) -> bool:
+    """Whether a module has a hook, or a batch norm is trained: its result depends on the batch then."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or (module.training and type(module) is repvit.BatchNorm2d)
+        for module in modules
+    )

@@ -25,9 +25,14 @@ class LatentCrossAttention(RotaryAttention):
 
     def rotate_keys(self, maps: Tensor, rotations: Rotations) -> Tensor:
         """(objects, maps * latents, dim) to the same. The rotations of the frame's own cells are not used."""
-        of_latents = axial_rotations(self.grid, maps.shape[-1], maps.device)
-        everywhere, placed = maps.unflatten(1, (-1, sum(self.num_latents))).split(self.num_latents, dim=2)
-        return torch.cat([everywhere, rotate(placed, of_latents)], dim=2).flatten(1, 2)
+        by_map = maps.unflatten(1, (-1, sum(self.num_latents)))
+        return rotate(by_map, self.key_rotations(maps.shape[-1], maps.device)).flatten(1, 2)
+
+    def key_rotations(self, dim: int, device: torch.device) -> Rotations:
+        """Of the latents of one map: cosines and sines, each (latents, dim / 2). Global latents are not rotated."""
+        everywhere, _ = self.num_latents
+        cos, sin = axial_rotations(self.grid, dim, device)
+        return F.pad(cos, (0, 0, everywhere, 0), value=1.0), F.pad(sin, (0, 0, everywhere, 0))
 
 
 class AttentionMlp(nn.Module):

@@ -64,8 +64,11 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, dim, h, w) to the same."""
-        means = x.mean((2, 3), keepdim=True)
-        return x * self.fc2(F.relu(self.fc1(means))).sigmoid()
+        return x * self.weights(x.mean((2, 3), keepdim=True))
+
+    def weights(self, means: Tensor) -> Tensor:
+        """(batch, dim, 1, 1) to the same."""
+        return self.fc2(F.relu(self.fc1(means))).sigmoid()
 
 
 class ChannelMixer(nn.Module):

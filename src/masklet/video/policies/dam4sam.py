@@ -9,7 +9,7 @@ from statistics import median
 from typing import ClassVar
 
 from masklet.video.policies.kalman import box_iou
-from masklet.video.policies.memories import MemorySlots, frames_that_pass, read_around, visible_pointers
+from masklet.video.policies.memories import MemorySlots, frames_that_pass, visible_pointers, with_neighbour
 from masklet.video.policy import Box, Candidates, Choice, FrameRecord, History, MemorySelection
 
 
@@ -66,12 +66,12 @@ class Dam4SamPolicy(MemorySlots):
         prompted = self.prompted(frame, history.prompted)
         certain = sorted({*prompted, *self._distractors(history, frame, step)})
         recent, neighbour = self._on_the_grid(history, frame, step), frame - step
-        if neighbour not in recent and neighbour in history and history.record(neighbour).is_visible:
-            recent = [neighbour, *recent]
+        if neighbour in history and history.record(neighbour).is_visible:
+            recent = with_neighbour(recent, history, frame, step)
         recent = [other for other in recent if other not in (*certain, *history.prompted)]
-        ranked = list(enumerate(recent[: min(self.recent_frames, self.num_maskmem - 1)], start=1))
+        most = min(self.recent_frames, self.num_maskmem - 1)
         pointers = visible_pointers(history, frame, step, self.max_pointers, but=certain)
-        return self.selection(frame, step, certain, [(other, rank) for rank, other in ranked], pointers)
+        return self.selection(frame, step, certain, recent[:most], pointers)
 
     def _distractors(self, history: History, frame: int, step: int) -> list[int]:
         """The last frames in which a distractor was told apart."""
@@ -86,10 +86,6 @@ class Dam4SamPolicy(MemorySlots):
         # Some of them may be read as distractors.
         most = self.recent_frames + self.distractor_frames
         return frames_that_pass(history, frame, step, passes, most, note="recent")
-
-    def keeps(self, frame: int, history: History, *, step: int) -> set[int]:
-        """See ``MemoryPolicy``."""
-        return read_around(lambda other: self.select(other, history, step=step), frame, step)
 
 
 def told_apart(_: int, record: FrameRecord) -> bool:

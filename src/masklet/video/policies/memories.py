@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,8 +13,8 @@ from masklet.video.policy import MAX_POINTERS, FrameRecord, History, MemorySelec
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemorySlots:
-    """How many memories a frame reads, and what their codes in time mean."""
+class MemorySlots(ABC):
+    """A policy's number of memories that a frame reads, and what their codes in time mean."""
 
     num_maskmem: int = 7
     """Temporal slots of the model: the last is that of prompted frames, the others count frames back."""
@@ -35,6 +36,18 @@ class MemorySlots:
         """Frames, this one included, whose pointers are read."""
         return MAX_POINTERS if self.length is None else min(MAX_POINTERS, self.length)
 
+    @abstractmethod
+    def select(self, frame: int, history: History, *, step: int) -> MemorySelection:
+        """See ``MemoryPolicy``."""
+
+    def keeps(self, frame: int, history: History, *, step: int) -> set[int]:
+        """See ``MemoryPolicy``: what the next frame reads, this one again, or the one before it, tracking backward."""
+        kept = {frame}
+        for other in (frame, frame + step):
+            selection = self.select(other, history, step=step)
+            kept |= {read for read, _ in (*selection.maps, *selection.pointers)}
+        return kept
+
     def prompted(self, frame: int, prompted: Iterable[int]) -> list[int]:
         """The first prompted frame and the nearest others, in order, ``max_prompted`` together.
 
@@ -49,7 +62,7 @@ class MemorySlots:
         frame: int,
         step: int,
         prompted: Sequence[int],
-        maps: Sequence[tuple[int, int]],
+        read: Sequence[int],
         pointers: Sequence[tuple[int, float]],
         key_weights: Sequence[float] | None = None,
     ) -> MemorySelection:
@@ -59,15 +72,15 @@ class MemorySlots:
             frame: The frame.
             step: Of tracking.
             prompted: Prompted frames. Their pointers are read if they lie before the frame, as in the paper's policy.
-            maps: Other frames, each with the number of frames back that its slot stands for, from 1.
+            read: Other frames whose maps are read, nearest first. Their slots count them, not the frames between.
             pointers: Other frames, each with its distance.
-            key_weights: Of ``maps``; prompted frames have 1.
+            key_weights: Of ``read``; prompted frames have 1.
         """
         of_prompted = [(other, (frame - other) / step) for other in prompted if (frame - other) / step >= 0]
         weights = None if key_weights is None else (*(1.0,) * len(prompted), *key_weights)
         return MemorySelection(
             maps=tuple((other, self.num_maskmem - 1) for other in prompted)
-            + tuple((other, back - 1) for other, back in maps),
+            + tuple((other, rank) for rank, other in enumerate(read)),
             pointers=(*of_prompted, *pointers),
             max_pointers=self.max_pointers,
             num_maskmem=self.num_maskmem,
@@ -106,12 +119,11 @@ def frames_that_pass(
     return found[:most]
 
 
-def read_around(selection_at: Callable[[int], MemorySelection], frame: int, step: int) -> set[int]:
-    """The frames whose maps the next frame, this one again, or the one before it in the other direction read."""
-    kept = {frame}
-    for other in (frame, frame + step):
-        kept |= {read for read, _ in selection_at(other).maps} | {read for read, _ in selection_at(other).pointers}
-    return kept
+def with_neighbour(read: list[int], history: History, frame: int, step: int) -> list[int]:
+    """These frames, and before them the neighbour of ``frame`` if it is not prompted."""
+    neighbour = frame - step
+    is_read = neighbour not in history or neighbour in history.prompted or neighbour in read
+    return read if is_read else [neighbour, *read]
 
 
 def visible_pointers(

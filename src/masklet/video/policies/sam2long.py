@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masklet.video.policies.memories import MemorySlots, frames_that_pass, read_around, visible_pointers
+from masklet.video.policies.memories import MemorySlots, frames_that_pass, visible_pointers
 from masklet.video.policy import Candidates, Choice, FrameRecord, History, MemorySelection
 
 LEAST_IOU = 1e-6
@@ -59,9 +59,8 @@ class Sam2LongPolicy(MemorySlots):
         prompted = self.prompted(frame, history.prompted)
         read = self._read(history, frame, step)
         pointers = visible_pointers(history, frame, step, self.max_pointers, but=prompted)
-        ranked = [(other, rank) for rank, other in enumerate(read, start=1)]
         scores = [history.record(other).object_score for other in read]
-        return self.selection(frame, step, prompted, ranked, pointers, self._weights(scores))
+        return self.selection(frame, step, prompted, read, pointers, self._weights(scores))
 
     def _read(self, history: History, frame: int, step: int) -> list[int]:
         return frames_that_pass(history, frame, step, self._passes, self.num_maskmem - 1)
@@ -79,10 +78,6 @@ class Sam2LongPolicy(MemorySlots):
         for rank, index in enumerate(order):
             weights[index] = low + (high - low) * rank / (len(scores) - 1)
         return weights
-
-    def keeps(self, frame: int, history: History, *, step: int) -> set[int]:
-        """See ``MemoryPolicy``."""
-        return read_around(lambda other: self.select(other, history, step=step), frame, step)
 
 
 def distinct_first(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from masklet.video.policies.memories import MemorySlots, frames_that_pass, read_around
+from masklet.video.policies.memories import MemorySlots, frames_that_pass, with_neighbour
 from masklet.video.policy import Candidates, Choice, FrameRecord, History, MemorySelection
 
 
@@ -38,19 +38,14 @@ class Sam3Policy(MemorySlots):
 
     def select(self, frame: int, history: History, *, step: int) -> MemorySelection:
         """See ``MemoryPolicy``."""
-        prompted, listed = self.prompted(frame, history.prompted), self._listed(history, frame, step)
-        neighbour = frame - step
-        if neighbour in history and neighbour not in (*listed, *history.prompted):
-            listed = [neighbour, *listed][: max(self.max_pointers - 1, 1)]
-        ranked = [(other, rank) for rank, other in enumerate(listed, start=1)]
-        return self.selection(frame, step, prompted, ranked[: self.num_maskmem - 1], ranked)
+        prompted = self.prompted(frame, history.prompted)
+        listed = with_neighbour(self._listed(history, frame, step), history, frame, step)
+        listed = listed[: max(self.max_pointers - 1, 1)]
+        pointers = [(other, rank) for rank, other in enumerate(listed, start=1)]
+        return self.selection(frame, step, prompted, listed[: self.num_maskmem - 1], pointers)
 
     def _listed(self, history: History, frame: int, step: int) -> list[int]:
         return frames_that_pass(history, frame, step, self._passes, self.max_pointers - 1)
 
     def _passes(self, _: int, record: FrameRecord) -> bool:
         return self.score(record) > self.least_score
-
-    def keeps(self, frame: int, history: History, *, step: int) -> set[int]:
-        """See ``MemoryPolicy``."""
-        return read_around(lambda other: self.select(other, history, step=step), frame, step)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from masklet.video.policies.kalman import BoxFilter, box_iou, has_area
-from masklet.video.policies.memories import MemorySlots, frames_that_pass, read_around
+from masklet.video.policies.memories import MemorySlots, frames_that_pass, with_neighbour
 from masklet.video.policy import Candidates, Choice, FrameRecord, History, MemorySelection
 
 
@@ -81,18 +81,11 @@ class SamuraiPolicy(MemorySlots):
     def select(self, frame: int, history: History, *, step: int) -> MemorySelection:
         """See ``MemoryPolicy``."""
         prompted = self.prompted(frame, history.prompted)
-        read, neighbour = self._read(history, frame, step), frame - step
-        if neighbour in history and neighbour not in (*read, *history.prompted):
-            read = [neighbour, *read][: self.num_maskmem - 1]
+        read = with_neighbour(self._read(history, frame, step), history, frame, step)[: self.num_maskmem - 1]
         backs = range(1, self.max_pointers)
-        pointers = [(other, back) for back in backs if (other := frame - back * step) in history]
-        return self.selection(
-            frame,
-            step,
-            prompted,
-            [(other, rank) for rank, other in enumerate(read, start=1)],
-            [entry for entry in pointers if entry[0] not in prompted],
-        )
+        near = [(other, back) for back in backs if (other := frame - back * step) in history]
+        pointers = [entry for entry in near if entry[0] not in prompted]
+        return self.selection(frame, step, prompted, read, pointers)
 
     def _read(self, history: History, frame: int, step: int) -> list[int]:
         return frames_that_pass(history, frame, step, self._passes, self.num_maskmem - 1)
@@ -104,10 +97,6 @@ class SamuraiPolicy(MemorySlots):
             and record.object_score > self.memory_object
             and (motion is None or motion > self.memory_motion)
         )
-
-    def keeps(self, frame: int, history: History, *, step: int) -> set[int]:
-        """See ``MemoryPolicy``."""
-        return read_around(lambda other: self.select(other, history, step=step), frame, step)
 
 
 def _notes(motion: BoxFilter, stable: int, score: float | None) -> dict[str, Any]:
