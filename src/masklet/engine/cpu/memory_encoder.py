@@ -59,7 +59,7 @@ class FuserBlock:
     def __call__(self, x: Tensor) -> Tensor:
         """(h, w, dim) float32 to the same."""
         block = self.block
-        y = block.depthwise_conv(x.permute(2, 0, 1)[None])[0].permute(1, 2, 0).flatten(0, 1)
+        y = block.depthwise_conv(x[None].permute(0, 3, 1, 2))[0].permute(1, 2, 0).flatten(0, 1)
         before, out = x.flatten(0, 1), x.new_empty(y.shape)
 
         def mlp(rows: slice) -> None:
