@@ -32,7 +32,8 @@ from masklet.checkpoints.meta import released_config
 from masklet.training.batches import Batch, Example
 from masklet.training.config import LoraConfig, Stage, TrainingConfig
 from masklet.training.features import FeatureCache
-from masklet.training.loop import Trainer, make_accelerator
+from masklet.training.loop import Trainer
+from masklet.training.processes import make_accelerator
 
 WAYS: dict[str, dict[str, Any]] = {
     "decoder, cached": {"train": "decoder"},

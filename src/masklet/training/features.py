@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,14 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from masklet.atomic import replacing
+from masklet.errors import ConfigError
 from masklet.image import encoder_fingerprint
 from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Batch
+from masklet.training.config import TrainingConfig
+from masklet.training.parameter_groups import TRAINABLE
 from masklet.training.precision import autocast
 
 _log = logging.getLogger(__name__)
 
+GIGABYTE = 10**9
 ABANDONED_S = 3600
 """Age in seconds after which an unfinished file belongs to no running process."""
 
@@ -91,6 +97,24 @@ class FeatureCache:
             self.free_bytes = 0
             return
         self.free_bytes -= size
+
+
+def cache_for(config: TrainingConfig) -> Callable[[Sam2Model], FeatureCache] | None:
+    """A function that makes the feature cache of a model; None if none is configured.
+
+    Raises:
+        ConfigError: The run trains the image encoder.
+    """
+    if config.cache is None:
+        return None
+    trained = [name for stage in config.stages for name in TRAINABLE[stage.train]]
+    adapted = [] if config.lora is None else [t for t in config.lora.targets if t.startswith(("*", "vision"))]
+    if "image_encoder" in trained or adapted:
+        raise ConfigError(
+            "cache stores the features of a frozen image encoder, but this run trains the encoder: remove cache, or "
+            "train decoder, frozen_encoder, memory, or lora with targets outside vision_encoder"
+        )
+    return partial(FeatureCache, Path(config.cache), max_bytes=config.cache_gb * GIGABYTE)
 
 
 def _bytes_in(folder: Path) -> int:
