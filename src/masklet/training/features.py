@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -52,21 +53,22 @@ class FeatureCache:
 
     def __call__(self, batch: Batch) -> Features:
         """The features of all images, or of all frames of all clips."""
-        pixel_values = batch.pixel_values.flatten(0, -4)
+        images, device = batch.pixels.flatten(0, -4), batch.pixels.device
         checksums = batch.checksums or batch.with_checksums().checksums
         files = [self.folder / f"{name}.safetensors" for name in checksums]
         maps = [self._read(file) for file in files]
         if new := [index for index, cached in enumerate(maps) if cached is None]:
             # Always in full precision, since runs that compute in bfloat16 share the cache with others.
-            with torch.no_grad(), autocast(pixel_values.device, "float32"):
-                made = [m.half() for m in self.model.encode(pixel_values[new])]
+            with torch.no_grad(), autocast(device, "float32"):
+                pixel_values = replace(batch, pixels=images[new]).pixel_values
+                made = [m.half() for m in self.model.encode(pixel_values)]
             for row, index in enumerate(new):
                 maps[index] = [m[row : row + 1].cpu().contiguous().clone() for m in made]
                 self._write(files[index], maps[index])
         found = [m for m in maps if m is not None]
         levels = zip(*found, strict=True)
         # Converted before they are joined, since autocast to bfloat16 cannot join float16.
-        to_join = ([one.to(pixel_values.device, self.model.dtype) for one in level] for level in levels)
+        to_join = ([one.to(device, self.model.dtype) for one in level] for level in levels)
         return Features(*map(torch.cat, to_join))
 
     def _read(self, file: Path) -> list[Tensor] | None:
