@@ -4,8 +4,8 @@
 
 Memory is the peak allocated on a GPU, or else the peak resident memory of the process; the memory of its libraries
 alone is given beside it. Weights are random; images are noise at the model's own 1024 pixels with four objects, with
-two rounds of prompts, in float32 unless stated otherwise. Times are medians of the steps after the first one, which
-encodes images that are then cached.
+two rounds of prompts (clips: three), in float32 unless stated otherwise. Times are medians of the steps after the first
+one, which encodes images that are then cached.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from masklet.checkpoints.meta import released_config
 from masklet.training.batches import Batch, Example
 from masklet.training.config import LoraConfig, Stage, TrainingConfig
 from masklet.training.features import FeatureCache
-from masklet.training.loop import Trainer, make_accelerator
+from masklet.training.loop import Trainer
+from masklet.training.processes import make_accelerator
 
 WAYS: dict[str, dict[str, Any]] = {
     "decoder, cached": {"train": "decoder"},
@@ -48,12 +50,13 @@ WAYS: dict[str, dict[str, Any]] = {
         "checkpoint_activations": True,
         "precision": "bfloat16",
     },
+    "memory, clips of 8 frames": {"train": "memory", "frames": 8, "rounds": 3},
 }
-"""What is trained, and further settings of ``TrainingConfig``."""
+"""What is trained, and further settings of ``TrainingConfig`` or of its stage."""
 
 
 class Noise:
-    """Two images, repeated."""
+    """Two images or clips, repeated. Nothing moves."""
 
     def example(self, stage: Stage, step: int, index: int) -> Example:
         """See ``Examples``."""
@@ -62,7 +65,10 @@ class Noise:
         masks = np.zeros((stage.objects, size, size), bool)
         for number in range(stage.objects):
             masks[number, size // 4 : size // 2, number * size // 8 : (number + 2) * size // 8] = True
-        return Example(f"noise {index}", rng.integers(0, 256, (size, size, 3), dtype=np.uint8), masks)
+        pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        if stage.frames > 1:
+            pixels, masks = (np.stack([one] * stage.frames) for one in (pixels, masks))
+        return Example(f"noise {index}", pixels, masks)
 
     def batch(self, stage: Stage, examples: Sequence[Example]) -> Batch:
         """See ``Examples``."""
@@ -73,7 +79,9 @@ def measure(size: str, way: str, batch_size: int, steps: int, cache: Path) -> di
     """Trains in this process."""
     base = peak_mb()
     choices = dict(WAYS[way])
-    stage = Stage(steps=steps, batch_size=batch_size, objects=4, rounds=2, train=choices.pop("train"))
+    of_stage = {name: choices.pop(name) for name in ("frames", "rounds") if name in choices}
+    stage = Stage(steps=steps, batch_size=batch_size, objects=4, train=choices.pop("train"), rounds=2)
+    stage = replace(stage, **of_stage)
     config = TrainingConfig(model=released_config(*SIZES[size]), stages=(stage,), **choices)
     accelerator = make_accelerator("auto")
     cached = partial(FeatureCache, cache, max_bytes=1e10) if way.endswith("cached") else None

@@ -21,7 +21,8 @@ import masklet
 from benchmarks.common import device_name, report, seconds
 from masklet.training.batches import Batch
 from masklet.training.config import Stage, TrainingConfig
-from masklet.training.loop import Trainer, make_accelerator
+from masklet.training.loop import Trainer
+from masklet.training.processes import make_accelerator
 from recipes.nano.examples import ComposedExamples, Draft
 from recipes.nano.sources import Sources, read_sources
 

@@ -14,9 +14,11 @@ import argparse
 import json
 import math
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -25,18 +27,20 @@ from typing import Any
 import torch
 
 from masklet.model.sam2 import Sam2Model
-from masklet.training.batches import Batch
+from masklet.training.batches import Example
 from masklet.training.config import Stage, TrainingConfig
 from masklet.training.losses import LossWeights
 from masklet.training.objective import Objective
 from masklet.training.parameter_groups import is_trained
 from masklet.training.precision import precision_for, tf32
 from masklet.training.prompts import PromptRates
-from recipes.nano.gpu_batches import Feed, Material
-from recipes.nano.gpu_scores import held_out_scores
+from recipes.nano.gpu_batches import Feed, Material, PackedBatch, in_workers
+from recipes.nano.gpu_scores import HeldOut, scores_of
 from recipes.nano.muon import muon_and_adamw
 from recipes.nano.sources import read_sources
 
+SWITCH_S = 2e-4
+"""Time for which a thread may keep Python's lock: the thread that fills pinned memory must not hold up a step."""
 WRITE_EVERY_S = 60.0
 LOG_EVERY_S = 10.0
 EMA_DECAY = 0.998
@@ -99,7 +103,7 @@ class Log:
             file.write(line + "\n")
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """The process was asked to end."""
 
 
@@ -118,8 +122,9 @@ class Training:
         self.ema = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
         self.micro_batches = 1
         self.written = time.monotonic()
+        log(device=_name(device), precision=self.precision, torch=torch.__version__)
 
-    def train(self, phase: Phase, batches: Iterator[Batch], seconds: float) -> None:
+    def train(self, phase: Phase, batches: Iterator[PackedBatch], seconds: float) -> None:
         """Trains for some seconds. Steps that fail are left out; memory that runs out splits batches further."""
         stage = phase.stage
         self.model.load_state_dict(self.ema)  # a phase starts from the average, which is what is kept
@@ -153,19 +158,18 @@ class Training:
         self.log(phase=phase.name, steps=step, examples=step * stage.batch_size)
 
     def _step(
-        self, batch: Batch, stage: Stage, optimizers: list[torch.optim.Optimizer], rate: float, step: int
+        self, batch: PackedBatch, stage: Stage, optimizers: list[torch.optim.Optimizer], rate: float, step: int
     ) -> dict[str, float]:
-        parts = min(self.micro_batches, len(batch.names))
+        parts = batch.to(self.device).split(min(self.micro_batches, len(batch.names)))
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
         rows = []
         with tf32(self.device, self.precision):
-            for part in range(parts):
-                one = batch.split(parts)[part].to(self.device)
-                total, losses, ious = self.objective(one, stage, torch.Generator().manual_seed(step * 997 + part))
-                (total / parts).backward()
+            for number, part in enumerate(parts):
+                total, losses, ious = self.objective(part, stage, torch.Generator().manual_seed(step * 997 + number))
+                (total / len(parts)).backward()
                 rows.append(torch.stack([total.detach(), losses["iou"], ious[0], ious[-1]]))
             norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), MAX_GRADIENT_NORM)
             *values, size = torch.cat([torch.stack(rows).mean(0), norm.detach().view(1)]).tolist()
@@ -206,6 +210,10 @@ class Training:
         self.log(written=name)
 
 
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def schedule(progress: float) -> float:
     """The learning rate as a share of the highest: a short rise, then a cosine to zero."""
     if progress < WARMUP:
@@ -240,39 +248,53 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     log = Log(out / "log.jsonl")
-    log(
-        device=str(device),
-        name=torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        torch=torch.__version__,
+    material, held_out = (
+        Material.from_sources(read_sources(data, held_out=is_held_out)) for is_held_out in (False, True)
     )
-    training = Training(Sam2Model.from_pretrained(model), device, out, log)
-    training.write("start")
-    material = Material.from_sources(read_sources(data, held_out=False))
-    held_out = Material.from_sources(read_sources(data, held_out=True))
     log(photos=sum(map(len, material.photos.by_family.values())), cutouts=len(material.sources.cutouts))
-
-    def measure(name: str) -> None:
-        left = deadline_s - (time.monotonic() - log.started)
+    with ExitStack() as stack:
+        # All workers start now: before CUDA is used, and so early that their batches are there when they are wanted.
+        feeds = [
+            stack.enter_context(Feed(material, phase.stage, workers=workers, pin=device.type == "cuda"))
+            for phase in phases
+        ]
+        measure = Measurement(in_workers(HeldOut(held_out, count=scored), workers), deadline_s)
+        training = Training(Sam2Model.from_pretrained(model), device, out, log)
+        training.write("start")
         try:
-            scores = held_out_scores(training.averaged_model().to(device), held_out, count=scored, seconds=left / 3)
-            log(scores=scores, of=name)
+            measure(training, "start")
+            for phase, feed in zip(phases, feeds, strict=True):
+                training.train(phase, iter(feed), phase.share * seconds)
+                feed.close()
+                training.write()
+                training.write(phase.name)
+        except Stopped:
+            log(problem="stopped by a signal")
+        except Exception:  # what was learned is kept, whatever it was
+            log(problem=traceback.format_exc()[-2000:])
+        training.write()
+    measure(training, "last")
+    log(done=True)
+
+
+class Measurement:
+    """Scores the averaged weights on held-out images, which are made once."""
+
+    def __init__(self, examples: Iterator[Example | None], deadline_s: float) -> None:
+        self.unmade: Iterator[Example | None] = examples
+        self.examples: list[Example] = []
+        self.deadline_s = deadline_s
+
+    def __call__(self, training: Training, name: str) -> None:
+        """Logs the scores."""
+        log = training.log
+        try:
+            self.examples += [example for example in self.unmade if example is not None]
+            left = self.deadline_s - (time.monotonic() - log.started)
+            model = training.averaged_model().to(training.device)
+            log(scores=scores_of(model, self.examples, seconds=left / 3), of=name)
         except Exception:  # a score that is missing must not cost the weights
             log(of=name, problem=traceback.format_exc()[-600:])
-
-    measure("start")
-    try:
-        for phase in phases:
-            with Feed(material, phase.stage, workers=workers, pin=device.type == "cuda") as batches:
-                training.train(phase, batches, phase.share * seconds)
-            training.write()
-            training.write(phase.name)
-    except Stopped:
-        log(problem="stopped by a signal")
-    except Exception:  # what was learned is kept, whatever it was
-        log(problem=traceback.format_exc()[-2000:])
-    training.write()
-    measure("last")
-    log(done=True)
 
 
 def main() -> None:
@@ -296,6 +318,7 @@ def main() -> None:
         raise Stopped
 
     signal.signal(signal.SIGTERM, stop)
+    sys.setswitchinterval(SWITCH_S)
     phases = (IMAGES, CLIPS)
     run(
         arguments.data,

@@ -18,8 +18,8 @@ from masklet.errors import ConfigError
 from masklet.model.sam2 import Sam2Model
 from masklet.training import Run, TrainingConfig
 from masklet.training.config_files import config_from
-from masklet.training.loop import make_accelerator
 from masklet.training.parameter_groups import adamw
+from masklet.training.processes import make_accelerator
 from recipes.nano.affinity_loss import AffinityLoss
 from recipes.nano.examples import ComposedExamples, held_out_scenes
 from recipes.nano.geometry import pretrain_on_shapes

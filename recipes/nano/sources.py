@@ -6,9 +6,11 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,6 +18,9 @@ from PIL import Image
 from masklet.datasets.scenes import Pixels
 from masklet.errors import DataError
 from recipes.nano.object_parts import parts_of
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 # The archives of the embedded model, in order; archives of other names follow them.
 CUTOUT_ARCHIVES = ("openclipart", "fluent3d", "notoemoji", "kenney3d", "coco-photo")
@@ -52,15 +57,16 @@ class Sources:
     instance_names: list[str] = field(default_factory=list)
     """Names of ``instances`` in their archives."""
     _parts: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
-    """Compressed parts of cut-outs, by identity: finding them takes longer than all other work on a cut-out. An archive
-    may hold them."""
+    """Parts of cut-outs as PNG files, by identity: finding them takes longer than all other work on a cut-out. An
+    archive may hold them."""
 
     def parts_of_cutout(self, index: int) -> Pixels:
         """(height, width), see ``parts_of``. Found once for each cut-out, even if it is listed several times."""
         cutout = self.cutouts[index]
         if (packed := self._parts.get(id(cutout))) is None:
-            packed = self._parts[id(cutout)] = zlib.compress(parts_of(cutout).tobytes(), level=1)
-        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(cutout.height, cutout.width)
+            Image.fromarray(parts_of(cutout)).save(file := io.BytesIO(), "PNG", compress_level=1)
+            packed = self._parts[id(cutout)] = file.getvalue()
+        return np.asarray(Image.open(io.BytesIO(packed)))
 
 
 def read_sources(folder: Path, *, held_out: bool) -> Sources:
@@ -79,24 +85,21 @@ def read_sources(folder: Path, *, held_out: bool) -> Sources:
         repeats = COCO_CUTOUT_REPEATS if archive.stem == "cutouts-coco-photo" and not held_out else 1
         files = dict(_read(archive, held_out))
         parts = {name.removeprefix(PARTS): files.pop(name) for name in [n for n in files if n.startswith(PARTS)]}
-        for name, data in files.items():
-            cutout = cutout_of(data)
+        for name, cutout in zip(files, _decoded(cutout_of, files.values()), strict=True):
             cutouts += [cutout] * repeats
-            if (stored := parts.get(f"{Path(name).with_suffix('')}.png")) is not None:
-                labels = np.asarray(Image.open(io.BytesIO(stored)))
-                if labels.shape == (cutout.height, cutout.width):
-                    packed_parts[id(cutout)] = zlib.compress(labels.tobytes(), level=1)
+            stored = parts.get(f"{Path(name).with_suffix('')}.png")
+            if stored is not None and Image.open(io.BytesIO(stored)).size == cutout.size:
+                packed_parts[id(cutout)] = stored
     archives = _archives(folder, "photos", IMAGE_ARCHIVES)
-    images = [_image(data) for archive in archives for _, data in _read(archive, held_out)]
+    images = _decoded(_image, [data for archive in archives for _, data in _read(archive, held_out)])
     instances: list[tuple[Image.Image, Image.Image]] = []
     names: list[str] = []
     for archive in _archives(folder, "instances", INSTANCE_ARCHIVES):
         files = dict(_read(archive, held_out))
-        for name in sorted(name for name in files if name.startswith("images/")):
-            image = _image(files[name])
-            mask = Image.open(io.BytesIO(files[f"masks/{Path(name).stem}.png"]))
-            pair = (image, mask.resize(image.size, Image.Resampling.NEAREST))
-            repeats = COCO_REPEATS if "coco" in archive.stem else 1
+        annotated = sorted(name for name in files if name.startswith("images/"))
+        pairs = _decoded(_annotated, [(files[name], files[f"masks/{Path(name).stem}.png"]) for name in annotated])
+        repeats = COCO_REPEATS if "coco" in archive.stem else 1
+        for name, pair in zip(annotated, pairs, strict=True):
             instances += [pair] * repeats
             names += [name] * repeats
     sources = Sources(cutouts, images, instances, names, packed_parts)
@@ -156,6 +159,17 @@ def cutout_of(data: bytes) -> Image.Image:
     """An RGBA cut-out without the transparent margin."""
     cutout = Image.open(io.BytesIO(data)).convert("RGBA")
     return cutout.crop(cutout.getchannel("A").getbbox())
+
+
+def _decoded(decode: Callable[[T], S], files: Iterable[T]) -> list[S]:
+    """The decoded files in order. Decoders leave Python's lock to others, so threads share the work."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(decode, files))
+
+
+def _annotated(files: tuple[bytes, bytes]) -> tuple[Image.Image, Image.Image]:
+    image = _image(files[0])
+    return image, Image.open(io.BytesIO(files[1])).resize(image.size, Image.Resampling.NEAREST)
 
 
 def _image(data: bytes) -> Image.Image:

@@ -16,7 +16,7 @@ from masklet.errors import DataError, ImageError, VideoError
 from masklet.masks import encode_rle
 from masklet.training.config import Stage, TrainingConfig
 from masklet.training.data_config import DataConfig
-from masklet.training.run import open_data
+from masklet.training.run_data import open_data
 from masklet.video.writer import VideoWriter
 
 HEIGHT, WIDTH = 40, 60

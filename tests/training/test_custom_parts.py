@@ -14,7 +14,7 @@ from masklet.training import Run
 from masklet.training.data_config import DataConfig
 from masklet.training.loop import Trainer
 from masklet.training.parameter_groups import parameter_groups
-from masklet.training.run import open_data
+from masklet.training.run_data import open_data
 
 
 class Brightness(nn.Module):

@@ -9,8 +9,9 @@ import torch
 from torch_settings import default_device, default_dtype
 
 from masklet.errors import CheckpointError, ConfigError
-from masklet.training.loop import Trainer, learning_rate, make_accelerator, shared_among, uses_all_weights
+from masklet.training.loop import Trainer, learning_rate
 from masklet.training.parameter_groups import is_trained
+from masklet.training.processes import make_accelerator, shared_among, uses_all_weights
 from masklet.training.prompts import PromptRates
 
 
@@ -260,3 +261,12 @@ def test_a_compiled_encoder_trains_alike(scratch, squares, monkeypatch):
         trainer = Trainer(replace(scratch, compile=is_compiled, micro_batches=1))
         losses.append(trainer.train_step(first_batch(trainer, squares)).losses["total"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_with_a_cache_nothing_is_compiled_because_any_number_of_images_may_be_new(scratch, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    Trainer(replace(scratch, compile=True), cache=lambda model: model.encode)
+    assert compiled == []
+    trainer = Trainer(replace(scratch, compile=True))
+    assert compiled == [trainer.model.vision_encoder]

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from masklet.engine import CpuEngine
 from masklet.errors import ConfigError, DataError, TrainingError
 from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
-from masklet.training import Run, Stage, train
-from masklet.training import run as run_module
-from masklet.training.loop import StepReport, Trainer, make_accelerator
+from masklet.training import Run, Stage, run_files, train
+from masklet.training.loop import StepReport, Trainer
+from masklet.training.out_of_memory import is_out_of_memory
+from masklet.training.processes import make_accelerator
+from masklet.training.run_data import open_data
 from masklet.training.validation import Scores, Validation
 
 
@@ -290,8 +293,8 @@ def test_running_out_of_memory_says_what_to_change_and_loses_nothing(config, fin
 def test_a_cpu_without_memory_is_recognised_and_other_errors_are_not():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert run_module.is_out_of_memory(caught.value)
-    assert not run_module.is_out_of_memory(RuntimeError("shapes differ"))
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
 
 
 @pytest.mark.slow
@@ -338,7 +341,7 @@ def test_an_image_that_disappears_ends_the_run_and_nothing_is_lost(own_config, f
 
 
 def train_names(config):
-    return {scene.name for scene in run_module.open_data(config)[0].of_images.data_sets[0].scenes}
+    return {scene.name for scene in open_data(config)[0].of_images.data_sets[0].scenes}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_names_the_image_and_keeps_the_last_model(config, tmp_path, monkeypatch):
@@ -385,7 +388,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_save(config, finished, tmp_
             case "model":
                 patch.setattr(masklet.checkpoints.weights, "save_file", full)
             case "log":
-                patch.setattr(run_module.json, "dumps", full)
+                patch.setattr(run_files, "json", SimpleNamespace(dumps=full, loads=json.loads))
         with pytest.raises(TrainingError, match="No space left on device.*[Mm]ake room, then start"):
             list(run.reports())
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".")]

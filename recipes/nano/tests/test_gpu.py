@@ -2,11 +2,14 @@
 
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import zipfile
 from collections import Counter
+from dataclasses import replace
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +24,8 @@ from masklet.training.batches import Batch
 from masklet.training.data_config import Augmentations
 from recipes.nano import gpu_train, pack
 from recipes.nano.annotated import FAMILY_SHARES, AnnotatedPhotos, example_of, filled, objects_in, panned
-from recipes.nano.gpu_batches import MAX_REPEATS, Chunks, Feed, Material, batch_of, chunk_size
-from recipes.nano.gpu_scores import held_out_scores
+from recipes.nano.gpu_batches import MAX_REPEATS, Chunks, Feed, Material, PackedBatch, in_workers, unpacked
+from recipes.nano.gpu_scores import HeldOut, scores_of
 from recipes.nano.gpu_train import CLIPS, IMAGES, miniature, schedule
 from recipes.nano.object_parts import parts_of
 from recipes.nano.sources import read_sources
@@ -125,33 +128,71 @@ def test_a_camera_pans_across_a_photo():
     assert not np.array_equal(clip.masks[0], clip.masks[-1])
 
 
+@pytest.mark.parametrize("shape", [(8,), (3, 5, 16), (2, 3, 4, 5, 24)])
+def test_masks_unpacked_on_the_device_are_those_that_numpy_unpacks(shape):
+    masks = np.random.default_rng(0).random(shape) < 0.5
+    packed = np.packbits(masks, axis=-1, bitorder="little")
+    expected = np.unpackbits(packed, axis=-1, bitorder="little").view(bool)
+    found = unpacked(torch.from_numpy(packed))
+    assert found.dtype == torch.bool
+    assert np.array_equal(found.numpy(), expected)
+    assert np.array_equal(expected, masks)
+    assert unpacked(torch.empty(packed.shape, dtype=torch.uint8, device="meta")).shape == shape
+
+
+@pytest.mark.gpu
+def test_masks_are_unpacked_alike_on_a_gpu():
+    packed = torch.arange(256, dtype=torch.uint8).view(2, 4, 32)
+    batch = PackedBatch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), packed, ("a", "b"))
+    on_gpu = batch.pin_memory().to(torch.device("cuda"))
+    assert torch.equal(on_gpu.targets.cpu(), unpacked(packed))
+
+
 @pytest.mark.parametrize("phase", [IMAGES, CLIPS])
 def test_a_chunk_is_a_function_of_its_number_and_masks_survive_packing(material, phase):
     stage = miniature(phase).stage
-    chunks = Chunks(material, stage)
-    one, again, other = chunks[3], chunks[3], chunks[4]
-    assert np.array_equal(one.pixels, again.pixels)
-    assert not np.array_equal(one.packed, other.packed)
-    batch = batch_of([one, other][: stage.batch_size // chunk_size(stage)])
-    assert batch.targets.dtype == torch.bool
+    chunks = Chunks(material, stage, ahead=0)
+    one, again, other = (chunks.examples(number) for number in (3, 3, 4))
+    assert np.array_equal(one[0].pixels, again[0].pixels)
+    assert not np.array_equal(one[0].masks, other[0].masks)
+    batch = expected_batch(chunks, 0)
     assert batch.targets.any((-1, -2)).float().mean() > 0.4  # of clips, objects leave
-    assert batch.pixels.shape[:-3] == batch.targets.shape[:-3]
-    assert set(chunks[0].names) <= {"composed", "view0", *(f"view{n}" for n in range(60))}
+    chunks[0]
+    found = chunks.slots.batch(0, ()).to(torch.device("cpu"))
+    size = chunks.size
+    assert torch.equal(found.pixels[:size], batch.pixels[:size])
+    assert torch.equal(found.targets[:size], batch.targets[:size])
+    assert set(chunks[0]) <= {"composed", "view0", *(f"view{n}" for n in range(60))}
+
+
+def expected_batch(chunks, number):
+    """What workers should give, by another way: examples stacked in this process."""
+    first = number * chunks.per_batch
+    made = [example for index in range(chunks.per_batch) for example in chunks.examples(first + index)]
+    return Batch.from_examples(made)
 
 
 def test_workers_give_the_batches_that_the_main_process_would(material):
-    stage = miniature(IMAGES).stage
-    chunks = Chunks(material, stage)
-    count = stage.batch_size // chunk_size(stage)
-    with Feed(material, stage, workers=1, pin=False) as batches:
-        found = [next(batches)]
-        for number in range(2):
-            expected = batch_of([chunks[number * count + index] for index in range(count)])
-            while number and found[-1] is found[0]:  # repeated until the next one is there
-                found.append(next(batches))
-            assert torch.equal(found[-1].pixels, expected.pixels)
-            assert torch.equal(found[-1].targets, expected.targets)
-        assert len(found) <= 2 + MAX_REPEATS
+    """Seven batches, which are more than the slots that they share."""
+    stage = replace(miniature(IMAGES).stage, batch_size=18)  # three chunks each
+    with Feed(material, stage, workers=2, pin=False) as feed:
+        assert len(feed.chunks.slots.pixels) == 4
+        for number, (_, repeats) in enumerate(islice(groupby(feed, key=id), 7)):
+            found, expected = next(repeats).to(torch.device("cpu")), expected_batch(feed.chunks, number)
+            assert torch.equal(found.pixels, expected.pixels)
+            assert torch.equal(found.targets, expected.targets)
+            assert found.names == expected.names
+            assert len(list(repeats)) <= MAX_REPEATS
+
+
+def test_closing_ends_the_workers_of_a_feed_that_was_never_read(material):
+    before = set(multiprocessing.active_children())
+    feed = Feed(material, miniature(IMAGES).stage, workers=1, pin=False)
+    (worker,) = set(multiprocessing.active_children()) - before
+    feed.close()
+    feed.close()
+    worker.join(60)
+    assert not worker.is_alive()
 
 
 def test_the_rate_rises_and_falls_to_zero():
@@ -168,9 +209,9 @@ def training_of(tmp_path):
 
 
 def batches_of(stage):
-    batch = Batch(
+    batch = PackedBatch(
         torch.zeros(stage.batch_size, 3, 128, 128, dtype=torch.uint8),
-        torch.ones(stage.batch_size, stage.objects, 128, 128, dtype=torch.bool),
+        torch.full((stage.batch_size, stage.objects, 128, 16), 255, dtype=torch.uint8),
         ("a",) * stage.batch_size,
     )
     while True:
@@ -222,7 +263,8 @@ def test_an_error_keeps_the_weights_and_the_scores(packed, tmp_path, monkeypatch
 
 def test_scores_are_ious_of_each_source(packed):
     material = Material.from_sources(read_sources(packed / "sources", held_out=True))
-    scores = held_out_scores(Sam2Model.from_pretrained("nano"), material, count=2, seconds=100, size_px=256)
+    examples = [made for made in in_workers(HeldOut(material, count=2, size_px=256), 0) if made is not None]
+    scores = scores_of(Sam2Model.from_pretrained("nano"), examples, seconds=100)
     assert {name.split()[1] for name in scores} == {"box", "click"}
     assert "composed box" in scores
     assert all(0 <= value <= 1 for value in scores.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -202,9 +203,12 @@ def _print_reports(run: Run, table: Table) -> None:
             continue
         if first is None:
             first, started = report.step, time.monotonic()
-        seconds = (time.monotonic() - started) / max(report.step - first, 1)
-        left = timedelta(seconds=round(seconds * (run.config.steps - report.step)))
-        table.update(report.step, f"IoU {report.ious[-1]:.3f}, {left} left")
+        if report.step == first:  # it includes what happens once, so it says nothing about the others
+            seconds, left = math.nan, ""
+        else:
+            seconds = (time.monotonic() - started) / (report.step - first)
+            left = f", {timedelta(seconds=round(seconds * (run.config.steps - report.step)))} left"
+        table.update(report.step, f"IoU {report.ious[-1]:.3f}{left}")
         if report.step % every == 0:
             table.row(*_step_cells(report, seconds))
 
@@ -217,7 +221,8 @@ def _score_cells(scores: Scores) -> list[str]:
 def _step_cells(report: StepReport, seconds: float) -> list[str]:
     losses = [f"{report.losses[name]:.4f}" for name in ("total", "focal", "dice", "iou", "object_score")]
     ious = f"{report.ious[0]:.3f} → {report.ious[-1]:.3f}"
-    return [str(report.step), *losses, ious, f"{report.learning_rate:.1e}", f"{seconds:.2f}", ""]
+    cells = [str(report.step), *losses, ious, f"{report.learning_rate:.1e}"]
+    return [*cells, "" if math.isnan(seconds) else f"{seconds:.2f}", ""]
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,14 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from masklet.atomic import replacing
+from masklet.errors import ConfigError
 from masklet.image import encoder_fingerprint
 from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Batch
+from masklet.training.config import TrainingConfig
+from masklet.training.parameter_groups import TRAINABLE
 from masklet.training.precision import autocast
 
 _log = logging.getLogger(__name__)
 
+GIGABYTE = 10**9
 ABANDONED_S = 3600
 """Age in seconds after which an unfinished file belongs to no running process."""
 
@@ -46,21 +53,22 @@ class FeatureCache:
 
     def __call__(self, batch: Batch) -> Features:
         """The features of all images, or of all frames of all clips."""
-        pixel_values = batch.pixel_values.flatten(0, -4)
+        images, device = batch.pixels.flatten(0, -4), batch.pixels.device
         checksums = batch.checksums or batch.with_checksums().checksums
         files = [self.folder / f"{name}.safetensors" for name in checksums]
         maps = [self._read(file) for file in files]
         if new := [index for index, cached in enumerate(maps) if cached is None]:
             # Always in full precision, since runs that compute in bfloat16 share the cache with others.
-            with torch.no_grad(), autocast(pixel_values.device, "float32"):
-                made = [m.half() for m in self.model.encode(pixel_values[new])]
+            with torch.no_grad(), autocast(device, "float32"):
+                pixel_values = replace(batch, pixels=images[new]).pixel_values
+                made = [m.half() for m in self.model.encode(pixel_values)]
             for row, index in enumerate(new):
                 maps[index] = [m[row : row + 1].cpu().contiguous().clone() for m in made]
                 self._write(files[index], maps[index])
         found = [m for m in maps if m is not None]
         levels = zip(*found, strict=True)
         # Converted before they are joined, since autocast to bfloat16 cannot join float16.
-        to_join = ([one.to(pixel_values.device, self.model.dtype) for one in level] for level in levels)
+        to_join = ([one.to(device, self.model.dtype) for one in level] for level in levels)
         return Features(*map(torch.cat, to_join))
 
     def _read(self, file: Path) -> list[Tensor] | None:
@@ -91,6 +99,24 @@ class FeatureCache:
             self.free_bytes = 0
             return
         self.free_bytes -= size
+
+
+def cache_for(config: TrainingConfig) -> Callable[[Sam2Model], FeatureCache] | None:
+    """A function that makes the feature cache of a model; None if none is configured.
+
+    Raises:
+        ConfigError: The run trains the image encoder.
+    """
+    if config.cache is None:
+        return None
+    trained = [name for stage in config.stages for name in TRAINABLE[stage.train]]
+    adapted = [] if config.lora is None else [t for t in config.lora.targets if t.startswith(("*", "vision"))]
+    if "image_encoder" in trained or adapted:
+        raise ConfigError(
+            "cache stores the features of a frozen image encoder, but this run trains the encoder: remove cache, or "
+            "train decoder, frozen_encoder, memory, or lora with targets outside vision_encoder"
+        )
+    return partial(FeatureCache, Path(config.cache), max_bytes=config.cache_gb * GIGABYTE)
 
 
 def _bytes_in(folder: Path) -> int:

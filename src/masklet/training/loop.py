@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
@@ -22,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from masklet.atomic import replacing
 from masklet.config import Sam2Config
-from masklet.errors import CheckpointError, ConfigError, DeviceError, TrainingError
+from masklet.errors import CheckpointError, ConfigError, TrainingError
 from masklet.model.sam2 import Sam2Model
 from masklet.training.adapters import add_adapters, merge_adapters
 from masklet.training.batches import Batch, Examples
@@ -31,7 +30,7 @@ from masklet.training.objective import Encoder, ExtraLossFactory, Objective
 from masklet.training.parameter_groups import OptimizerFactory, adamw, is_trained
 from masklet.training.precision import precision_for, tf32
 from masklet.training.prefetching import prefetch
-from masklet.training.processes import fail_together, gather
+from masklet.training.processes import fail_together, gather, make_accelerator, shared_among
 
 Initialiser = Callable[[Sam2Model], None]
 """Sets the weights of a network that is trained from scratch, in place."""
@@ -112,7 +111,7 @@ class Trainer:
             weight.requires_grad_(any(is_trained(name, stage.train) for stage in config.stages))
         if config.checkpoint_activations:
             _checkpoint_activations(self.model)
-        if config.compile:
+        if config.compile and cache is None:  # a cache encodes any number of images at a time, and each only once
             self.model.vision_encoder.compile(dynamic=False)
         self.objective = objective.to(self.accelerator.device)
         # float16 has few exponents: gradients are scaled up, and steps in which one overflows are left out.
@@ -312,58 +311,6 @@ class Trainer:
                 "another folder, or from a model that was saved"
             ) from error
         return state["notes"]
-
-
-def uses_all_weights(config: TrainingConfig) -> bool:
-    """Whether every step uses all weights that it trains, so that processes need not look for unused ones.
-
-    A step on images does not use the memory, and one on clips does not use all other weights.
-    """
-    return config.lora is None and all(stage.frames == 1 and stage.train == "decoder" for stage in config.stages)
-
-
-def shared_among(config: TrainingConfig, processes: int) -> TrainingConfig:
-    """The configuration with as many micro-batches as the processes need: the next multiple of their number.
-
-    Raises:
-        ConfigError: A batch has too few images or clips.
-    """
-    micro_batches = -(-config.micro_batches // processes) * processes
-    sizes = [size for stage in config.stages for size in stage.batch_sizes]
-    while any(size % micro_batches for size in sizes):
-        micro_batches += processes
-        if micro_batches > min(sizes):
-            raise ConfigError(
-                f"batches of {', '.join(map(str, sorted(set(sizes))))} cannot be shared equally among {processes} "
-                f"processes: expected a batch_size that is a multiple of {processes} in every stage"
-            )
-    return replace(config, micro_batches=micro_batches)
-
-
-def make_accelerator(
-    device: str, trackers: Sequence[str] = (), folder: Path | None = None, *, find_unused: bool = True
-) -> Accelerator:
-    """An accelerator on the CPU if ``device`` is ``cpu``, else on the GPU if there is one. It finds other processes.
-
-    Args:
-        device: ``auto`` or ``cpu``.
-        trackers: Experiment trackers to log to.
-        folder: Folder for the trackers' files.
-        find_unused: Whether processes look for weights that a step does not use, see ``uses_all_weights``.
-
-    Raises:
-        DeviceError: The device is neither ``auto`` nor ``cpu``.
-    """
-    if device not in ("auto", "cpu"):
-        raise DeviceError(f"device {device!r}: expected auto or cpu; to choose a GPU, set CUDA_VISIBLE_DEVICES")
-    handler = DistributedDataParallelKwargs(find_unused_parameters=find_unused)
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no",  # the configuration of the run decides, not accelerate's settings
-        kwargs_handlers=[handler],
-        log_with=list(trackers) or None,
-        project_dir=folder,
-    )
 
 
 def initial_model(config: TrainingConfig, initialiser: Initialiser | None = None) -> Sam2Model:

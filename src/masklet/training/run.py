@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from masklet.atomic import replacing, sweep
+from masklet.atomic import sweep
 from masklet.config import Sam2Config
-from masklet.datasets import VIDEO_LAYOUTS, read_scenes
-from masklet.datasets.scenes import Scene, split_by_name
+from masklet.datasets.scenes import Scene
 from masklet.errors import ConfigError, DataError, ImageError, TrainingError, VideoError
 from masklet.model.sam2 import Sam2Model
 from masklet.training.batches import Examples
 from masklet.training.config import TrainingConfig
 from masklet.training.config_files import config_from, read_config
-from masklet.training.curve import curve_svg
-from masklet.training.data_config import DataConfig
-from masklet.training.features import FeatureCache
+from masklet.training.features import cache_for
 from masklet.training.interruption import StopSignals, Terminated
-from masklet.training.loop import Initialiser, StepReport, Trainer, make_accelerator, uses_all_weights
+from masklet.training.loop import Initialiser, StepReport, Trainer
 from masklet.training.objective import ExtraLossFactory
-from masklet.training.parameter_groups import TRAINABLE, OptimizerFactory, adamw
-from masklet.training.resuming import as_yaml, differences, steps_done
-from masklet.training.sampling import DataSet, SceneExamples, check_scenes
-from masklet.training.tracking import Trackers
-from masklet.training.validation import Sample, Scores, Validation
+from masklet.training.out_of_memory import explanation, is_out_of_memory
+from masklet.training.parameter_groups import OptimizerFactory, adamw
+from masklet.training.processes import make_accelerator, uses_all_weights
+from masklet.training.resuming import differences, steps_done
+from masklet.training.run_data import open_data
+from masklet.training.run_files import RunFiles
+from masklet.training.tracking import Trackers, check_trackers
+from masklet.training.validation import Scores, Validation
 
 _log = logging.getLogger(__name__)
 
-GIGABYTE = 10**9
 SAVED_SCORES = ("start", "best", "last")
 
 
@@ -110,27 +105,22 @@ class Run:
         make_extra_loss: ExtraLossFactory | None = None,
     ) -> None:
         self.folder = Path(folder)
-        _check_trackers(config)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot make the run's folder {self.folder}: {error.strerror}. Choose another"
-            ) from error
-        self.state = self.folder / "state.pt"
-        self.is_resumed = self.state.exists()
+        check_trackers(config)
+        self.files = RunFiles(self.folder)
+        self.is_resumed = self.files.state.exists()
         if self.is_resumed:
             self._check_same(config)
         self.accelerator = make_accelerator(
             device, config.trackers, self.folder, find_unused=not uses_all_weights(config)
         )
+        self.files.is_writer = self.accelerator.is_main_process
         if self.accelerator.is_main_process:
             sweep(self.folder)  # a process killed during a save leaves a file as large as the state
         self.examples, self.scenes = open_data(config, examples, scenes)
         self.trainer = Trainer(
             config,
             self.accelerator,
-            cache=_cache_for(config),
+            cache=cache_for(config),
             initialiser=None if self.is_resumed else initialiser,
             make_optimizers=make_optimizers,
             make_extra_loss=make_extra_loss,
@@ -146,13 +136,13 @@ class Run:
 
     def _check_same(self, config: TrainingConfig) -> None:
         """Refuses to resume a run under settings that would have given it other weights."""
-        step = steps_done(self.state)
+        step = steps_done(self.files.state)
         if step > config.steps:
             raise ConfigError(
                 f"{self.folder} holds a run that has done {step} steps, more than the {config.steps} of this "
                 "configuration: choose another folder for a new run, or raise steps"
             )
-        if different := differences(read_config(self.folder / "config.yaml"), config, step):
+        if different := differences(self.files.config(), config, step):
             raise ConfigError(
                 f"{self.folder} holds a run with different {', '.join(different)}: choose another folder for a new "
                 f"run, or use {self.folder / 'config.yaml'} to resume this one"
@@ -164,7 +154,7 @@ class Run:
         Raises:
             TrainingError: The run cannot continue; the message says why, and what is saved.
         """
-        self.trackers.start(steps_done(self.state) if self.is_resumed else 0)
+        self.trackers.start(steps_done(self.files.state) if self.is_resumed else 0)
         signals = StopSignals(may_raise=lambda: self.trainer.is_between_steps and self.trainer.processes == 1)
         self.trainer.is_stop_requested = lambda: signals.is_requested
         with signals.handled(), closing(self._work(signals)) as work:
@@ -201,18 +191,17 @@ class Run:
 
     def _begin(self) -> Iterator[Scores]:
         if self.is_resumed:
-            notes = self.trainer.load(self.state)
+            notes = self.trainer.load(self.files.state)
             self.start, self.best, self.last = (_scores_from(notes[name]) for name in SAVED_SCORES)
-            self._drop_later_lines()
-            if read_config(self.folder / "config.yaml").validation_objects != self.config.validation_objects:
+            step = self.trainer.step
+            self.files.drop_later_lines(step, step if self.last is None else self.last.step)
+            if self.files.config().validation_objects != self.config.validation_objects:
                 self._measure_anew()
-            self._write_config()
+            self.files.write_config(self.given)
             _log.info("resuming after step %d", self.trainer.step)
             return
-        self._write_config()
-        if self.accelerator.is_main_process:
-            with self._writing():
-                (self.folder / "log.jsonl").write_text("")
+        self.files.write_config(self.given)
+        self.files.begin_log()
         if self.validation is not None:
             yield from self._validate()
             if self.start is None:
@@ -235,11 +224,6 @@ class Run:
             self.start, _ = self.validation.measure(model, self.start.step, self.accelerator)
         self.best = best
 
-    def _write_config(self) -> None:
-        if self.accelerator.is_main_process:
-            with self._writing(), replacing(self.folder / "config.yaml") as unfinished:
-                unfinished.write_text(yaml.safe_dump(as_yaml(self.given), sort_keys=False), encoding="utf-8")
-
     def _is_validation_due(self) -> bool:
         """Whether a validation is due after the last step and was not finished before an interruption."""
         step = self.trainer.step
@@ -261,9 +245,9 @@ class Run:
         if scores is None:
             return
         self._log({"step": scores.step, "score": scores.score, **scores.values})
+        self.files.write_curve()
+        self.files.write_samples(samples, self.trainer.step)
         if self.accelerator.is_main_process:
-            self._write_curve()
-            self._write_samples(samples)
             self.trackers.show(samples, self.trainer.step)
         if self.best is None or scores.score > self.best.score:
             self._write_model("best", model)
@@ -278,44 +262,16 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         notes = {name: scores and asdict(scores) for name in SAVED_SCORES for scores in (getattr(self, name),)}
-        with self._writing():
-            self.trainer.save(self.state, notes)
+        with self.files.writing():
+            self.trainer.save(self.files.state, notes)
         self._write_model("last", self.trainer.averaged_model())
 
     def _write_model(self, name: str, model: Sam2Model) -> None:
-        if self.accelerator.is_main_process:
-            with self._writing():
-                model.save_pretrained(self.folder / name, dtype=torch.float16 if self.config.store_float16 else None)
-
-    def _write_curve(self) -> None:
-        lines = [json.loads(line) for line in (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        with self._writing(), replacing(self.folder / "curve.svg") as unfinished:
-            unfinished.write_text(curve_svg(lines), encoding="utf-8")
-
-    def _write_samples(self, samples: list[Sample]) -> None:
-        for number, sample in enumerate(samples):
-            path = self.folder / "samples" / f"{self.trainer.step:06}-{number}.jpg"
-            with self._writing(), replacing(path) as unfinished:
-                sample.paint().save(unfinished, quality=90)
+        self.files.write_model(name, model, torch.float16 if self.config.store_float16 else None)
 
     def _log(self, line: Mapping[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with self._writing(), (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+        self.files.log(line)
         self.trackers.log(line)
-
-    def _drop_later_lines(self) -> None:
-        """Removes log lines of steps and validations that are about to be repeated."""
-        log, step = self.folder / "log.jsonl", self.trainer.step
-        validated = step if self.last is None else self.last.step
-        if self.accelerator.is_main_process and log.exists():
-            lines = [
-                line
-                for line in log.read_text(encoding="utf-8").splitlines()
-                if _step_of(line) <= (validated if '"score"' in line else step)
-            ]
-            with self._writing(), replacing(log) as unfinished:
-                unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     @contextmanager
     def _saved_on_failure(self) -> Iterator[None]:
@@ -337,95 +293,10 @@ class Run:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise TrainingError(self._explain_out_of_memory()) from error
-
-    def _explain_out_of_memory(self) -> str:
-        if self.trainer.processes == 1 and self.trainer.is_between_steps:  # others would wait for this process
-            self.trainer.free_memory()
-            self._save()
-        config, stage = self.config, self.config.stage_at(min(self.trainer.step, self.config.steps - 1))
-        changes = [] if config.checkpoint_activations else ["checkpoint_activations: true"]
-        if following := next(
-            (
-                n
-                for n in range(config.micro_batches + 1, stage.batch_size + 1)
-                if all(s.batch_size % n == 0 for s in config.stages)
-            ),
-            None,
-        ):
-            changes.append(f"micro_batches: {following}")
-        if config.precision == "float32":
-            changes.append("precision: auto")
-        return (
-            f"step {self.trainer.step + 1} ran out of memory. Set {', or '.join(changes) or 'a smaller batch_size'}, "
-            "then start the run again to resume it. If that is not enough, start a new run with fewer objects, rounds "
-            "or frames"
-        )
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns errors of writing into a TrainingError."""
-        try:
-            yield
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write to {self.folder}: {error}. The last save is unchanged; make room, then start the run "
-                "again to resume it"
-            ) from error
-
-
-def open_data(
-    config: TrainingConfig, examples: Examples[Any] | None = None, scenes: Sequence[Scene] | None = None
-) -> tuple[Examples[Any], Sequence[Scene]]:
-    """Examples to train on and scenes to validate on: those given, otherwise from the configuration's data.
-
-    Raises:
-        ConfigError: There is nothing to train on.
-        DataError, ImageError, VideoError: The data cannot be read, or not as configured.
-    """
-    if not config.data_sets:
-        if examples is None:
-            raise ConfigError("there is nothing to train on: add data to the configuration, or give examples")
-        return examples, scenes or ()
-    if examples is not None and scenes is not None:
-        return examples, scenes
-    data_sets, validation_scenes = [], []
-    for data in config.data_sets:
-        if isinstance(data.validation, DataConfig):
-            train_scenes, held_out = _read(data), _read(data.validation) if scenes is None else []
-        else:
-            train_scenes, held_out = split_by_name(_read(data), data.validation)
-        check_scenes([*train_scenes, *held_out])
-        is_video = data.layout in VIDEO_LAYOUTS
-        data_sets.append(DataSet(train_scenes, data.weight, data.augment, is_video))
-        validation_scenes += held_out
-    if examples is None:
-        examples = SceneExamples(data_sets, config)
-    return examples, validation_scenes if scenes is None else scenes
-
-
-def _read(data: DataConfig) -> list[Scene]:
-    return read_scenes(data.layout, data.path, annotations=data.annotations, split_masks=data.split_masks)
-
-
-def _check_trackers(config: TrainingConfig) -> None:
-    for name in config.trackers:
-        if find_spec(name) is None:
-            raise ConfigError(f"trackers name {name}, which is not installed: pip install {name}, or remove it")
-
-
-def _cache_for(config: TrainingConfig) -> Callable[[Sam2Model], FeatureCache] | None:
-    """Makes the feature cache of a model, if one is configured."""
-    if config.cache is None:
-        return None
-    trained = [name for stage in config.stages for name in TRAINABLE[stage.train]]
-    adapted = [] if config.lora is None else [t for t in config.lora.targets if t.startswith(("*", "vision"))]
-    if "image_encoder" in trained or adapted:
-        raise ConfigError(
-            "cache stores the features of a frozen image encoder, but this run trains the encoder: remove cache, or "
-            "train decoder, frozen_encoder, memory, or lora with targets outside vision_encoder"
-        )
-    return partial(FeatureCache, Path(config.cache), max_bytes=config.cache_gb * GIGABYTE)
+            if self.trainer.processes == 1 and self.trainer.is_between_steps:  # others would wait for this process
+                self.trainer.free_memory()
+                self._save()
+            raise TrainingError(explanation(self.config, self.trainer.step)) from error
 
 
 def train(
@@ -461,17 +332,5 @@ def train(
     return training.summary()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the CPU or a GPU has too little memory."""
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def _scores_from(note: Mapping[str, Any] | None) -> Scores | None:
     return None if note is None else Scores(**note)
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the line was not written whole
-        return 2**63

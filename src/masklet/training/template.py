@@ -52,7 +52,7 @@ warmup_steps: 20
 precision: auto              # bfloat16 or float16 where there is one; or float32
 micro_batches: 1             # more of them: less memory
 checkpoint_activations: false   # true: much less memory, a third more time
-# compile: true              # the image encoder; for GPUs
+# compile: true              # the image encoder; for GPUs, without cache
 workers: 2                   # processes that read data
 # cache: features            # folder; encodes each image once if the encoder is frozen and only flip is above 0
 # cache_gb: 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from masklet.atomic import replacing
+from masklet.errors import ConfigError
 from masklet.training.config import TrainingConfig
 from masklet.training.resuming import as_yaml
 from masklet.training.validation import Sample
@@ -68,6 +70,17 @@ class Trackers:
             with replacing(file) as unfinished:
                 unfinished.write_text(secrets.token_hex(4), encoding="utf-8")
         return file.read_text(encoding="utf-8").strip()
+
+
+def check_trackers(config: TrainingConfig) -> None:
+    """Checks that the trackers of a run are installed.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for name in config.trackers:
+        if find_spec(name) is None:
+            raise ConfigError(f"trackers name {name}, which is not installed: pip install {name}, or remove it")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
