@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from serve.conftest import DOG, TRUCK
-from serve.test_faults import Server
+from serve.server_process import Server
 
 from masklet.masks import decode_rle
 
