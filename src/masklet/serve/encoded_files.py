@@ -32,7 +32,7 @@ class EncodedFiles:
         self.sam = sam
         engine = sam.engine
         # All that an encoded image depends on, so that masks are the same to the bit.
-        parts = encoder_fingerprint(engine.model), engine.name, engine.device.type, engine.dtype
+        parts = encoder_fingerprint(engine.model), engine.name, engine.device.type, engine.dtype, engine.products
         self._model = sha256(repr((*parts, sam.image_processor.config)).encode()).hexdigest()[:16]
         self._lock = threading.Lock()
 
