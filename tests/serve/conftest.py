@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,9 @@ def upload(client, project, path, name=None, headers=None):
 
 def add_object(client, media, **values):
     return client.post(f"/v1/media/{media}/objects", json=values).json()["number"]
+
+
+def finished(client, job):
+    while (reply := client.get(f"/v1/jobs/{job}").json())["status"] == "running":
+        time.sleep(0.01)
+    return reply

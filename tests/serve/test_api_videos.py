@@ -1,18 +1,11 @@
 import json
-import time
 
 import pytest
-from serve.conftest import add_object, upload
+from serve.conftest import add_object, finished, upload
 
 from masklet.serve import tracking
 
 pytestmark = pytest.mark.slow
-
-
-def finished(client, job):
-    while (reply := client.get(f"/v1/jobs/{job}").json())["status"] == "running":
-        time.sleep(0.01)
-    return reply
 
 
 def masks_of(client, video, count=6):

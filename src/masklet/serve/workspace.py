@@ -55,6 +55,8 @@ class Workspace:
     database: Database
     jobs: dict[str, Job] = field(default_factory=dict)
     """Running in this process, by image or video."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why jobs have failed whose end could not be saved."""
     changed: dict[str, list[Any]] = field(default_factory=dict)
     """Functions to call when a job has progressed."""
     videos_tracked: int = 0
