@@ -83,8 +83,8 @@ def prepare(data: Path) -> None:
     """Makes the folders, and removes the sessions of processes that have ended."""
     for name in FOLDERS:
         (data / name).mkdir(parents=True, exist_ok=True)
-    for folder in data.glob("sessions/*"):
-        if is_gone(folder.name):
+    for folder in data.glob("sessions/*~*~*"):
+        if is_gone(folder.name.replace("~", ":")):
             shutil.rmtree(folder, ignore_errors=True)
 
 

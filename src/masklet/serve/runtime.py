@@ -64,7 +64,7 @@ class Runtime:
         self.encoded = EncodedFiles(settings.data / "encoded", settings.disk_cache_bytes, sam)
         self.owner = new_owner()
         """The name of this process, among those that share the data folder."""
-        self.folder = settings.data / "sessions" / self.owner
+        self.folder = settings.data / "sessions" / self.owner.replace(":", "~")  # allowed in names everywhere
         """For files that are of no use to other processes. It is removed when the process ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._is_closing = False
