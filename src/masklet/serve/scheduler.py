@@ -14,7 +14,7 @@ from masklet.serve.settings import Limits
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
-CLICKS_IN_A_ROW = 16
+CLICKS_IN_A_ROW = 4
 """After so many, a job that waits has a step: users who click all the time must not end the tracking of others."""
 
 
