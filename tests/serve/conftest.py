@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,25 @@ def project(client):
     return client.post("/v1/projects", json={"name": "test"}).json()["id"]
 
 
+@pytest.fixture(scope="session")
+def short_dog(tmp_path_factory):
+    """A few frames of the dog, small, so that tracking is quick."""
+    import av
+
+    path = tmp_path_factory.mktemp("video") / "dog.mp4"
+    with av.open(DOG) as source, av.open(path, "w") as target:
+        stream = target.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for count, frame in enumerate(source.decode(video=0)):
+            if count == 6:
+                break
+            small = frame.reformat(width=160, height=96)
+            small.pts = None
+            target.mux(stream.encode(small))
+        target.mux(stream.encode())
+    return path
+
+
 def upload(client, project, path, name=None, headers=None):
     with path.open("rb") as file:
         reply = client.post(f"/v1/projects/{project}/media", files={"file": (name or path.name, file)}, headers=headers)
@@ -52,3 +72,9 @@ def upload(client, project, path, name=None, headers=None):
 
 def add_object(client, media, **values):
     return client.post(f"/v1/media/{media}/objects", json=values).json()["number"]
+
+
+def finished(client, job):
+    while (reply := client.get(f"/v1/jobs/{job}").json())["status"] == "running":
+        time.sleep(0.01)
+    return reply

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -177,6 +178,10 @@ def test_what_a_killed_process_left_is_removed_after_a_day(make_client, tmp_path
     (data / "exports" / "old").mkdir()
     for path in (data / "uploads" / "half", data / "uploads" / media, data / "exports" / "old"):
         os.utime(path, (0, 0))
+    gone, alive = (data / "sessions" / f"{socket.gethostname()}~{pid}~ab" for pid in (2**22 + 1, os.getpid()))
+    for folder in (gone, alive):
+        folder.mkdir()
     make_client()
+    assert (gone.exists(), alive.exists()) == (False, True)
     assert {path.name for path in (data / "uploads").iterdir()} == {media, "new"}
     assert not list((data / "exports").iterdir())

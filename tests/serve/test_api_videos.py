@@ -1,37 +1,11 @@
 import json
-import time
 
 import pytest
-from serve.conftest import DOG, add_object, upload
+from serve.conftest import add_object, finished, upload
 
 from masklet.serve import tracking
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def short_dog(tmp_path_factory):
-    """A few frames of the dog, small, so that tracking is quick."""
-    import av
-
-    path = tmp_path_factory.mktemp("video") / "dog.mp4"
-    with av.open(DOG) as source, av.open(path, "w") as target:
-        stream = target.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
-        for count, frame in enumerate(source.decode(video=0)):
-            if count == 6:
-                break
-            small = frame.reformat(width=160, height=96)
-            small.pts = None
-            target.mux(stream.encode(small))
-        target.mux(stream.encode())
-    return path
-
-
-def finished(client, job):
-    while (reply := client.get(f"/v1/jobs/{job}").json())["status"] == "running":
-        time.sleep(0.01)
-    return reply
 
 
 def masks_of(client, video, count=6):

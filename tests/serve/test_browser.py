@@ -5,13 +5,16 @@ import io
 import json
 import re
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from serve.conftest import DOG, TRUCK
-from serve.test_faults import Server
+from serve.server_process import Server
 
 from masklet.masks import decode_rle
 
@@ -217,5 +220,35 @@ def test_two_users_see_only_their_own(open_page, tmp_path):
             page.reload()
             sync_api.expect(page.locator("#media .open")).to_have_count(1)
             sync_api.expect(page.locator("#media .open")).to_contain_text(name)
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def site():
+    """The address of another web site."""
+    handler = partial(SimpleHTTPRequestHandler, directory=Path(__file__).parent / "tools")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield f"http://localhost:{made.server_port}"
+        made.shutdown()
+
+
+ASK = """async (address) => {
+    try {
+        const headers = {'Content-Type': 'application/json', 'Authorization': 'Bearer none'};
+        const reply = await fetch(address, {method: 'POST', headers, body: '{"name": "theirs"}'});
+        return (await reply.json()).name;
+    } catch (error) { return 'refused'; }
+}"""
+
+
+def test_a_page_of_another_site_calls_the_api_only_if_it_is_allowed(open_page, site, tmp_path):
+    server = Server(tmp_path / "data", "--cors", site)
+    try:
+        for origin, answer in ((site.replace("localhost", "127.0.0.1"), "refused"), (site, "theirs")):
+            page = open_page(origin)
+            assert page.evaluate(ASK, f"{server.address}/v1/projects") == answer
+            assert len(server.get("/v1/projects")) == (answer == "theirs")
     finally:
         server.stop()

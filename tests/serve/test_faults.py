@@ -1,92 +1,21 @@
 """Servers that are killed, and disks that are full."""
 
-import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
 import pytest
-from serve.conftest import DOG, TRUCK
+from serve.conftest import DOG, TRUCK, add_object, finished, upload
+from serve.server_process import Server
+from sqlalchemy import event
 
 KILLS = int(os.environ.get("MASKLET_TEST_KILLS", 2))
 """More of them take long: each is a start of the server."""
-
-
-class Server:
-    """``masklet serve`` in a process of its own."""
-
-    def __init__(self, data, *options):
-        self.data, self.options = data, options
-        self.port = 0
-        self.start()
-
-    def start(self):
-        command = [sys.executable, "-m", "masklet", "serve", "--data", self.data, "--port", self.port, *self.options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=environment)
-        line = self.process.stdout.readline()
-        self.port = int(line.split(" (")[0].rsplit(":", 1)[1])
-        while True:
-            try:
-                self.get("/health")
-            except OSError:
-                time.sleep(0.05)
-            else:
-                return
-
-    @property
-    def address(self):
-        return f"http://127.0.0.1:{self.port}"
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self.process.stdout.close()
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def restart(self):
-        self.stop()
-        self.start()
-
-    def request(self, method, path, body=None, content_type="application/json"):
-        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(self.address + path, data, {"Content-Type": content_type}, method=method)
-        with urllib.request.urlopen(asked) as reply:
-            return reply.read()
-
-    def content(self, path):
-        return self.request("GET", path)
-
-    def get(self, path):
-        return json.loads(self.content(path))
-
-    def post(self, path, body):
-        return json.loads(self.request("POST", path, body))
-
-    def upload(self, project, path):
-        start = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{path.name}"\r\n\r\n'.encode()
-        body = start + path.read_bytes() + b"\r\n--b--\r\n"
-        reply = self.request("POST", f"/v1/projects/{project}/media", body, "multipart/form-data; boundary=b")
-        return json.loads(reply)["id"]
-
-    def only_media(self):
-        (project,) = self.get("/v1/projects")
-        (media,) = self.get(f"/v1/projects/{project['id']}/media")
-        return media["id"]
 
 
 @pytest.mark.slow
@@ -131,8 +60,6 @@ def test_a_server_killed_at_random_moments_has_every_acknowledged_mask(tmp_path)
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(client, project, monkeypatch):
-    from serve.conftest import upload
-
     media = upload(client, project, TRUCK)["id"]
     client.post(f"/v1/media/{media}/objects", json={})
 
@@ -155,8 +82,6 @@ def test_a_locked_database_is_said_and_nothing_is_lost(client, project, monkeypa
     other = sqlite3.connect(client.app.state.settings.data / "masklet.sqlite", timeout=0)
     other.execute("BEGIN IMMEDIATE")
     client.app.state.workspace.database.engine.dispose()
-    from sqlalchemy import event
-
     event.listen(client.app.state.workspace.database.engine, "connect", lambda c, _: c.execute("PRAGMA busy_timeout=1"))
     reply = client.post("/v1/projects", json={"name": "y"})
     assert reply.status_code == 503
@@ -165,3 +90,57 @@ def test_a_locked_database_is_said_and_nothing_is_lost(client, project, monkeypa
     other.close()
     assert client.post("/v1/projects", json={"name": "y"}).status_code == 201
     assert len(client.get("/v1/projects").json()) == 2
+
+
+@pytest.fixture
+def pragma(client):
+    """Sets SQLite's own limits for all connections, so that its own errors come."""
+    engine, values = client.app.state.workspace.database.engine, {}
+
+    def apply(connection, *_):
+        for name, value in values.items():
+            connection.execute(f"PRAGMA {name}={value}").fetchall()
+
+    event.listen(engine, "connect", apply)
+
+    def set_value(**changed):
+        values.update(changed)
+        engine.dispose()
+
+    return set_value
+
+
+def test_a_read_only_database_is_said_and_nothing_is_lost(client, project, pragma):
+    pragma(query_only="ON")
+    reply = client.post("/v1/projects", json={"name": "y"})
+    assert (reply.status_code, reply.json()["detail"]) == (
+        507,
+        "the server's data folder is read-only. Nothing was changed",
+    )
+    pragma(query_only="OFF")
+    assert [one["id"] for one in client.get("/v1/projects").json()] == [project]
+
+
+@pytest.mark.slow
+def test_tracking_into_a_full_disk_says_so_and_goes_on_when_there_is_room(client, project, pragma, short_dog, sam):
+    video = upload(client, project, short_dog)["id"]
+    number = add_object(client, video)
+    client.post(f"/v1/media/{video}/objects/{number}/prompts", json={"frame": 0, "points": [[80, 50]]})
+    job = client.post(f"/v1/media/{video}/tracking", json={}).json()["id"]
+    while client.get(f"/v1/jobs/{job}").json()["done"] < 2:
+        time.sleep(0.001)
+    pragma(max_page_count=1)  # no file may grow any more
+    ended = finished(client, job)
+    if ended["status"] != "done":  # there was room for some frames, in pages that were there
+        assert ended["status"] == "failed"
+        assert ended["error"] == "the server's disk is full. Nothing was changed; make room and try again"
+        with client.stream("GET", f"/v1/jobs/{job}/events") as reply:
+            assert "disk is full" in [line for line in reply.iter_lines() if line][-1]
+        pragma(max_page_count=2**30)
+        job = client.post(f"/v1/media/{video}/tracking", json={"resume": True}).json()["id"]
+        assert finished(client, job)["status"] == "done"
+    session = sam.video(short_dog)
+    session.prompt(0, 1, points=[(80, 50)])
+    for result in session.track():
+        (mask,) = client.get(f"/v1/media/{video}/masks?frame={result.index}").json()
+        assert mask["segmentation"] == result.masks.to_rle()[0]

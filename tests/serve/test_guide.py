@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from serve.conftest import TRUCK
-from serve.test_faults import Server
+from serve.server_process import Server
 
 from masklet.video.writer import VideoWriter
 

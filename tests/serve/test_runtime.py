@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from masklet.serve import scheduler as scheduling
 from masklet.serve.scheduler import Busy, Scheduler
 from masklet.serve.settings import Limits
 
@@ -36,6 +37,17 @@ def test_clicks_go_before_tracking_and_users_take_turns(scheduler):
     [click.result() for click in clicks]
     [job.ended.wait() for job in jobs]
     assert order == ["A", "B", "A", "a0", "b0", "a1", "b1"]
+
+
+def test_tracking_goes_on_however_much_is_clicked(scheduler, monkeypatch):
+    monkeypatch.setattr(scheduling, "CLICKS_IN_A_ROW", 2)
+    release, order = held(scheduler), []
+    job = scheduler.start("a", (order.append(step) for step in range(2)), lambda error: None)
+    clicks = [scheduler.submit(user, lambda user=user: order.append(user)) for user in "ababa"]
+    release.set()
+    [click.result(60) for click in clicks]
+    assert job.ended.wait(60)
+    assert order == ["a", 0, "b", "a", 1, "b", "a"]
 
 
 def test_a_full_queue_refuses_clicks_until_there_is_room(scheduler):

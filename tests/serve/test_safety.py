@@ -1,6 +1,7 @@
 import io
 import re
 import struct
+import threading
 import zlib
 
 import pytest
@@ -10,7 +11,7 @@ from serve.conftest import TRUCK, add_object, upload
 from masklet.errors import ConfigError
 from masklet.serve.library import display_name
 from masklet.serve.problems import public_text
-from masklet.serve.settings import Limits, Settings, users_of
+from masklet.serve.settings import LOCAL_USER, Limits, Settings, users_of
 
 ANN, BOB = {"Authorization": "Bearer ann-secret"}, {"Authorization": "Bearer bob-secret"}
 
@@ -90,6 +91,33 @@ def test_other_web_sites_are_refused(client):
     assert "access-control-allow-origin" not in own.headers
 
 
+def test_only_the_sites_that_are_allowed_may_call_the_api(make_client):
+    site, other = {"Origin": "https://example.org"}, {"Origin": "https://example.org:8443"}
+    cross = {"Sec-Fetch-Site": "cross-site"}
+    client = make_client(cors_origins=("https://example.org",))
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    preflight = client.options("/v1/projects", headers={**site, **asks, **cross})
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == "https://example.org"
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    made = client.post("/v1/projects", json={"name": "x"}, headers={**site, **cross})
+    assert (made.status_code, made.headers["access-control-allow-origin"]) == (201, "https://example.org")
+    assert "access-control-allow-credentials" not in made.headers
+    for headers in (other, {"Origin": "http://example.org"}, {"Origin": "null"}):
+        assert client.options("/v1/projects", headers={**headers, **asks}).status_code == 400
+        refused = client.post("/v1/projects", json={"name": "x"}, headers={**headers, **cross})
+        assert refused.status_code == 403
+        assert "access-control-allow-origin" not in refused.headers
+    assert len(client.get("/v1/projects").json()) == 1
+
+
+@pytest.mark.parametrize("origin", ["*", "https://example.org/", "example.org", "HTTPS://Example.org", "null", ""])
+def test_a_site_that_is_no_origin_is_refused_at_the_start(origin, tmp_path):
+    with pytest.raises(ConfigError, match="is not an origin: expected https://example.org"):
+        Settings(data=tmp_path, cors_origins=(origin,))
+    Settings(data=tmp_path, cors_origins=("http://127.0.0.1:3000", "http://[::1]:3000", "https://example.org"))
+
+
 def test_answers_forbid_inline_scripts_and_frames(client):
     headers = client.get("/").headers
     policy = headers["content-security-policy"]
@@ -146,6 +174,84 @@ def test_uploads_are_limited_in_size_number_and_pixels(make_client):
     assert send(Image.new("L", (30, 30))).status_code == 201
     assert "you have 1 images and videos" in send(Image.new("L", (30, 30))).json()["detail"]
     assert client.post("/v1/projects", json={"name": "x" * 5000}).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(frames=5), "the video has 6 frames in 0.1 s: expected at most 5 frames and 14,400 s"),
+        (Limits(duration=0.05), "the video has 6 frames in 0.1 s: expected at most 100,000 frames and 0.05 s"),
+        (Limits(pixels=1000), "160×96 pixels are too many: expected at most 1,000"),
+        (Limits(upload_bytes=500), "the file is too large: expected at most 500 bytes"),
+    ],
+)
+def test_videos_are_limited(make_client, short_dog, limits, message, tmp_path):
+    client = make_client(limits=limits)
+    project = client.post("/v1/projects", json={"name": "x"}).json()["id"]
+    with short_dog.open("rb") as file:
+        reply = client.post(f"/v1/projects/{project}/media", files={"file": file})
+    assert (reply.status_code, reply.json()["detail"]) == (413, message)
+    assert list((tmp_path / "data" / "uploads").iterdir()) == []
+
+
+def test_requests_without_state_and_objects_are_limited(make_client):
+    client = make_client(limits=Limits(objects=1))
+    project = client.post("/v1/projects", json={"name": "x"}).json()["id"]
+    media = upload(client, project, TRUCK)["id"]
+    assert add_object(client, media) == 1
+    refused = client.post(f"/v1/media/{media}/objects", json={})
+    assert (refused.status_code, refused.json()["detail"]) == (
+        413,
+        "truck.jpg has 1 objects already: expected at most 1",
+    )
+    small = make_client(limits=Limits(pixels=1000))
+    for path, data in (("predict", {"prompts": '{"objects": [{"points": [[5, 5]]}]}'}), ("everything", {})):
+        with TRUCK.open("rb") as file:
+            reply = small.post(f"/v1/{path}", files={"image": file}, data=data)
+        assert (reply.status_code, "900×600 pixels are too many" in reply.text) == (413, True)
+
+
+def test_a_busy_server_says_when_to_try_again(make_client):
+    client = make_client(limits=Limits(clicks_waiting=2, clicks_waiting_per_user=1))
+    project = client.post("/v1/projects", json={"name": "x"}).json()["id"]
+    media = upload(client, project, TRUCK)["id"]
+    scheduler, begun, release = client.app.state.runtime.scheduler, threading.Event(), threading.Event()
+    scheduler.submit("ann", lambda: (begun.set(), release.wait(60)))
+    assert begun.wait(60)
+    try:
+        waiting = [scheduler.submit(LOCAL_USER, int)]
+        mine = client.post(f"/v1/media/{media}/objects", json={})
+        assert (mine.status_code, mine.headers["retry-after"]) == (503, "1")
+        assert mine.json()["detail"] == "too many of your requests are waiting. Try again in a moment"
+        waiting.append(scheduler.submit("bob", int))
+        others = client.post(f"/v1/media/{media}/objects", json={})
+        assert (others.status_code, others.headers["retry-after"]) == (503, "2")
+        assert others.json()["detail"].startswith("the server is busy: too many requests are waiting")
+    finally:
+        release.set()
+    assert [one.result(60) for one in waiting] == [0, 0]
+    assert add_object(client, media) == 1
+
+
+@pytest.mark.slow
+def test_only_so_many_videos_are_tracked_at_once(make_client, short_dog):
+    client = make_client(limits=Limits(tracking_jobs_per_user=1))
+    project = client.post("/v1/projects", json={"name": "x"}).json()["id"]
+    videos = [upload(client, project, short_dog)["id"] for _ in range(2)]
+    for video in videos:
+        body = {"frame": 0, "points": [[80, 50]]}
+        assert client.post(f"/v1/media/{video}/objects/{add_object(client, video)}/prompts", json=body).is_success
+    release = threading.Event()
+    holder = client.app.state.runtime.scheduler.start(LOCAL_USER, (release.wait(0.01) for _ in range(10**9)), print)
+    try:
+        refused = client.post(f"/v1/media/{videos[0]}/tracking", json={})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+        assert "too many of your videos are being tracked" in refused.json()["detail"]
+        assert client.get(f"/v1/media/{videos[0]}").json()["job"] is None  # nothing is left of it
+    finally:
+        holder.cancel()
+    assert holder.ended.wait(60)
+    assert client.post(f"/v1/media/{videos[0]}/tracking", json={}).status_code == 202
 
 
 def test_names_are_never_paths(client, project, tmp_path):

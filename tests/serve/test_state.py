@@ -1,36 +1,53 @@
 import os
 import socket
+import threading
+import time
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from serve.postgresql import postgresql
 from sqlmodel import SQLModel
 
+from masklet.errors import ConfigError
 from masklet.serve.cache import Cache
 from masklet.serve.scheduler import Busy
-from masklet.serve.state.database import migrate, open_database
+from masklet.serve.state.database import open_database
 from masklet.serve.state.leases import new_owner, release_lease, take_lease
 from masklet.serve.state.tables import Media, Project
 
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
 
-def test_the_migrations_make_the_tables():
-    engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
-    migrate(engine)
-    with engine.connect() as connection:
+
+@pytest.fixture(scope="module", params=DATABASES)
+def address(request):
+    """Of SQLAlchemy; None for SQLite in the data folder."""
+    if request.param == "sqlite":
+        yield None
+    else:
+        with postgresql() as url:
+            yield url
+
+
+def test_the_migrations_make_the_tables(address, tmp_path):
+    opened = open_database(tmp_path, address)
+    with opened.engine.connect() as connection:
         ours = [
             change
             for change in compare_metadata(MigrationContext.configure(connection), SQLModel.metadata)
             if getattr(change[1], "name", "") != "alembic_version"
         ]
-    engine.dispose()
+    opened.close()
     assert ours == []
 
 
 @pytest.fixture
-def database(tmp_path):
-    opened = open_database(tmp_path, None)
+def database(address, tmp_path):
+    opened = open_database(tmp_path, address)
     with opened.writing() as db:
+        for table in reversed(SQLModel.metadata.sorted_tables):
+            db.exec(sa.delete(table))
         db.add(Project(id="p", user="ann", name="x"))
         db.flush()
         rest = {"kind": "image", "name": "a", "in_folder": False, "path": "m", "width": 1, "height": 1}
@@ -56,6 +73,43 @@ def test_a_lease_is_one_process_s_until_it_gives_it_back_or_ends(database):
         release_lease(db, "m", other)
         take_lease(db, "m", f"{socket.gethostname()}:{2**22 + 1}:ab")  # no process has such a number
         take_lease(db, "m", mine)
+
+
+def test_of_two_processes_that_take_a_lease_at_once_one_has_to_wait(database):
+    asking, answers = threading.Event(), []
+
+    def take():
+        try:
+            with database.writing() as db:
+                asking.set()
+                take_lease(db, "m", "another-machine:1:ab")
+        except Busy as error:
+            answers.append(error)
+
+    with database.writing() as db:
+        take_lease(db, "m", new_owner())
+        db.flush()
+        other = threading.Thread(target=take, daemon=True)
+        other.start()
+        time.sleep(0.3)  # the other one is waiting for this transaction now
+        assert answers == []
+    other.join(60)
+    assert len(answers) == 1
+    assert asking.is_set()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "--database is not a URL: expected postgresql"),
+        ("nonsense://ann:secret@host/x", r"cannot use --database nonsense://ann:\*\*\*@host/x: Can't load plugin"),
+        ("postgresql+asyncpg_none://h/x", "cannot use --database"),
+    ],
+)
+def test_messages_say_why_a_database_cannot_be_used_and_hide_its_password(url, message, tmp_path):
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_database(tmp_path, url)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_transaction_that_fails_changes_nothing(database):

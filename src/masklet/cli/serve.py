@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +15,95 @@ from masklet.cli.groups import grouped
 from masklet.cli.options import ModelOptions
 from masklet.errors import MaskletError
 
-SAFETY, STORAGE = "Access", "Storage"
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from masklet.serve.settings import Settings
+
+ACCESS, STORAGE = "Access", "Storage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageOptions:
+    """Where a server keeps its state, and how much of it."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the database and the uploads.",
+            show_default="~/.local/share/masklet",
+            rich_help_panel=STORAGE,
+        ),
+    ] = None
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Database of several processes, as postgresql+psycopg://user:password@host/name "
+            "(pip install masklet[postgresql]).",
+            show_default="SQLite in --data",
+            rich_help_panel=STORAGE,
+        ),
+    ] = None
+    cache: Annotated[
+        float,
+        typer.Option(min=0.01, metavar="GB", help="Memory for encoded images and sessions.", rich_help_panel=STORAGE),
+    ] = 2.0
+    disk_cache: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="GB",
+            help="Disk space in --data for encoded images that leave memory; 0: they are encoded again.",
+            rich_help_panel=STORAGE,
+        ),
+    ] = 4.0
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values of ``Settings``."""
+        return {
+            "data": (self.data or default_data()).absolute(),
+            "database": self.database,
+            "cache_bytes": int(self.cache * 2**30),
+            "disk_cache_bytes": int(self.disk_cache * 2**30),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessOptions:
+    """Who may use a server, and what it may fetch."""
+
+    token: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME:]TOKEN",
+            help="A user, who sends this token. Repeatable. Needed for any --host but this machine's own. The "
+            "variable MASKLET_TOKENS holds tokens too, separated by spaces.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="A web site that may call the API, as https://example.org. Repeatable.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None
+    labelstudio_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The Label Studio to fetch images from.", rich_help_panel=ACCESS),
+    ] = None
+    labelstudio_token: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="Its access token.", rich_help_panel=ACCESS)
+    ] = None
+
+    @property
+    def tokens(self) -> list[str]:
+        """Tokens of the command line and of the environment."""
+        return [*(self.token or []), *os.environ.get("MASKLET_TOKENS", "").split()]
 
 
 @grouped
@@ -25,87 +115,76 @@ def serve(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8000,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the database and the uploads.",
-            show_default="~/.local/share/masklet",
-            rich_help_panel=STORAGE,
-        ),
-    ] = None,
-    database: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Database of several processes, as postgresql+psycopg://…",
-            show_default="SQLite in --data",
-            rich_help_panel=STORAGE,
-        ),
-    ] = None,
-    cache: Annotated[
-        float,
-        typer.Option(min=0.01, metavar="GB", help="Memory for encoded images and sessions.", rich_help_panel=STORAGE),
-    ] = 2.0,
-    token: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME:]TOKEN",
-            help="A user, who sends this token. Repeatable. Needed for any --host but this machine's own. The "
-            "variable MASKLET_TOKENS holds tokens too, separated by spaces.",
-            rich_help_panel=SAFETY,
-        ),
-    ] = None,
-    cors: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ORIGIN", help="A web site that may call the API. Repeatable.", rich_help_panel=SAFETY),
-    ] = None,
-    labelstudio_url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="The Label Studio to fetch images from.", rich_help_panel=SAFETY),
-    ] = None,
-    labelstudio_token: Annotated[
-        str | None, typer.Option(metavar="TOKEN", help="Its access token.", rich_help_panel=SAFETY)
-    ] = None,
+    storage: StorageOptions,
+    access: AccessOptions,
     model: ModelOptions,
 ) -> None:
     """Segment images and videos on a web page, or through an HTTP API.
 
     Prints the address of the page. Ctrl-C ends the server; everything is saved.
     """
-    try:
-        import uvicorn
+    check_installed()
+    settings = settings_of(folder, host, port, storage, access)
+    with bound_socket(host, port) as listening:
+        app = application(settings, model)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        print(f"masklet: {address} (Ctrl-C ends it); data in {settings.data}", flush=True)
+        run(app, listening)
 
-        from masklet.serve.app import create_app
+
+def check_installed() -> None:
+    """Raises a MaskletError unless the packages of a server are there."""
+    try:
+        for name in ("uvicorn", "masklet.serve.app"):
+            import_module(name)
     except ModuleNotFoundError as error:
         raise MaskletError(f"{error.name} is not installed: pip install 'masklet[serve]'") from error
+
+
+def settings_of(folder: Path | None, host: str, port: int, storage: StorageOptions, access: AccessOptions) -> Settings:
+    """The settings that the options give.
+
+    Raises:
+        MaskletError: ``folder`` is none.
+        ConfigError: See ``Settings``.
+    """
     from masklet.serve.settings import Settings, users_of
 
     if folder is not None and not folder.is_dir():
         raise MaskletError(f"{folder} is no folder: expected a folder of images and videos, or none to upload them")
-    tokens = [*(token or []), *os.environ.get("MASKLET_TOKENS", "").split()]
-    settings = Settings(
-        data=(data or default_data()).absolute(),
+    return Settings(
         folder=None if folder is None else folder.absolute(),
         host=host,
         port=port,
-        tokens=users_of(tokens),
-        database=database,
-        cache_bytes=int(cache * 2**30),
-        cors_origins=tuple(cors or ()),
-        labelstudio_url=labelstudio_url,
-        labelstudio_token=labelstudio_token,
+        tokens=users_of(access.tokens),
+        cors_origins=tuple(access.cors or ()),
+        labelstudio_url=access.labelstudio_url,
+        labelstudio_token=access.labelstudio_token,
+        **storage.values,
     )
-    with bound_socket(host, port) as listening:
-        sam = model.load()
-        try:
-            app = create_app(settings, sam)
-        except OSError as error:
-            raise MaskletError(f"cannot use the data folder {settings.data}: {error.strerror or error}") from error
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        print(f"masklet: {address} (Ctrl-C ends it); data in {settings.data}", flush=True)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
-        uvicorn.Server(config).run(sockets=[listening])
+
+
+def application(settings: Settings, model: ModelOptions) -> FastAPI:
+    """The application with its model.
+
+    Raises:
+        MaskletError: The model, the data folder or the database cannot be used.
+    """
+    from masklet.serve.app import create_app
+
+    sam = model.load()
+    try:
+        return create_app(settings, sam)
+    except OSError as error:
+        raise MaskletError(f"cannot use the data folder {settings.data}: {error.strerror or error}") from error
+
+
+def run(app: FastAPI, listening: socket.socket) -> None:
+    """Serves until it is interrupted."""
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def default_data() -> Path:

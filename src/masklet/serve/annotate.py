@@ -15,6 +15,8 @@ from masklet.results import Masks
 from masklet.serve.api.schemas import FramePromptBody, KeepBody, PreviewBody, Prompt
 from masklet.serve.edits import Place, add_object, record, set_current, snapshot
 from masklet.serve.problems import Problem
+from masklet.serve.scheduler import Busy
+from masklet.serve.state.leases import take_lease
 from masklet.serve.state.rows import current_result, media_of, object_of
 from masklet.serve.state.tables import Media, Result
 from masklet.serve.workspace import OpenSession, Workspace, check_frame, mask_of
@@ -113,8 +115,13 @@ def video_row(media: Media, stored: StoredFrame, masks: Masks, prompts: str | No
 
 
 def keep(ws: Workspace, media: Media, result: Result, title: str, opened: OpenSession | None = None) -> Result:
-    """Stores a result of a prompt in one transaction, as a change that can be undone."""
+    """Stores a result of a prompt in one transaction, as a change that can be undone.
+
+    Raises:
+        Busy: It took so long that another process has changed something meanwhile.
+    """
     with ws.database.writing() as db:
+        take_lease(db, media.id, ws.owner)
         store(db, media, result, title)
         version = bump(db, media)
     media.version = version
@@ -135,9 +142,14 @@ def store(db: Session, media: Media, result: Result, title: str) -> None:
 
 
 def bump(db: Session, media: Media) -> int:
-    """Counts a change of a session, so that other processes read it again."""
+    """Counts a change of a session, so that other processes read it again.
+
+    Raises:
+        Busy: There was another change since ``media`` was read.
+    """
     row = db.get(Media, media.id)
-    assert row is not None
+    if row is None or row.version != media.version:
+        raise Busy("this was changed through another process of the server. Try again")
     row.version += 1
     db.add(row)
     return row.version

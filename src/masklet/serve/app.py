@@ -15,7 +15,6 @@ from fastapi.staticfiles import StaticFiles
 from sqlmodel import col, select
 
 import masklet
-from masklet.atomic import sweep
 from masklet.segmenter import Segmenter
 from masklet.serve import tools
 from masklet.serve.api import everything, exports, objects, projects, tracking
@@ -24,13 +23,14 @@ from masklet.serve.runtime import Runtime
 from masklet.serve.safety import Safety
 from masklet.serve.settings import Settings
 from masklet.serve.state.database import Database, open_database
+from masklet.serve.state.leases import is_gone
 from masklet.serve.state.tables import Media
 from masklet.serve.workspace import Workspace
 from masklet.version import __version__
 
 STATIC = Path(__file__).parent / "static"
 DAY = 24 * 3600
-FOLDERS = ("uploads", "sessions", "exports")
+FOLDERS = ("uploads", "sessions", "exports", "encoded")
 
 
 def create_app(settings: Settings, sam: Segmenter | None = None) -> FastAPI:
@@ -70,16 +70,22 @@ def create_app(settings: Settings, sam: Segmenter | None = None) -> FastAPI:
         from starlette.middleware.cors import CORSMiddleware
 
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "Content-Disposition"],
         )
     return app
 
 
 def prepare(data: Path) -> None:
-    """Makes the folders, and removes what a process that was killed left unfinished."""
+    """Makes the folders, and removes the sessions of processes that have ended."""
     for name in FOLDERS:
         (data / name).mkdir(parents=True, exist_ok=True)
-    sweep(data / "sessions")
+    for folder in data.glob("sessions/*~*~*"):
+        if is_gone(folder.name.replace("~", ":")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(data: Path, database: Database) -> None:

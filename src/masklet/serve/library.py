@@ -99,8 +99,8 @@ def inspect_video(path: Path, limits: Limits) -> Content:
     if count > limits.frames or count / fps > limits.duration:
         raise Problem(
             413,
-            f"the video has {count:,} frames in {float(count / fps):,.0f} s: expected at most {limits.frames:,} "
-            f"frames and {limits.duration:,.0f} s",
+            f"the video has {count:,} frames in {float(count / fps):,.1f} s: expected at most {limits.frames:,} "
+            f"frames and {limits.duration:,g} s",
         )
     return Content("video", video.size_hw, count, float(fps))
 

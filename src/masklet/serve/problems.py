@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import sqlite3
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, OperationalError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from masklet.errors import MaskletError
@@ -110,17 +111,27 @@ def answer_invalid(request: Request, error: RequestValidationError) -> JSONRespo
 
 def answer_unsaved(request: Request, error: Exception) -> JSONResponse:
     """The database or the disk does not take it. What was there before is unchanged."""
-    logger.exception("could not save", exc_info=error)
-    text = str(getattr(error, "orig", None) or error)
+    if not isinstance(error, DataError):
+        logger.error("could not save", exc_info=error)
+    status, text = unsaved(error)
+    return answer(status, text, {"Retry-After": "2"} if status == 503 else None)
+
+
+def unsaved(error: BaseException) -> tuple[int, str]:
+    """Why the database or the disk does not take something, for users."""
+    if isinstance(error, DataError):
+        return 422, "a text in the request holds characters that cannot be saved, such as NUL"
+    cause = getattr(error, "orig", None)
+    text = str(cause or error)
     if "locked" in text:
-        return answer(
-            503, "the database is locked by another program. Nothing was changed; try again", {"Retry-After": "2"}
-        )
-    if "full" in text or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return answer(507, "the server's disk is full. Nothing was changed; make room and try again")
+        return 503, "the database is locked by another program. Nothing was changed; try again"
+    if "full" in text or "No space left" in text or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return 507, "the server's disk is full. Nothing was changed; make room and try again"
     if "readonly" in text or getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return answer(507, "the server's data folder is read-only. Nothing was changed")
-    return answer(500, "the server could not read or save its files. Its log says why")
+        return 507, "the server's data folder is read-only. Nothing was changed"
+    if isinstance(error, OperationalError) and not isinstance(cause, sqlite3.Error):
+        return 503, "the database cannot be reached. Nothing was changed; try again"
+    return 500, "the server could not read or save its files. Its log says why"
 
 
 def answer_unexpected(request: Request, error: Exception) -> JSONResponse:

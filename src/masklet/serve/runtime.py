@@ -6,6 +6,7 @@ All work on the network goes through ``Runtime``. ``work`` functions run in the 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Callable, Generator, Hashable
 from contextlib import suppress
@@ -23,8 +24,10 @@ from masklet.image import EncodedImage
 from masklet.images.reading import read_image
 from masklet.segmenter import Segmenter
 from masklet.serve.cache import Cache
+from masklet.serve.encoded_files import EncodedFiles
 from masklet.serve.scheduler import Job, Scheduler
 from masklet.serve.settings import Settings
+from masklet.serve.state.leases import new_owner
 from masklet.video.session import VideoSession
 
 Result = TypeVar("Result")
@@ -58,6 +61,13 @@ class Runtime:
         self.sam = sam
         self.scheduler = Scheduler(settings.limits)
         self.cache = Cache(settings.cache_bytes)
+        self.encoded = EncodedFiles(settings.data / "encoded", settings.disk_cache_bytes, sam)
+        self.owner = new_owner()
+        """The name of this process, among those that share the data folder."""
+        self.folder = settings.data / "sessions" / self.owner.replace(":", "~")  # allowed in names everywhere
+        """For files that are of no use to other processes. It is removed when the process ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._is_closing = False
 
     async def run(
         self, user: str, work: Callable[[], Result], request: Request | None = None, *, is_long: bool = False
@@ -148,7 +158,7 @@ class Runtime:
             source: A video file or a folder of images, which must stay until the video is closed.
         """
         video_id = uuid4().hex
-        return OpenVideo(user, video_id, source, self.settings.data / "sessions" / f"{video_id}.masklet")
+        return OpenVideo(user, video_id, source, self.folder / f"{video_id}.masklet")
 
     async def on_video(
         self, video: OpenVideo, work: Callable[[VideoSession], Result], request: Request | None = None
@@ -197,9 +207,11 @@ class Runtime:
         video.saved.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Ends all work; sessions that are open are saved."""
+        """Ends all work. Encoded images are kept for the next start; what must not get lost is in the database."""
+        self._is_closing = True
         self.scheduler.close()
         self.cache.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _session(self, video: OpenVideo) -> VideoSession:
         if video.saved.exists():
@@ -207,7 +219,7 @@ class Runtime:
         return self.sam.video(video.source)
 
     def _saver(self, video: OpenVideo) -> Callable[[VideoSession], None]:
-        return lambda session: session.save(video.saved)
+        return lambda session: None if self._is_closing else session.save(video.saved)
 
 
 def encoded_bytes(image: EncodedImage) -> int:

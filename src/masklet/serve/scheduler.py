@@ -14,6 +14,8 @@ from masklet.serve.settings import Limits
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
+CLICKS_IN_A_ROW = 4
+"""After so many, a job that waits has a step: users who click all the time must not end the tracking of others."""
 
 
 class Busy(Exception):
@@ -236,13 +238,16 @@ class Scheduler:
             return self._clicks.take()
 
     def _work(self) -> None:
+        in_a_row = 0
         while True:
             with self._changed:
                 while self._is_open and not (len(self._clicks) or len(self._long) or len(self._jobs)):
                     self._changed.wait()
                 if not self._is_open:
                     return
-                click = self._clicks.take() or self._long.take()
+                is_due = in_a_row >= CLICKS_IN_A_ROW and len(self._jobs)
+                click = None if is_due else self._clicks.take() or self._long.take()
+                in_a_row = 0 if click is None else in_a_row + 1
                 job = self._running = None if click is not None else self._jobs.take()
             if click is not None:
                 click.run()

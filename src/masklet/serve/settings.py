@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -13,6 +14,7 @@ from masklet.errors import ConfigError
 LOCAL_USER = "local"
 """The only user of a server without tokens."""
 GIB, MIB = 2**30, 2**20
+ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class Settings:
     """How a server runs.
 
     Raises:
-        ConfigError: The server could be reached from other machines, and has no token; a token is short.
+        ConfigError: The server could be reached from other machines, and has no token; a token is short; an origin is
+            not one.
     """
 
     data: Path
@@ -58,7 +61,10 @@ class Settings:
     """SQLAlchemy address of another database than ``data/masklet.sqlite``."""
     cache_bytes: int = 2 * GIB
     """Budget of encoded images and open sessions in memory."""
+    disk_cache_bytes: int = 4 * GIB
+    """Budget of encoded images in files, for when they are needed again."""
     cors_origins: tuple[str, ...] = ()
+    """Web sites that may call the API, as browsers name them: https://example.org."""
     labelstudio_url: str | None = None
     """The only address from which media are fetched."""
     labelstudio_token: str | None = None
@@ -73,6 +79,12 @@ class Settings:
         for token in self.tokens:
             if len(token) < 8 or not token.isascii() or not token.isprintable() or " " in token:
                 raise ConfigError("a token must have at least 8 printable ASCII characters and no spaces")
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--cors {origin} is not an origin: expected https://example.org or http://127.0.0.1:3000, in "
+                    "lower case, without a path"
+                )
 
 
 def is_loopback(host: str) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Generator
 
 from sqlalchemy import update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
 from masklet.errors import MaskletError
 from masklet.serve.annotate import video_row
 from masklet.serve.api.schemas import TrackingBody
 from masklet.serve.edits import Place, set_current
-from masklet.serve.problems import Problem, public_text
+from masklet.serve.problems import Problem, public_text, unsaved
 from masklet.serve.scheduler import Busy
 from masklet.serve.state.leases import is_gone, release_lease, take_lease
 from masklet.serve.state.rows import current_result, job_of, media_of
@@ -21,6 +23,7 @@ from masklet.serve.workspace import OpenSession, Workspace
 from masklet.video.frame_result import FrameResult
 from masklet.video.journal import remaining_frames, stored_frame
 
+logger = logging.getLogger(__name__)
 SHARE = 10
 """Frames that are tracked before a video gives up its place in a full cache. Opening it again takes as long as some."""
 
@@ -42,21 +45,21 @@ def start_tracking(ws: Workspace, user: str, media_id: str, body: TrackingBody) 
         total = sum(map(len, plan))
         if body.resume and not total:
             raise Problem(409, f"there is nothing to go on with: tracking of {media.name} has ended")
-        with ws.database.writing() as db:
-            end_jobs(db, media_id)
-            row = TrackingJob(media_id=media_id, user=user, status="running", total=total, owner=ws.owner)
-            stored = db.get(Media, media_id)
-            assert stored is not None
-            stored.remaining = ranges_text(plan)
-            db.add_all([row, stored])
-        try:
-            steps = track(ws, media, row.id, None if body.resume else body)
-            job = ws.runtime.scheduler.start(user, steps, lambda error: end_tracking(ws, media_id, row.id, error))
-        except Busy:
-            with ws.database.writing() as db:
-                db.delete(db.get(TrackingJob, row.id))
-            raise
+        row = TrackingJob(media_id=media_id, user=user, status="running", total=total, owner=ws.owner)
+        steps = track(ws, media, row.id, None if body.resume else body)
+        # It begins when this function, which has the device's thread, has returned.
+        job = ws.runtime.scheduler.start(user, steps, lambda error: end_tracking(ws, media_id, row.id, error))
         ws.jobs[media_id] = job
+        try:
+            with ws.database.writing() as db:
+                end_jobs(db, media_id)
+                stored = db.get(Media, media_id)
+                assert stored is not None
+                stored.remaining = ranges_text(plan)
+                db.add_all([row, stored])
+        except BaseException:
+            job.cancel()
+            raise
         return row
 
 
@@ -164,25 +167,42 @@ def store_frame(ws: Workspace, media: Media, opened: OpenSession, result: FrameR
 
 def end_tracking(ws: Workspace, media_id: str, job_id: str, error: BaseException | None) -> None:
     """Records how a job has ended."""
+    if error is not None:
+        logger.error("tracking has failed", exc_info=error)
     job = ws.jobs.pop(media_id, None)
-    with ws.database.writing() as db:
-        row = db.get(TrackingJob, job_id)
-        if row is not None:
-            if error is not None:
-                row.status, row.error = "failed", message_of(error)
-            elif job is not None and job.cancelled.is_set():
-                row.status = "cancelled" if row.is_cancelled else "interrupted"
-            else:
-                row.status = "done"
-            db.add(row)
-        release_lease(db, media_id, ws.owner)
+    try:
+        with ws.database.writing() as db:
+            row = db.get(TrackingJob, job_id)
+            if row is not None:
+                if error is not None:
+                    row.status, row.error = "failed", message_of(error)
+                elif job is not None and job.cancelled.is_set():
+                    row.status = "cancelled" if row.is_cancelled else "interrupted"
+                else:
+                    row.status = "done"
+                db.add(row)
+            release_lease(db, media_id, ws.owner)
+    except SQLAlchemyError as unrecorded:  # the disk is full, for example, which has ended the job as well
+        logger.exception("the end of tracking could not be saved")
+        ws.failed[job_id] = message_of(error or unrecorded)
     ws.notify(media_id)
+
+
+def progress(ws: Workspace, row: TrackingJob) -> TrackingJob:
+    """A job as it is: one that ended when that could not be saved does not run any more."""
+    if row.status == "running" and row.id in ws.failed:
+        row.status, row.error = "failed", ws.failed[row.id]
+    elif row.status == "running" and is_gone(row.owner):
+        row.status = "interrupted"
+    return row
 
 
 def message_of(error: BaseException) -> str:
     """Why a job has failed, for users."""
     if isinstance(error, MaskletError | Problem | Busy):
         return public_text(str(error))
+    if isinstance(error, SQLAlchemyError | OSError):
+        return unsaved(error)[1]
     return "the server could not go on. Its log says why; what was tracked is kept"
 
 

@@ -22,7 +22,7 @@ from masklet.serve.runtime import Runtime, encoded_bytes, session_bytes
 from masklet.serve.scheduler import Busy, Job
 from masklet.serve.settings import Settings
 from masklet.serve.state.database import Database
-from masklet.serve.state.leases import new_owner, release_lease, take_lease
+from masklet.serve.state.leases import release_lease, take_lease
 from masklet.serve.state.rows import media_of, results_in
 from masklet.serve.state.tables import Media, Result, TrackingJob
 from masklet.video.frames import Video, open_video
@@ -53,14 +53,20 @@ class Workspace:
     settings: Settings
     runtime: Runtime
     database: Database
-    owner: str = field(default_factory=new_owner)
     jobs: dict[str, Job] = field(default_factory=dict)
     """Running in this process, by image or video."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why jobs have failed whose end could not be saved."""
     changed: dict[str, list[Any]] = field(default_factory=dict)
     """Functions to call when a job has progressed."""
     videos_tracked: int = 0
     """Whose sessions stay in memory for a job. Only the device's thread counts."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def owner(self) -> str:
+        """The name of this process, for its leases."""
+        return self.runtime.owner
 
     @contextmanager
     def editing(self, user: str, media_id: str) -> Iterator[Media]:
@@ -87,14 +93,19 @@ class Workspace:
 
     @contextmanager
     def encoded(self, media: Media, frame: int) -> Iterator[EncodedImage]:
-        """An image, or a frame of a video, encoded."""
+        """An image, or a frame of a video, encoded: from memory or a file, if it was encoded before."""
+        source, files = file_of(self.settings, media), self.runtime.encoded
+        path = files.path(media.id, frame, source)
 
         def make() -> EncodedImage:
-            if media.kind == "image":
-                return self.runtime.sam.image(file_of(self.settings, media))
-            return self.runtime.sam.image(self.frame_pixels(media, frame))
+            if (kept := files.load(path)) is not None:
+                return kept
+            return self.runtime.sam.image(source if media.kind == "image" else self.frame_pixels(media, frame))
 
-        with self.runtime.cache.use(("encoded", media.id, frame), make, encoded_bytes) as image:
+        def leave(image: EncodedImage) -> None:
+            files.save(path, image)
+
+        with self.runtime.cache.use(("encoded", media.id, path.name), make, encoded_bytes, leave) as image:
             yield image
 
     @contextmanager
@@ -165,10 +176,11 @@ class Workspace:
         return job if job is not None and job.status in ("running", "interrupted") else None
 
     def forget(self, media_id: str) -> None:
-        """Drops what the cache holds of an image or a video."""
+        """Drops what was kept to be quick with an image or a video."""
         cache = self.runtime.cache
         for key in [key for key in cache.held_keys() if isinstance(key, tuple) and media_id in key]:
             cache.drop(key)
+        self.runtime.encoded.forget(media_id)
 
     def notify(self, media_id: str) -> None:
         """Tells who waits for the progress of a video."""

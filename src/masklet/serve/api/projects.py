@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response, UploadFile
+from fastapi import APIRouter, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 from PIL import Image
 from sqlalchemy import delete, func
@@ -17,11 +17,12 @@ from sqlmodel import Session, col, select
 
 from masklet.everything.options import EverythingOptions
 from masklet.images.reading import read_image
-from masklet.serve.api.common import Work
+from masklet.serve.api.common import Work, on_device
 from masklet.serve.api.schemas import FolderBody, FrameNumber, MediaReply, ProjectBody, ProjectReply
 from masklet.serve.auth import User
 from masklet.serve.library import check_pixels, display_name, file_of, files_in, inside, inspect
 from masklet.serve.problems import RESPONSES, Problem
+from masklet.serve.state.leases import take_lease
 from masklet.serve.state.rows import media_of, project_of
 from masklet.serve.state.tables import Edit, Lease, Media, Object, Project, Result, TrackingJob, new_id
 from masklet.serve.workspace import Workspace
@@ -75,15 +76,18 @@ def rename_project(user: User, ws: Work, project_id: str, body: ProjectBody) -> 
 
 
 @router.delete("/projects/{project_id}", status_code=204)
-def delete_project(user: User, ws: Work, project_id: str) -> None:
+async def delete_project(request: Request, user: User, project_id: str) -> None:
     """Deletes a project with its uploads and masks. Files of the folder stay."""
+    await on_device(request, user, deleted_project, project_id)
+
+
+def deleted_project(ws: Workspace, user: str, project_id: str) -> None:
+    """See ``delete_project``."""
     with ws.database.writing() as db:
         row = project_of(db, user, project_id)
         media = media_in(db, project_id)
         for one in media:
-            ws.refuse_while_tracking(one)
-        for one in media:
-            delete_rows(db, one)
+            delete_rows(ws, db, one)
         db.flush()
         db.delete(row)
     for one in media:
@@ -152,12 +156,16 @@ def get_media(user: User, ws: Work, media_id: str) -> MediaReply:
 
 
 @router.delete("/media/{media_id}", status_code=204)
-def delete_media(user: User, ws: Work, media_id: str) -> None:
+async def delete_media(request: Request, user: User, media_id: str) -> None:
     """Deletes an image or a video with its masks. A file of the folder stays."""
+    await on_device(request, user, deleted_media, media_id)
+
+
+def deleted_media(ws: Workspace, user: str, media_id: str) -> None:
+    """See ``delete_media``."""
     with ws.database.writing() as db:
         row = media_of(db, user, media_id)
-        ws.refuse_while_tracking(row)
-        delete_rows(db, row)
+        delete_rows(ws, db, row)
     forget_files(ws, row)
 
 
@@ -239,8 +247,16 @@ def add_media(
     return media_reply(ws, row)
 
 
-def delete_rows(db: Session, media: Media) -> None:
-    """Deletes all that the database has about an image or a video."""
+def delete_rows(ws: Workspace, db: Session, media: Media) -> None:
+    """Deletes all that the database has about an image or a video.
+
+    Raises:
+        Problem: It is being tracked.
+        Busy: Another process works on it.
+    """
+    ws.refuse_while_tracking(media)
+    take_lease(db, media.id, ws.owner)
+    db.flush()
     for table in (Edit, Result, Object, TrackingJob, Lease):
         db.exec(delete(table).where(col(table.media_id) == media.id))
     db.flush()

@@ -17,10 +17,9 @@ from masklet.serve.api.common import Work, mask_reply, on_device
 from masklet.serve.api.schemas import JobReply, TrackingBody
 from masklet.serve.auth import User
 from masklet.serve.problems import RESPONSES
-from masklet.serve.state.leases import is_gone
 from masklet.serve.state.rows import job_of, media_of
 from masklet.serve.state.tables import Object, Result, TrackingJob
-from masklet.serve.tracking import cancel_tracking, start_tracking
+from masklet.serve.tracking import cancel_tracking, progress, start_tracking
 from masklet.serve.workspace import Workspace
 
 router = APIRouter(prefix="/v1", tags=["tracking"], responses=RESPONSES)
@@ -38,20 +37,20 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 @router.post("/media/{media_id}/tracking", status_code=202)
 async def track(request: Request, user: User, media_id: str, body: TrackingBody) -> JobReply:
     """Starts tracking all objects of a video. Each frame is saved before the next one begins."""
-    return job_reply(await on_device(request, user, start_tracking, media_id, body))
+    return job_reply(request.app.state.workspace, await on_device(request, user, start_tracking, media_id, body))
 
 
 @router.get("/jobs/{job_id}")
 def get_job(user: User, ws: Work, job_id: str) -> JobReply:
     """The progress of a tracking job."""
     with ws.database.reading() as db:
-        return job_reply(job_of(db, user, job_id))
+        return job_reply(ws, job_of(db, user, job_id))
 
 
 @router.delete("/jobs/{job_id}")
 def cancel_job(user: User, ws: Work, job_id: str) -> JobReply:
     """Cancels a tracking job: the frame at work is the last one. What was tracked stays."""
-    return job_reply(cancel_tracking(ws, user, job_id))
+    return job_reply(ws, cancel_tracking(ws, user, job_id))
 
 
 @router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, responses=EVENTS)
@@ -72,11 +71,12 @@ async def events(ws: Workspace, user: str, job: TrackingJob) -> AsyncIterator[di
             row, frames, last = await run_in_threadpool(news, ws, user, job.id, last)
             for frame in frames:
                 yield {"event": "frame", "data": json.dumps(frame)}
+            reply = job_reply(ws, row)
             if row.done != sent:
                 sent = row.done
-                yield {"event": "progress", "data": job_reply(row).model_dump_json()}
-            if row.status != "running" and not frames:
-                yield {"event": "end", "data": job_reply(row).model_dump_json()}
+                yield {"event": "progress", "data": reply.model_dump_json()}
+            if reply.status != "running" and not frames:
+                yield {"event": "end", "data": reply.model_dump_json()}
                 return
             if not frames:
                 await wait_for(changed)
@@ -132,8 +132,6 @@ def news(ws: Workspace, user: str, job_id: str, last: int) -> tuple[TrackingJob,
     return job, [{"frame": frame, "masks": masks} for frame, masks in frames.items()], newest
 
 
-def job_reply(row: TrackingJob) -> JobReply:
-    """A row, as it is sent. A job whose process has ended was interrupted."""
-    is_lost = row.status == "running" and is_gone(row.owner)
-    values = row.model_dump() | ({"status": "interrupted"} if is_lost else {})
-    return JobReply(**values, media=row.media_id)
+def job_reply(ws: Workspace, row: TrackingJob) -> JobReply:
+    """A row, as it is sent."""
+    return JobReply(**progress(ws, row).model_dump(), media=row.media_id)

@@ -1,4 +1,4 @@
-"""The database: SQLite in WAL mode by default, or any other that SQLAlchemy knows."""
+"""The database: SQLite in WAL mode by default, or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from filelock import FileLock
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlmodel import Session
+
+from masklet.errors import ConfigError
 
 BUSY_SECONDS = 10
 """How long a process waits for another one to write."""
+MIGRATION_LOCK = 0x6D61736B6C6574
+"""Any number that other programs are unlikely to lock in the same database."""
 
 
 class Database:
@@ -22,7 +27,10 @@ class Database:
 
     def __init__(self, address: str) -> None:
         self.is_sqlite = address.startswith("sqlite")
-        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if self.is_sqlite else {}
+        # A server may close connections that were idle; a file does not.
+        options: dict[str, Any] = (
+            {"connect_args": {"timeout": BUSY_SECONDS}} if self.is_sqlite else {"pool_pre_ping": True}
+        )
         self.engine = create_engine(address, pool_size=20, max_overflow=40, **options)
         if self.is_sqlite:
             event.listen(self.engine, "connect", prepare_sqlite)
@@ -53,18 +61,37 @@ def open_database(data: Path, address: str | None) -> Database:
     Args:
         data: Folder of the server's files.
         address: SQLAlchemy's; None: ``data/masklet.sqlite``.
+
+    Raises:
+        ConfigError: ``address`` is not one, or its database cannot be reached.
     """
-    database = Database(address or f"sqlite:///{data / 'masklet.sqlite'}")
-    with FileLock(data / "migrating.lock"):
+    if address is None:
+        database = Database(f"sqlite:///{data / 'masklet.sqlite'}")
+        with FileLock(data / "migrating.lock"):
+            migrate(database.engine)
+        return database
+    try:
+        shown = make_url(address).render_as_string(hide_password=True)
+    except ArgumentError as error:
+        raise ConfigError("--database is not a URL: expected postgresql+psycopg://user:password@host/name") from error
+    try:
+        database = Database(address)
         migrate(database.engine)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--database {shown} needs {error.name}: pip install 'masklet[postgresql]'") from error
+    except (NoSuchModuleError, OperationalError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip()
+        raise ConfigError(f"cannot use --database {shown}: {reason}") from error
     return database
 
 
 def migrate(engine: Engine) -> None:
-    """Brings the tables up to date."""
+    """Brings the tables up to date. Processes that start together take turns."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # until the transaction ends
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

@@ -10,7 +10,7 @@ from time import time
 from sqlmodel import Session, select
 
 from masklet.serve.scheduler import Busy
-from masklet.serve.state.tables import Lease
+from masklet.serve.state.tables import Lease, Media
 
 LEASE_SECONDS = 30
 """A process that is not known to have ended keeps its leases for so long after their last renewal."""
@@ -36,11 +36,15 @@ def is_gone(owner: str) -> bool:
 
 
 def take_lease(session: Session, media_id: str, owner: str) -> None:
-    """Takes or renews a lease, in a transaction that writes.
+    """Takes or renews a lease, in a transaction that writes. Until it ends, other processes wait.
 
     Raises:
         Busy: Another process has it.
     """
+    # Locks a row that is there, which a lease need not be, and reads it again: another process may just have
+    # changed it. SQLite locks the database when a transaction begins to write.
+    locked = select(Media).where(Media.id == media_id).with_for_update(key_share=True)
+    session.exec(locked.execution_options(populate_existing=True)).one_or_none()
     lease = session.exec(select(Lease).where(Lease.media_id == media_id)).one_or_none()
     if lease is None:
         lease = Lease(media_id=media_id, owner=owner, expires=0)

@@ -106,12 +106,11 @@ class Video:
 
 
 class Videos:
-    """The videos of all users. Their frames are files in the data folder, which are deleted with them."""
+    """The videos of all users. Their frames are files in the process's folder, which are deleted with them."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.folder = runtime.settings.data / "xanylabeling"
-        shutil.rmtree(self.folder, ignore_errors=True)  # sessions end with the server
+        self.folder = runtime.folder / "xanylabeling"
         self._videos: dict[tuple[str, str], Video] = {}
         self._lock = threading.Lock()
 
