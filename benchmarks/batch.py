@@ -27,10 +27,10 @@ from common import device_name, peak_mb
 from PIL import Image
 
 import masklet
-from masklet.batch.cluster import Cluster
 from masklet.batch.prompt_files import PromptTable
 from masklet.batch.runs import Run
 from masklet.batch.tasks import make_task
+from masklet.cluster.runs import Cluster
 from masklet.video.writer import VideoWriter
 
 GRID = {"points_per_side": 8}

@@ -15,9 +15,10 @@ import pytest
 from batch.test_runs import ALL, everything, images, masks_of, run, table, track, video  # noqa: F401
 
 import masklet
-from masklet.batch.cluster import Cluster, segment
 from masklet.batch.runs import Run
 from masklet.batch.tasks import make_task
+from masklet.cluster import segment
+from masklet.cluster.runs import Cluster
 from masklet.errors import ConfigError, MaskletError
 
 pd = pytest.importorskip("pandas")
@@ -167,7 +168,7 @@ import sys
 import ray
 from ray.cluster_utils import Cluster as Nodes
 from batch.test_runs import everything
-from masklet.batch.cluster import Cluster
+from masklet.cluster.runs import Cluster
 
 images, out, model = sys.argv[1:]
 nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})

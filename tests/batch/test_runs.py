@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 import masklet
+from masklet.batch import worker
 from masklet.batch.inputs import Input
 from masklet.batch.prompt_files import PromptTable
 from masklet.batch.runs import Run
@@ -186,11 +187,41 @@ def test_a_video_in_chunks_equals_one_run(video, tmp_path, tiny_folder, chunk, d
     assert run(track(video, tmp_path / "out", tiny_folder, chunk_frames=chunk, direction=direction)).skipped == 1
 
 
+@pytest.mark.parametrize(("direction", "every"), [("forward", 1), ("both", 1), ("both", 2)])
+def test_the_session_of_a_long_video_does_not_grow(direction, every, tmp_path, tiny_folder, monkeypatch):
+    """It has the frames that are read, and a worker that goes on with it gets the same masks."""
+    path, frames, middle = tmp_path / "long.mkv", 100, 50
+    with VideoWriter(path, 10) as writer:
+        for number in range(frames):
+            writer.write(np.roll(noise(0), 2 * number, axis=1))
+    prompts = PromptTable()
+    prompts.at("", "ball", middle).points = [(20, 20, 1)]
+    prompts.at("", 2, middle + 10).box = (5, 5, 30, 30)
+    held, taken_over = [], []
+    plain = worker.Worker._save
+
+    def save(self, session, key, chunk):
+        plain(self, session, key, chunk)
+        held.append(max(len(track.bank.frames) for track in session._tracks.objects.values()))
+        if chunk == 3 and not taken_over:
+            taken_over.append(chunk)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker.Worker, "_save", save)
+    task = make_task("track", direction=direction, every=every)
+    work = Run(str(path), str(tmp_path / "out"), task, prompts, {"name": str(tiny_folder)}, chunk_frames=8)
+    with pytest.raises(KeyboardInterrupt):
+        run(work)
+    assert run(work).done == 1
+    assert max(held) <= 16 * (1 + (direction == "both"))
+    monkeypatch.undo()
+    run(Run(str(path), str(tmp_path / "whole"), task, prompts, {"name": str(tiny_folder)}))
+    pd.testing.assert_frame_equal(table(tmp_path / "out"), table(tmp_path / "whole"))
+
+
 def test_a_video_goes_on_from_the_chunk_that_was_saved(video, tmp_path, tiny_folder, monkeypatch):
     class Killed(BaseException):
         pass
-
-    from masklet.batch import worker
 
     written = []
     plain = worker.write_part

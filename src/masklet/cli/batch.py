@@ -50,7 +50,7 @@ class ClusterOptions:
         Raises:
             MaskletError: Options for a cluster came without one.
         """
-        from masklet.batch.cluster import Cluster
+        from masklet.cluster.runs import Cluster
         from masklet.errors import ConfigError
 
         if self.cluster is None:
