@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from masklet.cli.cluster import ReplicaOptions
 from masklet.cli.groups import grouped
 from masklet.cli.options import ModelOptions
 from masklet.errors import MaskletError
+
+if TYPE_CHECKING:
+    from masklet.cluster.serving import Replicas
+    from masklet.serve.settings import Settings
 
 SAFETY, STORAGE = "Access", "Storage"
 
@@ -67,6 +75,7 @@ def serve(
     labelstudio_token: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="Its access token.", rich_help_panel=SAFETY)
     ] = None,
+    cluster: ReplicaOptions,
     model: ModelOptions,
 ) -> None:
     """Segment images and videos on a web page, or through an HTTP API.
@@ -96,16 +105,36 @@ def serve(
         labelstudio_url=labelstudio_url,
         labelstudio_token=labelstudio_token,
     )
+    replicas = cluster.replicas()
     with bound_socket(host, port) as listening:
+        if replicas is not None:
+            port = listening.getsockname()[1]
+            listening.close()  # Ray's proxy listens there
+            serve_on_ray(replace(settings, port=port), model, replicas)
+            return
         sam = model.load()
         try:
             app = create_app(settings, sam)
         except OSError as error:
             raise MaskletError(f"cannot use the data folder {settings.data}: {error.strerror or error}") from error
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        print(f"masklet: {address} (Ctrl-C ends it); data in {settings.data}", flush=True)
+        print_address(settings, listening.getsockname()[1])
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def serve_on_ray(settings: Settings, model: ModelOptions, replicas: Replicas) -> None:
+    """Serves with replicas until Ctrl-C."""
+    from masklet.cluster.serving import serving
+
+    with serving(settings, model.keywords, replicas), suppress(KeyboardInterrupt):
+        print_address(settings, settings.port)
+        threading.Event().wait()
+
+
+def print_address(settings: Settings, port: int) -> None:
+    """Says where the page is."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"masklet: http://{host}:{port} (Ctrl-C ends it); data in {settings.data}", flush=True)
 
 
 def default_data() -> Path:

@@ -20,7 +20,7 @@ def connect(address: str) -> Any:
     """The ``ray`` module, connected.
 
     Args:
-        address: Of a running cluster (``ray://host:10001``, ``auto``), or "local". Not used if Ray is connected already.
+        address: Of a running cluster (``ray://host:10001``, ``auto``), or "local". If Ray is connected, it stays so.
 
     Raises:
         MaskletError: Ray is missing, or the cluster cannot be reached.
@@ -60,3 +60,30 @@ def connect_data(address: str) -> Any:
     context.max_consecutive_actor_init_deaths = TRIES
     context.enable_progress_bars = False
     return ray
+
+
+def processes_that_fit(ray: Any, wanted: int | None, *, cpus: float, gpus: float, spare_cpus: float) -> int:
+    """How many processes with a model there are to be on a cluster.
+
+    Args:
+        ray: As ``connect`` returns it.
+        wanted: Processes; as many as fit if None.
+        cpus: Of each.
+        gpus: Of each; may be a part of one.
+        spare_cpus: That are left to other work.
+
+    Raises:
+        MaskletError: They do not fit.
+    """
+    total = ray.cluster_resources()
+    fitting = [int((total.get("CPU", 0) - spare_cpus) / cpus)]
+    if gpus:
+        fitting.append(int(total.get("GPU", 0) / gpus))
+    count = wanted or max(1, min(fitting))
+    if count > min(fitting):
+        spare = f", and {spare_cpus:g} CPU for reading," if spare_cpus else ""
+        raise MaskletError(
+            f"the cluster has {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs: {count} workers with "
+            f"{cpus:g} CPUs and {gpus:g} GPUs each{spare} do not fit. Expected fewer workers, or a larger cluster"
+        )
+    return count

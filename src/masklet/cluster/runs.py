@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from masklet.batch.worker import Block, Report, Work, Worker
-from masklet.cluster.connection import LOCAL, READING_CPUS, connect_data
+from masklet.cluster.connection import LOCAL, READING_CPUS, connect_data, processes_that_fit
 from masklet.errors import ConfigError, MaskletError
 
 
@@ -47,7 +47,8 @@ class Cluster:
         if not blocks:
             return
         ray = connect_data(self.address)
-        workers = min(self._fitting(ray), len(blocks))
+        fitting = processes_that_fit(ray, self.workers, cpus=self.cpus, gpus=self.gpus, spare_cpus=READING_CPUS)
+        workers = min(fitting, len(blocks))
         dataset = ray.data.from_items(
             [{"block": pickle.dumps(block)} for block in blocks], override_num_blocks=len(blocks)
         )
@@ -67,21 +68,6 @@ class Cluster:
             "num_cpus": self.cpus,
             "num_gpus": self.gpus or None,
         }
-
-    def _fitting(self, ray: Any) -> int:
-        """How many workers there are to be."""
-        total = ray.cluster_resources()
-        fitting = [int((total.get("CPU", 0) - READING_CPUS) / self.cpus)]
-        if self.gpus:
-            fitting.append(int(total.get("GPU", 0) / self.gpus))
-        wanted = self.workers or max(1, min(fitting))
-        if wanted > min(fitting):
-            raise MaskletError(
-                f"the cluster has {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs: {wanted} workers with "
-                f"{self.cpus:g} CPUs and {self.gpus:g} GPUs each, and {READING_CPUS} CPU for reading, do not fit. "
-                "Expected fewer workers, or a larger cluster"
-            )
-        return wanted
 
 
 class _WorkerOnRay:
