@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAME = "masklet"
 """Of the application in Ray's dashboard."""
+ROUTER = "masklet.cluster.routing:MediaRouter"
 BUSY_REQUESTS = 4
 """Requests at a time in each replica above which Ray adds replicas. Streams of tracking jobs count."""
 MAX_REQUESTS = 500
@@ -89,7 +90,6 @@ def serving(settings: Settings, model: Mapping[str, Any], replicas: Replicas) ->
         return create_app(settings, masklet.load(**model))
 
     deployment = serve.deployment(
-        serve.ingress(build)(),
         name="server",
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
         max_ongoing_requests=MAX_REQUESTS,
@@ -98,8 +98,8 @@ def serving(settings: Settings, model: Mapping[str, Any], replicas: Replicas) ->
             "max_replicas": most,
             "target_ongoing_requests": BUSY_REQUESTS,
         },
-        request_router_config=RequestRouterConfig(request_router_class="masklet.cluster.routing:MediaRouter"),
-    )
+        request_router_config=RequestRouterConfig(request_router_class=ROUTER),  # type: ignore[arg-type]
+    )(serve.ingress(build)())
     serve.start(proxy_location="EveryNode", http_options=HTTPOptions(host=settings.host, port=settings.port))
     try:
         try:
