@@ -2,7 +2,7 @@
 
     python benchmarks/batch.py [--images 48] [--rounds 3] [--many 10000] [--frames 20000] [--only NAME] [--json FILE]
 
-- overhead: images/s of a run in this process, beside ``sam.everything`` in a loop on the same images, interleaved.
+- overhead: seconds an image of a run in this process, beside ``sam.everything`` in a loop, image by image in turn.
 - workers: images/s and frames/s on Ray with 1 and 2 workers of one thread each, without the time to start.
 - memory: peak memory of a worker after 100 small images and after --many, and along a video of --frames frames.
 
@@ -27,10 +27,10 @@ from common import device_name, peak_mb
 from PIL import Image
 
 import masklet
-from masklet.batch.cluster import Cluster
 from masklet.batch.prompt_files import PromptTable
 from masklet.batch.runs import Run
 from masklet.batch.tasks import make_task
+from masklet.cluster.runs import Cluster
 from masklet.video.writer import VideoWriter
 
 GRID = {"points_per_side": 8}
@@ -65,23 +65,28 @@ def finish(run: Run, execute: Cluster | None = None) -> tuple[float, float, int]
     return end - start, end - (first or start), frames
 
 
-def overhead(folder: Path, images: int, rounds: int) -> dict[str, float]:
-    """The same images in a plain loop and in a run."""
+def overhead(folder: Path, images: int) -> dict[str, float]:
+    """The same images in a plain loop and in a run, image by image in turn, so that other work disturbs both alike.
+
+    Without the first image, before which the run loads the model. In seconds of processor time.
+    """
     write_images(folder / "images", images, (240, 320))
-    sam, ratios = masklet.load(device="cpu"), []
-    for number in range(rounds):
-        start = time.perf_counter()
-        for path in sorted((folder / "images").iterdir()):
-            sam.everything(path, packed=True, **GRID)
-        plain = time.perf_counter() - start
-        run = Run(
-            str(folder / "images"), str(folder / f"out{number}"), make_task("everything", GRID), model={"device": "cpu"}
-        )
-        ratios.append((plain, finish(run)[0]))
+    sam = masklet.load(device="cpu")
+    task, model = make_task("everything", GRID), {"device": "cpu"}
+    progress = Run(str(folder / "images"), str(folder / "out"), task, model=model, block=1)()
+    plain, ours = [], []
+    for path in sorted((folder / "images").iterdir()):
+        start = time.process_time()
+        sam.everything(path, packed=True, **GRID)
+        between = time.process_time()
+        next(progress)
+        plain.append(between - start)
+        ours.append(time.process_time() - between)
     return {
-        "plain loop, images/s": images / statistics.median(plain for plain, _ in ratios),
-        "masklet batch, images/s": images / statistics.median(ours for _, ours in ratios),
-        "ratio": statistics.median(plain / ours for plain, ours in ratios),
+        "plain loop, s/image": statistics.mean(plain[1:]),
+        "masklet batch, s/image": statistics.mean(ours[1:]),
+        "ratio": sum(plain[1:]) / sum(ours[1:]),
+        "first image, s": ours[0],
     }
 
 
@@ -157,7 +162,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     sections = {
-        "overhead": lambda folder: overhead(folder, options.images, options.rounds),
+        "overhead": lambda folder: overhead(folder, options.images),
         "workers": lambda folder: workers(folder, options.images, options.rounds),
         "memory": lambda folder: memory(folder, options.many, options.frames),
     }

@@ -103,7 +103,8 @@ def without(name, scope=None, *args):
     return importer(name, scope, *args)
 builtins.__import__ = without
 
-PROGRAMS = ("cvat_sdk", "fiftyone", "magicgui", "napari")  # which load their plug-ins themselves
+# They load their plug-ins themselves. Ray Serve needs grpc_reflection.
+PROGRAMS = ("cvat_sdk", "fiftyone", "grpc_reflection", "magicgui", "napari", "ray")
 WITH_TORCH = ("triton",)  # comes with PyTorch where it can be used
 failed = []
 for module in pkgutil.walk_packages(masklet.__path__, "masklet."):

@@ -12,12 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batch.test_runs import ALL, everything, images, masks_of, run, table, track, video  # noqa: F401
+from batch.test_runs import (
+    ALL,
+    command,
+    discover,
+    everything,
+    images,  # noqa: F401
+    masks_of,
+    run,
+    table,
+    track,
+    video,  # noqa: F401
+)
 
 import masklet
-from masklet.batch.cluster import Cluster, segment
+from masklet.batch.prompt_files import PromptTable
 from masklet.batch.runs import Run
 from masklet.batch.tasks import make_task
+from masklet.cluster import segment
+from masklet.cluster.runs import Cluster
 from masklet.errors import ConfigError, MaskletError
 
 pd = pytest.importorskip("pandas")
@@ -27,6 +40,10 @@ pytestmark = [
     pytest.mark.xdist_group("ray"),
     pytest.mark.filterwarnings("ignore"),  # Ray's own
 ]
+
+
+WAIT = 300
+"""Seconds after which a process hangs."""
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +79,8 @@ def test_results_equal_those_of_one_process(local_ray, images, video, tmp_path, 
     pd.testing.assert_frame_equal(table(tmp_path / "ray-video"), table(tmp_path / "video"))
 
 
-@pytest.mark.parametrize("kind", ["images", "video"])
-def test_a_worker_that_dies_loses_nothing(kind, local_ray, images, video, tmp_path, tiny_folder, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("task", ["everything", "prompts", "track", "discover"])
+def test_a_worker_that_dies_loses_nothing(task, local_ray, images, video, tmp_path, tiny_folder):  # noqa: F811
     """The first worker is killed when it has written its first part."""
     out = tmp_path / "out"
     killed = []
@@ -76,20 +93,63 @@ def test_a_worker_that_dies_loses_nothing(kind, local_ray, images, video, tmp_pa
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
 
-    if kind == "images":
-        for number in range(5, 40):
-            (images / f"{number}.png").write_bytes((images / "0.png").read_bytes())
-        make = lambda place: everything(images, place, tiny_folder)  # noqa: E731
-    else:
-        make = lambda place: track(video, place, tiny_folder, chunk_frames=1)  # noqa: E731
+    for number in range(5, 40):
+        (images / f"{number}.png").write_bytes((images / "0.png").read_bytes())
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("a", "b", "c"):
+        (videos / f"{name}.mkv").write_bytes(video.read_bytes())
+    prompts = PromptTable()
+    prompts.at("", 1, 0).box = (5, 5, 30, 30)
+    options = {"prompts": prompts, "model": {"name": str(tiny_folder)}}
+    make = {
+        "everything": lambda place: everything(images, place, tiny_folder),
+        "prompts": lambda place: Run(str(images), str(place), make_task("prompts"), block=2, **options),
+        "track": lambda place: track(video, place, tiny_folder, chunk_frames=1),
+        "discover": lambda place: discover(videos, place, tiny_folder),
+    }[task]
     thread = threading.Thread(target=kill)
     thread.start()
-    progress = on_ray(make(out))
-    killed.append(None)
-    thread.join()
+    try:
+        progress = on_ray(make(out))
+    finally:
+        killed.append(None)
+        thread.join()
     assert progress.failed == 0
     assert killed[0] is not None
     run(make(tmp_path / "whole"))
+    pd.testing.assert_frame_equal(table(out), table(tmp_path / "whole"))
+
+
+def test_what_cannot_be_written_ends_the_run_with_the_reason(local_ray, images, tmp_path, tiny_folder):  # noqa: F811
+    """By default of the setting that retries errors, Ray would run the block again without end."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/masks").write_text("a file where the folder is to be")
+    with pytest.raises(MaskletError, match=r"^a worker cannot go on: cannot write .*/out/masks/part-\w+.parquet: "):
+        on_ray(everything(images, tmp_path / "out", tiny_folder))
+
+
+def test_a_driver_that_is_killed_is_continued(local_ray, images, tmp_path, tiny_folder):  # noqa: F811
+    for number in range(5, 30):
+        (images / f"{number}.png").write_bytes((images / "0.png").read_bytes())
+    out = tmp_path / "out"
+    arguments = command(images, out, tiny_folder, "--json", "--cluster", "local", "--workers", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "masklet", *arguments],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    timer = threading.Timer(WAIT, process.kill)
+    timer.start()
+    done = json.loads(process.stdout.readline())["done"]
+    process.kill()
+    timer.cancel()
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert 0 < done < 30
+    progress = on_ray(everything(images, out, tiny_folder))
+    assert progress.skipped >= done
+    assert progress.skipped + progress.done == 30
+    run(everything(images, tmp_path / "whole", tiny_folder))
     pd.testing.assert_frame_equal(table(out), table(tmp_path / "whole"))
 
 
@@ -167,7 +227,7 @@ import sys
 import ray
 from ray.cluster_utils import Cluster as Nodes
 from batch.test_runs import everything
-from masklet.batch.cluster import Cluster
+from masklet.cluster.runs import Cluster
 
 images, out, model = sys.argv[1:]
 nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
@@ -186,10 +246,14 @@ nodes.shutdown()
 def test_a_node_that_dies_loses_nothing(images, tmp_path, tiny_folder):  # noqa: F811
     for number in range(5, 30):
         (images / f"{number}.png").write_bytes((images / "0.png").read_bytes())
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
     process = subprocess.run(
         [sys.executable, "-c", TWO_NODES, str(images), str(tmp_path / "out"), str(tiny_folder)],
-        capture_output=True, text=True, env=environment, check=False,
+        capture_output=True, text=True, env=environment, check=False, timeout=WAIT,
     )  # fmt: skip
     assert "DONE 30 0" in process.stdout, process.stderr[-3000:]
     run(everything(images, tmp_path / "whole", tiny_folder))

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 import masklet
+from masklet.batch import worker
 from masklet.batch.inputs import Input
 from masklet.batch.prompt_files import PromptTable
 from masklet.batch.runs import Run
@@ -186,11 +187,41 @@ def test_a_video_in_chunks_equals_one_run(video, tmp_path, tiny_folder, chunk, d
     assert run(track(video, tmp_path / "out", tiny_folder, chunk_frames=chunk, direction=direction)).skipped == 1
 
 
+@pytest.mark.parametrize(("direction", "every"), [("forward", 1), ("both", 1), ("both", 2)])
+def test_the_session_of_a_long_video_does_not_grow(direction, every, tmp_path, tiny_folder, monkeypatch):
+    """It has the frames that are read, and a worker that goes on with it gets the same masks."""
+    path, frames, middle = tmp_path / "long.mkv", 100, 50
+    with VideoWriter(path, 10) as writer:
+        for number in range(frames):
+            writer.write(np.roll(noise(0), 2 * number, axis=1))
+    prompts = PromptTable()
+    prompts.at("", "ball", middle).points = [(20, 20, 1)]
+    prompts.at("", 2, middle + 10).box = (5, 5, 30, 30)
+    held, taken_over = [], []
+    plain = worker.Worker._save
+
+    def save(self, session, key, chunk):
+        plain(self, session, key, chunk)
+        held.append(max(len(track.bank.frames) for track in session._tracks.objects.values()))
+        if chunk == 3 and not taken_over:
+            taken_over.append(chunk)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker.Worker, "_save", save)
+    task = make_task("track", direction=direction, every=every)
+    work = Run(str(path), str(tmp_path / "out"), task, prompts, {"name": str(tiny_folder)}, chunk_frames=8)
+    with pytest.raises(KeyboardInterrupt):
+        run(work)
+    assert run(work).done == 1
+    assert max(held) <= 16 * (1 + (direction == "both"))
+    monkeypatch.undo()
+    run(Run(str(path), str(tmp_path / "whole"), task, prompts, {"name": str(tiny_folder)}))
+    pd.testing.assert_frame_equal(table(tmp_path / "out"), table(tmp_path / "whole"))
+
+
 def test_a_video_goes_on_from_the_chunk_that_was_saved(video, tmp_path, tiny_folder, monkeypatch):
     class Killed(BaseException):
         pass
-
-    from masklet.batch import worker
 
     written = []
     plain = worker.write_part
@@ -212,19 +243,32 @@ def test_a_video_goes_on_from_the_chunk_that_was_saved(video, tmp_path, tiny_fol
     pd.testing.assert_frame_equal(table(tmp_path / "out"), table(tmp_path / "whole"))
 
 
-def test_objects_are_discovered_in_videos(video, tmp_path, tiny_folder):
+def discover(source, out, tiny_folder):
     options = {**ALL, "min_object": 5, "patience": 50}
-    work = Run(
-        str(video.parent),
-        str(tmp_path / "out"),
-        make_task("discover", options, every=4),
-        model={"name": str(tiny_folder)},
-    )
+    return Run(str(source), str(out), make_task("discover", options, every=4), model={"name": str(tiny_folder)})
+
+
+def test_objects_are_discovered_in_videos(video, tmp_path, tiny_folder):
+    work = discover(video.parent, tmp_path / "out", tiny_folder)
     assert run(work).done == 1
     session = masklet.load(tiny_folder).video(video)
-    expected = list(session.everything(every=4, **options))
+    expected = list(session.everything(**work.task.options))
     rows = table(tmp_path / "out")
     assert len(rows) == sum(len(result.object_ids) for result in expected) > 0
+
+
+def test_polars_and_duckdb_read_the_results(images, video, tmp_path, tiny_folder):
+    pl, duckdb = pytest.importorskip("polars"), pytest.importorskip("duckdb")
+    run(everything(images, tmp_path / "images-out", tiny_folder))
+    run(track(video, tmp_path / "video-out", tiny_folder, chunk_frames=4))
+    for out in (tmp_path / "images-out", tmp_path / "video-out"):
+        expected = table(out)
+        order = ["input", "frame", "object"]
+        found = pl.read_parquet(f"{out}/masks/*.parquet").sort(order)
+        assert found["counts"].to_list() == expected.counts.tolist()
+        assert found["box"].to_list() == [box.tolist() for box in expected.box]
+        query = f"SELECT counts, area FROM '{out}/masks/*.parquet' ORDER BY {', '.join(order)}"
+        assert duckdb.sql(query).fetchall() == list(zip(expected.counts, expected.area, strict=True))
 
 
 def test_png_and_coco(images, tmp_path, tiny_folder):
@@ -368,6 +412,7 @@ def test_the_command_line(images, tmp_path, tiny_folder):
     assert [line["done"] for line in lines] == [2, 4, 5]
     assert lines[-1]["seconds_left"] == 0
     assert list(lines[-1]["workers"].values())[0] > 0
+    assert run(everything(images, tmp_path / "out", tiny_folder)).skipped == 5  # the same options as the command's
     run(everything(images, tmp_path / "api", tiny_folder))
     pd.testing.assert_frame_equal(table(tmp_path / "out"), table(tmp_path / "api"))
     (images / "bad.png").write_bytes(b"")
@@ -398,3 +443,21 @@ def test_a_killed_run_is_completed_by_the_next(images, tmp_path, tiny_folder):
     run(everything(images, out, tiny_folder))
     run(everything(images, tmp_path / "whole", tiny_folder))
     pd.testing.assert_frame_equal(table(out), table(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_run_that_the_next_completes(images, tmp_path, tiny_folder):
+    for number in range(5, 40):
+        Image.fromarray(noise(number)).save(images / f"{number}.png")
+    arguments = [sys.executable, "-m", "masklet", *command(images, tmp_path / "out", tiny_folder, "--json")]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
+        done = json.loads(process.stdout.readline())["done"]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert run(everything(images, tmp_path / "out", tiny_folder)).skipped >= done
+    run(everything(images, tmp_path / "whole", tiny_folder))
+    pd.testing.assert_frame_equal(table(tmp_path / "out"), table(tmp_path / "whole"))

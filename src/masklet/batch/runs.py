@@ -156,9 +156,11 @@ class Run:
             "masklet": __version__,
             "task": [type(self.task).__name__, asdict(self.task)],
             "model": fingerprint(model.config, model.state_dict().values()),
-            "load": {name: self.model.get(name) for name in ("dtype", "resolution")},
+            "load": {"dtype": self.model.get("dtype", "auto"), "resolution": self.model.get("resolution")},
         }
-        return sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        # Whole numbers become floats: the command line has 2.0 where a caller writes 2.
+        as_floats = json.loads(json.dumps(depends_on, default=str), parse_int=float)
+        return sha256(json.dumps(as_floats, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def in_this_process(work: Work, blocks: Sequence[Block]) -> Iterator[Report]:

@@ -27,6 +27,7 @@ from masklet.batch.prompt_files import ObjectPrompt
 from masklet.batch.storage import Storage
 from masklet.batch.tasks import ImageTask, Task, VideoTask
 from masklet.errors import MaskletError
+from masklet.video.journal import forget_tracked
 
 if TYPE_CHECKING:
     from masklet.results import Masks
@@ -187,6 +188,7 @@ class Worker:
         return int(saved[-1][-14:-8]), session, session.resume_tracking(packed=True)
 
     def _save(self, session: VideoSession, key: str, chunk: int) -> None:
+        forget_tracked(session)  # the parts have the results
         with tempfile.TemporaryDirectory(prefix="masklet-") as folder:
             session.save(file := Path(folder) / "session")
             self.storage.upload(file, f"{SESSIONS}/{key}-{chunk:06}.session")

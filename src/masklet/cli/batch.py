@@ -11,53 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from masklet.cli.cluster import ClusterOptions
 from masklet.cli.groups import grouped
 from masklet.cli.options import GridOptions, ModelOptions, PixelOptions, given
 from masklet.cli.tables import show_table
 
 if TYPE_CHECKING:
-    from masklet.batch.runs import Execute, Progress
+    from masklet.batch.runs import Progress
 
-CLUSTER, VIDEO_TASKS = "Cluster", "Videos"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """Where the work runs."""
-
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Run on Ray: the address of a cluster, auto, or local for processes on this machine.",
-            rich_help_panel=CLUSTER,
-        ),
-    ] = None
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes, each with a model.", show_default="as many as fit", rich_help_panel=CLUSTER
-        ),
-    ] = None
-    cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each process.", rich_help_panel=CLUSTER)] = 1
-    gpus_per_worker: Annotated[
-        float, typer.Option(help="GPUs of each process; 0.5 shares one.", rich_help_panel=CLUSTER)
-    ] = 0
-
-    def execute(self) -> Execute | None:
-        """Runs the work; None for this process.
-
-        Raises:
-            MaskletError: Options for a cluster came without one.
-        """
-        from masklet.batch.cluster import Cluster
-        from masklet.errors import ConfigError
-
-        if self.cluster is None:
-            if self != ClusterOptions():
-                raise ConfigError("--workers, --cpus-per-worker and --gpus-per-worker are for --cluster: give both")
-            return None
-        return Cluster(self.cluster, self.workers, self.cpus_per_worker, self.gpus_per_worker)
+VIDEO_TASKS = "Videos"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,30 +92,24 @@ def run_batch(
         out,
         make_task(task, grid.keywords, pixels.keywords, **given(direction=track.direction, every=track.every)),
         None if prompts is None else read_prompt_file(prompts),
-        {"name": model.model, "device": model.device, "dtype": model.dtype, "engine": model.engine,
-         "resolution": model.resolution},
+        model.keywords,
         [name.strip() for name in format.split(",")],
         block,
         track.chunk_frames,
-    )  # fmt: skip
+    )
     (progress,) = deque(_shown(run(cluster.execute()), print_json), maxlen=1)
     if not print_json:
-        show_table(
-            ("processed", "failed", "finished before", "frames", "masks", "seconds"),
-            [
-                (
-                    progress.done,
-                    progress.failed,
-                    progress.skipped,
-                    progress.frames,
-                    progress.masks,
-                    f"{progress.seconds:.1f}",
-                )
-            ],
-        )
+        show_totals(progress)
     if progress.failed:
         print(f"masklet: {progress.failed} inputs failed: see failures.parquet in {out}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def show_totals(progress: Progress) -> None:
+    """Prints what a run has done."""
+    names = ("processed", "failed", "finished before", "frames", "masks", "seconds")
+    counts = (progress.done, progress.failed, progress.skipped, progress.frames, progress.masks)
+    show_table(names, [(*counts, f"{progress.seconds:.1f}")])
 
 
 def _shown(steps: Iterator[Progress], print_json: bool) -> Iterator[Progress]:

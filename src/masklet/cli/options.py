@@ -216,11 +216,22 @@ class ModelOptions:
     engine: EngineName = "auto"
     resolution: Resolution = None
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The arguments of ``masklet.load``."""
+        return {
+            "name": self.model,
+            "device": self.device,
+            "dtype": self.dtype,
+            "engine": self.engine,
+            "resolution": self.resolution,
+        }
+
     def load(self) -> Segmenter:
         """Loads the model."""
         import masklet
 
-        return masklet.load(self.model, self.device, self.dtype, engine=self.engine, resolution=self.resolution)
+        return masklet.load(**self.keywords)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from masklet.cli.cluster import ReplicaOptions
 from masklet.cli.groups import grouped
 from masklet.cli.options import ModelOptions
 from masklet.errors import MaskletError
@@ -18,6 +21,7 @@ from masklet.errors import MaskletError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from masklet.cluster.serving import Replicas
     from masklet.serve.settings import Settings
 
 ACCESS, STORAGE = "Access", "Storage"
@@ -117,6 +121,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8000,
     storage: StorageOptions,
     access: AccessOptions,
+    cluster: ReplicaOptions,
     model: ModelOptions,
 ) -> None:
     """Segment images and videos on a web page, or through an HTTP API.
@@ -125,11 +130,16 @@ def serve(
     """
     check_installed()
     settings = settings_of(folder, host, port, storage, access)
+    replicas = cluster.replicas()
     with bound_socket(host, port) as listening:
-        app = application(settings, model)
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        print(f"masklet: {address} (Ctrl-C ends it); data in {settings.data}", flush=True)
-        run(app, listening)
+        settings = replace(settings, port=listening.getsockname()[1])
+        if replicas is not None:
+            listening.close()  # Ray's proxy listens there
+            serve_on_ray(settings, model, replicas)
+        else:
+            app = application(settings, model)
+            print_address(settings)
+            run(app, listening)
 
 
 def check_installed() -> None:
@@ -185,6 +195,21 @@ def run(app: FastAPI, listening: socket.socket) -> None:
 
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def serve_on_ray(settings: Settings, model: ModelOptions, replicas: Replicas) -> None:
+    """Serves with replicas until Ctrl-C."""
+    from masklet.cluster.serving import serving
+
+    with serving(settings, model.keywords, replicas), suppress(KeyboardInterrupt):
+        print_address(settings)
+        threading.Event().wait()
+
+
+def print_address(settings: Settings) -> None:
+    """Says where the page is."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"masklet: http://{host}:{settings.port} (Ctrl-C ends it); data in {settings.data}", flush=True)
 
 
 def default_data() -> Path:

@@ -15,7 +15,7 @@ from masklet.config import STRIDE
 from masklet.engine import Engine
 from masklet.processing import ImageProcessor
 from masklet.video.frames import Video
-from masklet.video.policy import MemoryPolicy
+from masklet.video.policy import MemoryPolicy, PaperPolicy
 from masklet.video.saved import result_spool
 from masklet.video.session import VideoSession
 from masklet.video.spool import TensorPacking
@@ -123,3 +123,23 @@ def conditioned_packing(session: VideoSession) -> TensorPacking:
     (height, width), engine = session.processor.input_hw, session.engine
     shape = (1, engine.config.hidden_size, height // STRIDE, width // STRIDE)
     return TensorPacking(shape, engine.dtype, engine.device)
+
+
+def forget_tracked(session: VideoSession) -> None:
+    """Drops the results of tracked frames that tracking on does not read, for programs that have stored them.
+
+    Without them a session, and its file, no longer grows with the video. The frames that remain get the same masks;
+    only with the policy "paper", as others may read any frame.
+    """
+    policy = session._tracks.policy
+    if type(policy) is not PaperPolicy:
+        return
+    reach = range(1, max(policy.num_maskmem, policy.max_pointers))
+    kept = {frames.start - back * frames.step for frames in session._remaining for back in reach}
+    for track in session._tracks.objects.values():
+        for frame in track.bank.tracked - kept:
+            track.discard(frame)
+            track.tracked_steps.pop(frame, None)
+    tracked = {frame for track in session._tracks.objects.values() for frame in track.tracked_steps}
+    for frame in [frame for frame in session._times if frame not in tracked]:
+        del session._times[frame]

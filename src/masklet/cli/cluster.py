@@ -1,0 +1,90 @@
+"""Options of commands that run on Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from masklet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from masklet.batch.runs import Execute
+    from masklet.cluster.serving import Replicas
+
+CLUSTER = "Cluster"
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Run on Ray: the address of a cluster, auto, or local for processes on this machine.",
+        rich_help_panel=CLUSTER,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Where the work on a data set runs."""
+
+    cluster: Address = None
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes, each with a model.", show_default="as many as fit", rich_help_panel=CLUSTER
+        ),
+    ] = None
+    cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each process.", rich_help_panel=CLUSTER)] = 1
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="GPUs of each process; 0.5 shares one.", rich_help_panel=CLUSTER)
+    ] = 0
+
+    def execute(self) -> Execute | None:
+        """Runs the work; None for this process.
+
+        Raises:
+            ConfigError: Options for a cluster came without one.
+        """
+        if self.cluster is None:
+            if self != ClusterOptions():
+                raise ConfigError("--workers, --cpus-per-worker and --gpus-per-worker are for --cluster: give both")
+            return None
+        from masklet.cluster.runs import Cluster
+
+        return Cluster(self.cluster, self.workers, self.cpus_per_worker, self.gpus_per_worker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaOptions:
+    """Where a server runs."""
+
+    cluster: Address = None
+    min_replicas: Annotated[int, typer.Option(min=1, help="Processes that always run.", rich_help_panel=CLUSTER)] = 1
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes under load.", show_default="as many as fit", rich_help_panel=CLUSTER),
+    ] = None
+    cpus_per_replica: Annotated[float, typer.Option(help="CPUs of each process.", rich_help_panel=CLUSTER)] = 1
+    gpus_per_replica: Annotated[
+        float, typer.Option(help="GPUs of each process; 0.5 shares one.", rich_help_panel=CLUSTER)
+    ] = 0
+
+    def replicas(self) -> Replicas | None:
+        """The replicas; None to serve from this process.
+
+        Raises:
+            ConfigError: Options for a cluster came without one, or a number is invalid.
+        """
+        if self.cluster is None:
+            if self != ReplicaOptions():
+                raise ConfigError(
+                    "--min-replicas, --max-replicas, --cpus-per-replica and --gpus-per-replica are for --cluster: give "
+                    "both"
+                )
+            return None
+        from masklet.cluster.serving import Replicas
+
+        return Replicas(
+            self.cluster, self.min_replicas, self.max_replicas, self.cpus_per_replica, self.gpus_per_replica
+        )

@@ -1,0 +1,89 @@
+"""A connection to Ray, with settings for long work."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from masklet.errors import MaskletError
+
+LOCAL = "local"
+"""Address of a cluster that is started on this machine."""
+READING_CPUS = 1
+"""CPUs left to Ray for reading: if workers take all, a data set waits for ever."""
+TRIES = 3
+"""How often Ray runs again what raised an error, or starts a worker that died while it started."""
+
+
+def connect(address: str) -> Any:
+    """The ``ray`` module, connected.
+
+    Args:
+        address: Of a running cluster (``ray://host:10001``, ``auto``), or "local". If Ray is connected, it stays so.
+
+    Raises:
+        MaskletError: Ray is missing, or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MaskletError("this needs Ray: pip install 'masklet[cluster]'") from error
+    if ray.is_initialized():
+        return ray
+    try:
+        if address == LOCAL:
+            ray.init(num_cpus=(os.cpu_count() or 1) + READING_CPUS, log_to_driver=False)
+        else:
+            ray.init(address=address, log_to_driver=False)
+    except Exception as error:  # of the network, of versions …
+        raise MaskletError(f"cannot connect to the Ray cluster at {address}: {error}") from error
+    return ray
+
+
+def connect_data(address: str) -> Any:
+    """The ``ray`` module, connected, with settings of Ray Data for long work; see ``connect``.
+
+    By default Ray Data ends a job at the first error, and when a worker dies while it starts. Errors of inputs are
+    caught before Ray sees them. What is left, such as a store that does not answer, is tried again ``TRIES`` times.
+    Workers and nodes that die later are replaced without a limit, which is Ray's default.
+    """
+    ray = connect(address)
+    import ray.data as ray_data
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = ray_data.DataContext.get_current()
+    context.retried_map_errors = True
+    context.max_map_retries = TRIES
+    context.actor_init_retry_on_errors = True
+    context.actor_init_max_retries = TRIES
+    context.max_consecutive_actor_init_deaths = TRIES
+    context.enable_progress_bars = False
+    return ray
+
+
+def processes_that_fit(ray: Any, wanted: int | None, *, cpus: float, gpus: float, spare_cpus: float) -> int:
+    """How many processes with a model there are to be on a cluster.
+
+    Args:
+        ray: As ``connect`` returns it.
+        wanted: Processes; as many as fit if None.
+        cpus: Of each.
+        gpus: Of each; may be a part of one.
+        spare_cpus: That are left to other work.
+
+    Raises:
+        MaskletError: They do not fit.
+    """
+    total = ray.cluster_resources()
+    fitting = [int((total.get("CPU", 0) - spare_cpus) / cpus)]
+    if gpus:
+        fitting.append(int(total.get("GPU", 0) / gpus))
+    count = wanted or max(1, min(fitting))
+    if count > min(fitting):
+        spare = f", and {spare_cpus:g} CPU for reading," if spare_cpus else ""
+        raise MaskletError(
+            f"the cluster has {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs: {count} workers with "
+            f"{cpus:g} CPUs and {gpus:g} GPUs each{spare} do not fit. Expected fewer workers, or a larger cluster"
+        )
+    return count
