@@ -1,10 +1,11 @@
 """What exporting costs in accuracy: exported graphs on onnxruntime beside torch, on annotated images and videos.
 
-    python benchmarks/export_accuracy.py FOLDER [--model nano] [--precisions fp32 fp16 int8] [--exports FOLDER] [--json FILE]
+    python benchmarks/export_accuracy.py FOLDER [--model nano] [--precisions fp32 fp16 int8] [--exports FOLDER]
+        [--json FILE]
 
-FOLDER holds images/NAME.jpg and masks/NAME.png, or JPEGImages/VIDEO/*.jpg and Annotations/VIDEO/*.png. Images: the IoU of
-the masks with those of torch, for a click in the middle of each object and for its box. Videos: J&F of each object by the
-rules of DAVIS, prompted by its mask and by three clicks; torch is the eager engine in float32.
+FOLDER holds images/NAME.jpg and masks/NAME.png, or JPEGImages/VIDEO/*.jpg and Annotations/VIDEO/*.png. Images: the IoU
+of the masks with those of torch, for a click in the middle of each object and for its box. Videos: J&F of each object
+by the rules of DAVIS, prompted by its mask and by three clicks. torch is the eager engine in float32.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ def accuracy_on_videos(sides: dict[str, Any], folder: Path) -> dict[str, dict[st
     scores = defaultdict(list)
     for video in read_videos(folder):
         for name, sam in sides.items():
-            scores[name] += evaluate_videos(sam, [video])
-            found = summarise_videos(scores[name][-1:])
+            found_here = list(evaluate_videos(sam, [video]))
+            scores[name] += found_here
+            found = summarise_videos(found_here)
             print(f"{video.name}, {name}: {100 * found['j_and_f']:.2f}, clicks {100 * found['clicks_j_and_f']:.2f}")
     means = {name: summarise_videos(found) for name, found in scores.items()}
     return {
