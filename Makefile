@@ -18,10 +18,11 @@ $(READY_ALL): $(READY)
 	$(INSTALL) -e ".[test-all]"
 	touch $@
 
-# torchvision, which transformers' processors and timm need, may not fit the build of torch: only tests of ours against
-# them see it.
+# torchvision, which transformers' processors and timm need, may not fit the build of torch, and samexporter asks for
+# other versions of torch and onnx: only tests of ours against them see them.
 $(TORCHVISION): $(READY)
-	$(INSTALL) --no-deps --target $@ torchvision==0.28.0 "timm>=1.0.20"
+	$(INSTALL) --no-deps --target $@ torchvision==0.28.0 "timm>=1.0.20" samexporter==0.5.0 \
+		opencv-python-headless ftfy regex wcwidth
 	touch $@
 
 check: $(READY)
@@ -37,7 +38,8 @@ test-all: $(READY_ALL)
 	$(PYTEST)
 
 test-controls: $(READY_ALL) $(TORCHVISION)
-	PYTHONPATH=$(TORCHVISION) $(PYTEST) tests/compat tests/parity/test_edgetam.py tests/test_edgetam_files.py
+	PYTHONPATH=$(TORCHVISION) $(PYTEST) tests/compat tests/parity/test_edgetam.py tests/test_edgetam_files.py \
+		tests/export/test_samexporter.py
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py

@@ -1,6 +1,7 @@
 """Exported graphs on onnxruntime beside masklet's cpu engine: size, load, encode, click and video frame.
 
-    python benchmarks/export.py [--model nano] [--precisions fp32 int8] [--rounds 5] [--frames 12] [--json export.json]
+    python benchmarks/export.py [--model nano] [--precisions fp32 int8] [--rounds 5] [--provider cpu] [--exports FOLDER]
+        [--json export.json]
 
 All run turn by turn in one process, on one thread. Times are CPU times, medians over the rounds; ratios are medians of
 the rounds' own ratios to masklet's engine. Above 1 the exported graphs are faster. With onnxruntime-openvino in place
@@ -10,7 +11,6 @@ of onnxruntime, ``--provider openvino`` measures OpenVINO.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
-from rich.console import Console
+from common import report, setting
 from rich.table import Table
 
 import masklet
@@ -58,15 +59,16 @@ def works(sam: Any, frames: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(model: str, precisions: list[str], rounds: int, provider: str) -> dict[str, Any]:
+def measure(model: str, precisions: list[str], rounds: int, provider: str, exports: Path | None) -> dict[str, Any]:
     torch.set_num_threads(1)
     results: dict[str, Any] = {"size_mb": {}, "load_s": {}}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = exports or Path(temporary)
         loaders: dict[str, Callable[[], Any]] = {"cpu engine": lambda: masklet.load(model, device="cpu", engine="cpu")}
         for precision in precisions:
-            out = f"{folder}/{precision}"
-            graphs = to_onnx(model, out, precision=precision, check=False)
-            results["size_mb"][precision] = sum(graph.num_bytes for graph in graphs) / 1e6
+            if not (out := folder / precision).exists():
+                to_onnx(model, out, precision=precision, check=False)
+            results["size_mb"][precision] = sum(path.stat().st_size for path in out.glob("*.onnx")) / 1e6
             loaders[precision] = lambda out=out: masklet.load(out, engine="onnx", threads=1, provider=provider)
         measured = {}
         for name, load in loaders.items():
@@ -92,9 +94,10 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--provider", default="cpu")
+    parser.add_argument("--exports", type=Path, help="Keeps the exports, by precision, and uses those that it holds.")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    results = measure(arguments.model, arguments.precisions, arguments.rounds, arguments.provider)
+    results = measure(arguments.model, arguments.precisions, arguments.rounds, arguments.provider, arguments.exports)
     table = Table("", "size", "load", "encode", "click", "video frame")
     for name, load in results["load_s"].items():
         size = results["size_mb"].get(name)
@@ -103,9 +106,8 @@ def main() -> None:
             for work in list(results)[2:]
         ]
         table.add_row(name, "" if size is None else f"{size:.1f} MB", f"{load:.2f} s", *cells)
-    Console(width=120).print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    conditions = setting(onnxruntime=onnxruntime.__version__, provider=arguments.provider, model=arguments.model)
+    report(table, conditions, results, arguments.json)
 
 
 if __name__ == "__main__":

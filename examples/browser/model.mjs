@@ -49,9 +49,17 @@ class Model {
       has_mask: new ort.Tensor("float32", [0], [1]),
     });
     // Of the four masks the first is for unambiguous prompts; the others are the candidates for a single click.
+    const mask = (index) => output.logits.data.subarray(index * h * w, (index + 1) * h * w);
     const scores = [...output.iou_scores.data];
-    const best = points.length > 1 ? 0 : 1 + scores.slice(1).reduce((b, s, i, all) => (s > all[b] ? i : b), 0);
-    const logits = output.logits.data.subarray(best * h * w, (best + 1) * h * w);
-    return { logits, width: w, height: h, iou: scores[best] };
+    const isSingle = points.length > 1 && (!this.manifest.replaces_unstable || isStable(mask(0)));
+    const best = isSingle ? 0 : scores.indexOf(Math.max(...scores.slice(1)), 1);
+    return { logits: mask(best), width: w, height: h, iou: scores[best] };
   }
+}
+
+/** Whether a mask hardly changes when its threshold moves, as SAM 2.1 decides whether to replace it by a candidate. */
+function isStable(logits) {
+  const above = (threshold) => logits.reduce((count, logit) => count + (logit > threshold), 0);
+  const loose = above(-0.05);
+  return !loose || above(0.05) / loose >= 0.98;
 }

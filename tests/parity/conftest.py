@@ -4,7 +4,9 @@ import pytest
 import torch
 from parity.seeded import seeded_weights
 
+import masklet
 from masklet.config import Sam2Config
+from masklet.export import to_onnx
 from masklet.model.sam2 import Sam2Model
 
 META_WEIGHTS = "e52582cb8d90091a6140c3fc1617e330531e557fe9f5f293b45e687bcfe9ae33"
@@ -21,6 +23,18 @@ def seeded_sam(golden_folder, segmenter_of, tmp_path_factory):
     model = Sam2Model.from_pretrained(path).requires_grad_(False)
     path.unlink()
     return segmenter_of(model)
+
+
+@pytest.fixture(scope="session", params=["eager", pytest.param("onnx", marks=pytest.mark.slow)])
+def seeded_runtime(request, seeded_sam, tmp_path_factory):
+    """The same network as it is, and exported to ONNX and run without torch."""
+    if request.param == "eager":
+        return seeded_sam
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="needs masklet[export]")
+    folder = tmp_path_factory.mktemp("onnx") / "tiny"
+    to_onnx(seeded_sam, folder, check=False)
+    return masklet.load(folder, engine="onnx", threads=torch.get_num_threads())
 
 
 @pytest.fixture(scope="session")

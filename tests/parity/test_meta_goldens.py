@@ -31,6 +31,11 @@ def encoded(seeded_sam, golden_folder):
     return seeded_sam.image(golden_folder / "inputs/truck.jpg")
 
 
+@pytest.fixture(scope="module")
+def encoded_by_runtime(seeded_runtime, golden_folder):
+    return seeded_runtime.image(golden_folder / "inputs/truck.jpg")
+
+
 def relative_error(ours, theirs):
     """The norm of the difference of two tensors, relative to the norm of the second."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
@@ -44,7 +49,8 @@ def test_the_image_embedding_is_metas(encoded, golden):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_prompt_gives_metas_logits_and_scores(encoded, golden, case):
+def test_a_prompt_gives_metas_logits_and_scores(encoded_by_runtime, golden, case):
+    encoded = encoded_by_runtime
     prompts = dict(CASES[case])
     if case == "mask_input":
         prompts["mask"] = encoded.predict(**CASES["point"]).best.logits

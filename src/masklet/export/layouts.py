@@ -89,11 +89,6 @@ def graphs_of(layout: str, precision: str, *, has_memory: bool) -> list[Graph]:
 def _transformersjs(suffix: str) -> list[Graph]:
     embeddings = tuple(f"image_embeddings.{level}" for level in range(3))
 
-    class Encoder(modules.ImageEncoder):
-        def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-            stride4, stride8, _, embedding = super().forward(pixel_values)
-            return stride4, stride8, embedding
-
     def example(model: Sam2Model, input_hw: SizeHW) -> Inputs:
         of = _prompts(model, input_hw)
         finer = (torch.cat([of[name], of[name]]) for name in ("stride4", "stride8"))  # one for each image
@@ -121,11 +116,6 @@ def _transformersjs(suffix: str) -> list[Graph]:
 
 
 def _samexporter() -> list[Graph]:
-    class Encoder(modules.ImageEncoder):
-        def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-            stride4, stride8, _, embedding = super().forward(pixel_values)
-            return stride4, stride8, embedding
-
     def example(model: Sam2Model, input_hw: SizeHW) -> Inputs:
         of = _prompts(model, input_hw)
         return {

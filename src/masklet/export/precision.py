@@ -30,7 +30,11 @@ def quantized(model: Any) -> Any:
     """An ONNX model with matrix products of 8-bit weights; activations are quantized as they come."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    # Shapes are inferred and constants folded already; without this mark the quantizer warns that they are not.
+    add_pre_process_metadata(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
         quantize_dynamic(
@@ -40,4 +44,7 @@ def quantized(model: Any) -> Any:
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
-        return onnx.load(path)
+        quantized = onnx.load(path)
+    del quantized.metadata_props[:]
+    onnx.helper.set_model_props(quantized, properties)
+    return quantized

@@ -124,7 +124,9 @@ class PromptEncoder(nn.Module):
         # Coordinates of clicks are pixel corners; the network was trained on pixel centres.
         size_xy = torch.tensor([input_hw[1], input_hw[0]], device=points.device)
         positions = self.shared_embedding((points.float() + 0.5) / size_xy)
-        embedded = (positions + self.point_embed(labels.clamp(min=0))).to(self.point_embed.weight.dtype)
+        # Not clamp(min=0), which OpenVINO computes wrongly for int64 in exported graphs.
+        kinds = self.point_embed(labels.masked_fill(labels < 0, 0))
+        embedded = (positions + kinds).to(self.point_embed.weight.dtype)
         # "Not a point" has no position: its embedding stands alone.
         return torch.where((labels == NOT_A_POINT)[..., None], self.not_a_point_embed.weight[0], embedded)
 

@@ -72,6 +72,11 @@ class OnnxVideo:
         """Frames that an object was tracked through, from first to last."""
         return tuple(sorted({frame for track in self._tracks.objects.values() for frame in track.tracked_steps}))
 
+    @property
+    def decides_late(self) -> bool:
+        """Whether the best of several hypotheses is known later: never, with the paper's memory policy."""
+        return False
+
     def prompt(
         self,
         frame: int,
