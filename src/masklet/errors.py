@@ -42,7 +42,7 @@ class DataError(MaskletError, ValueError):
 
 
 class TrainingError(MaskletError, RuntimeError):
-    """A run that cannot go on. What it had learned by its last save is kept."""
+    """A run that cannot continue. What it had learned by its last save is kept."""
 
 
 class DetectorError(MaskletError, RuntimeError):
@@ -50,4 +50,4 @@ class DetectorError(MaskletError, RuntimeError):
 
 
 class SpoolError(MaskletError, OSError):
-    """No room to keep what was tracked."""
+    """No space left to store tracking results."""

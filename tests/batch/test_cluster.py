@@ -125,7 +125,7 @@ def test_what_cannot_be_written_ends_the_run_with_the_reason(local_ray, images, 
     """By default of the setting that retries errors, Ray would run the block again without end."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/masks").write_text("a file where the folder is to be")
-    with pytest.raises(MaskletError, match=r"^a worker cannot go on: cannot write .*/out/masks/part-\w+.parquet: "):
+    with pytest.raises(MaskletError, match=r"^a worker cannot continue: cannot write .*/out/masks/part-\w+.parquet: "):
         on_ray(everything(images, tmp_path / "out", tiny_folder))
 
 

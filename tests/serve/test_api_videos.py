@@ -84,7 +84,7 @@ def test_a_cancelled_job_keeps_its_frames_and_goes_on(client, project, short_dog
     again = client.post(f"/v1/media/{video}/tracking", json={"resume": True})
     assert (again.status_code, again.json()["detail"]) == (
         409,
-        "there is nothing to go on with: tracking of dog.mp4 has ended",
+        "there is nothing to continue: tracking of dog.mp4 has ended",
     )
 
 

@@ -61,7 +61,7 @@ def test_a_lease_is_one_process_s_until_it_gives_it_back_or_ends(database):
     with database.writing() as db:
         take_lease(db, "m", mine)
         take_lease(db, "m", mine)
-        with pytest.raises(Busy, match="through another process"):
+        with pytest.raises(Busy, match="another process of the server"):
             take_lease(db, "m", other)
         release_lease(db, "m", other)  # not its own
         with pytest.raises(Busy):

@@ -1,4 +1,4 @@
-"""The images or videos of a source, and what tells a file from a later version of it."""
+"""The images or videos of a source, and how a file is distinguished from a later version of it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Input:
             yield path
 
     def stamp(self) -> str:
-        """Changes whenever the file is written, moved or copied; tells without reading it that it is the same."""
+        """Changes whenever the file is written, moved or copied. Shows that a file is the same without reading it."""
         file_system, path = open_file_system(self.address)
         stamp: str = file_system.ukey(path)
         return stamp

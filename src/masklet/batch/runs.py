@@ -158,7 +158,7 @@ class Run:
             "model": fingerprint(model.config, model.state_dict().values()),
             "load": {"dtype": self.model.get("dtype", "auto"), "resolution": self.model.get("resolution")},
         }
-        # Whole numbers become floats: the command line has 2.0 where a caller writes 2.
+        # Whole numbers become floats, since the command line passes 2.0 where a caller passes 2.
         as_floats = json.loads(json.dumps(depends_on, default=str), parse_int=float)
         return sha256(json.dumps(as_floats, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""One process that works: loads the model once, and makes parts of the results from blocks of inputs."""
+"""A worker process: loads the model once, and makes parts of the results from blocks of inputs."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class Worker:
         return int(saved[-1][-14:-8]), session, session.resume_tracking(packed=True)
 
     def _save(self, session: VideoSession, key: str, chunk: int) -> None:
-        forget_tracked(session)  # the parts have the results
+        forget_tracked(session)  # the parts hold the results
         with tempfile.TemporaryDirectory(prefix="masklet-") as folder:
             session.save(file := Path(folder) / "session")
             self.storage.upload(file, f"{SESSIONS}/{key}-{chunk:06}.session")

@@ -36,7 +36,7 @@ _PERCEIVER_NAMES = (
     ),
 )
 _NAMES = [
-    # The authors', ours, after SAM 2's table was applied.
+    # The authors' name and masklet's, after SAM 2's table has been applied.
     ("^vision_encoder.backbone.body.", "^vision_encoder.backbone.timm_model."),
     ("^spatial_perceiver.latents$", "^spatial_perceiver.latents_1d$"),
     *((f"^spatial_perceiver.layers.#.{a}.", f"^spatial_perceiver.layers.#.{b}.") for a, b in _PERCEIVER_NAMES),
@@ -46,7 +46,7 @@ _NAMES = [
 _TO_OURS = [rule(theirs, ours) for theirs, ours in _NAMES]
 _TO_AUTHORS = [rule(ours, theirs) for theirs, ours in reversed(_NAMES)]
 _KEYS, _VALUES, _BOTH = ".k_proj.", ".v_proj.", ".kv_proj."
-"""Keys and values of the perceiver are one matrix in the authors' files, that of the keys above the other."""
+"""In the authors' files, the perceiver's keys and values are one matrix, with the keys in the upper half."""
 
 
 def is_edgetam_file(tensors: Mapping[str, Tensor]) -> bool:
@@ -69,7 +69,7 @@ def from_edgetam(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_edgetam(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of ``from_edgetam``, which changes no name of a SAM 2."""
+    """The reverse of ``from_edgetam``. Names of a SAM 2 stay as they are."""
     converted: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.startswith("spatial_perceiver.") and _KEYS in name:

@@ -43,7 +43,7 @@ STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
 """Where Meta's files, Lightning and the usual training loops keep the state dict."""
 
 _NAMES = [
-    # Meta's, ours. Applied one after the other, and in reverse order to go back.
+    # Meta's name and masklet's. Applied in order, and in reverse order to convert back.
     (".norm.", ".layer_norm."),
     (".norm#.", ".layer_norm#."),
     (".norm_final_attn.", ".layer_norm_final_attn."),
@@ -239,7 +239,7 @@ def meta_name(name: str) -> str:
 def meta_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The reverse of ``convert_meta``: tensors of ``masklet.model`` in Meta's layout.
 
-    They share memory, except for keys and values of an EdgeTAM's perceiver, which are one tensor there.
+    They share memory with the input, except keys and values of an EdgeTAM's perceiver, which are one tensor there.
     """
     named = {name: t for name, t in tensors.items() if name not in (MATRIX_COPY, POINT_EMBEDDINGS)}
     converted = {renamed(name, _TO_META): t for name, t in to_edgetam(named).items()}

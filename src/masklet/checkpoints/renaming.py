@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 
 Rule = tuple[re.Pattern[str], str]
-"""A pattern, and what replaces it."""
+"""A pattern and its replacement."""
 
 
 def rule(name: str, other: str) -> Rule:
-    """A part of a name, and the part that replaces it: # is a number, ^ the beginning and $ the end of a name."""
+    """A rule that replaces a part of a name: # stands for a number, ^ for the beginning and $ for the end of a name."""
     pattern = re.escape(name).replace(re.escape("#"), r"(\d+)")
     for place in "^$":
         pattern = pattern.replace(re.escape(place), place)
@@ -18,7 +18,7 @@ def rule(name: str, other: str) -> Rule:
 
 
 def renamed(name: str, rules: Sequence[Rule]) -> str:
-    """A name after all rules, one after the other."""
+    """Applies all rules to a name, in order."""
     for pattern, replacement in rules:
         name = pattern.sub(replacement, name)
     return name

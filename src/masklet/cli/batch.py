@@ -80,7 +80,7 @@ def run_batch(
 ) -> None:
     """Segment a data set: every image or video of a source to Parquet files, on one machine or on Ray.
 
-    A run that was interrupted goes on when the command is repeated. Inputs that cannot be processed do not stop the
+    Repeat the command to continue an interrupted run. Inputs that cannot be processed do not stop the
     others: failures.parquet names them with the reason, and the next run tries them again.
     """
     from masklet.batch.prompt_files import read_prompt_file

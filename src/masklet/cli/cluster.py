@@ -35,16 +35,16 @@ class ClusterOptions:
             min=1, help="Processes, each with a model.", show_default="as many as fit", rich_help_panel=CLUSTER
         ),
     ] = None
-    cpus_per_worker: Annotated[float, typer.Option(help="CPUs of each process.", rich_help_panel=CLUSTER)] = 1
+    cpus_per_worker: Annotated[float, typer.Option(help="CPUs per process.", rich_help_panel=CLUSTER)] = 1
     gpus_per_worker: Annotated[
-        float, typer.Option(help="GPUs of each process; 0.5 shares one.", rich_help_panel=CLUSTER)
+        float, typer.Option(help="GPUs per process; with 0.5, two share one.", rich_help_panel=CLUSTER)
     ] = 0
 
     def execute(self) -> Execute | None:
-        """Runs the work; None for this process.
+        """Runs the work on a cluster; None to run it in this process.
 
         Raises:
-            ConfigError: Options for a cluster came without one.
+            ConfigError: Cluster options are given without ``--cluster``.
         """
         if self.cluster is None:
             if self != ClusterOptions():
@@ -60,21 +60,21 @@ class ReplicaOptions:
     """Where a server runs."""
 
     cluster: Address = None
-    min_replicas: Annotated[int, typer.Option(min=1, help="Processes that always run.", rich_help_panel=CLUSTER)] = 1
+    min_replicas: Annotated[int, typer.Option(min=1, help="Least number of processes.", rich_help_panel=CLUSTER)] = 1
     max_replicas: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes under load.", show_default="as many as fit", rich_help_panel=CLUSTER),
+        typer.Option(min=1, help="Processes under full load.", show_default="as many as fit", rich_help_panel=CLUSTER),
     ] = None
-    cpus_per_replica: Annotated[float, typer.Option(help="CPUs of each process.", rich_help_panel=CLUSTER)] = 1
+    cpus_per_replica: Annotated[float, typer.Option(help="CPUs per process.", rich_help_panel=CLUSTER)] = 1
     gpus_per_replica: Annotated[
-        float, typer.Option(help="GPUs of each process; 0.5 shares one.", rich_help_panel=CLUSTER)
+        float, typer.Option(help="GPUs per process; with 0.5, two share one.", rich_help_panel=CLUSTER)
     ] = 0
 
     def replicas(self) -> Replicas | None:
         """The replicas; None to serve from this process.
 
         Raises:
-            ConfigError: Options for a cluster came without one, or a number is invalid.
+            ConfigError: Cluster options are given without ``--cluster``, or a number is invalid.
         """
         if self.cluster is None:
             if self != ReplicaOptions():

@@ -29,7 +29,7 @@ ACCESS, STORAGE = "Access", "Storage"
 
 @dataclass(frozen=True, kw_only=True)
 class StorageOptions:
-    """Where a server keeps its state, and how much of it."""
+    """Where a server keeps its state, and the sizes of its caches."""
 
     data: Annotated[
         Path | None,
@@ -44,7 +44,7 @@ class StorageOptions:
         str | None,
         typer.Option(
             metavar="URL",
-            help="Database of several processes, as postgresql+psycopg://user:password@host/name "
+            help="Database shared by several processes, such as postgresql+psycopg://user:password@host/name "
             "(pip install masklet[postgresql]).",
             show_default="SQLite in --data",
             rich_help_panel=STORAGE,
@@ -59,7 +59,7 @@ class StorageOptions:
         typer.Option(
             min=0,
             metavar="GB",
-            help="Disk space in --data for encoded images that leave memory; 0: they are encoded again.",
+            help="Disk space in --data for encoded images that no longer fit in memory; 0 saves none.",
             rich_help_panel=STORAGE,
         ),
     ] = 4.0
@@ -83,8 +83,8 @@ class AccessOptions:
         list[str] | None,
         typer.Option(
             metavar="[NAME:]TOKEN",
-            help="A user, who sends this token. Repeatable. Needed for any --host but this machine's own. The "
-            "variable MASKLET_TOKENS holds tokens too, separated by spaces.",
+            help="Token of a user. Repeatable. Required if --host is reachable from other machines. The "
+            "environment variable MASKLET_TOKENS adds more, separated by spaces.",
             rich_help_panel=ACCESS,
         ),
     ] = None
@@ -92,13 +92,13 @@ class AccessOptions:
         list[str] | None,
         typer.Option(
             metavar="ORIGIN",
-            help="A web site that may call the API, as https://example.org. Repeatable.",
+            help="A web site that may call the API, such as https://example.org. Repeatable.",
             rich_help_panel=ACCESS,
         ),
     ] = None
     labelstudio_url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The Label Studio to fetch images from.", rich_help_panel=ACCESS),
+        typer.Option(metavar="URL", help="Label Studio server to fetch images from.", rich_help_panel=ACCESS),
     ] = None
     labelstudio_token: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="Its access token.", rich_help_panel=ACCESS)
@@ -143,7 +143,7 @@ def serve(
 
 
 def check_installed() -> None:
-    """Raises a MaskletError unless the packages of a server are there."""
+    """Raises a MaskletError if a package that the server needs is not installed."""
     try:
         for name in ("uvicorn", "masklet.serve.app"):
             import_module(name)
@@ -152,10 +152,10 @@ def check_installed() -> None:
 
 
 def settings_of(folder: Path | None, host: str, port: int, storage: StorageOptions, access: AccessOptions) -> Settings:
-    """The settings that the options give.
+    """The settings of a server, from the options.
 
     Raises:
-        MaskletError: ``folder`` is none.
+        MaskletError: ``folder`` is not a folder.
         ConfigError: See ``Settings``.
     """
     from masklet.serve.settings import Settings, users_of
@@ -190,7 +190,7 @@ def application(settings: Settings, model: ModelOptions) -> FastAPI:
 
 
 def run(app: FastAPI, listening: socket.socket) -> None:
-    """Serves until it is interrupted."""
+    """Serves until interrupted."""
     import uvicorn
 
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
@@ -207,7 +207,7 @@ def serve_on_ray(settings: Settings, model: ModelOptions, replicas: Replicas) ->
 
 
 def print_address(settings: Settings) -> None:
-    """Says where the page is."""
+    """Prints the address of the page."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"masklet: http://{host}:{settings.port} (Ctrl-C ends it); data in {settings.data}", flush=True)
 

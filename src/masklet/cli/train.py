@@ -203,7 +203,7 @@ def _print_reports(run: Run, table: Table) -> None:
             continue
         if first is None:
             first, started = report.step, time.monotonic()
-        if report.step == first:  # it includes what happens once, so it says nothing about the others
+        if report.step == first:  # it includes one-time work, so its duration is not typical
             seconds, left = math.nan, ""
         else:
             seconds = (time.monotonic() - started) / (report.step - first)

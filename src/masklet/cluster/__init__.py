@@ -1,6 +1,6 @@
-"""Work on Ray: data sets, data sets of your own pipelines, and the server.
+"""Runs over data sets, your own pipelines and the server on Ray.
 
-Ray schedules, restarts and retries; what is here starts it with the right settings and converts.
+Ray schedules, restarts and retries; this package configures it and converts inputs and results.
 """
 
 from masklet.cluster.pipelines import segment

@@ -11,16 +11,16 @@ from masklet.errors import MaskletError
 LOCAL = "local"
 """Address of a cluster that is started on this machine."""
 READING_CPUS = 1
-"""CPUs left to Ray for reading: if workers take all, a data set waits for ever."""
+"""CPUs left free for Ray's readers: if workers take all of them, a data set waits forever."""
 TRIES = 3
-"""How often Ray runs again what raised an error, or starts a worker that died while it started."""
+"""How often Ray retries a task that raised an error, or the start of a worker that died while starting."""
 
 
 def connect(address: str) -> Any:
     """The ``ray`` module, connected.
 
     Args:
-        address: Of a running cluster (``ray://host:10001``, ``auto``), or "local". If Ray is connected, it stays so.
+        address: Of a running cluster (``ray://host:10001``, ``auto``), or "local". Ignored if Ray is already connected.
 
     Raises:
         MaskletError: Ray is missing, or the cluster cannot be reached.
@@ -36,7 +36,7 @@ def connect(address: str) -> Any:
             ray.init(num_cpus=(os.cpu_count() or 1) + READING_CPUS, log_to_driver=False)
         else:
             ray.init(address=address, log_to_driver=False)
-    except Exception as error:  # of the network, of versions …
+    except Exception as error:  # network failures, version mismatches …
         raise MaskletError(f"cannot connect to the Ray cluster at {address}: {error}") from error
     return ray
 
@@ -44,9 +44,9 @@ def connect(address: str) -> Any:
 def connect_data(address: str) -> Any:
     """The ``ray`` module, connected, with settings of Ray Data for long work; see ``connect``.
 
-    By default Ray Data ends a job at the first error, and when a worker dies while it starts. Errors of inputs are
-    caught before Ray sees them. What is left, such as a store that does not answer, is tried again ``TRIES`` times.
-    Workers and nodes that die later are replaced without a limit, which is Ray's default.
+    By default, Ray Data ends a job at the first error, and when a worker dies while starting. Errors caused by inputs
+    are caught before Ray sees them. Other errors, such as a store that does not answer, are retried ``TRIES`` times.
+    Workers and nodes that die later are replaced as often as necessary, which is Ray's default.
     """
     ray = connect(address)
     import ray.data as ray_data
@@ -63,14 +63,14 @@ def connect_data(address: str) -> Any:
 
 
 def processes_that_fit(ray: Any, wanted: int | None, *, cpus: float, gpus: float, spare_cpus: float) -> int:
-    """How many processes with a model there are to be on a cluster.
+    """How many processes, each with a model, to run on a cluster.
 
     Args:
         ray: As ``connect`` returns it.
-        wanted: Processes; as many as fit if None.
-        cpus: Of each.
-        gpus: Of each; may be a part of one.
-        spare_cpus: That are left to other work.
+        wanted: Number of processes; as many as fit if None.
+        cpus: CPUs per process.
+        gpus: GPUs per process; may be a fraction.
+        spare_cpus: CPUs left free for other work.
 
     Raises:
         MaskletError: They do not fit.

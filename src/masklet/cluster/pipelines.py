@@ -1,4 +1,4 @@
-"""Ray data sets of images and videos, in pipelines of your own."""
+"""Masks of Ray data sets, for your own pipelines."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def segment(
     """Masks of the images or videos of a Ray data set.
 
     Args:
-        dataset: A row for each image or video. ``image``: an array (height, width, channels), as ``read_images`` makes
-            them, or ``bytes``: the content of a file, or ``path``: of a file; videos have a ``path``. ``prompts``, for
-            the tasks "prompts" and "track": a list of dicts with the columns of ``masklet.batch.prompt_files``.
-            ``input``: the name in the results; the path, or the number of the row in its batch, if it is missing.
+        dataset: One row per image or video. An image has a column ``image``, an array (height, width, channels) as
+            ``read_images`` makes it, ``bytes``, the content of a file, or ``path``; a video has ``path``. The tasks
+            "prompts" and "track" read ``prompts``, a list of dicts with the columns of ``masklet.batch.prompt_files``.
+            ``input`` is the name in the results: by default the path, or the number of the row in its batch.
         task: "everything", "prompts", "track" or "discover".
         model: As in ``masklet.load``.
-        options: Of automatic masks.
+        options: Options of automatic masks.
         pixels: How values become colours, see ``Segmenter.image``.
         workers: Processes, each of which loads the model once.
-        cpus: Of each.
-        gpus: Of each.
+        cpus: CPUs per worker.
+        gpus: GPUs per worker.
         tracking: ``direction`` and ``every`` of "track"; ``every`` of "discover".
 
     Returns:
         A row for each mask, with the columns of ``masklet.batch.parts.schema`` and ``error``: a row with only ``input``
-        and ``error`` stands for an input that could not be processed. Frames of a video come as they are tracked.
+        and ``error`` stands for an input that could not be processed. Frames of a video appear as they are tracked.
 
     Raises:
         ConfigError: There is no such task or option.

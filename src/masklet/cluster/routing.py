@@ -16,7 +16,7 @@ ON_MEDIA = re.compile(r"/v1/media/[^/]+")
 IN_MEMORY = re.compile(r"/(xanylabeling|labelstudio)/")
 """Tools whose open videos are in the memory of one replica."""
 TRIED = 3
-"""Replicas that are tried for an image or a video, when the first ones are full."""
+"""Replicas to try for an image or a video, if the first ones are full."""
 
 
 class MediaRouter(RequestRouter):
@@ -41,10 +41,10 @@ class MediaRouter(RequestRouter):
 
 
 def subject_of(args: list[Any]) -> str | None:
-    """What a request should find in the memory of its replica; None if any replica will do.
+    """Key of what a request needs in the memory of its replica; None if any replica will do.
 
     Args:
-        args: Of Ray's ``PendingRequest``: for HTTP a pickled object with the ASGI scope.
+        args: Arguments of Ray's ``PendingRequest``: for HTTP, a pickled object with the ASGI scope.
     """
     if not args or not isinstance(args[0], bytes):
         return None

@@ -1,6 +1,6 @@
 """Runs over data sets on Ray: many processes, on one machine or on many.
 
-What was finished is known from the results, so nothing else needs to survive.
+The results themselves show what is finished, so nothing else needs to survive a failure.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from masklet.errors import ConfigError, MaskletError
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to run, and with how much. Call it as ``execute`` of a ``Run``.
+    """Where to run, and with which resources. Pass it to a ``Run`` as ``execute``.
 
     Args:
-        address: Of a running cluster (``ray://host:10001``, ``auto``), or "local".
-        workers: Processes that each hold a model; as many as fit if None.
-        cpus: Of each worker.
-        gpus: Of each worker; a part of one shares it.
+        address: Address of a running cluster (``ray://host:10001``, ``auto``), or "local".
+        workers: Processes, each with a model; as many as fit if None.
+        cpus: CPUs per worker.
+        gpus: GPUs per worker; with a fraction, workers share one.
     """
 
     address: str = LOCAL
@@ -38,10 +38,10 @@ class Cluster:
             raise ConfigError("workers and cpus: expected numbers above 0; gpus: 0 or more")
 
     def __call__(self, work: Work, blocks: Sequence[Block]) -> Iterator[Report]:
-        """Runs the blocks; reports come as they are done.
+        """Runs the blocks and yields a report for each as it is finished.
 
         Raises:
-            MaskletError: Ray is missing, the cluster cannot be reached, or is too small; a worker cannot go on, for
+            MaskletError: Ray is missing, the cluster cannot be reached, or is too small; a worker cannot continue, for
                 example because the results cannot be written.
         """
         if not blocks:
@@ -59,7 +59,7 @@ class Cluster:
             for row in reports.iter_rows():
                 yield Report(**json.loads(row["report"]))
         except ray.exceptions.RayError as error:
-            raise MaskletError(f"a worker cannot go on: {_reason(error)}") from error
+            raise MaskletError(f"a worker cannot continue: {_reason(error)}") from error
 
     def resources(self, ray: Any, workers: int) -> dict[str, Any]:
         """Arguments of ``Dataset.map_batches``."""
@@ -82,7 +82,7 @@ class _WorkerOnRay:
 
 
 def _reason(error: Exception) -> str:
-    """What a worker raised, out of the text in which Ray quotes it."""
+    """The message of a worker's error, extracted from Ray's text."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     ours = [line.partition(": ")[2] for line in lines if re.match(r"masklet\.errors\.\w+: ", line)]
     return (ours or lines or [type(error).__name__])[-1]

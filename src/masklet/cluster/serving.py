@@ -1,4 +1,4 @@
-"""The server as a Ray Serve application: replicas by load, on one machine or on many.
+"""The server as a Ray Serve application: replicas that scale with the load, on one machine or on many.
 
 Each replica is the application of ``masklet serve`` with a model of its own. They share the database and the data
 folder, and one of them at a time works on an image or a video, see ``masklet.serve.state.leases``.
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 NAME = "masklet"
-"""Of the application in Ray's dashboard."""
+"""Name of the application in Ray's dashboard."""
 ROUTER = "masklet.cluster.routing:MediaRouter"
 BUSY_REQUESTS = 4
-"""Requests at a time in each replica above which Ray adds replicas. Streams of tracking jobs count."""
+"""Concurrent requests per replica above which Ray adds replicas. Streams of tracking jobs count."""
 MAX_REQUESTS = 500
-"""At a time in one replica; most of them are streams, which wait."""
+"""Concurrent requests in one replica; most of them are idle streams."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Replicas:
     """Where replicas run, and how many.
 
     Args:
-        address: Of a running cluster (``ray://host:10001``, ``auto``), or "local".
-        least: Replicas that always run.
-        most: Replicas under load; as many as fit if None.
-        cpus: Of each.
-        gpus: Of each; a part of one shares it.
+        address: Address of a running cluster (``ray://host:10001``, ``auto``), or "local".
+        least: Least number of replicas.
+        most: Greatest number of replicas, under load; as many as fit if None.
+        cpus: CPUs per replica.
+        gpus: GPUs per replica; with a fraction, replicas share one.
 
     Raises:
         ConfigError: A number is invalid.
@@ -52,7 +52,7 @@ class Replicas:
         if self.least < 1 or (self.most is not None and self.most < self.least) or self.cpus <= 0 or self.gpus < 0:
             raise ConfigError(
                 f"replicas from {self.least} to {self.most}, {self.cpus:g} CPUs and {self.gpus:g} GPUs: expected at "
-                "least 1 replica, no fewer at most, more than 0 CPUs, and 0 or more GPUs"
+                "least 1 replica, a maximum that is not smaller, more than 0 CPUs, and 0 or more GPUs"
             )
 
 
@@ -61,9 +61,9 @@ def serving(settings: Settings, model: Mapping[str, Any], replicas: Replicas) ->
     """Serves until the block ends.
 
     Args:
-        settings: Of the server. Its host and port are those of Ray's proxies, one on each machine with a replica.
+        settings: Settings of the server. Ray's proxies, one per machine with a replica, listen on its host and port.
         model: Arguments of ``masklet.load``.
-        replicas: Where, and how many.
+        replicas: Where replicas run, and how many.
 
     Raises:
         MaskletError: Ray Serve is missing, or the cluster cannot be reached or is too small; its machines would not

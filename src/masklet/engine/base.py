@@ -65,7 +65,7 @@ class Engine(ABC):
         self._positions: tuple[object, Tensor] | None = None
 
     def __reduce__(self) -> tuple[type[Engine], tuple[object, ...]]:
-        """Copies and pickles make the engine anew, for other processes: what it caches belongs to its own network."""
+        """Copies and pickles create a new engine, since cached values belong to one network."""
         return type(self), (self.model,)
 
     @property
@@ -145,9 +145,9 @@ class Engine(ABC):
         return self.model.mask_downsample(mask)
 
     def _position_table(self, pixel_values: Tensor) -> Tensor | None:
-        """Positions for the trunk, cached for the last size; None if it has none.
+        """Positions for the trunk, cached for the last size; None if the trunk has none.
 
-        Computed on the CPU: some devices lack bicubic.
+        Computed on the CPU, since some devices lack bicubic interpolation.
         """
         trunk = self.model.vision_encoder.backbone
         if not isinstance(trunk, Hiera):

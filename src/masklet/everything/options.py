@@ -48,7 +48,7 @@ class EverythingOptions:
     points_per_side: int = 32
     """Points along each side of the image. Each point gives three candidates; more points find smaller objects."""
     point_grids: Sequence[Any] | None = None
-    """Points of one's own instead of ``points_per_side``: for each layer of crops, beginning with the whole image,
+    """Your own points instead of ``points_per_side``: for each layer of crops, beginning with the whole image,
     (points, 2) x and y from 0 to 1 of the crop."""
     crops: int = 0
     """Layers of crops that are searched besides the whole image, for small objects: layer n has 2**n by 2**n crops."""

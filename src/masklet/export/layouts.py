@@ -15,7 +15,7 @@ from masklet.model.sam2 import Sam2Model
 
 LAYOUTS = ("masklet", "transformersjs", "samexporter")
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized"}
-"""Of the files that transformers.js looks for."""
+"""Suffixes of the files that transformers.js searches for, by precision."""
 
 Inputs = dict[str, Tensor]
 

@@ -33,7 +33,7 @@ def quantized(model: Any) -> Any:
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    # Shapes are inferred and constants folded already; without this mark the quantizer warns that they are not.
+    # Shapes are already inferred and constants folded; without this mark, the quantizer warns that they are not.
     add_pre_process_metadata(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"

@@ -139,7 +139,7 @@ def is_uint16(dtype: np.dtype) -> bool:
 
 
 def range_hint(low: Any, high: Any) -> str:
-    """How to tell what is black and white, for an error about values from ``low`` to ``high``."""
+    """How to state what is black and white, for an error about values from ``low`` to ``high``."""
     if not -np.inf < low < high < np.inf:
         low, high = 0, 1
     return (

@@ -119,7 +119,7 @@ class Chains:
 
 
 def places_to_divide(outlines: Outlines, keep: np.ndarray, tolerance: float) -> np.ndarray:
-    """Indices of points to keep as well: those too far from their line, or else those that mend the first fault found.
+    """Indices of points to keep as well: those too far from their line, or else those that fix the first fault found.
 
     Each check relies on those before it.
     """

@@ -118,7 +118,7 @@ def keep(ws: Workspace, media: Media, result: Result, title: str, opened: OpenSe
     """Stores a result of a prompt in one transaction, as a change that can be undone.
 
     Raises:
-        Busy: It took so long that another process has changed something meanwhile.
+        Busy: It took so long that another process has changed the image or video in the meantime.
     """
     with ws.database.writing() as db:
         take_lease(db, media.id, ws.owner)
@@ -149,7 +149,7 @@ def bump(db: Session, media: Media) -> int:
     """
     row = db.get(Media, media.id)
     if row is None or row.version != media.version:
-        raise Busy("this was changed through another process of the server. Try again")
+        raise Busy("this was changed by another process of the server. Try again")
     row.version += 1
     db.add(row)
     return row.version

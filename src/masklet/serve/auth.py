@@ -18,7 +18,7 @@ def user_of_token(settings: Settings, token: str | None) -> str | None:
         return LOCAL_USER
     given = (token or "").encode(errors="replace")
     found = None
-    for known, user in settings.tokens.items():  # all are compared, so that the time tells nothing
+    for known, user in settings.tokens.items():  # all are compared, so that the time reveals nothing
         if hmac.compare_digest(known.encode(), given):
             found = user
     return found

@@ -86,14 +86,14 @@ class Cache:
             self._shrink()
 
     def drop(self, key: Hashable, *, save: bool = False) -> None:
-        """Forgets a value; ``save``: as if it had to leave."""
+        """Forgets a value; with ``save``, saves it first, as when it is evicted."""
         with self._lock:
             entry = self._entries.pop(key, None)
         if save and entry is not None and entry.leave is not None:
             entry.leave(entry.value)
 
     def clear(self) -> None:
-        """Lets all values leave."""
+        """Evicts all values."""
         for key in self.held_keys():
             self.drop(key, save=True)
 

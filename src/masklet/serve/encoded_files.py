@@ -1,4 +1,4 @@
-"""Encoded images in files: those that left memory, and those of the server before a restart."""
+"""Encoded images on disk: those dropped from memory, and those from before a restart."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class EncodedFiles:
     """A folder of encoded images with a budget in bytes. Several processes may share it.
 
     Args:
-        folder: Where they are.
+        folder: Folder of the files.
         budget: Bytes of all files. The least recently used ones are deleted.
-        sam: The model. Files of another one are as if they were not there.
+        sam: The model. Files of other models are ignored.
     """
 
     def __init__(self, folder: Path, budget: int, sam: Segmenter) -> None:
@@ -37,7 +37,7 @@ class EncodedFiles:
         self._lock = threading.Lock()
 
     def path(self, media_id: str, frame: int, source: Path) -> Path:
-        """The file of a frame of an image or a video. Another one when ``source`` changes."""
+        """The file of an image or of a frame of a video. The name changes when ``source`` does."""
         state = source.stat()
         content = sha256(repr((self._model, frame, state.st_size, state.st_mtime_ns)).encode()).hexdigest()[:32]
         return self.folder / f"{media_id}-{content}{SUFFIX}"
@@ -50,13 +50,13 @@ class EncodedFiles:
         except FileNotFoundError:
             return None
         except (OSError, CheckpointError) as error:
-            logger.warning("an encoded image cannot be read, and is made again: %s", error)
+            logger.warning("an encoded image cannot be read, and is encoded again: %s", error)
             with suppress(OSError):
                 path.unlink()
             return None
 
     def save(self, path: Path, image: EncodedImage) -> None:
-        """Keeps an encoded image if it can be: the server goes on without it."""
+        """Saves an encoded image. Failures are only logged, since the server works without the file."""
         size = sum(tensor.nbytes for tensor in image.features)
         if size > self.budget or path.exists():
             return

@@ -116,7 +116,7 @@ def write_image(ws: Workspace, media: Media, format: str, names: dict[int, str],
 
 
 def write_video(ws: Workspace, media: Media, format: str, names: dict[int, str], path: Path) -> None:
-    """Writes the tracks of a video, from a session of its own, so that others may go on with the shared one."""
+    """Writes the tracks of a video, from a separate session, so that others may continue to use the shared one."""
     session = ws.restored(media)
     if format in ("cvat", "mot", "mots"):
         session.export(path, format, categories=names)  # type: ignore[arg-type]

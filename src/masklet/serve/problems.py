@@ -32,7 +32,7 @@ class Problem(Exception):
 
     Args:
         status: Of HTTP.
-        message: What came, what was expected, and how to mend it.
+        message: What came, what was expected, and how to fix it.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -110,7 +110,7 @@ def answer_invalid(request: Request, error: RequestValidationError) -> JSONRespo
 
 
 def answer_unsaved(request: Request, error: Exception) -> JSONResponse:
-    """The database or the disk does not take it. What was there before is unchanged."""
+    """The database or the disk refused to save something. What was there before is unchanged."""
     if not isinstance(error, DataError):
         logger.error("could not save", exc_info=error)
     status, text = unsaved(error)
@@ -118,9 +118,9 @@ def answer_unsaved(request: Request, error: Exception) -> JSONResponse:
 
 
 def unsaved(error: BaseException) -> tuple[int, str]:
-    """Why the database or the disk does not take something, for users."""
+    """Status and message, for users, when the database or the disk refuses to save something."""
     if isinstance(error, DataError):
-        return 422, "a text in the request holds characters that cannot be saved, such as NUL"
+        return 422, "a text in the request contains characters that cannot be saved, such as NUL"
     cause = getattr(error, "orig", None)
     text = str(cause or error)
     if "locked" in text:

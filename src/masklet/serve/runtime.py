@@ -65,14 +65,14 @@ class Runtime:
         self.owner = new_owner()
         """The name of this process, among those that share the data folder."""
         self.folder = settings.data / "sessions" / self.owner.replace(":", "~")  # allowed in names everywhere
-        """For files that are of no use to other processes. It is removed when the process ends."""
+        """For files that only this process uses. Removed when the process ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._is_closing = False
 
     async def run(
         self, user: str, work: Callable[[], Result], request: Request | None = None, *, is_long: bool = False
     ) -> Result:
-        """Runs ``work`` before tracking goes on, and returns its result.
+        """Runs ``work`` before tracking continues, and returns its result.
 
         Args:
             user: Users take turns.
@@ -207,7 +207,7 @@ class Runtime:
         video.saved.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Ends all work. Encoded images are kept for the next start; what must not get lost is in the database."""
+        """Ends all work. Saves encoded images for the next start; all that must not be lost is in the database."""
         self._is_closing = True
         self.scheduler.close()
         self.cache.clear()

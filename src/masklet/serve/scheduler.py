@@ -15,7 +15,7 @@ from masklet.serve.settings import Limits
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 CLICKS_IN_A_ROW = 4
-"""After so many, a job that waits has a step: users who click all the time must not end the tracking of others."""
+"""After this many, a waiting job gets a step, so that users who keep clicking do not stop the tracking of others."""
 
 
 class Busy(Exception):
@@ -36,12 +36,12 @@ class Job:
         self.user = user
         self.steps = steps
         self.cancelled = threading.Event()
-        """Set by ``cancel``; the step at work is the last one."""
+        """Set by ``cancel``; the current step is the last one."""
         self.ended = threading.Event()
         self._on_end = on_end
 
     def cancel(self) -> None:
-        """Ends the job after the step at work."""
+        """Ends the job after the current step."""
         self.cancelled.set()
 
     def step(self) -> bool:
@@ -211,7 +211,7 @@ class Scheduler:
             click.run()
 
     def close(self) -> None:
-        """Ends all jobs after the step at work, refuses what waits, and ends the thread."""
+        """Ends all jobs after the current step, refuses waiting work, and ends the thread."""
         with self._changed:
             self._is_open = False
             if self._running is not None:

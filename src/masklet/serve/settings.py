@@ -46,7 +46,7 @@ class Settings:
 
     Raises:
         ConfigError: The server could be reached from other machines, and has no token; a token is short; an origin is
-            not one.
+            invalid.
     """
 
     data: Path
@@ -62,9 +62,9 @@ class Settings:
     cache_bytes: int = 2 * GIB
     """Budget of encoded images and open sessions in memory."""
     disk_cache_bytes: int = 4 * GIB
-    """Budget of encoded images in files, for when they are needed again."""
+    """Budget of encoded images on disk."""
     cors_origins: tuple[str, ...] = ()
-    """Web sites that may call the API, as browsers name them: https://example.org."""
+    """Origins of web sites that may call the API, such as https://example.org."""
     labelstudio_url: str | None = None
     """The only address from which media are fetched."""
     labelstudio_token: str | None = None

@@ -32,7 +32,7 @@ def start_tracking(ws: Workspace, user: str, media_id: str, body: TrackingBody) 
     """Starts a job. Runs in the device's thread.
 
     Raises:
-        Problem: It is no video, or is tracked already; there is nothing to go on with.
+        Problem: It is not a video, or is being tracked already; there is nothing to continue.
         PromptError: Nothing was prompted, or the range of frames is empty.
         Busy: Too many videos are being tracked.
     """
@@ -44,10 +44,10 @@ def start_tracking(ws: Workspace, user: str, media_id: str, body: TrackingBody) 
             plan = remaining_frames(opened.session) if body.resume else plan_of(opened, body)
         total = sum(map(len, plan))
         if body.resume and not total:
-            raise Problem(409, f"there is nothing to go on with: tracking of {media.name} has ended")
+            raise Problem(409, f"there is nothing to continue: tracking of {media.name} has ended")
         row = TrackingJob(media_id=media_id, user=user, status="running", total=total, owner=ws.owner)
         steps = track(ws, media, row.id, None if body.resume else body)
-        # It begins when this function, which has the device's thread, has returned.
+        # It starts once this function, which occupies the device's thread, has returned.
         job = ws.runtime.scheduler.start(user, steps, lambda error: end_tracking(ws, media_id, row.id, error))
         ws.jobs[media_id] = job
         try:
@@ -84,13 +84,13 @@ def track(ws: Workspace, media: Media, job_id: str, body: TrackingBody | None) -
     """The steps of a job, a frame each.
 
     While the cache is full, only as many videos as fit in it are tracked in turn. The others wait, and those give up
-    their place after ``SHARE`` frames. All that is needed to go on is in the database.
+    their place after ``SHARE`` frames. All that is needed to continue is in the database.
 
     Args:
         ws: The workspace.
         media: The video.
         job_id: The row to count in.
-        body: The frames; None goes on with those that remain.
+        body: The frames; None continues with those that remain.
     """
     is_done = False
     while not is_done:
@@ -182,14 +182,14 @@ def end_tracking(ws: Workspace, media_id: str, job_id: str, error: BaseException
                     row.status = "done"
                 db.add(row)
             release_lease(db, media_id, ws.owner)
-    except SQLAlchemyError as unrecorded:  # the disk is full, for example, which has ended the job as well
+    except SQLAlchemyError as unrecorded:  # for example because the disk is full, which also ended the job
         logger.exception("the end of tracking could not be saved")
         ws.failed[job_id] = message_of(error or unrecorded)
     ws.notify(media_id)
 
 
 def progress(ws: Workspace, row: TrackingJob) -> TrackingJob:
-    """A job as it is: one that ended when that could not be saved does not run any more."""
+    """The current state of a job, also if its end could not be saved or its process is gone."""
     if row.status == "running" and row.id in ws.failed:
         row.status, row.error = "failed", ws.failed[row.id]
     elif row.status == "running" and is_gone(row.owner):
@@ -203,11 +203,11 @@ def message_of(error: BaseException) -> str:
         return public_text(str(error))
     if isinstance(error, SQLAlchemyError | OSError):
         return unsaved(error)[1]
-    return "the server could not go on. Its log says why; what was tracked is kept"
+    return "the server could not continue. Its log says why; what was tracked is kept"
 
 
 def cancel_tracking(ws: Workspace, user: str, job_id: str) -> TrackingJob:
-    """Ends a job after the frame at work, in whichever process it runs."""
+    """Ends a job after the current frame, in whichever process it runs."""
     with ws.database.writing() as db:
         row = job_of(db, user, job_id)
         if row.status == "running":

@@ -56,7 +56,7 @@ class Workspace:
     jobs: dict[str, Job] = field(default_factory=dict)
     """Running in this process, by image or video."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Why jobs have failed whose end could not be saved."""
+    """Error messages, by id, of jobs whose end could not be saved."""
     changed: dict[str, list[Any]] = field(default_factory=dict)
     """Functions to call when a job has progressed."""
     videos_tracked: int = 0
@@ -93,7 +93,7 @@ class Workspace:
 
     @contextmanager
     def encoded(self, media: Media, frame: int) -> Iterator[EncodedImage]:
-        """An image, or a frame of a video, encoded: from memory or a file, if it was encoded before."""
+        """An encoded image or frame of a video, from memory or a file if it was encoded before."""
         source, files = file_of(self.settings, media), self.runtime.encoded
         path = files.path(media.id, frame, source)
 
@@ -133,7 +133,7 @@ class Workspace:
                 raise
 
     def restored(self, media: Media) -> VideoSession:
-        """A session of its own, for reading: other threads may go on with the shared one."""
+        """A separate session for reading: other threads may continue to use the shared one."""
         return self._restored(media).session
 
     def _restored(self, media: Media) -> OpenSession:
@@ -176,14 +176,14 @@ class Workspace:
         return job if job is not None and job.status in ("running", "interrupted") else None
 
     def forget(self, media_id: str) -> None:
-        """Drops what was kept to be quick with an image or a video."""
+        """Drops everything cached for an image or a video."""
         cache = self.runtime.cache
         for key in [key for key in cache.held_keys() if isinstance(key, tuple) and media_id in key]:
             cache.drop(key)
         self.runtime.encoded.forget(media_id)
 
     def notify(self, media_id: str) -> None:
-        """Tells who waits for the progress of a video."""
+        """Notifies everyone who waits for the progress of a video."""
         with self.lock:
             waiting = list(self.changed.get(media_id, ()))
         for call in waiting:

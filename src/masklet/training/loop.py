@@ -111,7 +111,7 @@ class Trainer:
             weight.requires_grad_(any(is_trained(name, stage.train) for stage in config.stages))
         if config.checkpoint_activations:
             _checkpoint_activations(self.model)
-        if config.compile and cache is None:  # a cache encodes any number of images at a time, and each only once
+        if config.compile and cache is None:  # with a cache, batches of new images vary in size
             self.model.vision_encoder.compile(dynamic=False)
         self.objective = objective.to(self.accelerator.device)
         # float16 has few exponents: gradients are scaled up, and steps in which one overflows are left out.
@@ -302,7 +302,7 @@ class Trainer:
                 extra.load_state_dict(state["extra"])
             for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(optimizer_state)
-            if self.scaler.is_enabled() and state.get("scaler"):  # a run may go on in another precision
+            if self.scaler.is_enabled() and state.get("scaler"):  # a run may continue in another precision
                 self.scaler.load_state_dict(state["scaler"])
             self.step, self.ema = state["step"], state["ema"]
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError) as error:

@@ -1,4 +1,4 @@
-"""Running out of memory: how it is recognised, and what to change."""
+"""Recognises that memory ran out, and suggests what to change."""
 
 from __future__ import annotations
 

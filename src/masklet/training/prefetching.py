@@ -27,7 +27,7 @@ T = TypeVar("T")
 BATCHES_AHEAD = 2
 """Batches that each worker prepares ahead of time."""
 PARENT_CHECK_S = 1.0
-"""How often a worker looks whether the main process still runs."""
+"""Interval at which a worker checks that the main process is still running."""
 
 
 def prefetch(
@@ -118,7 +118,7 @@ def _unchanged(sent: Any) -> Any:
 def start_worker(_: int) -> None:
     """Initialise a worker process of a ``DataLoader``: it leaves signals to the main process, and ends with it.
 
-    Otherwise a worker whose main process was killed would wait for ever for somebody to read what it has made.
+    Otherwise, a worker whose main process was killed would wait forever for its batches to be read.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The processes of a run: how they share its batches, and that none waits for one that has failed."""
+"""The processes of a run: they share its batches, and fail together, so that none waits for one that has failed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fail_together(accelerator: Accelerator) -> Iterator[None]:
 
 
 def uses_all_weights(config: TrainingConfig) -> bool:
-    """Whether every step uses all weights that it trains, so that processes need not look for unused ones.
+    """Whether every step uses all weights that it trains, so that processes need not search for unused ones.
 
     A step on images does not use the memory, and one on clips does not use all other weights.
     """
@@ -74,7 +74,7 @@ def make_accelerator(
         device: ``auto`` or ``cpu``.
         trackers: Experiment trackers to log to.
         folder: Folder for the trackers' files.
-        find_unused: Whether processes look for weights that a step does not use, see ``uses_all_weights``.
+        find_unused: Whether processes search for weights that a step does not use, see ``uses_all_weights``.
 
     Raises:
         DeviceError: The device is neither ``auto`` nor ``cpu``.

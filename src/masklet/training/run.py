@@ -258,7 +258,7 @@ class Run:
         yield scores
 
     def _save(self) -> None:
-        """Writes the state first, because it is what cannot be made again."""
+        """Writes the state first, because it cannot be recomputed."""
         if not self.accelerator.is_main_process:
             return
         notes = {name: scores and asdict(scores) for name in SAVED_SCORES for scores in (getattr(self, name),)}

@@ -25,10 +25,10 @@ class RunFiles:
     """Reads and writes the files of a run. Of several processes, only the main one writes.
 
     Args:
-        folder: Folder of the run; made if missing.
+        folder: Folder of the run; created if missing.
 
     Raises:
-        ConfigError: The folder cannot be made.
+        ConfigError: The folder cannot be created.
         TrainingError: In all methods that write: a file cannot be written.
     """
 
@@ -68,7 +68,7 @@ class RunFiles:
                 model.save_pretrained(self.folder / name, dtype=dtype)
 
     def begin_log(self) -> None:
-        """Begins an empty ``log.jsonl``."""
+        """Creates an empty ``log.jsonl``."""
         self._replace("log.jsonl", "")
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ class RunFiles:
             self._replace("curve.svg", curve_svg([json.loads(line) for line in self._log_lines()]))
 
     def write_samples(self, samples: Sequence[Sample], step: int) -> None:
-        """Writes images of the results of a validation to ``samples``."""
+        """Writes the sample images of a validation to ``samples``."""
         for number, sample in enumerate(samples if self.is_writer else ()):
             path = self.folder / "samples" / f"{step:06}-{number}.jpg"
             with self.writing(), replacing(path) as unfinished:
@@ -108,5 +108,5 @@ class RunFiles:
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the line was not written whole
+    except (ValueError, KeyError, TypeError):  # the line was cut off
         return 2**63

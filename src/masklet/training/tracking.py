@@ -18,7 +18,7 @@ from masklet.training.resuming import as_yaml
 from masklet.training.validation import Sample
 
 WANDB_ID = "wandb.id"
-"""File of a run's folder that names its run at Weights & Biases, so that a resumed run goes on there."""
+"""File of a run's folder that names its run at Weights & Biases, so that a resumed run continues there."""
 
 
 class Trackers:
@@ -36,7 +36,7 @@ class Trackers:
         self.folder = folder
 
     def start(self, step: int) -> None:
-        """Begins to track, or goes on after ``step``: what was tracked after it is replaced."""
+        """Starts to log, or continues after ``step``, replacing what was logged after it."""
         if not self.config.trackers:
             return
         options = {"tensorboard": {"purge_step": step + 1}}

@@ -50,7 +50,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with true and predicted masks, to look at."""
+    """An image with true and predicted masks, for inspection."""
 
     name: str
     image: Pixels

@@ -118,7 +118,7 @@ class VideoFile:
         """Decode frames from the time ``start`` on, with their times, which rise.
 
         A decoder that runs in threads reports damage too late to tell which packet is damaged. At the first error
-        threads are given up for this file, and reading goes on where it was.
+        threads are no longer used for this file, and reading continues where it was.
         """
         while True:
             try:

@@ -82,7 +82,7 @@ def write_tracks(
             were found by words, and otherwise "object".
         names: All classes in the order of their numbers; by default those of ``categories`` in their order.
         tolerance: Leaves out points of CVAT's polygons, see ``Masks.to_polygons``.
-        every: Step from each frame to the next. CVAT interpolates between them; after a longer gap, objects start anew.
+        every: Step from each frame to the next. CVAT interpolates between them; after longer gaps, objects start again.
         count: Frames of the video, if known: CVAT's tracks end if the results end before the video.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One step of tracking for many objects: what their rows read of memory, in which batches, and what is kept."""
+"""One step of tracking for many objects: which memories they read, how they are batched, and what is kept."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ FeaturesOf = Callable[[int], Features]
 
 @dataclass(frozen=True)
 class FrameStep:
-    """A frame that objects are tracked into, and how."""
+    """A frame that objects are tracked into, and all that tracking needs."""
 
     frame: int
     step: int
-    """From the frame before; negative when tracking backward."""
+    """Distance from the frame before; negative when tracking backward."""
     features_of: FeaturesOf
     engine: Engine
     policy: MemoryPolicy
@@ -49,7 +49,7 @@ class FrameStep:
     slots: MemorySlots | None
 
     def select(self, row: Row) -> MemorySelection:
-        """What the frame reads of a row: checked, and held or restored."""
+        """The memories of a row that the frame reads, checked. All of them are held or can be computed again."""
         selection = self.policy.select(self.frame, row, step=self.step)
         check_selection(selection, self.frame, row, self.policy)
         is_held = [entry[0] in row.maps for entry in selection.maps]
@@ -64,7 +64,7 @@ class FrameStep:
         )
 
     def restore_maps(self, selections: Iterable[tuple[Row, MemorySelection]]) -> None:
-        """Compute again the selected maps that were dropped. A frame is encoded once for all objects."""
+        """Recompute the selected maps that were dropped. A frame is encoded once for all objects."""
         missing: dict[int, list[ObjectMemory]] = {}
         for row, selection in selections:
             for frame, _ in selection.maps:
@@ -78,7 +78,7 @@ class FrameStep:
                     )
 
     def choose(self, rows: Sequence[Candidates]) -> Sequence[Choice]:
-        """What the policy keeps of the candidates of an object."""
+        """The candidates of an object that the policy keeps."""
         assert self.policy.choose is not None
         choices = self.policy.choose(self.frame, rows, step=self.step)
         check_choices(choices, rows, self.frame, self.policy)
@@ -103,7 +103,7 @@ class FrameStep:
         rows: Mapping[RowKey, Row],
         selections: Mapping[RowKey, MemorySelection],
     ) -> dict[Hashable, ObjectFrame]:
-        """The candidate of the highest predicted IoU of each object, which nothing reads back from the device."""
+        """Keep each object's candidate of the highest predicted IoU, without reading anything back from the device."""
         results = {}
         for batch in self._batches(selections):
             tracked = track_objects(
@@ -125,7 +125,7 @@ class FrameStep:
         rows: Mapping[RowKey, Row],
         selections: Mapping[RowKey, MemorySelection],
     ) -> dict[Hashable, ObjectFrame]:
-        """The candidates that the policy chooses among those of all rows of an object."""
+        """Keep the candidates that the policy chooses among those of all rows of an object."""
         features = self.features_of(self.frame)
         outputs: dict[Hashable, dict[int, RowOutput]] = {object_id: {} for object_id in tracks}
         for batch in self._batches(selections):

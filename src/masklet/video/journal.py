@@ -1,6 +1,6 @@
 """A session in parts: the result of one object in one frame, for programs that store each as it comes.
 
-``VideoSession.save`` writes a whole session. A server stores what each call has changed, and makes the session anew
+``VideoSession.save`` writes a whole session. A server stores what each call has changed, and rebuilds the session
 from all parts: masks are the same to the bit as if it had never been closed.
 """
 
@@ -126,10 +126,10 @@ def conditioned_packing(session: VideoSession) -> TensorPacking:
 
 
 def forget_tracked(session: VideoSession) -> None:
-    """Drops the results of tracked frames that tracking on does not read, for programs that have stored them.
+    """Drops the results of tracked frames that further tracking does not read, for programs that have stored them.
 
-    Without them a session, and its file, no longer grows with the video. The frames that remain get the same masks;
-    only with the policy "paper", as others may read any frame.
+    The session and its saved file then stop growing with the video, and the remaining frames get the same masks. Does
+    nothing with policies other than "paper", since these may read any frame.
     """
     policy = session._tracks.policy
     if type(policy) is not PaperPolicy:

@@ -54,7 +54,7 @@ class ResultPacking:
         # Bytes of equal significance side by side: signs and exponents of neighbours are alike, fractions are not.
         planes = logits.reshape(-1, 1).view(np.uint8).T
         vector = torch.cat([value.iou_score.view(1), value.object_score.view(1), value.pointer])
-        # Runs of equal bytes are all there is to find: the usual search for longer matches takes twice the time.
+        # There are only runs of equal bytes to find; the usual search for longer matches takes twice the time.
         compressor = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
         compressed = compressor.compress(planes.tobytes()) + compressor.flush()
         return compressed + vector.float().cpu().numpy().tobytes()

@@ -1,4 +1,4 @@
-"""Converts decoded frames to upright RGB pixels, which look as the same content does in an image file."""
+"""Converts decoded frames to upright RGB pixels that match the same content in an image file."""
 
 from __future__ import annotations
 
@@ -129,8 +129,7 @@ def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV 17 and 18 give no side data at all if there is a kind that they have no name for, as EXIF. FFmpeg removes
-        # those.
+        # PyAV 17 and 18 return no side data at all if one kind, such as EXIF, has no name there. FFmpeg removes those.
         named: set[Any] = {kind.value for kind in SideDataType}
         unnamed = [number for number in range(SIDE_DATA_NUMBERS) if number not in named]
         removed = filtered(frame, *(("sidedata", f"mode=delete:type={number}") for number in unnamed))

@@ -52,8 +52,8 @@ def build_sam2(
     """A network for ``SAM2ImagePredictor``, ``SAM2AutomaticMaskGenerator`` or training.
 
     Args:
-        config_file: Any of Meta's names of configurations, such as ``configs/sam2.1/sam2.1_hiera_t.yaml``, of which
-            only the size and the version matter, or ``configs/edgetam.yaml``. None: whatever the checkpoint is.
+        config_file: The name of one of Meta's configurations, such as ``configs/sam2.1/sam2.1_hiera_t.yaml``, of which
+            only the size and the version matter, or ``configs/edgetam.yaml``. None: determined by the checkpoint.
         ckpt_path: One of Meta's ``.pt`` files, a model folder, or a name that ``masklet.load`` takes; None for a
             network with random weights.
         device: None is CUDA, then MPS, then the CPU. Meta's default is CUDA.
@@ -232,7 +232,7 @@ def named_config(config_file: str | None) -> Sam2Config:
     """The configuration that one of Meta's names stands for.
 
     Raises:
-        ConfigError: It is another name.
+        ConfigError: The name is unknown.
     """
     if _EDGETAM_FILE.fullmatch(config_file or ""):
         return edgetam_config()

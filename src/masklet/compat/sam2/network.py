@@ -45,7 +45,7 @@ class SAM2Base(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """What predictors run; made anew when the network has moved to another device or precision."""
+        """The engine of predictors; recreated when the network has moved to another device or precision."""
         network = self.network
         if self._engine is None or self._engine[1:] != (network.device, network.dtype):
             self._engine = make_engine(network), network.device, network.dtype
@@ -133,7 +133,7 @@ class SAM2Base(nn.Module):
             yield start + meta_name(name), parameter
 
     def __getattr__(self, name: str) -> Any:
-        """Parts whose names are the same in both packages."""
+        """Modules whose names are the same in both packages."""
         if name in ("memory_attention", "memory_encoder", "spatial_perceiver"):
             return getattr(self.network, name)
         return super().__getattr__(name)
@@ -158,7 +158,7 @@ class ImageEncoderPart(nn.Module):
 
     def forward(self, sample: Tensor) -> State:
         """As ``SAM2Base.forward_image``, with all maps (batch, dim, ...), before the decoder's skip convolutions."""
-        weight = next(self.encoder.neck.parameters())  # those of norms may be of another type
+        weight = next(self.encoder.neck.parameters())  # norms may have another dtype
         return _backbone_output([*self.encoder(sample.to(weight.dtype))])
 
 

@@ -161,7 +161,7 @@ class SAM2VideoPredictor(TrackingPredictor):
     def clear_all_prompts_in_frame(
         self, inference_state: InferenceState, frame_idx: int, obj_id: Any, need_output: bool = True
     ) -> FrameOutput | None:
-        """Undoes the prompts of an object in a frame; an object without other prompts starts anew.
+        """Undoes the prompts of an object in a frame; an object without other prompts starts again.
 
         Raises:
             RuntimeError: There is no such object.

@@ -100,7 +100,7 @@ def prompt_object(
 def remove_prompts(track: Track, frame: int) -> None:
     """Undoes the prompts of an object in a frame. Its result there is kept until the frame is tracked again.
 
-    An object without other prompts starts anew: nothing could be tracked from what it has.
+    An object without other prompts starts again: nothing could be tracked from what it has.
     """
     track.clicks.pop(frame, None)
     if frame not in track.bank.prompted:

@@ -40,7 +40,7 @@ class Sam2Model(Sam2PreTrainedModel):
         config: ``Sam2Config``, or ``masklet.config.Sam2Config``; SAM 2.1 tiny if None.
         pad_attends: Whether padding of ragged prompts takes part, as in transformers. By default nothing attends to it,
             and an object scores the same alone and in any batch. The configuration may say it too, as ``pad_attends``.
-        network: A plain network whose weights it takes; made anew if None.
+        network: A plain network whose weights it takes; a new one if None.
 
     Raises:
         ConfigError: The configuration asks for a network that this package cannot build.
@@ -97,7 +97,7 @@ class Sam2Model(Sam2PreTrainedModel):
 
     @property
     def engine(self) -> Engine:
-        """What runs the network in inference; made anew when a weight, the device or the precision has changed.
+        """The engine for inference; recreated when a weight, the device or the precision has changed.
 
         Changes through ``parameter.data`` are noticed by the next ``train()`` or ``eval()``.
         """
@@ -120,7 +120,7 @@ class Sam2Model(Sam2PreTrainedModel):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_engine": None}  # made again where it is needed
+        return self.__dict__ | {"_engine": None}  # recreated when it is needed
 
     def get_input_embeddings(self) -> Any:
         """The module that embeds patches."""

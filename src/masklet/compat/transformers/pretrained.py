@@ -87,7 +87,7 @@ class Sam2PreTrainedModel(KeepsFloat32):
     ) -> Network:
         """Its own modules and parameters as a plain network. What is trained, moved or replaced here is what runs.
 
-        The view is made anew each time, which takes microseconds, so that it is right after any change, copy or move.
+        The view is recreated each time, which takes microseconds, so that it is right after any change, copy or move.
 
         Args:
             kind: Class of the plain network.

@@ -27,7 +27,7 @@ class Sam2VideoModel(Sam2Model):
             again, and counts as a prompted frame. False loses it, as transformers does. The configuration may say it
             too, as ``corrections_are_kept``.
         pad_attends: Whether padding of ragged points takes part, as in transformers: see ``Sam2Model``.
-        network: A plain network whose weights it takes; made anew if None.
+        network: A plain network whose weights it takes; a new one if None.
 
     Raises:
         ConfigError: The configuration asks for a network that this package cannot build.
@@ -53,7 +53,7 @@ class Sam2VideoModel(Sam2Model):
 
     @property
     def engine(self) -> Engine:
-        """What tracks; made anew when the network has moved to another device or precision."""
+        """The engine for tracking; recreated when the network has moved to another device or precision."""
         key = (self.device, self.dtype, *map(id, self._modules.values()))
         if self._engine is None or self._engine[0] != key:
             self._engine = key, make_engine(self.network)

@@ -155,7 +155,7 @@ class CpuImageEncoder:
     def __call__(self, pixel_values: Tensor, positions: Tensor | None) -> Features:
         """(batch, 3, height, width), normalised float32, and the trunk's table of positions.
 
-        Images run one by one, so none changes a bit of another.
+        Images run one by one, so a result does not depend on the rest of its batch.
         """
         assert positions is not None
         images = [self._encode(pixels[None], positions[0]) for pixels in pixel_values]

@@ -40,7 +40,7 @@ MOST_OBJECTS = 16
 """Reading the weights costs as much for one token as for a hundred."""
 BATCH_CELLS = 2**13
 """Cells of all objects of a batch. More do not fit in the caches, and the allocator does not reuse their memory;
-allocating it anew costs more than the arithmetic."""
+allocating it again costs more than the arithmetic."""
 STRIP_CELLS = 2**9
 """Cells that are drawn at once; each becomes sixteen cells of ``dim / 8`` channels."""
 

@@ -18,7 +18,7 @@ ROWS = 1024
 
 
 class CpuMemoryEncoder:
-    """The packed weights of a ``MemoryEncoder`` of plain layers. Objects run apart: none changes a bit of another."""
+    """The packed weights of a ``MemoryEncoder`` of plain layers. Objects run separately, one per thread."""
 
     def __init__(self, encoder: MemoryEncoder, dtype: torch.dtype) -> None:
         self.downsampling = encoder.mask_downsampler.layers

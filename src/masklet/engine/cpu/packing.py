@@ -146,7 +146,7 @@ class Snapshot:
 
 
 def _is_altered(modules: Sequence[nn.Module]) -> bool:
-    """Whether a module has a hook, or a batch norm is trained: its result depends on the batch then."""
+    """Whether a module has a hook, or a batch norm is in training mode: its result then depends on the batch."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or (module.training and type(module) is repvit.BatchNorm2d)
         for module in modules

@@ -1,4 +1,4 @@
-"""EdgeTAM's image encoder, RepViT: batch norms folded into their convolutions, branches merged, bands of rows a thread.
+"""EdgeTAM's image encoder, RepViT, with folded batch norms, merged branches, and one band of rows per thread.
 
 Source: RepViT (arXiv 2307.09283), section 3.2, "structural re-parameterization".
 """
@@ -22,11 +22,11 @@ from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
 
 CELLS = 4096
-"""Cells of a map that a convolution makes in one thread at a time."""
+"""Cells of a map that a convolution computes in one thread at a time."""
 ROWS = 1024
-"""Cells that an MLP takes in one thread at a time."""
+"""Cells that an MLP processes in one thread at a time."""
 MARGIN = 1
-"""Of a 3x3 convolution."""
+"""Padding of a 3x3 convolution, in cells."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Convolution:
 
     @classmethod
     def pack(cls, layer: ConvNorm) -> Convolution:
-        """With the batch norm that follows it."""
+        """Packs a convolution with the batch norm that follows it."""
         weight, bias = folded(layer)
         return cls(weight.contiguous(memory_format=torch.channels_last), bias, layer.c.stride[0], layer.c.groups)
 
     @classmethod
     def merge(cls, block: RepVitBlock) -> Convolution:
-        """The three branches of a token mixer as one convolution."""
+        """Merges the three branches of a token mixer into one convolution."""
         mixer = block.token_mixer
         (wide, wide_bias), (narrow, narrow_bias) = folded(mixer.conv), folded(mixer.conv1)
-        weight = wide + F.pad(narrow + 1, (MARGIN,) * 4)  # the 1 is the input itself, which is added
+        weight = wide + F.pad(narrow + 1, (MARGIN,) * 4)  # the 1 is the identity branch
         weight = weight.contiguous(memory_format=torch.channels_last)
         return cls(weight, wide_bias + narrow_bias, 1, mixer.conv.c.groups)
 
@@ -84,12 +84,12 @@ class Mixer:
 
     @classmethod
     def pack(cls, mixer: ChannelMixer, dtype: torch.dtype, excitation: nn.Module | None = None) -> Mixer:
-        """Of plain layers."""
+        """Packs plain layers."""
         wide, narrow = (pointwise(layer, dtype) for layer in (mixer.conv1, mixer.conv2))
         return cls(wide, narrow, excitation if isinstance(excitation, SqueezeExcite) else None)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(h, w, dim) to the same: weighs channels, then adds the MLP."""
+        """(h, w, dim) to the same: scales the channels, then adds the MLP."""
         cells, out = x.flatten(0, 1), torch.empty_like(x)
         weights = None if self.excitation is None else self.excitation.weights(cells.mean(0)[None, :, None, None])
 
@@ -109,7 +109,7 @@ class PackedStage:
 
     @classmethod
     def pack(cls, stage: Stage, dtype: torch.dtype) -> PackedStage:
-        """Of plain layers."""
+        """Packs plain layers."""
         steps: list[Convolution | Mixer | Linear] = []
         if isinstance(stage.downsample, Downsample):
             down = stage.downsample
@@ -143,7 +143,7 @@ class CpuRepVitEncoder:
         self.levels = pack_levels(model, dtype)
 
     def __call__(self, pixel_values: Tensor, _: Tensor | None = None) -> Features:
-        """(batch, 3, height, width), normalised float32. Images run one by one: none changes a bit of another."""
+        """(batch, 3, height, width), normalised float32. Images run one by one, independent of each other."""
         images = [self._encode(pixels) for pixels in pixel_values]
         return images[0] if len(images) == 1 else Features(*map(torch.cat, zip(*images, strict=True)))
 
@@ -157,7 +157,7 @@ class CpuRepVitEncoder:
 
 
 def folded(layer: ConvNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution that does the work of its batch norm, too."""
+    """Weight and bias of a convolution with its batch norm folded in."""
     norm = layer.bn
     assert norm.running_var is not None
     assert norm.running_mean is not None
@@ -166,7 +166,7 @@ def folded(layer: ConvNorm) -> tuple[Tensor, Tensor]:
 
 
 def pointwise(layer: ConvNorm, dtype: torch.dtype) -> Linear:
-    """A 1x1 convolution and its batch norm."""
+    """A 1x1 convolution and its batch norm as one matrix product."""
     weight, bias = folded(layer)
     return Linear(weight.flatten(1).to(dtype), bias.to(dtype))
 
@@ -183,7 +183,7 @@ def in_blocks(linear: Linear, x: Tensor) -> Tensor:
 
 
 def bands(height: int, width: int) -> list[slice]:
-    """Rows of a map, ``CELLS`` cells at most; a band for every thread if there are enough rows."""
+    """Bands of rows of a map, each of about ``CELLS`` cells at most; one for every thread if there are enough rows."""
     count = min(height, max(num_threads(), -(-height * width // CELLS)))
     edges = [height * i // count for i in range(count + 1)]
     return [slice(*pair) for pair in zip(edges[:-1], edges[1:], strict=True)]

@@ -1,7 +1,7 @@
-"""Fused functions of the mask decoder's maps, which are large for each object: moving them takes most of the time.
+"""Fused operations on the mask decoder's maps. Each object has large maps, and moving them takes most of the time.
 
-Each reads its inputs once and writes its result once, in Triton, which comes with PyTorch for CUDA on Linux. Elsewhere
-the same is computed with PyTorch's own operators. Sums and norms are in float32 in both.
+Each function reads its inputs once and writes its result once, in Triton, which comes with PyTorch for CUDA on Linux.
+Elsewhere, PyTorch's own operators compute the same. Both compute sums and norms in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ except ImportError:
 
 
 def add_norm(x: Tensor, shared: Tensor, norm: Norm, *, gelu: bool = False) -> Tensor:
-    """The norm of a sum, and its GELU if wanted.
+    """Adds, normalises and optionally applies the GELU.
 
     Args:
         x: (maps, cells, dim), contiguous.
@@ -52,7 +52,7 @@ def draw_masks(x: Tensor, shared: Tensor, weights: Tensor, width: int) -> Tensor
     """Masks from maps of cells of 4 x 4 pixels: the GELU of a sum, and products with the weights of each mask.
 
     Args:
-        x: (objects, cells, 2, 2, 2, 2, channels), contiguous: of each cell, its halves down and across, and theirs.
+        x: (objects, cells, 2, 2, 2, 2, channels), contiguous: quadrants of a cell (down, across), and theirs.
         shared: (objects or 1, cells, 2, 2, 2, 2, channels), contiguous, added to it.
         weights: (objects, masks, channels).
         width: Cells in a row.

@@ -148,7 +148,7 @@ class GraphRunner:
             bound: Its first arguments: weights and constants, the same objects each time, or numbers.
             inputs: Tensors of ``count`` rows, or of one row that all share.
             count: Number of objects, padded to a bucket where the function is captured.
-            recurs: Whether inputs of these shapes are sure to come again. Otherwise they are captured the second time.
+            recurs: Whether inputs of these shapes are certain to recur. Otherwise they are captured the second time.
         """
         if self.backend is None:
             return function(*bound, *inputs)

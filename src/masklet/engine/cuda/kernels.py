@@ -56,7 +56,7 @@ def draw_masks(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Each program draws PIXELS pixels of an object. Pixels are ordered by cell, then by its halves, twice."""
+    """Each program draws PIXELS pixels of an object. Pixels are ordered by cell, quadrant, and quadrant of that."""
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     object_ = tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, CHANNELS)

@@ -1,7 +1,7 @@
 """The mask decoder with few operators: all that reads one input is one product, and all heads are one batch.
 
-Maps of the image of each object are in the type of products. Masks are drawn cell by cell: a 2x2 transposed convolution
-of stride 2 is a product of each cell.
+Each object's image map has the dtype of the products. Masks are drawn cell by cell: a 2x2 transposed convolution of
+stride 2 is one matrix product for each cell.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class CudaMaskDecoder:
     def _draw(self, image: Tensor, stride4: Tensor, stride8: Tensor, weights: Tensor) -> Tensor:
         """Image (objects, h*w, dim) and mask weights (masks, objects, channels) to logits (objects, masks, 4h, 4w)."""
         h, w = stride4.shape[-2] // 4, stride4.shape[-1] // 4
-        # Of each cell, its halves down and across, and theirs.
+        # The quadrants of each cell (down, across), and theirs.
         skip8 = stride8.unflatten(-1, (w, 2)).unflatten(-3, (h, 2)).permute(0, 2, 4, 3, 5, 1)
         skip4 = stride4.unflatten(-1, (w, 2, 2)).unflatten(-4, (h, 2, 2)).permute(0, 2, 5, 3, 6, 4, 7, 1)
         skip8, skip4 = (skip.to(self.dtype, memory_format=torch.contiguous_format) for skip in (skip8, skip4))

@@ -111,7 +111,7 @@ def paper_policy(policy: str | PaperPolicy, default: PaperPolicy) -> PaperPolicy
     """The policy that was asked for.
 
     Raises:
-        ConfigError: It is another one than the paper's: those look at candidates, which this runtime does not keep.
+        ConfigError: It is not the paper's: other policies read candidates, which this runtime does not keep.
     """
     if policy == "paper":
         return default

@@ -74,7 +74,7 @@ class OnnxVideo:
 
     @property
     def decides_late(self) -> bool:
-        """Whether the best of several hypotheses is known later: never, with the paper's memory policy."""
+        """Whether the best of several hypotheses is known only later: never with the paper's memory policy."""
         return False
 
     def prompt(

@@ -1,4 +1,4 @@
-"""The image of a layer and its objects: prompts that changed are segmented again, tracking goes on from them."""
+"""The image of a layer and its objects: changed prompts are segmented again, and tracking continues from them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LayerSession:
         return self.session.video.size_hw if self.image is None else self.image.size_hw  # type: ignore[union-attr]
 
     def segment(self, wanted: Mapping[Key, LayerPrompt]) -> Generator[FrameMasks]:
-        """Segment what was prompted anew or differently, and undo prompts that are gone, frame by frame."""
+        """Segment new and changed prompts, and undo prompts that are gone, frame by frame."""
         for key in [key for key in self._done if key not in wanted]:
             yield FrameMasks(key.frame, {key.object_id: self._undo(key)})
         for key, prompt in wanted.items():

@@ -29,7 +29,7 @@ class LatentCrossAttention(RotaryAttention):
         return rotate(by_map, self.key_rotations(maps.shape[-1], maps.device)).flatten(1, 2)
 
     def key_rotations(self, dim: int, device: torch.device) -> Rotations:
-        """Of the latents of one map: cosines and sines, each (latents, dim / 2). Global latents are not rotated."""
+        """Cosines and sines for the latents of one map, each (latents, dim / 2). Global latents are not rotated."""
         everywhere, _ = self.num_latents
         cos, sin = axial_rotations(self.grid, dim, device)
         return F.pad(cos, (0, 0, everywhere, 0), value=1.0), F.pad(sin, (0, 0, everywhere, 0))

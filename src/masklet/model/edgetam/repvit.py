@@ -67,7 +67,7 @@ class SqueezeExcite(nn.Module):
         return x * self.weights(x.mean((2, 3), keepdim=True))
 
     def weights(self, means: Tensor) -> Tensor:
-        """(batch, dim, 1, 1) to the same."""
+        """Means of channels (batch, dim, 1, 1) to weights in (0, 1) of the same shape."""
         return self.fc2(F.relu(self.fc1(means))).sigmoid()
 
 

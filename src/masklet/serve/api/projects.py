@@ -248,7 +248,7 @@ def add_media(
 
 
 def delete_rows(ws: Workspace, db: Session, media: Media) -> None:
-    """Deletes all that the database has about an image or a video.
+    """Deletes everything that the database holds about an image or a video.
 
     Raises:
         Problem: It is being tracked.

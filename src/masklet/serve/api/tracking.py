@@ -49,7 +49,7 @@ def get_job(user: User, ws: Work, job_id: str) -> JobReply:
 
 @router.delete("/jobs/{job_id}")
 def cancel_job(user: User, ws: Work, job_id: str) -> JobReply:
-    """Cancels a tracking job: the frame at work is the last one. What was tracked stays."""
+    """Cancels a tracking job after the current frame. Tracked frames are kept."""
     return job_reply(ws, cancel_tracking(ws, user, job_id))
 
 
@@ -133,5 +133,5 @@ def news(ws: Workspace, user: str, job_id: str, last: int) -> tuple[TrackingJob,
 
 
 def job_reply(ws: Workspace, row: TrackingJob) -> JobReply:
-    """A row, as it is sent."""
+    """A job, as it is sent to clients."""
     return JobReply(**progress(ws, row).model_dump(), media=row.media_id)

@@ -27,7 +27,7 @@ class Database:
 
     def __init__(self, address: str) -> None:
         self.is_sqlite = address.startswith("sqlite")
-        # A server may close connections that were idle; a file does not.
+        # A database server may close idle connections.
         options: dict[str, Any] = (
             {"connect_args": {"timeout": BUSY_SECONDS}} if self.is_sqlite else {"pool_pre_ping": True}
         )
@@ -60,10 +60,10 @@ def open_database(data: Path, address: str | None) -> Database:
 
     Args:
         data: Folder of the server's files.
-        address: SQLAlchemy's; None: ``data/masklet.sqlite``.
+        address: A URL as SQLAlchemy reads it; None: ``data/masklet.sqlite``.
 
     Raises:
-        ConfigError: ``address`` is not one, or its database cannot be reached.
+        ConfigError: ``address`` is not a URL, or its database cannot be reached.
     """
     if address is None:
         database = Database(f"sqlite:///{data / 'masklet.sqlite'}")

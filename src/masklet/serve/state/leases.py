@@ -41,7 +41,7 @@ def take_lease(session: Session, media_id: str, owner: str) -> None:
     Raises:
         Busy: Another process has it.
     """
-    # Locks a row that is there, which a lease need not be, and reads it again: another process may just have
+    # Locks the media row, since there may be no lease yet, and reads it again, since another process may just have
     # changed it. SQLite locks the database when a transaction begins to write.
     locked = select(Media).where(Media.id == media_id).with_for_update(key_share=True)
     session.exec(locked.execution_options(populate_existing=True)).one_or_none()
@@ -49,7 +49,7 @@ def take_lease(session: Session, media_id: str, owner: str) -> None:
     if lease is None:
         lease = Lease(media_id=media_id, owner=owner, expires=0)
     elif lease.owner != owner and lease.expires > time() and not is_gone(lease.owner):
-        raise Busy("this is being worked on through another process of the server. Try again in a moment")
+        raise Busy("another process of the server is working on this. Try again in a moment")
     lease.owner, lease.expires = owner, time() + LEASE_SECONDS
     session.add(lease)
 

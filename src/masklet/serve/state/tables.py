@@ -42,7 +42,7 @@ class Media(SQLModel, table=True):
     frames: int
     fps: float
     version: int = 0
-    """Changes with every change of a video's session, so that another process does not go on with an old one."""
+    """Changes with every change of a video's session, so that other processes notice that theirs is out of date."""
     remaining: str = Field(default="[]", sa_column=Column(Text, nullable=False))
     """Ranges of frames that are still to be tracked."""
     created: float = Field(default_factory=time)

@@ -15,7 +15,7 @@ from masklet.video.policy import Box, Candidates, Choice, FrameRecord, History, 
 
 @dataclass(frozen=True, kw_only=True)
 class Dam4SamPolicy(MemorySlots):
-    """Keeps recent frames for what the object looks like now, and frames in which a distractor was told apart.
+    """Keeps recent frames for the object's current appearance, and frames in which a distractor was distinguished.
 
     - *Recent*: the neighbour, and every ``recent_every``-th frame, if the object was in it.
     - *Distractors*: the last ``distractor_frames`` frames in which an alternative candidate differed: the box of the
@@ -74,7 +74,7 @@ class Dam4SamPolicy(MemorySlots):
         return self.selection(frame, step, certain, recent[:most], pointers)
 
     def _distractors(self, history: History, frame: int, step: int) -> list[int]:
-        """The last frames in which a distractor was told apart."""
+        """The last frames in which a distractor was distinguished from the object."""
         return frames_that_pass(history, frame, step, told_apart, self.distractor_frames, note="distractors")
 
     def _on_the_grid(self, history: History, frame: int, step: int) -> list[int]:
@@ -89,7 +89,7 @@ class Dam4SamPolicy(MemorySlots):
 
 
 def told_apart(_: int, record: FrameRecord) -> bool:
-    """Whether a distractor was told apart in a frame."""
+    """Whether a distractor was distinguished from the object in a frame."""
     return bool(record.notes.get("distractor"))
 
 

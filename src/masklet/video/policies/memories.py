@@ -14,7 +14,7 @@ from masklet.video.policy import MAX_POINTERS, FrameRecord, History, MemorySelec
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySlots(ABC):
-    """A policy's number of memories that a frame reads, and what their codes in time mean."""
+    """Base of policies: how many memories a frame reads, and what their time codes mean."""
 
     num_maskmem: int = 7
     """Temporal slots of the model: the last is that of prompted frames, the others count frames back."""
@@ -41,7 +41,7 @@ class MemorySlots(ABC):
         """See ``MemoryPolicy``."""
 
     def keeps(self, frame: int, history: History, *, step: int) -> set[int]:
-        """See ``MemoryPolicy``: what the next frame reads, this one again, or the one before it, tracking backward."""
+        """See ``MemoryPolicy``: what the next frame reads, this one again, or the one before it, backward."""
         kept = {frame}
         for other in (frame, frame + step):
             selection = self.select(other, history, step=step)
@@ -70,11 +70,11 @@ class MemorySlots(ABC):
 
         Args:
             frame: The frame.
-            step: Of tracking.
+            step: Step of tracking.
             prompted: Prompted frames. Their pointers are read if they lie before the frame, as in the paper's policy.
             read: Other frames whose maps are read, nearest first. Their slots count them, not the frames between.
             pointers: Other frames, each with its distance.
-            key_weights: Of ``read``; prompted frames have 1.
+            key_weights: Weights of ``read``; prompted frames have 1.
         """
         of_prompted = [(other, (frame - other) / step) for other in prompted if (frame - other) / step >= 0]
         weights = None if key_weights is None else (*(1.0,) * len(prompted), *key_weights)

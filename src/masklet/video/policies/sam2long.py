@@ -25,7 +25,7 @@ class Sam2LongPolicy(MemorySlots):
       their maps are multiplied by weights, from ``key_weights[0]`` for the lowest object score to ``key_weights[1]``
       for the highest.
 
-    A prompt is certain: all pathways begin anew there.
+    A prompt is certain: all pathways restart there.
 
     Source: SAM2Long (arXiv 2410.16268), section 3.
     """

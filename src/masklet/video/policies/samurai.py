@@ -17,13 +17,13 @@ class SamuraiPolicy(MemorySlots):
 
     - After ``stable_frames`` frames in a row with a predicted IoU above ``stable_iou``, the candidate of the highest
       ``motion_weight`` · IoU with the predicted box + (1 − ``motion_weight``) · predicted IoU is chosen; before, that
-      of the highest predicted IoU. A chosen candidate below ``stable_iou`` starts the count anew, and does not correct
+      of the highest predicted IoU. A chosen candidate below ``stable_iou`` restarts the count, and does not correct
       the filter.
     - A tracked frame's map is read if its predicted IoU, its object score and its motion score (the IoU of its box with
       the predicted one) are above ``memory_iou``, ``memory_object`` and ``memory_motion``. The nearest such frames
       are read, and the neighbour in any case; codes in time count them. Pointers are those of the paper's policy.
 
-    A prompt starts the filter anew, since it may move the object anywhere.
+    A prompt restarts the filter, since it may move the object anywhere.
 
     Source: SAMURAI (arXiv 2411.11922), section 4.
     """

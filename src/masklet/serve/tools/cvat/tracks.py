@@ -25,7 +25,7 @@ from masklet.video.stream import VideoStream
 OBJECT = 1
 """The id of the only object of a stream."""
 MARGIN = 0.1
-"""Of a box in which an object is looked for in the next frame: a share of its width and height."""
+"""Margin of the box in which an object is searched in the next frame, as a share of its width and height."""
 
 
 class State(BaseModel):

@@ -43,7 +43,7 @@ async def answer(
 
 
 def address_of(task: Mapping[str, Any], config: LabelConfig, tag: str | None) -> str:
-    """Where the media of a tag is. Raises a DataError if the task does not tell."""
+    """The address of a tag's media. Raises a DataError if the task has none."""
     key = config.data_keys.get(tag or "") or next(iter(config.data_keys.values()), None)
     data = task.get("data")
     address = data.get(key) if isinstance(data, Mapping) and key is not None else None

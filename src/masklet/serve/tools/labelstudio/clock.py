@@ -26,7 +26,7 @@ class Clock:
 
         Args:
             video: The video.
-            regions: Those of the page: they tell the frames and the duration that it counts.
+            regions: Those of the page: they state its number of frames and its duration.
             stated: The rate in the labelling configuration.
         """
         rates = (page_rate(value_of(region)) for region in regions)
@@ -47,7 +47,7 @@ class Clock:
 
 
 def page_rate(value: Mapping[str, Any]) -> float | None:
-    """Frames per second of a page, if a region tells."""
+    """Frames per second of a page, if the region states them."""
     count, duration = value.get("framesCount"), value.get("duration")
     if isinstance(count, int | float) and isinstance(duration, int | float) and count > 0 and duration > 0:
         return count / duration

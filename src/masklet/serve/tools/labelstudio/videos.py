@@ -61,7 +61,7 @@ class Videos:
             return self._objects[place]
 
     def forget_boxes(self, place: Place) -> None:
-        """Begin a video anew at its next use, after an error."""
+        """Start a video again at its next use, after an error."""
         with self._lock:
             if (video := self._boxes.pop(place, None)) is not None:
                 self.runtime.close_video(video.opened)

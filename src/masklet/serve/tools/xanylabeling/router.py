@@ -28,7 +28,7 @@ from masklet.video.session import VideoSession
 router = APIRouter(prefix="/xanylabeling", tags=["X-AnyLabeling"], route_class=Route)
 
 POLL_S = 0.5
-"""Time between two looks at whether the client is still there."""
+"""Seconds between checks whether the client is still there."""
 
 
 class Predict(BaseModel):
@@ -165,7 +165,7 @@ async def prompt(request: Request, user: User, body: Prompt) -> dict[str, Any]:
 
 @router.post("/v1/video/propagate")
 async def propagate(request: Request, user: User, body: Propagate) -> dict[str, Any]:
-    """Begins to track a video; ``status`` tells how far it is."""
+    """Begins to track a video; ``status`` reports the progress."""
     videos = videos_of(request)
     task = videos.track(videos.get(user, body.session_id), body.start_frame, body.end_frame, body.params.epsilon_factor)
     return success({"task_id": task.id, "status": task.status})

@@ -106,7 +106,7 @@ class Video:
 
 
 class Videos:
-    """The videos of all users. Their frames are files in the process's folder, which are deleted with them."""
+    """The videos of all users. Their frames are files in the process's folder, and are deleted with them."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
