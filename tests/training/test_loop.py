@@ -6,9 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+from edgetam import SMALL, random_edgetam
 from torch_settings import default_device, default_dtype
 
 from masklet.errors import CheckpointError, ConfigError
+from masklet.training.config import Stage, TrainingConfig
 from masklet.training.loop import Trainer, learning_rate
 from masklet.training.parameter_groups import is_trained
 from masklet.training.processes import make_accelerator, shared_among, uses_all_weights
@@ -270,3 +272,10 @@ def test_with_a_cache_nothing_is_compiled_because_any_number_of_images_may_be_ne
     assert compiled == []
     trainer = Trainer(replace(scratch, compile=True))
     assert compiled == [trainer.model.vision_encoder]
+
+
+def test_an_edgetam_is_refused(tmp_path):
+    random_edgetam(SMALL).save_pretrained(tmp_path)
+    config = TrainingConfig(model=str(tmp_path), stages=(Stage(steps=1),))
+    with pytest.raises(ConfigError, match="is an EdgeTAM, which cannot be trained yet"):
+        Trainer(config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from masklet.cluster.connection import LOCAL, connect, processes_that_fit
 from masklet.errors import ConfigError, MaskletError
@@ -98,7 +98,7 @@ def serving(settings: Settings, model: Mapping[str, Any], replicas: Replicas) ->
             "max_replicas": most,
             "target_ongoing_requests": BUSY_REQUESTS,
         },
-        request_router_config=RequestRouterConfig(request_router_class=ROUTER),  # type: ignore[arg-type]
+        request_router_config=RequestRouterConfig(request_router_class=cast(Any, ROUTER)),  # Ray takes its path as well
     )(serve.ingress(build)())
     serve.start(proxy_location="EveryNode", http_options=HTTPOptions(host=settings.host, port=settings.port))
     try:

@@ -314,9 +314,16 @@ class Trainer:
 
 
 def initial_model(config: TrainingConfig, initialiser: Initialiser | None = None) -> Sam2Model:
-    """The network that a run starts with; ``initialiser`` is applied if it is trained from scratch."""
+    """The network that a run starts with; ``initialiser`` is applied if it is trained from scratch.
+
+    Raises:
+        ConfigError: It is an EdgeTAM.
+    """
     if not isinstance(config.model, Sam2Config):
-        return Sam2Model.from_pretrained(config.model)
+        model = Sam2Model.from_pretrained(config.model)
+        if model.config.is_edgetam:
+            raise ConfigError(f"{config.model} is an EdgeTAM, which cannot be trained yet: expected a SAM 2")
+        return model
     with torch.device("cpu"):  # whatever the default device, since initial weights are drawn there
         model = Sam2Model(config.model)
         if initialiser is not None:
