@@ -184,7 +184,7 @@ class Sam2MaskDecoderConfig:
     num_attention_heads: int = 8
     """Heads of every attention in the decoder."""
     dynamic_multimask_via_stability: bool = True
-    """Where the single mask would change much with its cut-off, show the best of three instead (SAM 2, appendix C)."""
+    """Where the single mask would change much with its cut-off, use the best of three instead (SAM 2, appendix C)."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "mlp_dim", "num_attention_heads")
@@ -247,7 +247,7 @@ class Sam2Config:
     is_v2_1: bool = True
     """SAM 2.1's two additions: an embedding for occluded objects, and positions in time for object pointers."""
     has_memory: bool = True
-    """Whether it can follow objects through videos; checkpoints of the image half alone exist."""
+    """Whether it can track objects through videos; checkpoints of the image half alone exist."""
     image_encoder: Sam2ImageEncoderConfig | RepVitConfig = field(default_factory=Sam2ImageEncoderConfig)
     prompt_encoder: Sam2PromptEncoderConfig = field(default_factory=Sam2PromptEncoderConfig)
     mask_decoder: Sam2MaskDecoderConfig = field(default_factory=Sam2MaskDecoderConfig)

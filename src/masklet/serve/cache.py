@@ -65,7 +65,7 @@ class Cache:
     ) -> Iterator[Value]:
         """A value, made if it is not there; it stays at least until the block ends.
 
-        Its size is measured again after the block. A value of which two threads ask at once may be made twice.
+        Its size is measured again after the block. A value that two threads request concurrently may be made twice.
         """
         with self._lock:
             entry = self._entries.get(key)

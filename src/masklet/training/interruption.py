@@ -42,7 +42,7 @@ class StopSignals:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block that a signal may interrupt at once. Elsewhere a signal waits for the next ``check``."""
+        """A block that a signal may interrupt immediately. Elsewhere a signal waits for the next ``check``."""
         self._is_interruptible = True
         try:
             yield

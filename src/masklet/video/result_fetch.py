@@ -58,7 +58,7 @@ class Fetch:
         self._lock = Lock()
 
     def result(self) -> HostResults:
-        """Wait for the copy. Threads may ask at once."""
+        """Wait for the copy. Threads may call it concurrently."""
         with self._lock:
             if self._host is None:
                 self._host = self._unpack(self._copy())

@@ -23,7 +23,7 @@ def create(function: str = "detection", **parameters: Any) -> Any:
     """The function that ``cvat-cli`` asks this module for.
 
     Args:
-        function: "detection" finds all objects of an image, "interaction" segments what is clicked, "tracking" follows
+        function: "detection" finds all objects of an image, "interaction" segments what is clicked, "tracking" tracks
             shapes through frames.
         parameters: Of ``Detection``, ``Interaction`` or ``Tracking``.
 

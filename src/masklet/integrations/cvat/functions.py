@@ -138,7 +138,7 @@ class Interaction(Function):
 
 
 class Tracking(Function):
-    """Follows shapes from frame to frame. Each gets a memory of its own; the shapes of a frame share its encoding."""
+    """Tracks shapes from frame to frame. Each gets a memory of its own; the shapes of a frame share its encoding."""
 
     spec = cvataa.TrackingFunctionSpec(supported_shape_types=set(SHAPE_TYPES))
 

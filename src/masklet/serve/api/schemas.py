@@ -30,7 +30,7 @@ class Rle(Strict):
 
 
 class Prompt(Strict):
-    """What shows an object: points, a box, a rough mask, or several of them."""
+    """A prompt for an object: points, a box, a rough mask, or several of them."""
 
     points: Annotated[
         list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=3)]],

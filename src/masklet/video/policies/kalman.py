@@ -29,7 +29,7 @@ class BoxFilter:
 
     @classmethod
     def start(cls, box: Box) -> BoxFilter:
-        """A box that has just been seen for the first time."""
+        """A box that has just been observed for the first time."""
         measured = measurement(box)
         height = measured[HEIGHT]
         deviations = [(2 * POSITION_NOISE * height, 10 * VELOCITY_NOISE * height)] * 4

@@ -13,7 +13,7 @@ from masklet.video.policy import Candidates, Choice, FrameRecord, History, Memor
 
 @dataclass(frozen=True, kw_only=True)
 class Sam3Policy(MemorySlots):
-    """Reads only frames in which the object was seen clearly.
+    """Reads only frames in which the object was clearly visible.
 
     A frame's score is max(0, 2σ(object score) − 1) · predicted IoU. Walking back from the frame, the last
     ``max_pointers − 1`` frames with a score above ``least_score`` are listed, and the neighbour in any case. The last
@@ -32,7 +32,7 @@ class Sam3Policy(MemorySlots):
         return [Choice(rows[0].best, notes={"passed": self._listed(rows[0].history, frame, step)})]
 
     def score(self, record: FrameRecord) -> float:
-        """How clearly the object was seen, 0 to 1."""
+        """How clearly the object was visible, 0 to 1."""
         # 2σ(x) − 1 = tanh(x / 2), which does not overflow.
         return max(0.0, math.tanh(record.object_score / 2)) * record.iou_score
 

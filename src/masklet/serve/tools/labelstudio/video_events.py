@@ -102,7 +102,7 @@ class EventObject:
         return self.tracking is not None and not self.tracking.is_done
 
     def prompt(self, session: VideoSession, context: Mapping[str, Any], rate: float | None) -> Masks:
-        """Prompts the object in a frame. All prompts of the frame come at once, and replace those before."""
+        """Prompts the object in a frame. All prompts of the frame come together, and replace those before."""
         regions = regions_of_context(context)
         frame = frame_of(context, Clock.of(session.video, regions, rate))
         prompts = read_prompts(regions, session.video.size_hw)
@@ -135,7 +135,7 @@ def capabilities(control: str | None) -> dict[str, Any]:
 
 
 def prewarm(session: VideoSession, context: Mapping[str, Any], rate: float | None) -> None:
-    """Reads the frames that are likely to be clicked next."""
+    """Reads the frames that may be clicked next."""
     clock = Clock.of(session.video, (), rate)
     frame = frame_of(context, clock)
     window = int(real_number("window", context.get("window") or 1, PromptError, least=1, most=1e6))

@@ -89,7 +89,7 @@ class Video:
     task: Task | None = None
 
     def prompt(self, session: VideoSession, object_id: int, frame: int, keywords: dict[str, Any]) -> Masks:
-        """Prompts an object; all its points in this frame come at once, and replace those before.
+        """Prompts an object; all its points in this frame come together, and replace those before.
 
         X-AnyLabeling gives all objects one id. So a prompt in the frame of an object's first prompt begins it anew, and
         a prompt in another frame corrects it there.
