@@ -37,9 +37,9 @@ PADDING = -10
 """Label that pads ragged lists of points, and coordinate that pads ragged boxes; nothing attends to it."""
 
 LARGEST = 2**16
-"""Of any number of a network. A damaged file may ask for more than fits in memory."""
+"""Limit of any number in a configuration. A damaged file may ask for more than fits in memory."""
 MOST_LAYERS = 1000
-"""Of one kind."""
+"""Limit of the number of layers of one kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ class SpatialPerceiverConfig:
 
     @property
     def side(self) -> int:
-        """Of the grid of windows."""
+        """Side of the grid of windows."""
         return math.isqrt(self.num_latents_2d)
 
     def check_input(self, size_hw: SizeHW) -> None:

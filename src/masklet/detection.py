@@ -61,7 +61,7 @@ def load_detector(name: str | os.PathLike[str] = DEFAULT_DETECTOR, *, device: st
     """Loads a zero-shot detector of transformers: Grounding DINO, OWLv2, OmDet and others.
 
     Args:
-        name: Of a Hub repository, or a folder.
+        name: Name of a Hub repository, or a folder.
         device: Where it runs.
 
     Returns:

@@ -46,7 +46,7 @@ def load(name: Any = None, *args: Any, engine: str = "auto", **options: Any) -> 
         name: What ``masklet.segmenter.load`` takes; for ``engine="onnx"`` a folder that ``masklet export`` wrote.
         args: ``device`` and ``dtype``, see ``masklet.segmenter.load``.
         engine: ``"auto"``, ``"eager"`` or ``"cpu"``, see ``masklet.segmenter.load``; or ``"onnx"``.
-        options: Of ``masklet.segmenter.load``; for ``engine="onnx"`` ``provider`` (``"cpu"``, ``"cuda"``,
+        options: Options of ``masklet.segmenter.load``; for ``engine="onnx"`` ``provider`` (``"cpu"``, ``"cuda"``,
             ``"tensorrt"``, ``"coreml"``, ``"openvino"``, ``"directml"``), ``provider_options`` and ``threads``.
 
     Raises:

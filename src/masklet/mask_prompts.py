@@ -48,8 +48,8 @@ def check_masks(mask: Any, *, size_hw: SizeHW, input_hw: SizeHW) -> CheckedMasks
     Args:
         mask: (h, w) or (objects, h, w). Floats of the network's mask size are logits. A mask of the image's size is
             binary or soft, see ``mask_shares``.
-        size_hw: Of the original image.
-        input_hw: Of the network's input.
+        size_hw: Size of the original image.
+        input_hw: Size of the network's input.
 
     Raises:
         PromptError: They are neither masks nor logits, or have another size.
@@ -152,7 +152,7 @@ def plain_mask_logits(shares: Tensor, size_hw: SizeHW) -> Tensor:
 
     Args:
         shares: As from ``mask_shares``.
-        size_hw: Of the logits.
+        size_hw: Size of the logits.
     """
     import torch.nn.functional as F
 

@@ -21,9 +21,9 @@ from masklet.errors import ConfigError
 from masklet.numbers import real_number, shown, whole_number
 
 MAX_INPUT_PIXELS = 2**28
-"""Of the network's input: 16,384 by 16,384, whose first feature map takes 6 GB."""
+"""Limit of the network's input: 16,384 by 16,384, whose first feature map takes 6 GB."""
 IMAGE_MEAN, IMAGE_STD = PreprocessorConfig.image_mean, PreprocessorConfig.image_std
-"""Of the published models."""
+"""Values of the published models."""
 
 Processor = TypeVar("Processor", bound="ImageProcessor")
 
@@ -32,9 +32,9 @@ class ImageProcessor:
     """Prepares images for the network.
 
     Args:
-        size: Of the network's input: (height, width), or one side of a square; multiples of 32.
-        image_mean: Of red, green and blue, subtracted after rescaling.
-        image_std: Of red, green and blue, divided by at the end.
+        size: Size of the network's input: (height, width), or one side of a square; multiples of 32.
+        image_mean: Means of red, green and blue, subtracted after rescaling.
+        image_std: Standard deviations of red, green and blue, divided by at the end.
         rescale_factor: Pixels of 0 to 255 are multiplied by this first.
     """
 
@@ -88,7 +88,7 @@ class ImageProcessor:
         after the model.
 
         Args:
-            folder: Of the model; created if missing.
+            folder: Folder of the model; created if missing.
 
         Raises:
             CheckpointError: It cannot be written, or a ``processor_config.json`` in the folder would override it.

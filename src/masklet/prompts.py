@@ -77,8 +77,8 @@ def read_prompts(
         boxes: (objects, 4), x0 y0 x1 y1. An empty list stands for no objects, as do points of shape (0, points, 2) and
             a mask of shape (0, height, width).
         mask: A mask for each object, see ``mask_prompts.check_masks``.
-        size_hw: Of the original image.
-        input_hw: Of the network's input.
+        size_hw: Size of the original image.
+        input_hw: Size of the network's input.
 
     Raises:
         PromptError: The prompts are invalid or do not fit together.

@@ -149,7 +149,7 @@ class Segmenter:
                 ``detection_threshold`` as in ``EncodedImage.predict``. The masks have ``labels``.
             detector: As in ``EncodedImage.predict``.
             detection_threshold: As in ``EncodedImage.predict``.
-            options: Of the grid and of the filters, see ``masklet.everything.options.EverythingOptions``:
+            options: Options of the grid and of the filters, see ``masklet.everything.options.EverythingOptions``:
                 ``points_per_side=32``, ``crops=0`` with ``crop_overlap``, ``crop_points_divisor=1`` and
                 ``crop_nms=0.7``, ``iou_threshold``, ``stability_threshold`` with ``stability_offset=1.0``,
                 ``box_nms=0.7``, ``min_area=0``, ``refine=False``. The two thresholds default to the model's own.
@@ -341,7 +341,7 @@ def load(
         name: None for the embedded model; a name of ``masklet models``, a Hub repository, a model folder, or one of
             Meta's ``.pt`` files.
         device: ``"auto"`` is CUDA, then MPS, then the CPU.
-        dtype: Of weights and computation: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a floating-point
+        dtype: Dtype of weights and computation: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a floating-point
             ``torch.dtype``. ``"auto"`` is float32, except that the ``cpu`` and ``cuda`` engines multiply matrices in
             bfloat16 where the device has instructions for that: masks hardly differ, and come sooner.
         engine: How the network runs: ``"eager"`` on any device, ``"cpu"`` with float32 weights on a CPU, faster there,

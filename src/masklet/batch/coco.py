@@ -58,7 +58,7 @@ def instances(storage: Storage, part: str) -> Iterator[tuple[dict[str, Any], lis
 
 
 def _place(part: str) -> str:
-    """Of the data set of a part."""
+    """Path of the data set of a part."""
     return f"coco/{PurePosixPath(part).stem}.json"
 
 

@@ -71,7 +71,7 @@ def find_inputs(source: str, suffixes: Sequence[str]) -> list[Input]:
         source: A folder, with all folders in it; a pattern such as ``images/*.jpg``; a file; a text file with an
             address in each line, or a Parquet file with a column of them (``COLUMNS``). Paths, or addresses that fsspec
             reads (``s3://bucket/folder``). Relative paths in a list begin where the list is.
-        suffixes: Of the files to take from folders and patterns.
+        suffixes: Suffixes of the files to take from folders and patterns.
 
     Raises:
         DataError: There is nothing there; two inputs are the same.
@@ -98,7 +98,7 @@ def find_inputs(source: str, suffixes: Sequence[str]) -> list[Input]:
 
 
 def suffixes_of(kind: str) -> Sequence[str]:
-    """Of files of a kind, "image" or "video"."""
+    """Suffixes of files of a kind, "image" or "video"."""
     return IMAGE_SUFFIXES if kind == "image" else VIDEO_SUFFIXES
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from masklet.video.frame_result import FrameResult
 
 FOLDER = "masks"
-"""Of the parts. pandas, Polars and DuckDB read it as one table."""
+"""Folder of the parts. pandas, Polars and DuckDB read it as one table."""
 PARTS = f"{FOLDER}/part-*.parquet"
 RECORD = b"masklet"
 FORMAT = 1
@@ -35,16 +35,16 @@ class Done:
     stamp: str
     """See ``Input.stamp``."""
     digest: str
-    """Of its content, see ``digest_of``; empty if it could not be read."""
+    """Digest of its content, see ``digest_of``; empty if it could not be read."""
     prompts: str = ""
     """Digest of its prompts."""
     masks: int = 0
     height: int = 0
-    """Of an image."""
+    """Height of an image."""
     width: int = 0
     frames: int = 1
     chunk: int = 0
-    """Of a video, from 0."""
+    """Chunk of a video, from 0."""
     is_last: bool = True
     error: str | None = None
 
@@ -129,8 +129,8 @@ def write_part(
 
     Args:
         storage: The folder of the results.
-        name: Of the file.
-        rows: Of all masks, see ``rows_of``, or a table of them.
+        name: Name of the file.
+        rows: Rows of all masks, see ``rows_of``, or a table of them.
         done: What they were made from.
         settings: Identifies the model and the options.
     """

@@ -84,9 +84,9 @@ class Run:
         source: See ``find_inputs``.
         out: A folder, or an address that fsspec writes.
         task: What to do.
-        prompts: Of the inputs, for tasks that take them.
+        prompts: Prompts of the inputs, for tasks that take them.
         model: Arguments of ``masklet.load``.
-        formats: Of ``FORMATS``; Parquet files are always written.
+        formats: Names from ``FORMATS``; Parquet files are always written.
         block: Images in one part of the results: what is done again if a worker dies.
         chunk_frames: Frames of a video in one part.
 

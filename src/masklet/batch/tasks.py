@@ -42,7 +42,7 @@ class Everything(ImageTask):
     """All masks of each image."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of ``Segmenter.everything``."""
+    """Options of ``Segmenter.everything``."""
 
     def segment(self, sam: Segmenter, image: Any, prompts: Sequence[ObjectPrompt]) -> tuple[Masks, list[Any]]:  # noqa: D102
         masks = sam.everything(image, packed=True, **self.options, **self.pixels)
@@ -114,7 +114,7 @@ class Discover(VideoTask):
 
     can_continue: ClassVar[bool] = False  # a continued session tracks what was found, and looks for nothing new
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of ``VideoSession.everything``."""
+    """Options of ``VideoSession.everything``."""
 
     def start(self, session: VideoSession, prompts: Sequence[ObjectPrompt]) -> Generator[FrameResult]:  # noqa: D102
         return session.everything(packed=True, **self.options)
@@ -130,7 +130,7 @@ def make_task(
 
     Args:
         name: One of ``TASKS``.
-        options: Of automatic masks.
+        options: Options of automatic masks.
         pixels: How values become colours.
         tracking: ``direction`` and ``every`` of "track"; ``every`` of "discover".
 

@@ -64,7 +64,7 @@ class Block:
     prompts: list[list[ObjectPrompt]]
 
     def name(self, settings: str) -> str:
-        """Of its part. No other block has it, and a block that is done again has the same."""
+        """Name of its part. No other block has it, and a block that is done again has the same."""
         text = "\n".join([settings, *(one.name for one in self.inputs)])
         return f"{FOLDER}/part-{sha256(text.encode()).hexdigest()[:24]}.parquet"
 

@@ -261,10 +261,10 @@ def write(
 
     Args:
         folder: Created if missing.
-        config: Of the network.
+        config: Configuration of the network.
         tensors: Its weights.
         dtype: Type of the stored weights; unchanged if None.
-        content: Of ``config.json``; None for that of ``config``.
+        content: Content of ``config.json``; None for that of ``config``.
         safe: Whether the weights are written as safetensors, or as ``pytorch_model.bin``.
         max_shard_size: See ``split_weights``.
         replaces_preprocessor: Whether settings of an image processor in the folder are replaced by the usual ones.

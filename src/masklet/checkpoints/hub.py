@@ -38,7 +38,7 @@ class KnownModel:
     speed: str
     """One of ``SPEEDS``."""
     licence: str = "Apache-2.0"
-    """Of the weights, as their authors state it."""
+    """Licence of the weights, as their authors state it."""
     filename: str | None = None
     """The ``.pt`` file in the repository, where that is not a model folder."""
 
@@ -88,7 +88,7 @@ class HubOptions:
     force_download: bool = False
     """Fetch again what is in the cache."""
     subfolder: str = ""
-    """Of the repository or the folder."""
+    """Subfolder of the repository or the folder."""
 
     @classmethod
     def taken_from(cls, kwargs: dict[str, Any]) -> HubOptions:
@@ -183,7 +183,7 @@ def push_folder(
         folder: Where the files are.
         filenames: Their names.
         repo_id: ``owner/name``; None for the name of the folder, under the account of the token.
-        token: Of an account that may write there; None for the one that ``hf auth login`` stored.
+        token: Token of an account that may write there; None for the one that ``hf auth login`` stored.
         private: Whether a new repository is private.
         commit_message: None for one that says what was uploaded.
         revision: Branch.

@@ -13,7 +13,7 @@ from masklet.errors import CheckpointError
 from masklet.numbers import real_number, shown
 
 SMALLEST, GREATEST = 1e-6, 1e6
-"""Of what pixels are multiplied or divided by; beyond them float32 overflows in the network."""
+"""Limits of factors and divisors of pixels; beyond them, float32 overflows in the network."""
 
 FIXED: dict[str, Any] = {
     "do_resize": True,
@@ -33,7 +33,7 @@ class PreprocessorConfig:
     input_hw: tuple[int, int] = (1024, 1024)
     """(height, width) of the network's input."""
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue, after rescaling."""
+    """Means of red, green and blue, after rescaling."""
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     rescale_factor: float = 1 / 255
 

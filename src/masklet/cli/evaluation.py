@@ -144,7 +144,7 @@ def measured(
         sam: The model.
         examples: Images or videos.
         extremes: Keeps the best and the worst objects.
-        options: Of automatic masks.
+        options: Options of automatic masks.
         policy: The memory policy, for videos.
     """
     from masklet.evaluation.measure import measure

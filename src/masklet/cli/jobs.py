@@ -59,7 +59,7 @@ class Job:
     image_id: int = 1
     """In the COCO data set."""
     tolerance: float | None = None
-    """Of polygons in the COCO data set; None for run lengths."""
+    """Tolerance of polygons in the COCO data set; None for run lengths."""
 
     @property
     def outputs(self) -> list[Path]:

@@ -164,7 +164,7 @@ def parse_numbers(option: str, text: str, counts: tuple[int, ...], whole: str | 
     """Parses comma-separated numbers.
 
     Args:
-        option: Of the command, for errors.
+        option: Option of the command, for errors.
         text: The numbers.
         counts: How many there may be.
         whole: The value of the option, if the numbers are a part of it.

@@ -20,7 +20,7 @@ def connect(address: str) -> Any:
     """The ``ray`` module, connected.
 
     Args:
-        address: Of a running cluster (``ray://host:10001``, ``auto``), or "local". Ignored if Ray is already connected.
+        address: Address of a running cluster (``ray://host:10001``, ``auto``), or "local". Ignored if Ray is connected.
 
     Raises:
         MaskletError: Ray is missing, or the cluster cannot be reached.

@@ -130,7 +130,7 @@ class Engine(ABC):
         Only the device knows how many there are, so this function, unlike the others, reads back from it.
 
         Args:
-            features: Of one image.
+            features: Features of one image.
             prompts: (1, objects, ...).
             iou_threshold: From 0 to 1.
         """

@@ -31,15 +31,15 @@ class ObjectScore:
     image: str
     object: int
     one_click: float
-    """Of the candidate with the best predicted IoU."""
+    """IoU of the candidate with the best predicted IoU."""
     three_clicks: float
     five_clicks: float
     seven_clicks: float
     oracle_click: float
-    """Of the best candidate after one click: an upper limit for the prediction of the IoU."""
+    """IoU of the best candidate after one click: an upper limit for the prediction of the IoU."""
     box: float
     rough: float
-    """Of a rough mask as a user might draw it, before the model refines it."""
+    """IoU of a rough mask as a user might draw it, before the model refines it."""
     rough_box: float
     """From the box of the rough mask."""
     rough_mask: float
@@ -90,7 +90,7 @@ class User:
     points: list[tuple[int, int, int]] = field(default_factory=list)
     answers: list[Masks] = field(default_factory=list)
     candidates: CandidateMasks | None = None
-    """Of the first click."""
+    """Candidates after the first click."""
 
     def click(self, click: Click) -> NDArray[np.bool_]:
         """The mask for all clicks so far, with the logits of the previous mask fed back."""

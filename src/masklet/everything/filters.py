@@ -83,8 +83,8 @@ def stable_masks(logits: Tensor, size_hw: SizeHW, options: EverythingOptions) ->
 
     Args:
         logits: (masks, h, w).
-        size_hw: Of the crop.
-        options: Of the stability score.
+        size_hw: Size of the crop.
+        options: Options of the stability score.
 
     Returns:
         (kept,) int64 indices of masks on the CPU, their (kept, 4) float32 boxes: x0, y0, x1, y1, edges in pixels of the
@@ -143,7 +143,7 @@ def distinct_after_cleaning(boxes: np.ndarray, is_unchanged: np.ndarray, options
     Args:
         boxes: (masks, 4), after cleaning.
         is_unchanged: (masks,) bool.
-        options: Of both kinds of duplicates.
+        options: Options of both kinds of duplicates.
 
     Returns:
         (kept,) int indices of masks, in their order.

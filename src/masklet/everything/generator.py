@@ -55,8 +55,8 @@ def everything(
         engine: Runs the network.
         image_processor: Prepares each crop for the network.
         image: (height, width, 3) uint8 RGB.
-        options: Of the grid and of the filters.
-        features: Of the whole image, if it is encoded already.
+        options: Options of the grid and of the filters.
+        features: Features of the whole image, if it is encoded already.
         packed: Whether masks are run lengths, without logits. Only one mask at a time is then held at the image's size.
 
     Returns:
@@ -128,12 +128,12 @@ def find_in_crop(
 
     Args:
         engine: Runs the network.
-        features: Of the crop.
+        features: Features of the crop.
         input_hw: Size of the network's input.
         size_hw: Size of the image.
         crop: Where it lies in the image.
-        index: Of the crop.
-        options: Of the grid and of the filters.
+        index: Index of the crop.
+        options: Options of the grid and of the filters.
     """
     grid_xy = points_in_layer(options, crop.layer) * torch.tensor(crop.size_hw[::-1], device="cpu")
     points = to_model_pixels(grid_xy, size_hw=crop.size_hw, input_hw=input_hw).to(engine.device)
@@ -162,9 +162,9 @@ def decode_points(engine: Engine, features: Features, points: Tensor, options: E
 
     Args:
         engine: Runs the network.
-        features: Of one image.
+        features: Features of one image.
         points: (points, 2), x and y in pixels of the network's input.
-        options: Of the threshold, and whether to refine.
+        options: The threshold, and whether to refine.
 
     Returns:
         Logits, relative to the options' threshold, and predicted IoU, in float32; objects are indices of ``points``.

@@ -113,7 +113,7 @@ class EverythingOptions:
         """Reads keyword arguments; thresholds that are not among them are the model's.
 
         Args:
-            config: Of the model.
+            config: Configuration of the model.
             keywords: Fields by name.
             others: Further keyword arguments of the caller, for the error.
 

@@ -84,7 +84,7 @@ class Tile:
 
     crop: Crop
     masks: MaskStack
-    """Of the tile's size."""
+    """Masks of the tile's size."""
     objects: list[TiledObject]
     """The object of each mask."""
 
@@ -118,7 +118,7 @@ def everything_tiled(
         engine: Runs the network.
         image_processor: Prepares each tile for the network.
         source: As in ``open_windows``.
-        options: Of the masks in each tile.
+        options: Options of the masks in each tile.
         tile: Side of a tile, in pixels.
         overlap: Least overlap of neighbouring tiles, in pixels; an eighth of ``tile`` if None.
         image_options: How the values of the image are read; all tiles share one range.

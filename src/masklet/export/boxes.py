@@ -48,7 +48,7 @@ def with_boxes(decoder: Any, *, opset: int) -> Any:
 
     Args:
         decoder: An ONNX model whose first two inputs are points and labels, boxes among them.
-        opset: Of the decoder.
+        opset: Opset of the decoder.
     """
     import onnx
 

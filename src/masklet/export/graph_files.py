@@ -30,8 +30,8 @@ def trace(module: nn.Module, graph: Graph, inputs: Inputs, *, opset: int, finger
         module: In evaluation mode.
         graph: Names and axes.
         inputs: An example, by name.
-        opset: Of the operators.
-        fingerprint: Of the network, stored in the metadata.
+        opset: Opset of the operators.
+        fingerprint: Fingerprint of the network, stored in the metadata.
 
     Raises:
         CheckpointError: The model is not valid ONNX, or contains operators that runtimes refuse.

@@ -24,7 +24,7 @@ class Manifest:
     masklet: str
     """Version that wrote the folder."""
     fingerprint: str
-    """Of the network: structure and weights."""
+    """Fingerprint of the network: structure and weights."""
     input_hw: SizeHW
     """(height, width) of the network's input, to which images are stretched."""
     image_mean: tuple[float, float, float]

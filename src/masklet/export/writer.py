@@ -68,7 +68,7 @@ def to_onnx(
         resolution: Input size of the network instead of the model's own: a side or (height, width), multiples of 32.
         precision: ``"fp32"``; ``"fp16"``, for the image encoder and the memory attention, where errors do not add up
             from frame to frame; ``"int8"``, matrix products with 8-bit weights. Inputs and outputs are float32.
-        opset: Of ONNX, from 18 to 22.
+        opset: ONNX opset, from 18 to 22.
         check: Whether to run each graph with onnxruntime on random inputs and compare with torch.
 
     Returns:

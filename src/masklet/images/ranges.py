@@ -141,7 +141,7 @@ def sample_of(read: Callable[[slice, slice], np.ndarray], size_hw: SizeHW) -> np
 
     Args:
         read: Gives the values in a slice of rows and one of columns.
-        size_hw: Of the image.
+        size_hw: Size of the image.
     """
     rows, columns = (list(blocks(side)) for side in size_hw)
     return np.concatenate([np.concatenate([read(row, column) for column in columns], axis=1) for row in rows])

@@ -135,8 +135,8 @@ def small_holes(patch: Patch, min_area: int, size_hw: SizeHW, connectivity: Conn
     Args:
         patch: Has at least one pixel of background around the mask, except where the image ends.
         min_area: In pixels. The background beyond a side of the patch is empty or has at least as many.
-        size_hw: Of the image.
-        connectivity: Of the components.
+        size_hw: Size of the image.
+        connectivity: Connectivity of the components.
     """
     rows, columns = patch.place
     components = label_components(~patch.inside, connectivity)

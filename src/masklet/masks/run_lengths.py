@@ -38,7 +38,7 @@ class PackedMasks:
     runs: Sequence[Rle]
     """One for each mask, each of the image's size."""
     size_hw: tuple[int, int]
-    """Of the image."""
+    """Size of the image."""
 
     ndim = 3
     dtype = np.dtype(bool)
@@ -206,7 +206,7 @@ def encode_edges(edges: np.ndarray, size_hw: tuple[int, int]) -> Rle:
     Args:
         edges: (edges,) int, in any order. A pixel that occurs twice is no edge: there a run ends at the bottom of a
             column and continues at the top of the next.
-        size_hw: Of the image.
+        size_hw: Size of the image.
     """
     pixels, times = np.unique(edges, return_counts=True)
     counts = np.diff(pixels[times % 2 == 1], prepend=0, append=size_hw[0] * size_hw[1])

@@ -129,7 +129,7 @@ class MemoryAttention(nn.Module):
         Args:
             features: (1, h*w, dim), the frame's image embedding.
             positions: (h*w, dim), the sine positions of its cells.
-            memory: Of every object.
+            memory: Memory of every object.
             map_hw: (h, w).
 
         Returns:

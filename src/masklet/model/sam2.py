@@ -161,7 +161,7 @@ class Sam2Model(KeepsFloat32):
         """Decode prompts to masks.
 
         Args:
-            features: Of each image.
+            features: Features of each image.
             prompts: In pixels of the network's input; None for objects that are tracked without a prompt.
             multimask: True for three candidates, False for one mask, None for the mask and then the candidates.
             conditioned: (batch, dim, h, w), the image embedding conditioned on memory, from ``read_memory``, where each
@@ -181,7 +181,7 @@ class Sam2Model(KeepsFloat32):
         """Condition a frame on the memory of each object: (objects, dim, h, w).
 
         Args:
-            features: Of the frame, with a batch of 1.
+            features: Features of the frame, with a batch of 1.
             memory: The memory of each object that the frame reads.
         """
         map_hw, dim = features.map_hw, features.stride16.shape[1]
@@ -196,7 +196,7 @@ class Sam2Model(KeepsFloat32):
         SAM 2 has a token for each of the h*w cells, EdgeTAM one for each latent of its perceiver.
 
         Args:
-            features: Of the frame, with a batch of 1.
+            features: Features of the frame, with a batch of 1.
             logits: (objects, 4h, 4w) masks.
             object_scores: (objects, 1) logits.
             binarize: For prompted frames: their mask is certain.

@@ -52,8 +52,8 @@ class MaskExports:
         area are those of the exact mask.
 
         Args:
-            image_id: Of all instances.
-            category_id: Of the first class; the others follow.
+            image_id: Id of all instances.
+            category_id: Id of the first class; the others follow.
             categories: The classes: one name for all masks, a list with a name for each mask, or {object id: name}. By
                 default the labels of masks that were found by words, and otherwise "object".
             names: All classes in the order of their numbers, so that numbers agree between images. By default those of
@@ -86,7 +86,7 @@ class MaskExports:
 
         Args:
             image_path: ``file_name`` of the image.
-            image_id: Of the image and all instances.
+            image_id: Id of the image and all instances.
             category_id: As in ``to_coco``, like the other arguments.
             categories: As in ``to_coco``.
             names: As in ``to_coco``.

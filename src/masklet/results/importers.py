@@ -19,7 +19,7 @@ from masklet.numbers import MAX_COORDINATE, real_number, shown, size_of, whole_n
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF")
 """Formats that change pixel values."""
 MAX_UNPACKED_BYTES = 2**35
-"""Of the masks of an index image."""
+"""Size of the unpacked masks of an index image."""
 MAX_OUTLINE_PX = 10**7
 """Length of a polygon's outline. pycocotools takes 100 bytes for each pixel."""
 ONE_IMAGE = "expected one. Choose its annotations: [a for a in annotations if a['image_id'] == …]"

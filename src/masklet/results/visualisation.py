@@ -160,7 +160,7 @@ def notebook_html(png: bytes | None, caption: str, rows: Iterable[Sequence[objec
     Args:
         png: See ``notebook_png``; None for no image.
         caption: Any text.
-        rows: Of the table; the first row has the headings.
+        rows: Rows of the table; the first row has the headings.
     """
     image = "" if png is None else f'<img src="data:image/png;base64,{b64encode(png).decode()}">'
     head, *body = [[html.escape(str(cell)) for cell in row] for row in rows] or [[]]

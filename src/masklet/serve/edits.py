@@ -17,11 +17,11 @@ COLOURS = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46c8f0",
     "#f032e6", "#9acd32", "#008080", "#9a6324", "#800000", "#808000",
 )  # fmt: skip
-"""Of objects, in turn."""
+"""Colours of objects, used in turn."""
 SQL_VALUES = 500
 """In one statement."""
 EDITS_KEPT = 500
-"""Of an image or a video: older ones can no longer be undone."""
+"""Changes kept for an image or a video: older ones can no longer be undone."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Problem(Exception):
     """A request that cannot be fulfilled.
 
     Args:
-        status: Of HTTP.
+        status: HTTP status.
         message: What came, what was expected, and how to fix it.
     """
 

@@ -24,7 +24,7 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 ENVELOPE_BYTES = 2**20
-"""Of an upload, besides its file."""
+"""Bytes of an upload besides its file."""
 
 
 class Safety:

@@ -23,18 +23,18 @@ class Limits:
 
     upload_bytes: int = 2 * GIB
     body_bytes: int = 64 * MIB
-    """Of requests other than uploads."""
+    """Size of a request other than an upload."""
     pixels: int = 100_000_000
-    """Of an image, and of a frame."""
+    """Pixels of an image or a frame."""
     frames: int = 100_000
     duration: float = 4 * 3600
     """Seconds of a video."""
     media: int = 10_000
-    """Of one user."""
+    """Images and videos of one user."""
     objects: int = 500
-    """Of one image or video."""
+    """Objects of one image or video."""
     clicks_waiting: int = 256
-    """Of all users; beyond it, requests are refused with status 503."""
+    """Waiting clicks of all users; beyond it, requests are refused with status 503."""
     clicks_waiting_per_user: int = 64
     tracking_jobs: int = 256
     tracking_jobs_per_user: int = 16

@@ -44,7 +44,7 @@ def clip_losses(
     """Prompts every object in the first frame of its clip, then tracks it.
 
     Args:
-        engine: Of a model with memory. Gradients flow through it.
+        engine: Engine of a model with memory. Gradients flow through it.
         features: Features of all frames, clip by clip: (clips * frames, ...).
         targets: (clips, frames, objects, height, width) bool; in the first frame each mask covers a cell of the
             network's mask grid.

@@ -154,7 +154,7 @@ class TrainingConfig:
     micro_batches: int = 1
     """Equal parts into which a batch is split. Their gradients add up; several processes share them."""
     precision: str = "auto"
-    """Of matrix products: ``bfloat16``, ``float16``, ``float32``, or ``auto`` for the best of them that the device
+    """Precision of matrix products: ``bfloat16``, ``float16``, ``float32``, or ``auto`` for the best that the device
     has. Weights and losses stay in float32."""
     compile: bool = False
     """Compile the image encoder with ``torch.compile``: a minute or more at the start, then faster steps on GPUs."""

@@ -20,13 +20,13 @@ class LossWeights:
     """Weight of each loss in the total. The defaults are those of the papers."""
 
     focal: float = 20.0
-    """Of the focal loss. At 20 an untrained network tends to predict background everywhere; 5 trains it."""
+    """Weight of the focal loss. At 20 an untrained network tends to predict background everywhere; 5 trains it."""
     dice: float = 1.0
-    """Of the dice loss."""
+    """Weight of the dice loss."""
     iou: float = 1.0
-    """Of the L1 loss on predicted IoU."""
+    """Weight of the L1 loss on predicted IoU."""
     object_score: float = 1.0
-    """Of the cross-entropy on the object score."""
+    """Weight of the cross-entropy on the object score."""
     all_candidates: float = 0.0
     """Share of the mask losses, 0 to 1, that is the mean over all candidates instead of the best one. With the papers'
     0 the other candidates stay far behind the best. A small network predicts IoU poorly and often selects one of

@@ -31,7 +31,7 @@ class Objective(nn.Module):
 
     Args:
         model: The network.
-        precision: Of matrix products, a key of ``precision.DTYPES``.
+        precision: Precision of matrix products, a key of ``precision.DTYPES``.
         frozen_encoder: Encodes images while the image encoder is not trained; the model itself if None.
         extra: A further loss on images, with parameters of its own that are trained but not part of the model. It is
             called with the features of the images, with targets (batch, objects, h, w) bool

@@ -212,7 +212,7 @@ class VideoFile:
         """Number the frames of a file without reliable times by decoding it.
 
         Args:
-            packets: Of the file.
+            packets: Packets of the file.
             skipped: How many of them come before the first frame.
         """
         with opened(self.path) as (container, stream):

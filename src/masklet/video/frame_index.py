@@ -30,7 +30,7 @@ class FrameIndex:
     """The frames of a file by number. Made by ``index_frames``."""
 
     times: Sequence[int]
-    """Of each frame, in ticks, rising; of lost frames where they would have been shown."""
+    """Time of each frame, in ticks, rising; of lost frames, the time at which they would have been shown."""
     lost: set[int] = field(default_factory=set)
     """Times of the packets that cannot be decoded."""
     keyframes: list[tuple[int, int]] = field(default_factory=list)
@@ -162,9 +162,9 @@ def holes_at(places: Iterable[int], times: Times, numbers: Times, stored: Sequen
     """Describe the holes between frames.
 
     Args:
-        places: Of the first frame after each hole, among ``times``.
-        times: Of the frames, rising.
-        numbers: Of the frames, by their rate.
+        places: Place of the first frame after each hole, among ``times``.
+        times: Times of the frames, rising.
+        numbers: Numbers of the frames, by their rate.
         stored: Times of all packets, in the order in which they are stored.
         lead: How many places earlier than it is shown a frame may be stored.
     """
@@ -194,7 +194,7 @@ def find_lost(index: FrameIndex, packets: Packets, codec: str, breaks: Mapping[i
     """Find the packets that depend on lost ones, and the keyframes, and add them to an index.
 
     Args:
-        index: Of these packets.
+        index: Index of these packets.
         packets: Those that are there.
         codec: Its name.
         breaks: Places of packets before which others are missing, each with the time of the first frame after these.

@@ -101,12 +101,12 @@ def make_frame_result(
     Args:
         index: The frame's number.
         time: Seconds from the beginning of the video.
-        results: Of each object.
-        numbers: Of each object, from 0.
-        input_hw: Of the network's input.
-        size_hw: Of the video.
+        results: Result of each object.
+        numbers: Number of each object, from 0.
+        input_hw: Size of the network's input.
+        size_hw: Size of the video.
         image: The frame, for overlays.
-        labels: Of each object, if any has one. Those without become "object".
+        labels: Label of each object, if any has one. Those without become "object".
         packed: Return run lengths without logits, with one chunk of masks in memory at a time.
         fetch: The results on their way to the host, with masks unless they are ``packed``.
     """

@@ -113,7 +113,7 @@ class Video:
         self.name = name
         """For messages: the path, or what kind of images it is made of."""
         self.path = path
-        """Of the file or folder; None for images in memory."""
+        """Path of the file or folder; None for images in memory."""
         # The first frames of a damaged file may be lost.
         first = None if reader.count == 0 else next(reader.read(range(reader.count or 1)), None)
         if first is None:

@@ -23,7 +23,7 @@ class Hole(NamedTuple):
     """A distance between two frames that is longer than usual."""
 
     place: int
-    """Of the first frame after it, among all."""
+    """Place of the first frame after it, among all."""
     before: int
     """Time of the last frame before it, in ticks."""
     after: int
@@ -40,7 +40,7 @@ class Extent(NamedTuple):
     position: int
     size: int
     time: int | None
-    """Of a packet of the video stream."""
+    """Time of a packet of the video stream."""
 
 
 def losses(

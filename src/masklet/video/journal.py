@@ -28,7 +28,7 @@ class StoredFrame:
 
     object_id: Hashable
     number: int
-    """Of the object, from 0, in the order in which objects were prompted."""
+    """Number of the object, from 0, in the order in which objects were prompted."""
     frame: int
     packed: bytes
     """The result, without loss."""
@@ -82,12 +82,12 @@ def restored_session(
     """The session whose parts were stored.
 
     Args:
-        engine: Of the same model.
+        engine: Engine of the same model.
         processor: As when it was stored.
         video: The same video.
         policy: As when it was stored.
         frames: All that were stored, of each object and frame the last one, in the order of the objects' numbers.
-        remaining: Of ``remaining_frames``.
+        remaining: The result of ``remaining_frames``.
         max_objects: As in ``Segmenter.video``.
     """
     session = VideoSession(engine, processor, video, policy, max_objects=max_objects)

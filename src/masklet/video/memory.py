@@ -177,8 +177,8 @@ def gather_memory(
     """What a frame reads of a batch of objects. The maps of the selected frames must be there.
 
     Args:
-        engine: Of a model with memory.
-        features: Of the frame.
+        engine: Engine of a model with memory.
+        features: Features of the frame.
         banks: One for each object.
         selections: One for each object, all of one shape.
         fixed_shapes: Pad to the fixed shape of the selections with empty slots.

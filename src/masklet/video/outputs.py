@@ -73,7 +73,7 @@ def open_writers(
             is created if it does not exist; other files in it are left alone.
         jsonl: A file with a line of JSON for each frame, see ``json_line``.
         fps: Frames per second of the video; its last frame is shown for ``1 / fps`` seconds, a millisecond to 100 s.
-        size_hw: Of the video, and so of every result.
+        size_hw: Size of the video, and so of every result.
         live: Keep what was written, also if the block ends with an error or the process is killed: the video and the
             lines grow in ``NAME.part.SUFFIX``, see ``atomic.keeping``.
 

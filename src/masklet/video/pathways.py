@@ -50,7 +50,7 @@ class Pathway:
     Args:
         banks: The bank of each row.
         end: The frame and the row of its last result.
-        step: Of tracking. Of frames that the chain does not reach with this step, row 0 is read.
+        step: Step of tracking. For frames that the chain does not reach with this step, row 0 is read.
     """
 
     def __init__(self, banks: Sequence[ObjectMemory], end: tuple[int, int], step: int) -> None:

@@ -71,7 +71,7 @@ class FrameRecord:
     box: Box
     """Zeros if the mask is empty."""
     area: int
-    """Of the mask, in cells of its logits."""
+    """Area of the mask, in cells of its logits."""
     is_prompted: bool = False
     step: int = 0
     """From the frame before, when it was tracked; 0 in a prompted frame that tracking had not reached."""
@@ -111,19 +111,19 @@ class Candidates:
     """The candidate masks of one row of an object. In a prompted frame there is one, the result of the prompt."""
 
     history: History
-    """Of the row."""
+    """History of the row."""
     iou_scores: tuple[float, ...]
     """Predicted IoU of each candidate, 0 to 1."""
     object_score: float
     """Logit: above 0 the object is in the frame. All candidates of a row share it."""
     boxes: tuple[Box, ...]
-    """Of each candidate; zeros for an empty one."""
+    """Box of each candidate; zeros for an empty one."""
     areas: tuple[int, ...]
-    """Of each candidate, in cells of its logits."""
+    """Area of each candidate, in cells of its logits."""
     logits: Tensor
     """(candidates, 4h, 4w)"""
     features: Features
-    """Of the frame, with a batch of 1."""
+    """Features of the frame, with a batch of 1."""
     is_prompted: bool = False
 
     @property
@@ -171,7 +171,7 @@ class MemoryPolicy(Protocol):
 
         Args:
             frame: The frame to track.
-            history: Of the row.
+            history: History of the row.
             step: From one frame to the next; negative when tracking backward.
 
         Returns:

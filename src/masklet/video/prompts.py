@@ -33,8 +33,8 @@ def read_frame_prompt(
         box: (x0, y0, x1, y1) in pixels of the video.
         mask: (height, width) of the video; alone it is taken as it is, with points or a box it is refined. A soft mask,
             see ``masklet.mask_prompts.mask_shares``, is cut at one half, and logits at 0.
-        size_hw: Of the video.
-        input_hw: Of the network's input.
+        size_hw: Size of the video.
+        input_hw: Size of the network's input.
         device: Where the tensors go.
 
     Raises:

@@ -35,7 +35,7 @@ class Fetch:
 
     Args:
         results: On the device.
-        size_hw: Of the video, for masks of its size; None to leave them out.
+        size_hw: Size of the video, for masks of its size; None to leave them out.
     """
 
     def __init__(self, results: Sequence[ObjectFrame], size_hw: SizeHW | None) -> None:

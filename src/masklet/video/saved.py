@@ -60,7 +60,7 @@ def save_session(
     """Write the file, whole or not at all.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         tracks: The objects, of a video that can go back.
         video: The video they are tracked through. It is not saved.
         times: Seconds from the beginning of the video, of every tracked frame.
@@ -243,7 +243,7 @@ class SavedSession:
 
     @property
     def input_hw(self) -> SizeHW:
-        """Of the network's input."""
+        """Size of the network's input."""
         height, width = self.header["input_hw"]
         return height, width
 

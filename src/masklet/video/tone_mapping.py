@@ -19,7 +19,7 @@ TO_BT709: dict[int, tuple[tuple[float, ...], ...]] = {
 }
 """Linear red, green and blue -> those of BT.709. From ITU-R BT.2087, and from the chromaticities of Display P3."""
 STEPS = 4096
-"""Of the tables: 12 bits are the most that HDR video has."""
+"""Entries of the tables: 12 bits are the most that HDR video has."""
 ROWS_AT_ONCE = 256
 """Floating-point values of whole 8K frames would take a gigabyte."""
 

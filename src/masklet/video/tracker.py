@@ -67,8 +67,8 @@ def track_objects(
     """Track objects into a frame, in one batch.
 
     Args:
-        engine: Of a model with memory.
-        features: Of the frame, see ``Engine.encode``; shared by all of its objects.
+        engine: Engine of a model with memory.
+        features: Features of the frame, see ``Engine.encode``; shared by all of its objects.
         banks: The memory of each object. It is not changed.
         selections: What to read of each; all of one shape, see ``MemorySelection.shape``.
         fixed_shapes: Pad memories to a fixed shape, which suits accelerators.
@@ -95,8 +95,8 @@ def track_object(
     """Segment one object in a frame in which it is prompted.
 
     Args:
-        engine: Of a model with memory.
-        features: Of the frame.
+        engine: Engine of a model with memory.
+        features: Features of the frame.
         prompt: For this frame.
         conditioned: (1, dim, h, w), from ``read_memory``; None on a frame that tracking has not reached.
         previous: (4h, 4w) logits to correct, if the frame had a result before. The mask of the prompt replaces them.
@@ -153,7 +153,7 @@ def choose(decoded: DecodedMasks, *, shares: bool = False) -> list[ObjectFrame]:
     """The candidate of the best predicted IoU for each object of (objects, 1, candidates, ...).
 
     Args:
-        decoded: Of a batch.
+        decoded: Outputs of a batch.
         shares: Whether the results may share the memory of the batch, which then lives as long as any of them.
     """
     assert decoded.object_pointers is not None

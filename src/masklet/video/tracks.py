@@ -35,11 +35,11 @@ class Tracks:
     """Objects by id, each with a memory of its own: prompts for one object do not change another.
 
     Args:
-        engine: Of a model with memory.
+        engine: Engine of a model with memory.
         policy: Chooses the frames whose memories a frame reads.
         max_objects: The largest batch of objects.
-        size_hw: Of the video.
-        input_hw: Of the network's input.
+        size_hw: Size of the video.
+        input_hw: Size of the network's input.
         spool: Where past results are kept; in memory if None, for videos that cannot go back.
         can_rewind: Whether past frames can be encoded again.
     """

@@ -114,7 +114,7 @@ class VideoWriter:
         """Add an image, as ``read_image`` takes it.
 
         Args:
-            image: Of the size of the first one.
+            image: An image of the size of the first one.
             time: When it is shown, in seconds; ``count / fps`` if None. The video begins with its first image, so only
                 differences count: times from the middle of another video can be used unchanged.
 

@@ -96,7 +96,7 @@ class SAM2AutomaticMaskGenerator:
 
         Args:
             model_id: Its name.
-            kwargs: Of this class.
+            kwargs: Arguments of this class.
         """
         from masklet.compat.sam2.build_sam import build_sam2_hf
 

@@ -58,7 +58,7 @@ class SAM2ImagePredictor:
 
         Args:
             model_id: Its name.
-            kwargs: Of ``build_sam2``.
+            kwargs: Arguments of ``build_sam2``.
         """
         from masklet.compat.sam2.build_sam import build_sam2_hf
 

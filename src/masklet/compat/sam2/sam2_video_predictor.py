@@ -41,7 +41,7 @@ class SAM2VideoPredictor(TrackingPredictor):
 
         Args:
             model_id: Its name.
-            kwargs: Of ``build_sam2_video_predictor``.
+            kwargs: Arguments of ``build_sam2_video_predictor``.
         """
         from masklet.compat.sam2.build_sam import build_sam2_video_predictor_hf
 

@@ -55,7 +55,7 @@ class TrackingPredictor(SAM2Base):
         Args:
             tracks: The objects.
             frame: The frame's number.
-            results: Of the frame; None for those that ``tracks`` holds.
+            results: Results of the frame; None for those that ``tracks`` holds.
         """
         object_ids: list[Any] = list(tracks.objects)
         logits = video_logits(

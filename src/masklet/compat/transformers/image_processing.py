@@ -37,15 +37,15 @@ class Sam2ImageProcessor:
     argument is a setting by attribute, is saved, and may be given to a call for that call alone.
 
     Args:
-        size: Of the network's input: ``{"height": …, "width": …}``, or one side of a square.
+        size: Size of the network's input: ``{"height": …, "width": …}``, or one side of a square.
         do_resize: Whether images are stretched to ``size``.
         resample: 0 nearest, 2 bilinear, 3 bicubic.
         do_rescale: Whether pixels are multiplied by ``rescale_factor``.
         rescale_factor: 1 / 255 by default, also for images of floats, as in transformers.
         do_normalize: Whether ``image_mean`` is subtracted, and divided by ``image_std`` afterwards.
-        image_mean: Of red, green and blue, after rescaling; or one number.
-        image_std: Of red, green and blue, after rescaling; or one number.
-        mask_size: Of segmentation maps; a quarter of ``size`` if None.
+        image_mean: Means of red, green and blue, after rescaling; or one number.
+        image_std: Standard deviations of red, green and blue, after rescaling; or one number.
+        mask_size: Size of segmentation maps; a quarter of ``size`` if None.
         do_convert_rgb: Whether images of other than three channels become RGB.
         input_data_format: ``"channels_first"`` or ``"channels_last"``; None decides by the shape.
         device: Where pixels are computed.
@@ -138,7 +138,7 @@ class Sam2ImageProcessor:
         """Writes ``preprocessor_config.json``, which masklet and transformers load.
 
         Args:
-            save_directory: Of the model; created if missing.
+            save_directory: Folder of the model; created if missing.
             push_to_hub: Whether to upload it, with ``repo_id`` and others among ``kwargs``: see
                 ``Sam2Model.save_pretrained``.
             kwargs: For ``push_to_hub``.
@@ -287,12 +287,12 @@ class Sam2ImageProcessor:
 
         Args:
             image: One image.
-            target_size: Of the network's input: one side, or as ``size``.
+            target_size: Size of the network's input: one side, or as ``size``.
             crop_n_layers: Layers of crops besides the whole image; layer n has 2**n by 2**n of them.
             overlap_ratio: Share of the shorter side by which the crops of the first layer overlap.
             points_per_crop: Points along each side.
             crop_n_points_downscale_factor: Only 1 together with crops.
-            device: Of the results.
+            device: Device of the results.
 
         Returns:
             Boxes (crops, 4), x0 y0 x1 y1; points (1, points, crops, 2) in pixels of the network's input, which cover

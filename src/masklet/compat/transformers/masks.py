@@ -20,7 +20,7 @@ def masks_of_size(logits: Tensor, size_hw: SizeHW, binarize: Binarize | None, *,
 
     Args:
         logits: (objects, masks, h, w).
-        size_hw: Of the image.
+        size_hw: Size of the image.
         binarize: (..., height, width) logits to masks; None returns the logits, in their own type.
         may_overlap: False lowers all logits of a pixel but the highest object's to -10 or less.
 

@@ -35,7 +35,7 @@ def decode_personalised(
 
     Args:
         decode: ``MaskDecoder.forward``.
-        transformer: Of the decoder.
+        transformer: Transformer of the decoder.
         features: As in ``MaskDecoder.forward``.
         image_pos: As there.
         prompts: As there.

@@ -93,7 +93,7 @@ class Sam2Processor:
         """Writes ``processor_config.json`` and ``preprocessor_config.json``, which masklet and transformers load.
 
         Args:
-            save_directory: Of the model; created if missing.
+            save_directory: Folder of the model; created if missing.
             push_to_hub: Whether to upload them, with ``repo_id`` and others among ``kwargs``: see
                 ``Sam2Model.save_pretrained``.
             kwargs: For ``push_to_hub``.

@@ -59,7 +59,7 @@ def embed_prompts(network: Network, prompts: Prompts, image: Tensor, *, pad_atte
 
     Args:
         network: The plain network.
-        prompts: Of every image.
+        prompts: Prompts of every image.
         image: (batch, dim, h, w), the image embedding.
         pad_attends: Whether padding takes part, as in transformers: padded points as zeros, padded boxes as boxes.
             Otherwise nothing attends to it, so that an object scores the same alone and in any batch.

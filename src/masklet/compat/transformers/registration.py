@@ -59,7 +59,7 @@ _CLASSES: tuple[tuple[type[PreTrainedConfig], type, type, type], ...] = (
     (EdgeTamConfig, EdgeTamModel, EdgeTamModel, Sam2Processor),
     (EdgeTamVideoConfig, EdgeTamVideoModel, EdgeTamModel, Sam2VideoProcessor),
 )
-"""Of each model type: configuration, model, model that generates masks, and processor."""
+"""Classes of each model type: configuration, model, model that generates masks, and processor."""
 
 
 def _as_theirs(ours: type, theirs: type) -> type:

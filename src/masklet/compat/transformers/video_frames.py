@@ -100,8 +100,8 @@ class ArrivedFrames(MutableMapping[int, Tensor]):
 
     Args:
         palette: See ``FramePacking``.
-        dtype: Of the frames.
-        device: Of the frames.
+        dtype: Dtype of the frames.
+        device: Device of the frames.
     """
 
     def __init__(self, palette: Tensor | None, dtype: torch.dtype, device: torch.device) -> None:

@@ -22,7 +22,7 @@ class Sam2VideoModel(Sam2Model):
     """SAM 2 for videos: tracks the objects of a ``Sam2VideoInferenceSession``.
 
     Args:
-        config: Of the model; SAM 2.1 tiny if None.
+        config: Configuration of the model; SAM 2.1 tiny if None.
         corrections_are_kept: Whether a prompt in a frame that was tracked already is kept when the video is propagated
             again, and counts as a prompted frame. False loses it, as transformers does. The configuration may say it
             too, as ``corrections_are_kept``.

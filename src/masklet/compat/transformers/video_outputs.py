@@ -41,11 +41,11 @@ def output_of(tracks: Tracks, track: Track, frame: int, mask: Tensor | None, dev
     """The output of one object in one frame. Each value is made when it is read.
 
     Args:
-        tracks: Of the session.
+        tracks: Tracks of the session.
         track: The object.
         frame: A frame with a result.
         mask: (1, 1, side, side): the mask that was the prompt in this frame, if it was one.
-        device: Of the values.
+        device: Device of the values.
     """
 
     def high_res_masks() -> Tensor:

@@ -87,13 +87,13 @@ class Sam2VideoProcessor(Sam2Processor):
 
         Args:
             video: A path, or images as ``Sam2VideoVideoProcessor`` takes them; None for a stream.
-            inference_device: Of the model.
-            inference_state_device: Of cached features and of outputs that are read from the session; None for that of
-                the model, as for the next two.
+            inference_device: Device of the model.
+            inference_state_device: Device of cached features and of outputs that are read from the session; None for
+                that of the model, as for the next two.
             processing_device: Where frames are resized, if they are tensors on another device.
-            video_storage_device: Of the prepared frames.
+            video_storage_device: Device of the prepared frames.
             max_vision_features_cache_size: How many frames' features are kept.
-            dtype: Of the prepared frames.
+            dtype: Dtype of the prepared frames.
 
         Raises:
             ValueError: It is not a video, or more than one.

@@ -30,8 +30,8 @@ def read_points(
         labels: [1][object][point]: 1 on the object, 0 beside it; with the points.
         boxes: [1][object] (x0, y0, x1, y1), or None.
         obj_ids: The objects.
-        size_hw: Of the video.
-        target_hw: Of the network's input.
+        size_hw: Size of the video.
+        target_hw: Size of the network's input.
         padding: Coordinate and label of padded points.
 
     Returns:
@@ -76,7 +76,7 @@ def read_masks(masks: Any, obj_ids: Sequence[Any], target_hw: SizeHW) -> list[Te
         masks: One mask for one object, or a list: arrays or tensors (height, width), with up to two leading axes of 1.
             They are resized with antialias, and pixels that are covered by half or more belong to the object.
         obj_ids: The objects.
-        target_hw: Of the network's input.
+        target_hw: Size of the network's input.
 
     Raises:
         PromptError: There is another number of masks, or one has another shape.

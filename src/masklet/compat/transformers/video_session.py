@@ -72,12 +72,12 @@ class Sam2VideoInferenceSession:
 
     Args:
         video: (frames, 3, side, side) prepared frames, or a mapping of them; None for a stream.
-        video_height: Of the original frames.
-        video_width: Of the original frames.
-        inference_device: Of the model.
-        inference_state_device: Of features in ``cache`` and of results that are read from ``output_dict_per_obj``.
-        video_storage_device: Of ``processed_frames``.
-        dtype: Of ``processed_frames``: a torch type, or its name.
+        video_height: Height of the original frames.
+        video_width: Width of the original frames.
+        inference_device: Device of the model.
+        inference_state_device: Device of features in ``cache`` and of results read from ``output_dict_per_obj``.
+        video_storage_device: Device of ``processed_frames``.
+        dtype: Dtype of ``processed_frames``: a torch type, or its name.
         max_vision_features_cache_size: How many frames' features are kept.
     """
 
@@ -310,7 +310,7 @@ class Sam2VideoInferenceSession:
         """What tracks the objects, made at the first call.
 
         Args:
-            engine: Of the model.
+            engine: Engine of the model.
             is_stream: Whether the length of the video is unknown: distances in time do not depend on it then.
 
         Raises:

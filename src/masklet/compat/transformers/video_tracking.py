@@ -66,8 +66,8 @@ class SessionTracker:
 
     Args:
         session: It is changed.
-        tracks: Of this session.
-        features_of: Of its frames.
+        tracks: Tracks of this session.
+        features_of: Features of its frames.
         corrections_are_kept: See ``Sam2VideoModel``.
         pad_attends: See ``Sam2VideoModel``.
     """

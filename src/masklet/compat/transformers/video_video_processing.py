@@ -74,9 +74,9 @@ class Sam2VideoVideoProcessor(Sam2ImageProcessor):
 
         Args:
             video: See ``preprocess``.
-            device: Of the prepared frames.
+            device: Device of the prepared frames.
             processing_device: Where they are resized; None for where they are.
-            dtype: Of the prepared frames.
+            dtype: Dtype of the prepared frames.
 
         Raises:
             VideoError: It is not a video, or more than one.
@@ -122,7 +122,7 @@ class Sam2VideoVideoProcessor(Sam2ImageProcessor):
             reshaped_input_sizes: (height, width) of the part of the network's input that the frames filled.
             mask_threshold: Logit above which a pixel is inside.
             binarize: False returns logits.
-            pad_size: Of the network's input; ``size`` if None.
+            pad_size: Size of the network's input; ``size`` if None.
 
         Returns:
             For each video (frames or objects, masks, height, width).

@@ -59,8 +59,8 @@ class FoldedAttention:
         Args:
             q: (rows, dim), queries before their projection.
             rows: Which of the map's cells they are.
-            keys: Of the memory, from ``arrange``.
-            memory: Of one object.
+            keys: Keys of the memory, from ``arrange``.
+            memory: Memory of one object.
 
         Returns:
             (rows, dim).

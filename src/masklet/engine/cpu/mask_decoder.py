@@ -55,7 +55,7 @@ class Images:
 
     @classmethod
     def make(cls, cells: Tensor, pos: Tensor, dtype: torch.dtype) -> Images:
-        """Of (objects or 1, h*w, dim) and positions (h*w, dim)."""
+        """From (objects or 1, h*w, dim) and positions (h*w, dim)."""
         return cls(cells, cells.to(dtype), (cells + pos).to(dtype))
 
     def __getitem__(self, objects: Tensor) -> Images:
@@ -207,7 +207,7 @@ class CpuMaskDecoder:
         return self.decoder.transformer.layer_norm_final_attn(tokens)
 
     def _skip_maps(self, features: Features) -> list[SkipMaps]:
-        """Of each image; one, where objects share an image."""
+        """Maps of each image; one, where objects share an image."""
         fine = zip(features.stride4.split(1), features.stride8.split(1), strict=True)
         return [self.upscaling.skip_maps(*maps) for maps in fine]
 

@@ -35,7 +35,7 @@ class Linear:
 
     @classmethod
     def pack(cls, layer: nn.Module, dtype: torch.dtype) -> Linear:
-        """Of a linear layer or a 1x1 convolution; a copy only if the type differs."""
+        """Pack a linear layer or a 1x1 convolution; copies only if the type differs."""
         assert isinstance(layer, nn.Linear | nn.Conv2d)
         bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         return cls(layer.weight.detach().flatten(1).to(dtype), bias)

@@ -36,7 +36,7 @@ class CudaEngine(Engine):
 
     Args:
         model: Its packed path needs float32 weights; a model in another type runs its own code.
-        precision: Of products; bfloat16 where the device has it, if None.
+        precision: Precision of products; bfloat16 where the device has it, if None.
         graphs: What captures functions; ``CudaGraphs`` on a CUDA device, if None.
     """
 

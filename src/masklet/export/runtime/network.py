@@ -57,8 +57,8 @@ class OnnxNetwork:
         folder: The folder.
         provider: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"coreml"``, ``"openvino"`` or ``"directml"``, or the name of
             an execution provider; operators that it lacks run on the CPU.
-        provider_options: Of the provider, as onnxruntime takes them.
-        threads: Of the CPU; None for as many as there are cores.
+        provider_options: Options of the provider, as onnxruntime takes them.
+        threads: Number of CPU threads; None for as many as there are cores.
 
     Raises:
         CheckpointError: The folder is not an export, or is damaged, or its graphs are of different networks.
@@ -106,7 +106,7 @@ class OnnxNetwork:
         """Decode prompts.
 
         Args:
-            features: Of the image.
+            features: Features of the image.
             points: (batch, objects, points, 2); None for objects that are tracked, or have a mask alone.
             labels: (batch, objects, points) int64.
             multimask: Whether to return three candidates, or one mask.

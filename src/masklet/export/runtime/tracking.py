@@ -94,7 +94,7 @@ class Track:
 
     number: int
     dim: int
-    """Of pointers."""
+    """Width of pointers."""
     results: MutableMapping[int, ObjectResult]
     prompted: set[int] = field(default_factory=set)
     maps: dict[int, np.ndarray] = field(default_factory=dict)  # (h*w, memory_dim)
@@ -144,7 +144,7 @@ class ArrayTracks:
         network: With memory.
         policy: Chooses the frames whose memories a frame reads.
         max_objects: The largest batch of objects.
-        size_hw: Of the video.
+        size_hw: Size of the video.
         spool: Where past results are kept; in memory if None, for videos that cannot go back.
         can_rewind: Whether past frames can be encoded again.
     """

@@ -25,7 +25,7 @@ def create(function: str = "detection", **parameters: Any) -> Any:
     Args:
         function: "detection" finds all objects of an image, "interaction" segments what is clicked, "tracking" tracks
             shapes through frames.
-        parameters: Of ``Detection``, ``Interaction`` or ``Tracking``.
+        parameters: Arguments of ``Detection``, ``Interaction`` or ``Tracking``.
 
     Returns:
         An object with CVAT's interface.

@@ -40,7 +40,7 @@ def shape_prompt(kind: str, points: Sequence[float], size_hw: SizeHW) -> dict[st
     Args:
         kind: "mask", "polygon" or "rectangle".
         points: The numbers of the shape.
-        size_hw: Of the image.
+        size_hw: Size of the image.
 
     Raises:
         PromptError: There is no such kind; the numbers do not make such a shape, or it is outside the image.

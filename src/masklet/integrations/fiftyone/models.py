@@ -17,7 +17,7 @@ from masklet.errors import PromptError
 from masklet.masks import patches
 
 LABEL = "object"
-"""Of objects that were found without a prompt."""
+"""Label of objects that were found without a prompt."""
 PROMPT_FIELD = "prompt_field"
 
 
@@ -36,7 +36,7 @@ def load_model(
         model_path: Not needed.
         model: Whose weights, as for ``masklet.load``; the embedded model if None.
         device: As for ``masklet.load``.
-        options: Of ``Segmenter.everything``, for images without prompts.
+        options: Options of ``Segmenter.everything``, for images without prompts.
     """
     segmenter = masklet.load(model, device)
     return VideoModel(segmenter) if "video" in model_name else ImageModel(segmenter, options)
@@ -80,7 +80,7 @@ class ImageModel(PromptedModel):
 
     Args:
         segmenter: The model.
-        options: Of ``Segmenter.everything``.
+        options: Options of ``Segmenter.everything``.
     """
 
     def __init__(self, segmenter: Segmenter, options: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ class ImageModel(PromptedModel):
 
     @property
     def media_type(self) -> str:
-        """Of the samples."""
+        """Media type of the samples."""
         return "image"
 
     def predict(self, arg: np.ndarray, sample: Any = None) -> Detections:
@@ -110,7 +110,7 @@ class VideoModel(PromptedModel):
 
     @property
     def media_type(self) -> str:
-        """Of the samples."""
+        """Media type of the samples."""
         return "video"
 
     def predict(self, arg: Any, sample: Any = None) -> dict[int, Detections]:

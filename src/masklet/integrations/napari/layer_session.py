@@ -47,7 +47,7 @@ class LayerSession:
 
     @property
     def size_hw(self) -> SizeHW:
-        """Of a frame."""
+        """Size of a frame."""
         return self.session.video.size_hw if self.image is None else self.image.size_hw  # type: ignore[union-attr]
 
     def segment(self, wanted: Mapping[Key, LayerPrompt]) -> Generator[FrameMasks]:

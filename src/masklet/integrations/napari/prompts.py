@@ -55,7 +55,7 @@ def read_layers(
         point_features: "object", the id of each point's object, and "positive", whether it is on the object.
         boxes: For each box its corners, (corners, 2 or 3). The smallest upright box around them counts.
         box_features: "object", as for points.
-        size_hw: Of a frame. Points and boxes outside of it are moved to its edge.
+        size_hw: Size of a frame. Points and boxes outside of it are moved to its edge.
     """
     height, width = size_hw
     found: dict[Key, LayerPrompt] = {}

@@ -35,7 +35,7 @@ def read_classes(
     Args:
         categories: See ``Categories``; by default all masks are of the class "object". A mapping may hold more objects
             than there are.
-        object_ids: Of each mask.
+        object_ids: Object id of each mask.
         names: All classes in the order of their numbers, so that numbers agree between images. By default those of
             ``categories``, in the order in which they are first named.
 

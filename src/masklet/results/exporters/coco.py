@@ -93,11 +93,11 @@ def coco_data(
     """A COCO data set of one image and its instances, which ``pycocotools.coco.COCO`` can open.
 
     Args:
-        instances: Of ``coco_instances``.
-        file_name: Of the image.
-        size_hw: Of the image.
+        instances: As returned by ``coco_instances``.
+        file_name: Name of the image.
+        size_hw: Size of the image.
         image_id: As in ``instances``.
-        category_id: Of the first class.
+        category_id: Id of the first class.
         names: All classes.
     """
     height, width = size_hw

@@ -33,7 +33,7 @@ def cvat_document(
 
     Args:
         pages: For each image its name in the task, its masks, and their ``categories`` as in ``Masks.to_cvat``.
-        image_id: Of the first image; the others follow.
+        image_id: Id of the first image; the others follow.
         names: As in ``Masks.to_cvat``, for all images.
         polygons: As in ``Masks.to_cvat``.
         tolerance: As in ``Masks.to_cvat``.

@@ -65,7 +65,7 @@ class MaskReply(BaseModel):
     frame: int
     segmentation: Rle | None = None
     polygons: list[list[list[list[float]]]] | None = None
-    """Of each component the rings: the outer one, then holes."""
+    """Rings of each component: the outer one, then holes."""
     iou_score: float
     object_score: float | None = None
     prompts: dict[str, Any] | None = None
@@ -151,7 +151,7 @@ class HistoryReply(BaseModel):
     undo: str | None
     redo: str | None
     frame: int | None = None
-    """Of the change that was just undone or done again."""
+    """Frame of the change that was just undone or redone."""
 
 
 class TrackingBody(Strict):

@@ -59,7 +59,7 @@ def objects_of(points: Iterable[Point], boxes: Sequence[Box]) -> list[ObjectProm
 
 
 def area(box: Box | None) -> float:
-    """Of a box, in square pixels."""
+    """Area of a box, in square pixels."""
     return 0.0 if box is None else (box[2] - box[0]) * (box[3] - box[1])
 
 

@@ -23,7 +23,7 @@ class PolicyInfo:
     make: Any  # its class
     paper: str
     licence: str
-    """Of the authors' code. Ours is written from the formulas."""
+    """Licence of the authors' code. Ours is written from the formulas."""
 
 
 POLICIES = {

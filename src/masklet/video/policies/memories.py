@@ -100,7 +100,7 @@ def frames_that_pass(
     Args:
         history: Walked back.
         frame: Where the walk begins.
-        step: Of tracking.
+        step: Step of tracking.
         passes: The condition.
         most: How many are wanted.
         note: The name under which ``choose`` noted this list in each frame. The walk ends at the first note, so that an

@@ -79,7 +79,7 @@ def clean_logits(
     """Fills small holes of logits (..., h, w) and removes small islands.
 
     Args:
-        logits: Of masks.
+        logits: Logits of masks.
         max_hole_area: The largest hole that is filled, in pixels of ``logits``.
         max_sprinkle_area: The largest island that is removed; the largest of a mask stays.
         threshold: Logit above which a pixel is inside.

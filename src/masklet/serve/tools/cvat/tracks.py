@@ -129,7 +129,7 @@ class Tracks:
             pass
 
     def key(self, state: State, offset: int = 0) -> tuple[str, str, str, int]:
-        """Of the stream in the cache."""
+        """Key of the stream in the cache."""
         return "cvat-track", self.user, state.id, state.step + offset
 
 

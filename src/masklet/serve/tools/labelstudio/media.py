@@ -24,7 +24,7 @@ TIMEOUT_S = 30.0
 KEPT_S = 3600.0
 """For so long a file is not fetched again."""
 KEPT_BYTES = 8 * 2**30
-"""Of all files; beyond it, the oldest are deleted."""
+"""Total size of the files; beyond it, the oldest are deleted."""
 TOKEN_S = 240.0
 """A personal access token gives tokens that are valid for five minutes."""
 CHUNK = 2**20
@@ -59,7 +59,7 @@ class LabelStudio:
     """Fetches media. Its methods may be called from any thread.
 
     Args:
-        settings: Of the server.
+        settings: Settings of the server.
     """
 
     def __init__(self, settings: Settings) -> None:

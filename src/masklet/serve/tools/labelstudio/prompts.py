@@ -26,7 +26,7 @@ def read_prompts(regions: Iterable[Mapping[str, Any]], size_hw: SizeHW) -> list[
 
     Args:
         regions: ``context.result``.
-        size_hw: Of the image.
+        size_hw: Size of the image.
 
     Raises:
         PromptError: A region lacks its numbers; a label has only background points.

@@ -17,7 +17,7 @@ from masklet.video.frame_result import FrameResult
 from masklet.video.session import VideoSession
 
 SECONDS = 60.0
-"""Of one request: Label Studio waits for 100 s. The next request continues where this one ended."""
+"""Duration of one request: Label Studio waits for 100 s. The next request continues where this one ended."""
 MAX_PROMPTED = 8
 """Boxes of an object that become prompts when it is not known which of them the user drew."""
 SAME = 0.01

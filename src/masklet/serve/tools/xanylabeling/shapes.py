@@ -84,7 +84,7 @@ def outlines(patch: Patch, epsilon: float) -> list[np.ndarray]:
 
 
 def length(ring: np.ndarray) -> float:
-    """Of a closed ring, in pixels."""
+    """Length of a closed ring, in pixels."""
     return float(np.linalg.norm(ring - np.roll(ring, 1, axis=0), axis=1).sum())
 
 

@@ -18,7 +18,7 @@ from masklet.serve.tools.xanylabeling.shapes import shapes_of
 from masklet.video.session import VideoSession
 
 MAX_VIDEOS = 8
-"""Of one user; the least recently used one is forgotten for the next."""
+"""Videos of one user; the least recently used one makes way for the next."""
 
 
 @dataclass
