@@ -190,8 +190,8 @@ class MaskDecoder(nn.Module):
         """Decode every object of every image.
 
         Args:
-            features: Features of each image; where ``stride16`` is conditioned on memory, each object is an image of its
-                own, and the finer maps may be shared, with a batch of 1.
+            features: Features of each image; where ``stride16`` is conditioned on memory, each object is its own image,
+                and the finer maps may be shared, with a batch of 1.
             image_pos: (h*w, dim), Fourier positions of the cells of the image embedding.
             prompts: (batch, objects, ...) from the prompt encoder.
             multimask: True for three candidates, False for one mask, None for the mask and then the candidates.

@@ -19,7 +19,7 @@ COLOURS = (
 )  # fmt: skip
 """Colours of objects, used in turn."""
 SQL_VALUES = 500
-"""In one statement."""
+"""Values in one SQL statement."""
 EDITS_KEPT = 500
 """Changes kept for an image or a video: older ones can no longer be undone."""
 

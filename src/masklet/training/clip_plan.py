@@ -26,7 +26,7 @@ class ClipPlan:
     """
 
     numbers: list[int]
-    """Number of each frame, rising from 0. With gaps, a short clip also uses the temporal encodings of older memories."""
+    """Number of each frame, rising from 0. With gaps, short clips also use the temporal encodings of older memories."""
     corrected: int | None
     """Index of the frame after the first that is corrected, if any."""
     kinds: list[str]

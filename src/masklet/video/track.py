@@ -37,7 +37,7 @@ class Track:
     tracked_steps: FrameColumn[int] = field(default_factory=lambda: FrameColumn("q"))
     """Frames that tracking has reached, with its step: 1 forward, -1 backward."""
     other_banks: list[ObjectMemory] = field(default_factory=list)
-    """Banks of the rows after the first, for policies with several hypotheses. Prompted frames are in ``bank`` alone."""
+    """Banks of rows after the first, for policies with several hypotheses. Prompted frames are in ``bank`` alone."""
     label: str | None = None
     """What it is, in a word, if that is known."""
     _final_rows: FrameColumn[int] | None = None
