@@ -23,7 +23,7 @@ def whole_number(name: str, value: Any, error: type[Exception], *, least: int = 
     """A whole number as an ``int``: also numpy's integers, and floats without a fraction, as tables hold them.
 
     Args:
-        name: For the message.
+        name: Name for the message.
         value: What was given. Text and booleans are not numbers.
         error: The class of the error.
         least: The smallest allowed number.

@@ -350,7 +350,7 @@ def load(
             ``.pt`` files do not store it and are run at 1,024 pixels: give it if they were fine-tuned at another size.
             ``model.save_pretrained`` stores it.
         revision: Branch, tag or commit of a Hub repository.
-        token: For a private Hub repository.
+        token: Token for a private Hub repository.
 
     Raises:
         CheckpointError: The model cannot be found, is damaged, or is of another kind.

@@ -80,7 +80,7 @@ class HubOptions:
     revision: str | None = None
     """Branch, tag or commit."""
     token: str | None = None
-    """For a private repository."""
+    """Token for a private repository."""
     cache_dir: StrPath | None = None
     """Folder of the cache, if not the usual one."""
     local_files_only: bool = False

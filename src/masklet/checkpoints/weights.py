@@ -91,7 +91,7 @@ def split_weights(
     """Distributes tensors over files.
 
     Args:
-        tensors: By name.
+        tensors: Tensors by name.
         max_shard_size: Bytes of a file, or a text such as ``"5GB"`` or ``"200KB"``; None for one file. A tensor that is
             larger has a file of its own.
         safe: Whether they are safetensors, or ``pytorch_model.bin``.

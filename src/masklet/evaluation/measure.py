@@ -41,9 +41,9 @@ class ObjectScore:
     rough: float
     """IoU of a rough mask as a user might draw it, before the model refines it."""
     rough_box: float
-    """From the box of the rough mask."""
+    """IoU from the box of the rough mask."""
     rough_mask: float
-    """From the rough mask."""
+    """IoU from the rough mask."""
 
 
 def measure(

@@ -43,7 +43,7 @@ def measure_recall(
         segmenter: The segmenter to measure.
         examples: Images and their objects.
         extremes: Collects every object's best mask, or an empty one if no mask overlaps the object.
-        options: For ``Segmenter.everything``.
+        options: Options for ``Segmenter.everything``.
     """
     for example in examples:
         numbers = example.objects

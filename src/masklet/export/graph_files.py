@@ -27,7 +27,7 @@ def trace(module: nn.Module, graph: Graph, inputs: Inputs, *, opset: int, finger
     """The module as an ONNX model.
 
     Args:
-        module: In evaluation mode.
+        module: A module in evaluation mode.
         graph: Names and axes.
         inputs: An example, by name.
         opset: Opset of the operators.

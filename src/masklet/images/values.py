@@ -134,7 +134,7 @@ def to_8_bits(pixels: np.ndarray, options: ImageOptions = DEFAULT) -> np.ndarray
 
 
 def is_uint16(dtype: np.dtype) -> bool:
-    """In either byte order."""
+    """Whether a type is uint16, in either byte order."""
     return dtype.kind == "u" and dtype.itemsize == 2
 
 

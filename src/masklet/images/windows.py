@@ -29,7 +29,7 @@ class Windows:
     read: Callable[[slice, slice], np.ndarray]
     """Rows and columns -> (rows, columns[, channels]), with the bands selected."""
     options: ImageOptions = DEFAULT
-    """With one range of values for all windows."""
+    """Options, with one range of values for all windows."""
 
     def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
         """(rows, columns, 3) uint8 RGB, as from ``read_image``."""

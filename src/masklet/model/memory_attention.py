@@ -66,7 +66,7 @@ class RotaryAttention(nn.Module):
             q: Queries, one for each cell.
             k: Keys: whole maps of h*w cells one after another, then ``num_pointers`` tokens without a position.
             v: Values of the same tokens.
-            rotations: For the cells of one map.
+            rotations: Rotations for the cells of one map.
             num_pointers: Keys at the end that are not rotated.
             is_empty: (objects, keys) bool: keys that nothing attends to.
         """

@@ -100,7 +100,7 @@ class Sam2Model(KeepsFloat32):
             resolution: Side of the square input that the weights were trained at, if the checkpoint does not store it
                 or stores another; ``save_pretrained`` stores it. ``.pt`` files do not store it: None means 1024.
             revision: Branch, tag or commit of a Hub repository.
-            token: For a private Hub repository.
+            token: Token for a private Hub repository.
 
         Raises:
             CheckpointError: The checkpoint cannot be found, is damaged, or is of another kind.
@@ -162,7 +162,7 @@ class Sam2Model(KeepsFloat32):
 
         Args:
             features: Features of each image.
-            prompts: In pixels of the network's input; None for objects that are tracked without a prompt.
+            prompts: Prompts in pixels of the network's input; None for objects that are tracked without a prompt.
             multimask: True for three candidates, False for one mask, None for the mask and then the candidates.
             conditioned: (batch, dim, h, w), the image embedding conditioned on memory, from ``read_memory``, where each
                 object is an image of its own; None to decode without memory.
@@ -199,7 +199,7 @@ class Sam2Model(KeepsFloat32):
             features: Features of the frame, with a batch of 1.
             logits: (objects, 4h, 4w) masks.
             object_scores: (objects, 1) logits.
-            binarize: For prompted frames: their mask is certain.
+            binarize: Whether to binarize masks: on prompted frames, whose masks are certain.
         """
         masks = self.memory_masks(logits, features.map_hw, binarize=binarize)
         memory = self.memory_encoder(features.stride16, masks).flatten(2).transpose(1, 2)

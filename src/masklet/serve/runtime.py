@@ -49,7 +49,7 @@ class OpenVideo:
 
     @property
     def key(self) -> Hashable:
-        """In the cache."""
+        """Key in the cache."""
         return "video", self.user, self.id
 
 
@@ -77,7 +77,7 @@ class Runtime:
         Args:
             user: Users take turns.
             work: A short piece of work, such as a click.
-            request: Whose client waits: if it disconnects, work that has not begun is not done.
+            request: Request of the waiting client: if it disconnects, work that has not begun is not done.
             is_long: See ``run_long``.
 
         Raises:
@@ -154,7 +154,7 @@ class Runtime:
         """A video to prompt and track, without objects. ``close_video`` forgets it.
 
         Args:
-            user: Whose it is.
+            user: Owner of the video.
             source: A video file or a folder of images, which must stay until the video is closed.
         """
         video_id = uuid4().hex

@@ -68,7 +68,7 @@ class Settings:
     labelstudio_url: str | None = None
     """The only address from which media are fetched."""
     labelstudio_token: str | None = None
-    """For fetching media from Label Studio."""
+    """Token for fetching media from Label Studio."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -60,7 +60,7 @@ class Workspace:
     changed: dict[str, list[Any]] = field(default_factory=dict)
     """Functions to call when a job has progressed."""
     videos_tracked: int = 0
-    """Whose sessions stay in memory for a job. Only the device's thread counts."""
+    """Videos whose sessions stay in memory for a job. Only the device's thread changes it."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property

@@ -40,7 +40,7 @@ def prefetch(
 
     Args:
         examples: Source of the examples. Its attribute ``needs_processes``, if any, decides.
-        wanted: For each batch its stage, its step and the indices of its examples.
+        wanted: Stage, step and indices of the examples of each batch.
         workers: Number of processes or threads.
         pin_memory: Copy batches to pinned memory, for a GPU.
 
@@ -139,7 +139,7 @@ def _from_threads(
 
     Args:
         examples: Source of the examples.
-        wanted: For each batch its stage, its step and the indices of its examples.
+        wanted: Stage, step and indices of the examples of each batch.
         workers: Number of threads.
     """
     pending: deque[Future[Batch]] = deque()

@@ -9,7 +9,7 @@ from masklet.datasets import VIDEO_LAYOUTS
 from masklet.datasets.detection import DataLocation
 
 EXAMPLE = DataLocation("folder", Path("images"))
-"""In a configuration that is written before there are data."""
+"""Data in a configuration that is written before there is any."""
 
 IMAGES = "{steps: 300, train: decoder, batch_size: 4, objects: 4, rounds: 8}"
 CLIPS = "{steps: 300, train: memory, batch_size: 2, objects: 3, rounds: 3, frames: 8}"

@@ -103,7 +103,7 @@ def check_result_tensors(
     """Check what says where the results of an object, or of one of its hypotheses, lie: see ``result_tensors``.
 
     Args:
-        tensors: By name.
+        tensors: Tensors by name.
         results_bytes: The length of the packed results.
         least_bytes: The length of the shortest packed result.
         count: Frames of the video, if known.
@@ -125,7 +125,7 @@ def check_track_tensors(tensors: Mapping[str, Tensor], times: Tensor) -> None:
     """Check the other tensors of one object, see ``track_tensors``.
 
     Args:
-        tensors: By name.
+        tensors: Tensors by name.
         times: (frames,), those whose time is known.
 
     Raises:

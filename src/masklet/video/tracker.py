@@ -97,7 +97,7 @@ def track_object(
     Args:
         engine: Engine of a model with memory.
         features: Features of the frame.
-        prompt: For this frame.
+        prompt: Prompt for this frame.
         conditioned: (1, dim, h, w), from ``read_memory``; None on a frame that tracking has not reached.
         previous: (4h, 4w) logits to correct, if the frame had a result before. The mask of the prompt replaces them.
 

@@ -86,7 +86,7 @@ def prompt_object(
         object_id: Its id.
         frame: The frame's number.
         features_of: Encodes frames.
-        prompt: For this frame.
+        prompt: Prompt for this frame.
         replaces: Whether earlier points of the frame are forgotten.
         is_kept: Whether the result of a frame that was tracked before stays when it is tracked again.
     """

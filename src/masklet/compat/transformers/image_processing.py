@@ -141,7 +141,7 @@ class Sam2ImageProcessor:
             save_directory: Folder of the model; created if missing.
             push_to_hub: Whether to upload it, with ``repo_id`` and others among ``kwargs``: see
                 ``Sam2Model.save_pretrained``.
-            kwargs: For ``push_to_hub``.
+            kwargs: Arguments for ``push_to_hub``.
 
         Raises:
             CheckpointError: It cannot be written.

@@ -63,5 +63,5 @@ def _masks_in_chunks(logits: Tensor, size_hw: SizeHW, binarize: Binarize) -> Ten
 
 
 def _upscale(logits: Tensor, size_hw: SizeHW) -> Tensor:
-    """In their own type, as in transformers."""
+    """Upscale logits in their own type, as in transformers."""
     return F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False)

@@ -19,7 +19,7 @@ def read_nested(values: Any, name: str, *, levels: tuple[str, ...], without_obje
 
     Args:
         values: Lists, arrays or tensors.
-        name: For messages.
+        name: Name for messages.
         levels: Names of the levels, from the outside.
         without_objects: Whether the level of objects may be missing: one object for each image.
 

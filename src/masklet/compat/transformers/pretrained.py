@@ -262,7 +262,7 @@ class Sam2PreTrainedModel(KeepsFloat32):
             max_shard_size: Bytes of a file of weights, or a text such as ``"5GB"``.
             safe_serialization: False writes ``pytorch_model.bin`` in place of ``model.safetensors``.
             dtype: Type of the stored weights; that of the model if None.
-            kwargs: For ``push_to_hub``.
+            kwargs: Arguments for ``push_to_hub``.
 
         Raises:
             CheckpointError: The folder cannot be written.

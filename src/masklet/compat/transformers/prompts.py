@@ -88,7 +88,7 @@ def group_masks(masks: Tensor, *, batch: int, objects: int | None, map_hw: Seque
     Args:
         masks: (..., height, width): as many as there are objects in all images, or as images, or one.
         batch: Images.
-        objects: In each image; None if masks are the only prompts.
+        objects: Number of objects in each image; None if masks are the only prompts.
         map_hw: (h, w) of the image embedding.
 
     Raises:

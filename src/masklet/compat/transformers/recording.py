@@ -13,7 +13,7 @@ def recording(modules: Iterable[nn.Module], *, wanted: bool, with_first_input: b
     """Collects the outputs of modules in the order in which they run.
 
     Args:
-        modules: Whose outputs are tensors.
+        modules: Modules whose outputs are tensors.
         wanted: False records nothing and costs nothing.
         with_first_input: Whether the input of the first of them comes first.
     """

@@ -22,7 +22,7 @@ from masklet.video.track import Track
 from masklet.video.tracks import Tracks
 
 Inputs = dict[int, dict[int, Any]]
-"""By the object's place, then by frame."""
+"""Inputs by the object's place, then by frame."""
 COND, NON_COND = "cond_frame_outputs", "non_cond_frame_outputs"
 
 

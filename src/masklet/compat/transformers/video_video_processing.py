@@ -117,7 +117,7 @@ class Sam2VideoVideoProcessor(Sam2ImageProcessor):
         """Converts logits to masks of the videos' sizes, for inputs that frames filled in part.
 
         Args:
-            masks: For each video (frames or objects, masks, h, w) logits.
+            masks: Logits of each video, (frames or objects, masks, h, w).
             original_sizes: (height, width) of each.
             reshaped_input_sizes: (height, width) of the part of the network's input that the frames filled.
             mask_threshold: Logit above which a pixel is inside.

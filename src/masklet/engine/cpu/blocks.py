@@ -5,7 +5,7 @@ from __future__ import annotations
 from masklet.engine.cpu.threads import num_threads
 
 FEWEST_ROWS = 256
-"""With fewer rows, reading the weights costs too much."""
+"""Least number of rows in a block; with fewer, reading the weights costs too much."""
 
 
 def row_blocks(rows: int, most: int) -> list[slice]:

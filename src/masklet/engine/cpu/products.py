@@ -11,7 +11,7 @@ from torch import Tensor, nn
 SCORES = 2**20
 """Attention scores of one block: they should stay in a core's caches."""
 FEWEST_QUERIES = 128
-"""With fewer in a block, reading the keys costs too much."""
+"""Least number of queries in a block; with fewer, reading the keys costs too much."""
 
 
 def has_bfloat16_products() -> bool:

@@ -45,7 +45,7 @@ _lock = threading.Lock()
 
 
 def _forget_pools() -> None:
-    """In a forked process no thread of a pool runs."""
+    """Drop all pools, since their threads do not run in a forked process."""
     global _lock
     _pools.clear()
     _lock = threading.Lock()

@@ -35,7 +35,7 @@ class MemoryConstants:
 
     @classmethod
     def make(cls, model: Sam2Model, map_hw: SizeHW, maps: int, pointer_tokens: int) -> MemoryConstants:
-        """For ``maps`` slots of maps and pointers that are cut into ``pointer_tokens`` tokens."""
+        """Constants for ``maps`` slots of maps, and pointers that are cut into ``pointer_tokens`` tokens."""
         dim, device = model.config.hidden_size, model.device
         cos, sin = (table.repeat_interleave(2, -1) for table in axial_rotations(map_hw, dim, device))
         memory_dim = model.config.memory_encoder.output_channels
@@ -113,7 +113,7 @@ class CudaMemoryAttention:
         self._by_size: BySize[MemoryConstants] = BySize()
 
     def constants(self, map_hw: SizeHW, maps: int, pointers: int) -> MemoryConstants:
-        """For a size of map and numbers of slots; made once."""
+        """Constants for a size of map and numbers of slots; made once."""
         config = self._model.config
         tokens = pointers * (config.hidden_size // config.memory_encoder.output_channels)
         return self._by_size.get(

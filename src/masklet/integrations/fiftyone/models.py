@@ -34,7 +34,7 @@ def load_model(
     Args:
         model_name: "masklet-image" or "masklet-video".
         model_path: Not needed.
-        model: Whose weights, as for ``masklet.load``; the embedded model if None.
+        model: Name of the model, as for ``masklet.load``; the embedded model if None.
         device: As for ``masklet.load``.
         options: Options of ``Segmenter.everything``, for images without prompts.
     """

@@ -20,7 +20,7 @@ class FrameMasks:
 
     frame: int
     masks: Mapping[int, np.ndarray]
-    """For each object id its mask, (height, width) bool."""
+    """Mask of each object id, (height, width) bool."""
 
 
 class LayerSession:

@@ -37,7 +37,7 @@ class LayerPrompt:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """For ``EncodedImage.predict`` and ``VideoSession.prompt``."""
+        """Arguments for ``EncodedImage.predict`` and ``VideoSession.prompt``."""
         return {"points": self.points or None, "box": self.box}
 
 
@@ -53,7 +53,7 @@ def read_layers(
     Args:
         points: (points, 2 or 3): [frame,] row, column, in pixels of the image layer.
         point_features: "object", the id of each point's object, and "positive", whether it is on the object.
-        boxes: For each box its corners, (corners, 2 or 3). The smallest upright box around them counts.
+        boxes: Corners of each box, (corners, 2 or 3). The smallest upright box around them counts.
         box_features: "object", as for points.
         size_hw: Size of a frame. Points and boxes outside of it are moved to its edge.
     """
@@ -83,7 +83,7 @@ def paint(labels: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
 
     Args:
         labels: (height, width) of whole numbers.
-        masks: For each object id its mask, (height, width) bool.
+        masks: Mask of each object id, (height, width) bool.
     """
     labels[np.isin(labels, list(masks))] = 0
     for object_id, mask in masks.items():

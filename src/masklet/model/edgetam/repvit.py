@@ -154,7 +154,7 @@ class RepVit(nn.Module):
 
     @property
     def stages(self) -> list[Stage]:
-        """From fine to coarse."""
+        """Stages, from fine to coarse."""
         return [module for module in self.children() if isinstance(module, Stage)]
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:

@@ -32,7 +32,7 @@ def cvat_document(
     """The XML of "CVAT for images 1.1" of several images, since an upload to a task replaces all its annotations.
 
     Args:
-        pages: For each image its name in the task, its masks, and their ``categories`` as in ``Masks.to_cvat``.
+        pages: Each image's name in the task, its masks, and their ``categories`` as in ``Masks.to_cvat``.
         image_id: Id of the first image; the others follow.
         names: As in ``Masks.to_cvat``, for all images.
         polygons: As in ``Masks.to_cvat``.

@@ -53,7 +53,7 @@ class Object(SQLModel, table=True):
 
     media_id: str = Field(foreign_key="media.id", primary_key=True)
     number: int = Field(primary_key=True)
-    """From 1."""
+    """Number of the object, from 1."""
     name: str
     colour: str
     visible: bool = True

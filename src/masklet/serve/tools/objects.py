@@ -32,7 +32,7 @@ class ObjectPrompt:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """For ``EncodedImage.predict`` and ``VideoSession.prompt``."""
+        """Arguments for ``EncodedImage.predict`` and ``VideoSession.prompt``."""
         return {"points": self.points or None, "box": self.box}
 
 

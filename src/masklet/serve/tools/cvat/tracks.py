@@ -54,7 +54,7 @@ class Tracks:
     Args:
         sam: The model.
         cache: Keeps the streams: for each track that of its last frame, and the one before, in case a reply gets lost.
-        user: Whose tracks.
+        user: Owner of the tracks.
     """
 
     def __init__(self, sam: Segmenter, cache: Cache, user: str) -> None:
@@ -67,8 +67,8 @@ class Tracks:
 
         Args:
             image: The frame.
-            shapes: For each track its shape: numbers, or {"type", "points"}. Only those that begin are read.
-            states: For each track its state from the frame before, or None.
+            shapes: Shape of each track: numbers, or {"type", "points"}. Only those that begin are read.
+            states: State of each track from the frame before, or None.
 
         Returns:
             ``shapes`` and ``states`` for the next call.

@@ -64,7 +64,7 @@ class LabelConfig:
     """What of a configuration matters here."""
 
     data_keys: dict[str, str]
-    """For each image or video tag its key in the data of a task."""
+    """Key of each image or video tag in the data of a task."""
     controls: tuple[Control, ...]
     """Tags that can show masks, the best first."""
     video: VideoTag | None

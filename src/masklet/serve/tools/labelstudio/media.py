@@ -22,7 +22,7 @@ from masklet.serve.tools.encoded_text import image_bytes
 CLOUD = ("s3", "gs", "azure-blob")
 TIMEOUT_S = 30.0
 KEPT_S = 3600.0
-"""For so long a file is not fetched again."""
+"""Seconds before a file is fetched again."""
 KEPT_BYTES = 8 * 2**30
 """Total size of the files; beyond it, the oldest are deleted."""
 TOKEN_S = 240.0

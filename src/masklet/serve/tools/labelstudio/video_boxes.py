@@ -31,9 +31,9 @@ class TrackedRegion:
     """A region, and what is known of it."""
 
     prompted: dict[int, Keyframe] = field(default_factory=dict)
-    """By frame: boxes that the user drew."""
+    """Boxes that the user drew, by frame."""
     tracked: dict[int, Keyframe] = field(default_factory=dict)
-    """By frame: boxes that were found."""
+    """Boxes that were found, by frame."""
 
 
 @dataclass

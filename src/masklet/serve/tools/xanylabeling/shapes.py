@@ -63,7 +63,7 @@ def shapes_of(masks: Masks, epsilon: float, group_ids: list[int | None] | None =
     Args:
         masks: The masks.
         epsilon: How far polygons may be from the exact outline, as a share of its length.
-        group_ids: For each mask the number of its group; None: only masks of several components get one.
+        group_ids: Number of each mask's group; None: only masks of several components get one.
     """
     shapes = []
     for number, (patch, score) in enumerate(zip(patches(masks.masks), masks.iou_scores.tolist(), strict=True)):

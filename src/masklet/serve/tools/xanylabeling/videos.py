@@ -29,7 +29,7 @@ class Task:
     end: int
     epsilon: float
     results: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    """For each frame done its shapes."""
+    """Shapes of each finished frame."""
     job: Job | None = None
     error: str | None = None
     is_done: bool = False
@@ -38,7 +38,7 @@ class Task:
 
     @property
     def status(self) -> str:
-        """In one word."""
+        """The status in one word."""
         if self.error is not None:
             return "error"
         if not self.is_done:
@@ -83,7 +83,7 @@ class Video:
     count: int
     start_frame: int
     first_prompted: dict[int, int] = field(default_factory=dict)
-    """For each object the frame of its first prompt."""
+    """Frame of each object's first prompt."""
     prompted: set[tuple[int, int]] = field(default_factory=set)
     """(object, frame)."""
     task: Task | None = None
