@@ -39,7 +39,6 @@ from torch import Tensor
 import masklet
 from masklet.checkpoints.meta import released_config
 from masklet.compat import transformers as drop_in
-from masklet.compat.sam2.network import SAM2Base
 from masklet.compat.sam2.sam2_camera_predictor import SAM2CameraPredictor
 from masklet.model.sam2 import Sam2Model
 from masklet.prompts import to_model_pixels
@@ -119,7 +118,7 @@ class Clip:
     def meta(self) -> Step:
         """Our class for live video with the methods of Meta's forks."""
         exact = self.models.exact
-        predictor = SAM2CameraPredictor(SAM2Base(exact.model, exact.image_processor))
+        predictor = SAM2CameraPredictor(exact.model, exact.image_processor)
 
         def step(index: int) -> object:
             if index:

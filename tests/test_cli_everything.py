@@ -418,8 +418,8 @@ def test_the_model_is_loaded_as_requested(images, monkeypatch):
     CliRunner().invoke(cli.app, ["everything", str(images / "a.png"), *choices])
     CliRunner().invoke(cli.app, ["everything", str(images / "a.png")])
     assert loaded == [
-        ("mine", "cpu", "bfloat16", {"engine": "eager", "resolution": 256}),
-        ("nano", "auto", "auto", {"engine": "auto", "resolution": None}),
+        ("mine", {"device": "cpu", "dtype": "bfloat16", "engine": "eager", "resolution": 256}),
+        ("nano", {"device": "auto", "dtype": "auto", "engine": "auto", "resolution": None}),
     ]
 
 

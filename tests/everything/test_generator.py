@@ -61,7 +61,7 @@ def images():
         ("truck", (450, 300), "cpu", {"crops": 1, "points_per_side": 4}, {"crops": 1, "side": 4}),
         ("truck", (300, 200), "cpu", {"refine": True, "points_per_side": 5}, {"refine": True, "side": 5}),
         ("truck", (450, 300), "cpu", {"mask_threshold": 0.7}, {"threshold": 0.7}),
-        ("truck", (450, 300), "cpu", {"candidates": False}, {"multimask": False}),
+        ("truck", (450, 300), "cpu", {"candidates": False, "points_per_side": 10}, {"multimask": False, "side": 10}),
         (
             "truck",
             (300, 200),

@@ -168,7 +168,7 @@ def test_a_video_is_tracked_cancelled_continued_corrected_and_exported(open_page
 def test_everything_mode_keeps_the_masks_above_the_slider(open_page, server):
     page = open_page(server.address)
     upload(page, TRUCK)
-    page.get_by_label("Points per side").fill("6")
+    page.get_by_label("Points per side").fill("10")
     page.locator("#find").click()
     says(page, "Found")
     slider = page.locator("#threshold")

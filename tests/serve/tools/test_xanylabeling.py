@@ -19,6 +19,11 @@ def extent(shape):
     return [*points.min(0), *points.max(0)]
 
 
+def largest(shapes):
+    """The polygon of a mask's largest part; it may have small ones elsewhere."""
+    return max(shapes, key=lambda shape: np.prod(np.ptp(np.array(shape["points"]), axis=0)))
+
+
 def test_models_name_their_widgets(client):
     models = client.get(f"{BASE}/models").json()["data"]
     assert models["masklet-video"]["batch_processing_mode"] == "video"
@@ -93,14 +98,14 @@ def events(reply):
 
 @pytest.mark.slow
 def test_a_video_is_tracked_with_progress(client, session):
-    (shape,) = prompt(client, session, 0, [(36, 45)]).json()["data"]["masks"]
+    shape = largest(prompt(client, session, 0, [(36, 45)]).json()["data"]["masks"])
     np.testing.assert_allclose(extent(shape), square_box(0), atol=2)
     stream = events(client.post(f"{BASE}/video/propagate/stream", json={"session_id": session, "start_frame": 0}))
     assert [event["type"] for event in stream] == ["started", *["progress"] * COUNT, "completed"]
     assert stream[0]["total_frames"] == COUNT
     results = stream[-1]["results"]
     for frame in range(COUNT):
-        (shape,) = results[str(frame)]["masks"]
+        shape = largest(results[str(frame)]["masks"])
         np.testing.assert_allclose(extent(shape), square_box(frame), atol=3)
 
 
