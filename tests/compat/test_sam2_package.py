@@ -132,6 +132,7 @@ def edgetam_file(tmp_path_factory):
     return path, network
 
 
+@pytest.mark.slow
 def test_edgetam_is_built_from_the_authors_file(edgetam_file):
     path, network = edgetam_file
     model = build_sam2("configs/edgetam.yaml", path, "cpu", hydra_overrides_extra=["++model.image_size=256"])

@@ -53,13 +53,22 @@ def images():
     ("name", "size_wh", "engine", "options", "theirs"),
     [
         ("truck", (450, 300), "cpu", {}, {}),
-        ("truck", (450, 300), "eager", {}, {}),
+        pytest.param("truck", (450, 300), "eager", {}, {}, marks=pytest.mark.slow),
         ("dog", (480, 270), "cpu", {}, {}),
         ("truck", (450, 300), "cpu", {"box_nms": 1.1}, {"nms": 1.1}),
-        ("truck", (900, 600), "cpu", {}, {}),  # larger than the logits, where scores at low resolution are used
+        pytest.param(
+            "truck", (900, 600), "cpu", {}, {}, marks=pytest.mark.slow
+        ),  # larger than the logits, where scores at low resolution are used
         ("truck", (200, 380), "cpu", {"min_area": 60}, {"min_area": 60}),
         ("truck", (450, 300), "cpu", {"crops": 1, "points_per_side": 4}, {"crops": 1, "side": 4}),
-        ("truck", (300, 200), "cpu", {"refine": True, "points_per_side": 5}, {"refine": True, "side": 5}),
+        pytest.param(
+            "truck",
+            (300, 200),
+            "cpu",
+            {"refine": True, "points_per_side": 5},
+            {"refine": True, "side": 5},
+            marks=pytest.mark.slow,
+        ),
         ("truck", (450, 300), "cpu", {"mask_threshold": 0.7}, {"threshold": 0.7}),
         ("truck", (450, 300), "cpu", {"candidates": False, "points_per_side": 10}, {"multimask": False, "side": 10}),
         (
@@ -69,7 +78,14 @@ def images():
             {"candidates": False, "refine": True, "points_per_side": 5, "mask_threshold": -0.5},
             {"multimask": False, "refine": True, "side": 5, "threshold": -0.5},
         ),
-        ("truck", (450, 300), "cpu", {"point_grids": GRIDS, "crops": 1}, {"grids": GRIDS, "crops": 1}),
+        pytest.param(
+            "truck",
+            (450, 300),
+            "cpu",
+            {"point_grids": GRIDS, "crops": 1},
+            {"grids": GRIDS, "crops": 1},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=[
         "plain",

@@ -60,6 +60,7 @@ def test_a_prompt_gives_metas_logits_and_scores(encoded_by_runtime, golden, case
     np.testing.assert_allclose(masks.iou_scores, golden[f"{case}.ious"], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_decoder_gives_metas_logits_with_gradients_enabled(encoded, golden):
     """As in training."""
     points = torch.tensor([[[FOREGROUND]]]) * torch.tensor([1024 / SIZE_HW[1], 1024 / SIZE_HW[0]])

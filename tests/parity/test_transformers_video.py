@@ -166,6 +166,7 @@ def test_objects_are_tracked_backward_as_theirs_are(pair, video):
     assert_same_masks(ours, track_theirs(*pair, video, prompts, reverse=True), order=range(FRAMES - 1, -1, -1))
 
 
+@pytest.mark.slow
 def test_sam_2_0_tracks_as_theirs_does(pair_of, video):
     """Without positions of pointers in time, and without the embedding of absent objects."""
     pair = pair_of(shrunken(hidden_size=128, is_v2_1=False), presence=5.0)

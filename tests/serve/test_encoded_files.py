@@ -26,6 +26,7 @@ def kept(client):
     return sorted((client.app.state.settings.data / "encoded").iterdir())
 
 
+@pytest.mark.slow
 def test_a_restarted_server_does_not_encode_an_image_again(make_client, encodes):
     client = make_client()
     project = client.post("/v1/projects", json={"name": "x"}).json()["id"]

@@ -118,6 +118,7 @@ def test_an_extra_loss_is_not_used_on_clips(short, squares):
     assert trainer.objective.extra.offset.grad is None
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_all_of_them_resumes_to_the_same_result(short, squares, tmp_path, monkeypatch):
     initialised = []
     parts = {

@@ -75,6 +75,7 @@ def test_training_memory_changes_nothing_else(clips, squares):
     assert all(any(name.startswith(part) for name in changed) for part in ("memory_attention", "memory_encoder"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_on_clips_ends_like_an_uninterrupted_one(clips, squares, tmp_path):
     straight = Trainer(clips)
     reports = []

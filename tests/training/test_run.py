@@ -155,7 +155,9 @@ def test_an_interrupted_run_saves_its_last_step(config, tmp_path, monkeypatch):
     assert torch.load(tmp_path / "run/state.pt", weights_only=True)["step"] == 1
 
 
-@pytest.mark.parametrize("interrupted_at", ["validation", "best", "last"])
+@pytest.mark.parametrize(
+    "interrupted_at", ["validation", *(pytest.param(name, marks=pytest.mark.slow) for name in ("best", "last"))]
+)
 def test_what_an_interruption_prevented_after_the_last_step_is_done_on_resuming(
     config, finished, tmp_path, monkeypatch, interrupted_at
 ):
@@ -371,7 +373,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_names_the_image_and_keeps_the_la
     assert all(weight.isfinite().all() for weight in kept.state_dict().values())
 
 
-@pytest.mark.parametrize("what", ["state", "model", "log"])
+@pytest.mark.parametrize("what", ["state", *(pytest.param(name, marks=pytest.mark.slow) for name in ("model", "log"))])
 def test_a_full_disk_ends_the_run_and_keeps_the_last_save(config, finished, tmp_path, monkeypatch, what):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -50,6 +50,7 @@ def tensor_bytes(root):
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
 
+@pytest.mark.slow
 def test_sixteen_objects_in_twenty_thousand_frames_take_less_than_fifty_megabytes(monkeypatch):
     config = SimpleNamespace(has_memory=True, hidden_size=256, perceiver=None)
     engine = SimpleNamespace(

@@ -216,6 +216,7 @@ def test_invalid_options_are_refused_at_the_call(sam, video, options, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.slow
 def test_in_a_still_video_the_embedded_model_finds_few_objects_twice():
     image = np.array(
         Image.fromarray(open_video(Path(__file__).parents[2] / "examples/videos/dog.mp4")[0].image).resize((240, 136))

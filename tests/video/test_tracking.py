@@ -314,6 +314,7 @@ def bank_bytes_after(make, frames):
     return held._tracks.objects["cup"].bank.tensor_bytes()
 
 
+@pytest.mark.slow
 def test_a_stream_holds_as_much_after_160_frames_as_after_100(sam):
     def stream(frames):
         live = sam.stream()
