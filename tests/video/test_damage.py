@@ -116,7 +116,7 @@ class Original:
             assert frame.time == pytest.approx(frame.index / RATE, abs=1e-3)
         self.packets = packets_of(path)
         if path.suffix == ".avi" and "h264" in codec:  # it does not store the order in which frames are shown
-            twin = write(path.with_suffix(".mkv"), codec)
+            twin = write(path.with_suffix(".twin.mkv"), codec)  # x264 does not always write the same bytes
             times = [packet[0] for packet in packets_of(twin)]
         else:
             times = [packet[0] for packet in self.packets]

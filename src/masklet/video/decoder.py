@@ -82,8 +82,6 @@ class VideoFile:
                 # frames of such a file are decoded now to find their times, or at least their number.
                 self._index_decoded(packets)
         self.is_incomplete = self._index.is_cut
-        # Threads of the decoder conceal what is missing differently from time to time.
-        self._is_exact |= self._index.is_cut
         self.count: int | None = len(self._index.times)
 
     @property
