@@ -31,6 +31,7 @@ from masklet.training.batches import Example
 from masklet.training.config import Stage, TrainingConfig
 from masklet.training.losses import LossWeights
 from masklet.training.objective import Objective
+from masklet.training.out_of_memory import is_out_of_memory
 from masklet.training.parameter_groups import is_trained
 from masklet.training.precision import precision_for, tf32
 from masklet.training.prompts import PromptRates
@@ -189,7 +190,7 @@ class Training:
 
     def _recover(self, phase: Phase, error: Exception) -> None:
         self.log(phase=phase.name, problem=f"{type(error).__name__}: {error}"[:300])
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "memory" in str(error):
+        if is_out_of_memory(error):
             self.micro_batches = min(2 * self.micro_batches, phase.stage.batch_size)
         self.objective.zero_grad(set_to_none=True)
         if self.device.type == "cuda":

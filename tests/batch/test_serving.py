@@ -140,7 +140,8 @@ def test_requests_on_one_image_go_to_one_replica():
         if replica is not replicas[0]:  # whose end moves no other image
             assert first(media, replicas[1:]) is replica
     ann = request("/xanylabeling/v1/video/init", [(b"authorization", b"Bearer ann")])
-    assert subject_of(ann.args) == "xanylabeling Bearer ann"
+    assert subject_of(ann.args) == "xanylabeling ann"
+    assert subject_of(request("/xanylabeling/v1/video/init", [(b"token", b"ann")]).args) == "xanylabeling ann"
     assert subject_of(request("/labelstudio/predict").args) == "labelstudio 192.0.2.7"
     assert subject_of(request("/v1/predict").args) is None
     assert len(asyncio.run(MediaRouter.choose_replicas(None, replicas, request("/v1/predict")))[0]) == 2
@@ -158,7 +159,7 @@ def test_what_cannot_be_served_on_a_cluster_is_refused(tmp_path, monkeypatch):
     assert "pip install 'masklet[cluster]'" in refused("--cluster", "local")
 
 
-def test_machines_must_share_a_database(tmp_path, monkeypatch):
+def test_machines_must_share_a_database_and_hold_the_replicas(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     from masklet.cluster import serving as module
@@ -168,5 +169,9 @@ def test_machines_must_share_a_database(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "connect", lambda address: SimpleNamespace(nodes=lambda: nodes))
     with pytest.raises(MaskletError, match="the cluster has 2 machines: give --database postgresql"):
         module.serving(Settings(data=tmp_path), {}, module.Replicas()).__enter__()
+    alone = SimpleNamespace(nodes=lambda: nodes[:1], cluster_resources=lambda: {"CPU": 4})
+    monkeypatch.setattr(module, "connect", lambda address: alone)
+    with pytest.raises(MaskletError, match="the cluster has 4 CPUs and 0 GPUs: 5 workers with 1 CPUs .* do not fit"):
+        module.serving(Settings(data=tmp_path), {}, module.Replicas(least=5)).__enter__()
     with pytest.raises(ConfigError, match="more than 0 CPUs"):
         module.Replicas(cpus=0)

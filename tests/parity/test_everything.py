@@ -9,7 +9,7 @@ from masklet.everything import generator
 from masklet.masks import mask_ious
 
 GRID = 32
-QUICK_ROWS = range(25, 26)
+QUICK_ROWS = range(24, 25)
 
 
 @pytest.mark.xdist_group("everything")
@@ -41,7 +41,7 @@ def test_automatic_masks_are_those_of_transformers(seeded_transformers_sam, gold
         image, points_per_side=GRID, iou_threshold=0.64, stability_threshold=0.6, box_nms=1.1
     )
 
-    assert len(ours) == len(theirs) == {3: 10, GRID: 31}[len(rows)]
+    assert len(ours) == len(theirs) == {1: 4, GRID: 31}[len(rows)]
     ious = mask_ious(ours.masks, theirs)
     partners = ious.argmax(1)
     assert sorted(partners) == list(range(len(theirs)))

@@ -1,5 +1,6 @@
 """Servers that are killed, and disks that are full."""
 
+import errno
 import os
 import random
 import shutil
@@ -13,6 +14,8 @@ import pytest
 from serve.conftest import DOG, TRUCK, add_object, finished, upload
 from serve.server_process import Server
 from sqlalchemy import event
+
+from masklet.serve.problems import unsaved
 
 KILLS = int(os.environ.get("MASKLET_TEST_KILLS", 2))
 """More of them take long: each is a start of the server."""
@@ -144,3 +147,10 @@ def test_tracking_into_a_full_disk_says_so_and_goes_on_when_there_is_room(client
     for result in session.track():
         (mask,) = client.get(f"/v1/media/{video}/masks?frame={result.index}").json()
         assert mask["segmentation"] == result.masks.to_rle()[0]
+
+
+def test_the_name_of_a_file_does_not_decide_what_is_wrong_with_it():
+    for path in ("images/full/locked.jpg", "readonly/a.jpg"):
+        status, message = unsaved(FileNotFoundError(errno.ENOENT, "No such file or directory", path))
+        assert (status, message) == (500, "the server could not read or save its files. Its log says why")
+    assert unsaved(OSError(errno.ENOSPC, "No space left on device", "a.jpg"))[0] == 507

@@ -81,7 +81,7 @@ def processes_that_fit(ray: Any, wanted: int | None, *, cpus: float, gpus: float
         fitting.append(int(total.get("GPU", 0) / gpus))
     count = wanted or max(1, min(fitting))
     if count > min(fitting):
-        spare = f", and {spare_cpus:g} CPU for reading," if spare_cpus else ""
+        spare = f", and {spare_cpus:g} CPU left free," if spare_cpus else ""
         raise MaskletError(
             f"the cluster has {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs: {count} workers with "
             f"{cpus:g} CPUs and {gpus:g} GPUs each{spare} do not fit. Expected fewer workers, or a larger cluster"

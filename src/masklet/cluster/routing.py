@@ -12,6 +12,8 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 from starlette.datastructures import Headers
 
+from masklet.serve.auth import token_of
+
 ON_MEDIA = re.compile(r"/v1/media/[^/]+")
 IN_MEMORY = re.compile(r"/(xanylabeling|labelstudio)/")
 """Tools whose open videos are in the memory of one replica."""
@@ -53,7 +55,6 @@ def subject_of(args: list[Any]) -> str | None:
     if media := ON_MEDIA.match(path):
         return media[0]
     if tool := IN_MEMORY.match(path):
-        headers = Headers(scope=scope)
-        user = headers.get("authorization") or headers.get("token") or (scope.get("client") or [""])[0]
+        user = token_of(Headers(scope=scope)) or (scope.get("client") or [""])[0]
         return f"{tool[1]} {user}"
     return None

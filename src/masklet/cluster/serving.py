@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from masklet.cluster.connection import LOCAL, connect, processes_that_fit
@@ -81,7 +82,9 @@ def serving(settings: Settings, model: Mapping[str, Any], replicas: Replicas) ->
             f"the cluster has {len(machines)} machines: give --database postgresql+psycopg://…, and a --data folder "
             "that all of them share"
         )
-    most = processes_that_fit(ray, replicas.most, cpus=replicas.cpus, gpus=replicas.gpus, spare_cpus=0)
+    fit = partial(processes_that_fit, ray, cpus=replicas.cpus, gpus=replicas.gpus, spare_cpus=0)
+    fit(replicas.least)  # refuses what does not fit
+    most = fit(replicas.most)
 
     def build() -> FastAPI:
         import masklet
@@ -94,7 +97,7 @@ def serving(settings: Settings, model: Mapping[str, Any], replicas: Replicas) ->
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
         max_ongoing_requests=MAX_REQUESTS,
         autoscaling_config={
-            "min_replicas": min(replicas.least, most),
+            "min_replicas": replicas.least,
             "max_replicas": most,
             "target_ongoing_requests": BUSY_REQUESTS,
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
@@ -24,12 +25,12 @@ def user_of_token(settings: Settings, token: str | None) -> str | None:
     return found
 
 
-def token_of(request: Request) -> str | None:
-    """The token that a request carries.
+def token_of(headers: Mapping[str, str]) -> str | None:
+    """The token that the headers of a request carry.
 
     ``Authorization: Bearer TOKEN``; ``Authorization: Basic``, of which the password is the token; or ``Token: TOKEN``.
     """
-    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
     if scheme.lower() == "basic":
@@ -37,13 +38,13 @@ def token_of(request: Request) -> str | None:
             return base64.b64decode(value, validate=True).decode().partition(":")[2]
         except (binascii.Error, UnicodeDecodeError):
             return None
-    return request.headers.get("token")
+    return headers.get("token")
 
 
 def require_user(request: Request) -> str:
     """A dependency: the user of a request, which is refused with status 401 if there is none."""
     settings: Settings = request.app.state.settings
-    user = user_of_token(settings, token_of(request))
+    user = user_of_token(settings, token_of(request.headers))
     if user is None:
         raise HTTPException(
             401,

@@ -122,7 +122,8 @@ def unsaved(error: BaseException) -> tuple[int, str]:
     if isinstance(error, DataError):
         return 422, "a text in the request contains characters that cannot be saved, such as NUL"
     cause = getattr(error, "orig", None)
-    text = str(cause or error)
+    # Not the whole text of an OSError, which names the file.
+    text = (error.strerror or "") if isinstance(error, OSError) else str(cause or error)
     if "locked" in text:
         return 503, "the database is locked by another program. Nothing was changed; try again"
     if "full" in text or "No space left" in text or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):

@@ -114,7 +114,7 @@ class Run:
             device, config.trackers, self.folder, find_unused=not uses_all_weights(config)
         )
         self.files.is_writer = self.accelerator.is_main_process
-        if self.accelerator.is_main_process:
+        if self.files.is_writer:
             sweep(self.folder)  # a process killed during a save leaves a file as large as the state
         self.examples, self.scenes = open_data(config, examples, scenes)
         self.trainer = Trainer(
@@ -259,7 +259,7 @@ class Run:
 
     def _save(self) -> None:
         """Writes the state first, because it cannot be recomputed."""
-        if not self.accelerator.is_main_process:
+        if not self.files.is_writer:
             return
         notes = {name: scores and asdict(scores) for name in SAVED_SCORES for scores in (getattr(self, name),)}
         with self.files.writing():

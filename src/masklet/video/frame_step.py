@@ -30,7 +30,7 @@ FeaturesOf = Callable[[int], Features]
 """Returns the features of a frame, encoding it if necessary."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FrameStep:
     """A frame that objects are tracked into, and all that tracking needs."""
 

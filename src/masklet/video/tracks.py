@@ -205,15 +205,15 @@ class Tracks:
 
     def _step_into(self, frame: int, features_of: FeaturesOf, step: int) -> FrameStep:
         return FrameStep(
-            frame,
-            step,
-            features_of,
-            self.engine,
-            self.policy,
-            self.max_objects,
-            self.can_rewind,
-            self.fixed_shapes,
-            self.slots,
+            frame=frame,
+            step=step,
+            features_of=features_of,
+            engine=self.engine,
+            policy=self.policy,
+            max_objects=self.max_objects,
+            can_rewind=self.can_rewind,
+            fixed_shapes=self.fixed_shapes,
+            slots=self.slots,
         )
 
     def remove(self, object_id: Hashable) -> None:

@@ -142,6 +142,11 @@ def decoder_features(levels: list[Tensor]) -> Features:
     return Features(stride4, stride8, stride16 + F.interpolate(stride32, scale_factor=2.0, mode="nearest"))
 
 
+def joined(images: list[Features]) -> Features:
+    """The features of single images as those of a batch."""
+    return images[0] if len(images) == 1 else Features(*map(torch.cat, zip(*images, strict=True)))
+
+
 class CpuImageEncoder:
     """The packed weights of trunk, neck and skip convolutions; see ``Sam2Model.encode``."""
 
@@ -158,8 +163,7 @@ class CpuImageEncoder:
         Images run one by one, so a result does not depend on the rest of its batch.
         """
         assert positions is not None
-        images = [self._encode(pixels[None], positions[0]) for pixels in pixel_values]
-        return images[0] if len(images) == 1 else Features(*map(torch.cat, zip(*images, strict=True)))
+        return joined([self._encode(pixels[None], positions[0]) for pixels in pixel_values])
 
     def _encode(self, pixels: Tensor, positions: Tensor) -> Features:
         padded = F.pad(pixels, (MARGIN,) * 4)

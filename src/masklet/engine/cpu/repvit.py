@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masklet.engine.cpu.blocks import row_blocks
-from masklet.engine.cpu.image_encoder import decoder_features, pack_levels
+from masklet.engine.cpu.image_encoder import decoder_features, joined, pack_levels
 from masklet.engine.cpu.products import Linear
 from masklet.engine.cpu.threads import for_each, num_threads
 from masklet.model.edgetam.repvit import ChannelMixer, ConvNorm, Downsample, RepVit, RepVitBlock, SqueezeExcite, Stage
@@ -144,8 +144,7 @@ class CpuRepVitEncoder:
 
     def __call__(self, pixel_values: Tensor, _: Tensor | None = None) -> Features:
         """(batch, 3, height, width), normalised float32. Images run one by one, independent of each other."""
-        images = [self._encode(pixels) for pixels in pixel_values]
-        return images[0] if len(images) == 1 else Features(*map(torch.cat, zip(*images, strict=True)))
+        return joined([self._encode(pixels) for pixels in pixel_values])
 
     def _encode(self, pixels: Tensor) -> Features:
         first, second = self.stem

@@ -1,7 +1,8 @@
 """Fused operations on the mask decoder's maps. Each object has large maps, and moving them takes most of the time.
 
 Each function reads its inputs once and writes its result once, in Triton, which comes with PyTorch for CUDA on Linux.
-Elsewhere, PyTorch's own operators compute the same. Both compute sums and norms in float32.
+Elsewhere, PyTorch's own operators compute the same. The kernels compute in float32; without them, ``draw_masks``
+computes in the type of its inputs.
 """
 
 from __future__ import annotations

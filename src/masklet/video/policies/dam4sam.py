@@ -9,12 +9,12 @@ from statistics import median
 from typing import ClassVar
 
 from masklet.video.policies.kalman import box_iou
-from masklet.video.policies.memories import MemorySlots, frames_that_pass, visible_pointers, with_neighbour
+from masklet.video.policies.memories import SlotPolicy, frames_that_pass, visible_pointers, with_neighbour
 from masklet.video.policy import Box, Candidates, Choice, FrameRecord, History, MemorySelection
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dam4SamPolicy(MemorySlots):
+class Dam4SamPolicy(SlotPolicy):
     """Keeps recent frames for the object's current appearance, and frames in which a distractor was distinguished.
 
     - *Recent*: the neighbour, and every ``recent_every``-th frame, if the object was in it.

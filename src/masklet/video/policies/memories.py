@@ -13,7 +13,7 @@ from masklet.video.policy import MAX_POINTERS, FrameRecord, History, MemorySelec
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemorySlots(ABC):
+class SlotPolicy(ABC):
     """Base of policies: how many memories a frame reads, and what their time codes mean."""
 
     num_maskmem: int = 7

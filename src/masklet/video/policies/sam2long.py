@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masklet.video.policies.memories import MemorySlots, frames_that_pass, visible_pointers
+from masklet.video.policies.memories import SlotPolicy, frames_that_pass, visible_pointers
 from masklet.video.policy import Candidates, Choice, FrameRecord, History, MemorySelection
 
 LEAST_IOU = 1e-6
@@ -14,7 +14,7 @@ LEAST_IOU = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sam2LongPolicy(MemorySlots):
+class Sam2LongPolicy(SlotPolicy):
     """Tracks an object along several pathways, and decides between them later.
 
     - In each frame every pathway proposes its candidates. The ``hypotheses`` candidates with the highest sums of log

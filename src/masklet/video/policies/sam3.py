@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from masklet.video.policies.memories import MemorySlots, frames_that_pass, with_neighbour
+from masklet.video.policies.memories import SlotPolicy, frames_that_pass, with_neighbour
 from masklet.video.policy import Candidates, Choice, FrameRecord, History, MemorySelection
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sam3Policy(MemorySlots):
+class Sam3Policy(SlotPolicy):
     """Reads only frames in which the object was clearly visible.
 
     A frame's score is max(0, 2σ(object score) − 1) · predicted IoU. Walking back from the frame, the last

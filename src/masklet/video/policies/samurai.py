@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from masklet.video.policies.kalman import BoxFilter, box_iou, has_area
-from masklet.video.policies.memories import MemorySlots, frames_that_pass, with_neighbour
+from masklet.video.policies.memories import SlotPolicy, frames_that_pass, with_neighbour
 from masklet.video.policy import Candidates, Choice, FrameRecord, History, MemorySelection
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamuraiPolicy(MemorySlots):
+class SamuraiPolicy(SlotPolicy):
     """A Kalman filter predicts the box of an object, and candidates that agree with it are preferred.
 
     - After ``stable_frames`` frames in a row with a predicted IoU above ``stable_iou``, the candidate of the highest
