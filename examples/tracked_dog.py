@@ -34,7 +34,7 @@ def main() -> None:
     assert results[0].masks.image is not None
     prompted = Image.fromarray(results[0].masks.image)
     ImageDraw.Draw(prompted).rectangle(BOX, outline="white", width=3)
-    masked = [result.masks.overlay() for result in results]
+    masked = [result.masks.clean(fill_holes=300, remove_islands=150, smooth_px=2).overlay() for result in results]
     with VideoWriter(args.out, FPS) as animation:
         for image in [prompted] * PAUSE + masked + masked[-1:] * PAUSE:
             animation.write(np.asarray(image))
