@@ -1,6 +1,6 @@
 """Track a dog through a video from one box in its first frame: makes docs/tracked-dog.gif, the animation of the README.
 
-    python examples/tracked_dog.py [--out docs/tracked-dog.gif] [--frames 30]
+python examples/tracked_dog.py [--out docs/tracked-dog.gif] [--frames 30]
 """
 
 import argparse
