@@ -46,6 +46,8 @@ NEEDS = {  # modules that can be imported with these extras only; all others can
     "masklet.images.windows": {"tiff"},
     "masklet.engine.cuda.kernels": set(),  # Triton, which comes with PyTorch where it can be used
 }
+LOWEST = ("train", "batch", "export", "tiff", "serve")
+"""Extras whose lowest versions are tried together."""
 QUICK = ("tests/masks", "tests/images", "tests/everything", "tests/test_prompts.py", "tests/test_image.py")
 IMPORT_ALL = """
 import importlib, json, pathlib, sys, traceback
@@ -93,22 +95,26 @@ def try_extras(wheel: Path, extras: Iterable[str]) -> list[str]:
     return problems
 
 
-def is_of_another(module: str, extra: str) -> bool:
-    """Whether a module may fail, since it belongs to another extra."""
+def is_of_another(module: str, *installed: str) -> bool:
+    """Whether a module may fail, since it belongs to other extras than those that are installed."""
     owners = [extras for prefix, extras in NEEDS.items() if f"{module}.".startswith(f"{prefix}.")]
-    return bool(owners) and not any(extra in extras for extras in owners)
+    return bool(owners) and not any(extras & set(installed) for extras in owners)
 
 
 def try_lowest(wheel: Path) -> list[str]:
     """Runs the demo and some tests with the lowest versions of the declared dependencies."""
     with environment() as python:
         # Only requirements that uv reads itself count as direct, not those of the wheel.
-        install(python, "--resolution", "lowest-direct", "--requirements", str(ROOT / "pyproject.toml"), str(wheel))
+        options = ["--resolution", "lowest-direct", "--requirements", str(ROOT / "pyproject.toml")]
+        options += [option for extra in LOWEST for option in ("--extra", extra)]
+        install(python, *options, str(wheel))
         print(run("uv", "pip", "freeze", "--python", python))
+        failed = json.loads(run(python, "-c", IMPORT_ALL))
+        problems = [f"{name}: {error}" for name, error in failed.items() if not is_of_another(name, *LOWEST)]
         run_demo(python)
         install(python, "pytest", "hypothesis")
         print(run(python, "-m", "pytest", "-p", "no:cacheprovider", *QUICK, cwd=ROOT))
-    return []
+    return problems
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def test_every_address_of_the_project_is_that_of_its_metadata():
         found = re.findall(r"(?:github\.com|githubusercontent\.com)/([\w.-]+/masklet)\b", text)
         assert set(found) <= {owner_and_name}, page
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[0])
-    assert site["repo_url"] == REPOSITORY
+    assert site["extra"]["repository"] == REPOSITORY
     assert site["site_url"] == PROJECT["urls"]["Documentation"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["repository-code"] == REPOSITORY

@@ -10,21 +10,25 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import tomllib
+
 ROOT = Path(__file__).parents[2]
 PAGE = """# Licences
 
-masklet is under the [Apache License 2.0](https://github.com/masklet/masklet/blob/main/LICENSE), and so is the embedded model. Models that it can load have
-[licences of their own](models.md).
+masklet is under the [Apache License 2.0](https://github.com/masklet/masklet/blob/main/LICENSE), and so is the embedded
+model. Models that it can load have [licences of their own](models.md).
 
-It contains no code of other packages. This page lists what `pip install masklet` and its extras install on Linux, with the licences that the packages
-state about themselves. Versions for macOS, Windows or a PyTorch for CPUs need fewer packages: those of NVIDIA are parts of CUDA.
-`python docs/scripts/licences.py` makes it.
+This page lists what `pip install masklet` and its extras install on Linux, with the licences that the packages state
+about themselves. On macOS and Windows, and with a PyTorch for CPUs, there are fewer: those of NVIDIA are parts of CUDA.
+`python docs/scripts/licences.py` makes the page.
+
+Copyleft licences, which ask for more than to be named: {copyleft}.
 """
+COPYLEFT = re.compile(r"GPL|General Public|MPL|Mozilla|EPL|CDDL", re.IGNORECASE)
 
 
 def main() -> None:
@@ -33,14 +37,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "licences.md")
     args = parser.parse_args()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    sections, seen = [PAGE], set[str]()
+    sections, copyleft, seen = [], [], set[str]()
     for extra in ["", *project["optional-dependencies"]]:
         packages = [item for item in resolved(extra) if item["name"] != "masklet" and item["name"].lower() not in seen]
         seen |= {item["name"].lower() for item in packages}
+        copyleft += [f"{item['name']} ({licence(item)})" for item in packages if COPYLEFT.search(licence(item))]
         title = f"`masklet[{extra}]`, in addition" if extra else "`masklet`"
         sections.append(f"## {title}\n\n{table(packages)}" if packages else f"## {title}\n\nNothing else.\n")
         print(extra or "masklet", len(packages), flush=True)
-    args.out.write_text("\n".join(sections), encoding="utf-8")
+    page = PAGE.format(copyleft=", ".join(sorted(copyleft)))
+    args.out.write_text("\n".join([page, *sections]), encoding="utf-8")
 
 
 def resolved(extra: str) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = PAGES_FROM_FILES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def rewrite(link: re.Match[str]) -> str:
-        return f"]({site_link(link[1], source, page.file.src_uri, str(config.repo_url))})"
+        return f"]({site_link(link[1], source, page.file.src_uri, str(config.extra['repository']))})"
 
     parts = re.split(r"(^ *```.*?^ *```$)", markdown, flags=re.DOTALL | re.MULTILINE)
     parts[::2] = [re.sub(r"\]\(([^)\s]+)\)", rewrite, text) for text in parts[::2]]
@@ -51,11 +51,13 @@ def site_link(link: str, source: str, page: str, repository: str) -> str:
         page: The page made of it, from the root of the site.
         repository: Address of the repository.
     """
-    link = link.removeprefix(f"{repository}/blob/main/") if link.startswith(f"{repository}/blob/") else link
     target, hash_sign, anchor = link.partition("#")
-    if not target or re.match(r"[a-z]+:", target):
+    if target.startswith(f"{repository}/blob/main/"):
+        path = target.removeprefix(f"{repository}/blob/main/")
+    elif not target or re.match(r"[a-z]+:", target):
         return link
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+    else:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
     pages = {file: name for name, file in PAGES_FROM_FILES.items()}
     if path not in pages and not path.startswith("docs/"):
         kind = "tree" if (ROOT / path).is_dir() else "blob"
