@@ -62,12 +62,12 @@ serve: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/image.py
 
-# The site is written to site/.
+# The site is written to site/. The variable leaves out an announcement of MkDocs' successor.
 docs: $(READY_DOCS)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-serve: $(READY_DOCS)
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 package: $(READY_PACKAGE)
 	rm -rf dist
