@@ -93,6 +93,7 @@ def messages(tree):
             yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
 
 
+@pytest.mark.slow
 def test_the_errors_that_troubleshooting_explains_exist():
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^### `(.+)`$", page, re.MULTILINE)
