@@ -15,6 +15,7 @@ from torch import Tensor
 from masklet.checkpoints.preprocessor import PreprocessorConfig
 from masklet.config import SizeHW
 from masklet.engine.cuda.products import Norm, Product, affine, merged
+from masklet.engine.resizing import FrameResizer
 from masklet.model.hiera import POOL, HieraBlock
 from masklet.model.sam2 import Sam2Model
 
@@ -161,16 +162,20 @@ class CudaImageEncoder:
 
 
 class CudaFrameEncoder:
-    """Normalises a frame on the device and encodes it."""
+    """Resizes and normalises a frame on the device, and encodes it."""
 
-    def __init__(self, encoder: CudaImageEncoder, normalisation: PreprocessorConfig, device: torch.device) -> None:
+    def __init__(
+        self, encoder: CudaImageEncoder, preprocessor: PreprocessorConfig, frame_hw: SizeHW, device: torch.device
+    ) -> None:
         self.encoder = encoder
+        self.resize = FrameResizer.make(frame_hw, preprocessor.input_hw, device)
         self.mean, self.std = (
             torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1).to(device)
-            for values in (normalisation.image_mean, normalisation.image_std)
+            for values in (preprocessor.image_mean, preprocessor.image_std)
         )
-        self.divisor = 1 / normalisation.rescale_factor
+        self.divisor = 1 / preprocessor.rescale_factor
 
     def __call__(self, positions: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The table of positions and a frame (1, height, width, 3) uint8 to the three maps of ``Features``."""
-        return self.encoder(positions, (frame.permute(0, 3, 1, 2) / self.divisor - self.mean) / self.std)
+        resized = self.resize(frame[0].to(self.mean.device, non_blocking=True))
+        return self.encoder(positions, ((resized.permute(2, 0, 1) / self.divisor - self.mean) / self.std)[None])
