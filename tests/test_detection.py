@@ -40,6 +40,58 @@ def test_boxes_become_masks_with_labels_from_the_surest_on(sam):
     assert len(image.predict(text="cup", detector=finds, candidates=True)) == 3
 
 
+@pytest.fixture
+def decoded(sam, monkeypatch):
+    """The number of objects in each call of the mask decoder with prompts."""
+    calls, decode = [], sam.engine.decode
+
+    def counting(features, prompts=None, **options):
+        calls.extend([] if prompts is None else [len(prompts)])
+        return decode(features, prompts, **options)
+
+    monkeypatch.setattr(sam.engine, "decode", counting)
+    return calls
+
+
+def test_boxes_of_all_words_are_decoded_in_one_batch(sam, decoded):
+    options = {"text": ["cup", "lid"], "detector": finds}
+    assert len(sam.image(IMAGE).predict(**options)) == 3
+    assert len(sam.everything(IMAGE, **options)) == 3
+    assert decoded == [3, 3]
+    decoded.clear()
+    session = sam.video([IMAGE] * 3)
+    masks = session.prompt(0, **options)
+    assert decoded == [3]
+    assert masks.labels.tolist() == ["cup", "lid", "cup"]
+    list(session.track())
+    assert decoded == [3]  # tracked objects have no prompts
+    decoded.clear()
+    two = sam.video([IMAGE] * 3, max_objects=2)
+    assert two.prompt(0, **options).labels.tolist() == ["cup", "lid", "cup"]
+    assert decoded == [2, 1]
+
+
+def test_new_objects_of_a_searched_frame_are_prompted_in_one_batch(sam, decoded):
+    session = sam.video([IMAGE] * 3)
+    options = {"text": ["cup", "lid"], "detector": finds, "min_object": 0, "same_iou": 1.0}
+    first = next(session.everything(**options))
+    assert len(first.object_ids) == 3
+    assert decoded == [3, 3]  # boxes to masks, and masks to objects
+
+
+def test_objects_that_are_prompted_together_are_as_if_each_was_prompted_alone(sam):
+    together, alone = sam.video(VIDEO), sam.video(VIDEO)
+    together.prompt(0, text=["cup", "lid"], detector=moving_finds)
+    for number, box in enumerate(moving_finds(IMAGE, [])[0], start=1):
+        alone.prompt(0, number, box=box)
+    for session in (together, alone):  # a correction adds to the box
+        session.prompt(0, 2, points=[(50, 20, 0)])
+    for ours, expected in zip(together.track(), alone.track(), strict=True):
+        scale = np.abs(expected.masks.logits).max()
+        np.testing.assert_allclose(ours.masks.logits, expected.masks.logits, atol=1e-3 * scale)
+        np.testing.assert_allclose(ours.object_scores, expected.object_scores, rtol=1e-3)
+
+
 def test_everything_that_words_name(sam):
     masks = sam.everything(IMAGE, text=["cup", "lid"], detector=finds, packed=True)
     assert masks.labels.tolist() == ["cup", "lid", "cup"]
@@ -305,7 +357,8 @@ def test_words_prompt_the_objects_of_a_frame(sam, found):
     assert session.object_ids == (1, 2)
     assert masks.labels.tolist() == ["cup", "lid"]
     plain = sam.video(VIDEO)
-    np.testing.assert_array_equal(plain.prompt(0, box=[4, 6, 30, 40]).logits, masks[0].logits)
+    alone = plain.prompt(0, box=[4, 6, 30, 40])
+    np.testing.assert_allclose(alone.logits, masks[0].logits, rtol=1e-3, atol=1e-3)  # decoded in one batch
     assert session.prompt(3, text="cup", detector=lambda *_: ([], [], [])).labels is None
     with pytest.raises(PromptError, match="text came with another prompt or an object's id"):
         session.prompt(0, "cup", text="cup", detector=moving_finds)

@@ -38,6 +38,13 @@ def normalised(pixels: Tensor, normalisation: PreprocessorConfig) -> Tensor:
     return (pixels / (1 / normalisation.rescale_factor) - mean) / std  # 1 / (1 / 255) is exactly 255
 
 
+def stored_maps(maps: Tensor, config: Sam2Config) -> Tensor:
+    """Memory maps in the type that they are kept in."""
+    # Meta's reference stores memories in bfloat16, and the rounding is part of its results. transformers' EdgeTAM
+    # stores its few tokens as they are.
+    return maps if config.is_edgetam else maps.bfloat16()
+
+
 @dataclass(frozen=True)
 class ConfidentMasks:
     """The candidate masks of one image whose predicted IoU is above a threshold."""
