@@ -1,12 +1,16 @@
 """Words: detectors of every kind, and labels that stay with masks. Detectors are callables, or tiny and random."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -239,6 +243,22 @@ def test_against_the_steps_of_grounding_dino(grounding_dino):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_a_pipeline_of_transformers_runs_its_model_once_for_all_words(grounding_dino):
+    """Its own call runs the model once for each word."""
+    transformers = pytest.importorskip("transformers")
+    model, processor = grounding_dino
+    pipeline = transformers.pipeline("zero-shot-object-detection", model=model, processor=processor)
+    words, calls = ["a red cup", "lid"], []
+    hook = model.register_forward_hook(lambda *_: calls.append(1))
+    found = Detector(pipeline, words, threshold=0.0)._detect(IMAGE.copy(), words)
+    hook.remove()
+    assert len(calls) == 1
+    expected = Detector((model, processor), words, threshold=0.0)._detect(IMAGE.copy(), words)
+    torch.testing.assert_close(found["boxes"], expected["boxes"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_detector_is_loaded_from_a_folder(grounding_dino, tmp_path):
     for part in grounding_dino:
         part.save_pretrained(tmp_path)
@@ -325,11 +345,19 @@ def test_an_encoded_image_from_a_file_has_no_pixels_to_look_at(sam, tmp_path):
 
 
 def test_without_the_extra_and_without_a_network_the_error_says_so(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         DetectorError, match="cannot load the detector '.*nothing-here': .* needs a network the first time"
     ):
         load_detector(tmp_path / "nothing-here")
+
+    def unreachable(name, filename):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("masklet.detection.hf_hub_download", unreachable)
+    with pytest.raises(
+        DetectorError, match="'owner/name' is not in the local cache and the Hub cannot be reached. To work offline"
+    ):
+        load_detector("owner/name")
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(DetectorError, match=r"needs the package transformers: pip install 'masklet\[text\]', or pass"):
         load_detector()
@@ -453,6 +481,30 @@ def test_words_on_the_command_line(command, tmp_path):
     assert result.exit_code == 0, result.output
     assert loaded[-1] == "mine"
     assert [one["name"] for one in json.loads(out.read_text())["categories"]] == ["lid"]
+
+
+@pytest.mark.slow
+def test_words_on_the_command_line_without_a_network(tmp_path):
+    """A process, whose cache is empty."""
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    command = [
+        sys.executable,
+        "-m",
+        "masklet",
+        "image",
+        tmp_path / "a.png",
+        "--text",
+        "a cup",
+        "--out",
+        tmp_path / "o.png",
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode != 0
+    message = "masklet: the detector 'IDEA-Research/grounding-dino-tiny' is not in the local cache and the Hub cannot"
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o.png").exists()
 
 
 @pytest.mark.slow
