@@ -94,3 +94,14 @@ def test_nothing_is_read_back_from_the_device(model):
     with Operators("meta") as operators:
         functions_of(on_meta, "meta")
     assert not operators.read_back
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.03)])
+def test_all_functions_agree_on_a_gpu(model, precision, tolerance):
+    on_gpu = copy.deepcopy(model).to("cuda")
+    expected, cuda = functions_of(EagerEngine(on_gpu), "cuda"), CudaEngine(on_gpu, precision)
+    for _ in range(3):
+        for ours, theirs in zip(functions_of(cuda, "cuda"), expected, strict=True):
+            assert_close(ours, theirs, tolerance)
+    assert len(cuda._runner) >= 4  # captured as graphs
