@@ -20,7 +20,6 @@ from masklet.config import SizeHW
 from masklet.masks import upscaled_chunks
 from masklet.video.object_frame import FLOAT_BYTES, DeferredResult, ObjectFrame
 
-
 THREADS = 4
 """Threads that pack results, at most. Compression runs without Python's lock."""
 
@@ -126,4 +125,6 @@ class PackingWorker:
 
 def _pack_rows(deferred: Sequence[DeferredResult], fetch: Fetch, rows: Sequence[int]) -> list[bytes]:
     host = fetch.result()
-    return [one.packing.pack_arrays(host.logits[row], host.vectors[row]) for one, row in zip(deferred, rows, strict=True)]
+    return [
+        one.packing.pack_arrays(host.logits[row], host.vectors[row]) for one, row in zip(deferred, rows, strict=True)
+    ]

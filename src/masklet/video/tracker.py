@@ -14,7 +14,7 @@ from torch import Tensor
 
 from masklet.config import STRIDES
 from masklet.engine import Engine
-from masklet.engine.base import ABSENT_LOGIT, TrackedObjects, stored_maps
+from masklet.engine.base import TrackedObjects, stored_maps
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features

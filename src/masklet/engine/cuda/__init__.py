@@ -200,10 +200,8 @@ class CudaEngine(Engine):
     def track(self, features: Features, memory: Memory) -> tuple[TrackedObjects, Tensor]:  # noqa: D102
         attention, decoder, encoder = self._memory_attention.get(), self._mask_decoder.get(), self._memory_encoder.get()
         prompt = self._no_prompt.get()
-        is_packed = not (attention is None or decoder is None or encoder is None or prompt is None)
-        if not is_packed or memory.map_weights is not None:
+        if attention is None or decoder is None or encoder is None or prompt is None or memory.map_weights is not None:
             return super().track(features, memory)
-        assert attention is not None and decoder is not None and encoder is not None and prompt is not None
         parts = (attention, decoder, encoder, prompt)
         tracker = self._trackers.get(tuple(map(id, parts)), lambda: CudaTracker(*parts))
         constants = attention.constants(features.map_hw, memory.maps.shape[1], memory.pointers.shape[1])

@@ -24,7 +24,7 @@ class CudaTracker:
         prompt: PromptEmbeddings,
     ) -> None:
         self.attention, self.decoder, self.encoder = attention, decoder, encoder
-        self.tokens, self.dense = prompt.tokens[0], prompt.dense[0]
+        self.prompt = prompt
 
     def __call__(
         self,
@@ -49,8 +49,8 @@ class CudaTracker:
             The fields of ``TrackedObjects``, and memory maps (objects, h*w, memory_dim) bfloat16.
         """
         (conditioned,) = self.attention(constants, stride16, *memory)
-        tokens = self.tokens.expand(len(conditioned), -1, -1)
-        outputs = self.decoder(positions, conditioned, stride4, stride8, self.dense, tokens, None)
+        tokens = self.prompt.tokens[0].expand(len(conditioned), -1, -1)
+        outputs = self.decoder(positions, conditioned, stride4, stride8, self.prompt.dense[0], tokens, None)
         # The first mask is for prompts of several points.
         logits, iou_scores, object_scores, mask_tokens, pointers = (output[:, None] for output in outputs)
         several = DecodedMasks(logits[:, :, 1:], iou_scores[:, :, 1:], object_scores, mask_tokens, pointers[:, :, 1:])
