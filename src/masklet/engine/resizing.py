@@ -7,6 +7,7 @@ rounded to 8 bits before the second. So all devices give the same pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,7 @@ class AxisWeights:
             torch.tensor(whole, dtype=torch.int32, device=device),
         )
 
-    def __call__(self, pixels: Tensor, axis: int) -> Tensor:
+    def resize(self, pixels: Tensor, axis: int) -> Tensor:
         """Resize one axis of uint8 pixels."""
         shape = [1] * pixels.ndim
         shape[axis] = -1
@@ -80,11 +81,18 @@ class FrameResizer:
         )
         return cls(across, down)
 
-    def __call__(self, frame: Tensor) -> Tensor:
-        """(height, width, 3) uint8 to the other size."""
+    def __call__(
+        self, frame: Tensor, resize: Callable[[AxisWeights, Tensor, int], Tensor] = AxisWeights.resize
+    ) -> Tensor:
+        """(height, width, 3) uint8 to the other size.
+
+        Args:
+            frame: On the device of the weights.
+            resize: Resizes one axis.
+        """
         if self.across is not None:
-            frame = self.across(frame, 1)
-        return frame if self.down is None else self.down(frame, 0)
+            frame = resize(self.across, frame, 1)
+        return frame if self.down is None else resize(self.down, frame, 0)
 
 
 def resize_frame(frame: Tensor, input_hw: SizeHW) -> Tensor:

@@ -26,7 +26,7 @@ class CudaTracker:
     ) -> None:
         self.config = config
         self.attention, self.decoder, self.encoder = attention, decoder, encoder
-        self.tokens, self.dense = prompt.tokens[0], prompt.dense[0]
+        self.prompt = prompt
 
     def __call__(
         self,
@@ -51,8 +51,8 @@ class CudaTracker:
             The fields of ``TrackedObjects``, and memory maps (objects, tokens, memory_dim), see ``stored_maps``.
         """
         (conditioned,) = self.attention(constants, stride16, *memory)
-        tokens = self.tokens.expand(len(conditioned), -1, -1)
-        outputs = self.decoder(positions, conditioned, stride4, stride8, self.dense, tokens, None)
+        tokens = self.prompt.tokens[0].expand(len(conditioned), -1, -1)
+        outputs = self.decoder(positions, conditioned, stride4, stride8, self.prompt.dense[0], tokens, None)
         # The first mask is for prompts of several points.
         logits, iou_scores, object_scores, mask_tokens, pointers = (output[:, None] for output in outputs)
         several = DecodedMasks(logits[:, :, 1:], iou_scores[:, :, 1:], object_scores, mask_tokens, pointers[:, :, 1:])
