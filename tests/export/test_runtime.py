@@ -15,7 +15,8 @@ from hypothesis.strategies import integers
 import masklet
 from masklet.errors import CheckpointError, ConfigError, DeviceError, PromptError
 from masklet.export.runtime.processing import ArrayProcessor
-from masklet.export.runtime.tracking import ObjectResult, ResultBytes, rounded_to_bfloat16
+from masklet.export.runtime.track import ObjectResult, ResultBytes
+from masklet.export.runtime.tracking import rounded_to_bfloat16
 from masklet.masks import upscale_logits
 from masklet.masks.resizing import reduced, upscaled
 
@@ -198,12 +199,23 @@ def test_masks_are_refined_as_by_eager(onnx, eager, image):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"crops": 1, "crop_nms": 1.0, "min_area": 5}, {"refine": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"crops": 1, "crop_nms": 1.0, "min_area": 5},
+        {"refine": True},
+        {"candidates": False, "mask_threshold": 0.5},
+        {"point_grids": [[(0.2, 0.3), (0.6, 0.9)]]},
+    ],
+)
 def test_automatic_masks_are_those_of_eager(onnx, eager, image, options):
-    options = {"points_per_side": 3, "iou_threshold": 0.1, "stability_threshold": 0.1, "box_nms": 1.0, **options}
+    points = {} if "point_grids" in options else {"points_per_side": 3}
+    options = {**points, "iou_threshold": 0.1, "stability_threshold": 0.1, "box_nms": 1.0, **options}
     ours, theirs = onnx.everything(image, **options), eager.everything(image, **options)
     assert len(ours) == len(theirs) >= 1
     np.testing.assert_allclose(ours.iou_scores, theirs.iou_scores, atol=1e-4)
+    np.testing.assert_allclose(ours.logits, theirs.logits, atol=2e-4 * np.abs(theirs.logits).max())
     assert (ious(ours.masks, theirs.masks) > 0.99).all()
 
 

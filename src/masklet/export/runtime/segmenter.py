@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from masklet.config import Sam2Config, Sam2EverythingConfig
-from masklet.errors import ConfigError, PromptError
+from masklet.errors import ConfigError
 from masklet.everything.options import EverythingKeywords, EverythingOptions
 from masklet.export.runtime.everything import everything
 from masklet.export.runtime.image import OnnxImage
@@ -99,8 +99,6 @@ class OnnxSegmenter:
     ) -> OnnxStream:
         """Tracks objects through frames that arrive one at a time: see ``Segmenter.stream``."""
         max_objects = check_can_track(self.network, max_objects)
-        if max_prompted is None:
-            raise PromptError("max_prompted is None: a stream has no end, so expected a number of prompted frames")
         num_maskmem = self.network.manifest.num_maskmem
         chosen = paper_policy(policy, PaperPolicy(num_maskmem, max_prompted))
         options = ImageOptions(value_range=value_range, bands=bands, nodata=nodata)
