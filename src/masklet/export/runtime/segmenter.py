@@ -17,7 +17,7 @@ from masklet.export.runtime.tracking import check_can_track
 from masklet.export.runtime.video import OnnxStream, OnnxVideo
 from masklet.images.options import Bands, ImageOptions, ValueRange
 from masklet.images.reading import read_image
-from masklet.numbers import shown
+from masklet.numbers import shown, whole_number
 from masklet.results import Masks
 from masklet.video.frames import open_video
 from masklet.video.policy import MAX_PROMPTED, PaperPolicy
@@ -37,6 +37,10 @@ class OnnxSegmenter:
     """
 
     network: OnnxNetwork
+
+    def __repr__(self) -> str:
+        height, width = self.network.manifest.input_hw
+        return f"OnnxSegmenter({self.network.folder}, {width}×{height}, {self.network.providers[0][0]})"
 
     def image(
         self,
@@ -130,4 +134,6 @@ def load_onnx(
         raise ConfigError("engine 'onnx' needs an exported folder: masklet export nano --out FOLDER, then load(FOLDER)")
     if not isinstance(folder, str | os.PathLike):
         raise ConfigError(f"the folder is {shown(folder)}: expected a path")
+    if threads is not None:
+        threads = whole_number("threads", threads, ConfigError, least=1)
     return OnnxSegmenter(OnnxNetwork(folder, provider=provider, provider_options=provider_options, threads=threads))

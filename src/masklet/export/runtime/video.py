@@ -148,6 +148,12 @@ class OnnxStream:
         self._time = 0.0
         self._processor = ArrayProcessor(network.manifest)
         self._tracks: ArrayTracks | None = None
+        self._latest: LatestFrame[ImageFeatures] | None = None
+        self._image: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        objects = f"{len(self.object_ids) or 'no'} object{'s' * (len(self.object_ids) != 1)}"
+        return f"OnnxStream({self.count} frame{'s' * (self.count != 1)}, {objects})"
 
     @property
     def object_ids(self) -> tuple[Hashable, ...]:
@@ -177,7 +183,17 @@ class OnnxStream:
         tracks.forget_before(index)
         result = tracks.frame_result(index, seconds, results, image, packed=packed)
         self._tracks, self.count, self._time, self.image_options = tracks, index + 1, seconds, options
+        self._latest, self._image = latest, image
         return result
+
+    def correct(self, object: Hashable, **prompt: Any) -> FrameResult:
+        """Prompts an object in the last frame, again or for the first time: see ``VideoStream.correct``."""
+        if self._tracks is None or self._latest is None:
+            raise PromptError("no frame has been pushed yet: expected one before a correction")
+        index = self._latest.index
+        read = self._tracks.read(**checked_prompts({object: prompt})[object])
+        self._tracks.prompt(object, index, self._latest, read)
+        return self._tracks.frame_result(index, self._time, self._tracks.results_in(index), self._image)
 
     def remove(self, object: Hashable) -> None:
         """Removes an object.
