@@ -13,6 +13,8 @@ from masklet.errors import CheckpointError
 
 MANIFEST, GLUE = "manifest.json", "glue.safetensors"
 FORMAT = "masklet-onnx-1"
+GRAPHS = ("image_encoder", "prompt_decoder", "memory_attention", "memory_encoder")
+"""Names of the graphs. The last two are those of a network with memory."""
 FINGERPRINT_KEY = "masklet.fingerprint"
 """In the metadata of every graph: which network it belongs to."""
 
@@ -73,6 +75,11 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         triples = {name: tuple(map(float, content.pop(name))) for name in ("image_mean", "image_std")}
         height, width = map(int, content.pop("input_hw"))
-        return Manifest(**triples, input_hw=(height, width), **content)  # type: ignore[arg-type]
+        manifest = Manifest(**triples, input_hw=(height, width), **content)  # type: ignore[arg-type]
+        names = GRAPHS if manifest.has_memory else GRAPHS[:2]
+        files = [manifest.graphs[name]["file"] for name in names]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}). {how}") from error
+    if not all(isinstance(file, str) for file in files):
+        raise CheckpointError(f"{path} is damaged: its graphs have no files. {how}")
+    return manifest
