@@ -48,9 +48,9 @@ class Storage:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address
         self.file_system, self.root = open_file_system(address)
         self.is_local = "file" in _protocols(self.file_system)
+        self.address = self.root if self.is_local else address  # absolute, also for processes in other folders
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return type(self), (self.address,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +84,10 @@ class VideoTask(ABC):
         """A session of a video."""
         return sam.video(video, **self.pixels)
 
+    def frames(self, session: VideoSession) -> int:
+        """About how many frames have results."""
+        return len(session.video)
+
     @abstractmethod
     def start(self, session: VideoSession, prompts: Sequence[ObjectPrompt]) -> Generator[FrameResult]:
         """The results of all frames, as run lengths."""
@@ -99,6 +104,9 @@ class Track(VideoTask):
     def __post_init__(self) -> None:
         if self.direction not in ("forward", "backward", "both"):
             raise ConfigError(f"direction is {self.direction!r}: expected forward, backward or both")
+
+    def frames(self, session: VideoSession) -> int:  # noqa: D102
+        return math.ceil(len(session.video) / self.every)
 
     def start(self, session: VideoSession, prompts: Sequence[ObjectPrompt]) -> Generator[FrameResult]:  # noqa: D102
         if not prompts:
