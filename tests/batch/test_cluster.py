@@ -26,6 +26,7 @@ from batch.test_runs import (
 )
 
 import masklet
+from masklet.batch.inputs import find_inputs
 from masklet.batch.prompt_files import PromptTable
 from masklet.batch.runs import Run
 from masklet.batch.tasks import make_task
@@ -211,6 +212,10 @@ def test_images_and_results_in_s3(s3, images, video, tmp_path, tiny_folder):  # 
     for path in images.rglob("*.png"):
         s3.pipe_file(f"bucket/images/{path.relative_to(images).as_posix()}", path.read_bytes())
     s3.pipe_file("bucket/videos/clip.mkv", video.read_bytes())
+    one = find_inputs("s3://bucket/images", [".png"])[0]
+    stamp = one.stamp()
+    type(s3).clear_instance_cache()
+    assert one.stamp() == stamp  # in a worker, too, which has not listed the folder
     run(everything("s3://bucket/images", "s3://bucket/out", tiny_folder, formats=("coco",)))
     run(everything(images, tmp_path / "here", tiny_folder))
     s3.get("bucket/out", str(tmp_path / "copy"), recursive=True)

@@ -51,7 +51,7 @@ def segment(
 
     Returns:
         A row for each mask, with the columns of ``masklet.batch.parts.schema`` and ``error``: a row with only ``input``
-        and ``error`` stands for an input that could not be processed. Frames of a video appear as they are tracked.
+        and ``error`` stands for an input that could not be processed.
 
     Raises:
         ConfigError: There is no such task or option.
