@@ -367,6 +367,8 @@ def test_arguments_that_do_not_fit_are_refused(images, tmp_path, tiny_folder):
         Run("videos", "out", make_task("discover"), formats=("coco",))
     with pytest.raises(ConfigError, match="the task track needs prompts"):
         Run("videos", "out", make_task("track"))
+    with pytest.raises(ConfigError, match="the task prompts needs prompts"):
+        Run("images", "out", make_task("prompts"))
     with pytest.raises(ConfigError, match="the task everything takes no prompts"):
         Run("images", "out", make_task("everything"), PromptTable())
     with pytest.raises(ConfigError, match="task is 'nothing'"):
@@ -397,6 +399,27 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(images, tmp_p
         run(everything(images, tmp_path / "out", tiny_folder))
     with pytest.raises(MaskletError, match="no address of a folder|needs another package"):
         Storage("nothing://bucket")
+
+
+def test_a_missing_package_or_store_is_named_before_the_work(images, tmp_path, tiny_folder, monkeypatch):
+    import fsspec
+
+    class Locked(fsspec.AbstractFileSystem):
+        protocol = "locked"
+
+        def info(self, path, **options):
+            raise RuntimeError("no credentials")  # not an OSError, as in botocore
+
+        ls = info
+
+    fsspec.register_implementation("locked", Locked, clobber=True)
+    with pytest.raises(MaskletError, match="cannot read locked://bucket/images: no credentials"):
+        run(everything("locked://bucket/images", tmp_path / "out", tiny_folder))
+    with pytest.raises(MaskletError, match="cannot write to locked://bucket/out"):
+        run(everything(images, "locked://bucket/out", tiny_folder))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MaskletError, match=r"pip install 'masklet\[batch\]'"):
+        run(everything(images, tmp_path / "out", tiny_folder))
 
 
 def test_an_error_while_writing_leaves_the_older_file(tmp_path):
@@ -449,7 +472,7 @@ def test_the_progress_in_a_log(images, tmp_path, tiny_folder, monkeypatch):
     monkeypatch.setattr("masklet.cli.batch.SECONDS_PER_LINE", 0)
     result = CliRunner().invoke(app, command(images, tmp_path / "out", tiny_folder))
     lines = result.stderr.splitlines()
-    assert lines[0] == "masklet: 0 of 5 inputs, 0.0 images/s"
+    assert lines[0] == "masklet: 0 of 5 inputs"
     assert re.fullmatch(r"masklet: 4 of 5 inputs, [\d.]+ images/s, 0:00:\d\d left", lines[2])
     assert lines[-1].startswith("masklet: 5 of 5 inputs")
 

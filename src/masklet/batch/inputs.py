@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from masklet.batch.storage import local_copy, missing, open_file_system
-from masklet.errors import DataError
+from masklet.errors import DataError, MaskletError
 from masklet.images.folder import IMAGE_SUFFIXES
 
 # fmt: off
@@ -77,8 +77,18 @@ def find_inputs(source: str, suffixes: Sequence[str]) -> list[Input]:
 
     Raises:
         DataError: There is nothing there; two inputs are the same.
+        MaskletError: It cannot be read, for example because credentials are missing.
     """
     file_system, path = open_file_system(source)
+    try:
+        return _found(source, path, file_system, suffixes)
+    except MaskletError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise MaskletError(f"cannot read {source}: {error}") from error
+
+
+def _found(source: str, path: str, file_system: Any, suffixes: Sequence[str]) -> list[Input]:
     if any(character in path for character in "*?[") and not file_system.exists(path):
         found = [str(file) for file in file_system.glob(path)]
     elif file_system.isdir(path):

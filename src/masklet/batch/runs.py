@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from masklet.batch.coco import write_coco
 from masklet.batch.inputs import Input, digest_of, find_inputs, suffixes_of
-from masklet.batch.parts import PARTS, Done, keep_only, read_record
+from masklet.batch.parts import PARTS, Done, keep_only, read_record, schema
 from masklet.batch.prompt_files import PromptTable
 from masklet.batch.storage import Storage
 from masklet.batch.tasks import ImageTask, Task
@@ -133,7 +133,7 @@ class Run:
             raise ConfigError("COCO data sets have no videos: expected the formats parquet or png")
         if (self.prompts is not None) != self.task.needs_prompts:
             needs = "needs prompts: expected a file of them" if self.task.needs_prompts else "takes no prompts"
-            raise ConfigError(f"the task {type(self.task).__name__.lower()} {needs}")
+            raise ConfigError(f"the task {self.task.name} {needs}")
         if self.block < 1 or self.chunk_frames < 1:
             raise ConfigError("block and chunk_frames: expected 1 or more")
 
@@ -145,8 +145,10 @@ class Run:
 
         Raises:
             DataError: The source is empty, or the folder of the results holds something else.
-            MaskletError: The results cannot be written, or machines of a cluster do not share their folder.
+            MaskletError: A package is missing; the results cannot be written; machines of a cluster do not share
+                their folder.
         """
+        schema()  # an error now if pyarrow is missing
         inputs = find_inputs(self.source, suffixes_of(self.task.kind))
         storage = Storage(self.out)
         storage.check_writable()

@@ -126,8 +126,13 @@ class Storage:
         Raises:
             MaskletError: That is not possible.
         """
-        self.write(".masklet-probe", b"")
-        self.remove(".masklet-probe")
+        try:
+            self.write(".masklet-probe", b"")
+            self.remove(".masklet-probe")
+        except MaskletError:
+            raise
+        except Exception as error:  # each file system has errors of its own
+            raise MaskletError(f"cannot write to {self.address}: {error}") from error
 
     def _place(self, name: str) -> str:
         return posixpath.join(self.root, name)

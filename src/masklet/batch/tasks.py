@@ -28,6 +28,7 @@ TASKS = ("everything", "prompts", "track", "discover")
 class ImageTask(ABC):
     """Segments images."""
 
+    name: ClassVar[str]
     kind: ClassVar[str] = "image"
     needs_prompts: ClassVar[bool] = False
     pixels: Mapping[str, Any] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class ImageTask(ABC):
 class Everything(ImageTask):
     """All masks of each image."""
 
+    name: ClassVar[str] = "everything"
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of ``Segmenter.everything``."""
 
@@ -54,6 +56,7 @@ class Everything(ImageTask):
 class Prompted(ImageTask):
     """Prompted objects of each image. One without prompts has no masks."""
 
+    name: ClassVar[str] = "prompts"
     needs_prompts: ClassVar[bool] = True
 
     def segment(self, sam: Segmenter, image: Any, prompts: Sequence[ObjectPrompt]) -> tuple[Masks, list[Any]]:  # noqa: D102
@@ -74,6 +77,7 @@ class Prompted(ImageTask):
 class VideoTask(ABC):
     """Tracks objects through videos."""
 
+    name: ClassVar[str]
     kind: ClassVar[str] = "video"
     needs_prompts: ClassVar[bool] = False
     can_continue: ClassVar[bool] = True
@@ -97,6 +101,7 @@ class VideoTask(ABC):
 class Track(VideoTask):
     """Prompted objects of each video, from the first prompted frame to the end, or in both directions."""
 
+    name: ClassVar[str] = "track"
     needs_prompts: ClassVar[bool] = True
     direction: str = "forward"
     every: int = 1
@@ -120,6 +125,7 @@ class Track(VideoTask):
 class Discover(VideoTask):
     """Objects that are found in each video without prompts, and tracked."""
 
+    name: ClassVar[str] = "discover"
     can_continue: ClassVar[bool] = False  # a continued session tracks what was found, and looks for nothing new
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of ``VideoSession.everything``."""

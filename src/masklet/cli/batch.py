@@ -55,7 +55,7 @@ def run_batch(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder, a pattern, a list of addresses (.txt, .parquet), or an address such as s3://bucket/images.",
+            help="A folder, a pattern in quotation marks, a list of addresses (.txt, .parquet), or an address such as s3://bucket/images.",
         ),
     ],
     *,
@@ -138,7 +138,7 @@ def _with_lines(steps: Iterator[Progress], unit: str) -> Iterator[Progress]:
             printed = step.seconds
             before = f", {step.skipped} finished before" if step.skipped else ""
             count = f"{step.done + step.failed} of {step.total} inputs{before}"
-            print(f"masklet: {count}, {_speed(step, unit)}", file=sys.stderr, flush=True)
+            print(f"masklet: {count}{_speed(step, unit)}", file=sys.stderr, flush=True)
         yield step
 
 
@@ -157,7 +157,9 @@ def _with_bar(steps: Iterator[Progress], unit: str) -> Iterator[Progress]:
 
 def _speed(step: Progress, unit: str) -> str:
     """The speed of all workers, of the slowest and the fastest one, and the time left."""
+    if not step.frames:
+        return ""
     rates = sorted(step.worker_rates.values())
     each = f" ({len(rates)} workers, {rates[0]:.1f} to {rates[-1]:.1f} each)" if len(rates) > 1 else ""
     left = "" if step.seconds_left is None else f", {timedelta(seconds=round(step.seconds_left))} left"
-    return f"{step.frames_per_second:.1f} {unit}/s{each}{left}"
+    return f", {step.frames_per_second:.1f} {unit}/s{each}{left}"
