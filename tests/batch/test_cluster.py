@@ -208,7 +208,7 @@ def s3():
     os.environ.update(before)
 
 
-def test_images_and_results_in_s3(s3, images, video, tmp_path, tiny_folder):  # noqa: F811
+def test_images_and_results_in_s3(s3, images, video, tmp_path, tiny_folder, monkeypatch):  # noqa: F811
     for path in images.rglob("*.png"):
         s3.pipe_file(f"bucket/images/{path.relative_to(images).as_posix()}", path.read_bytes())
     s3.pipe_file("bucket/videos/clip.mkv", video.read_bytes())
@@ -220,7 +220,10 @@ def test_images_and_results_in_s3(s3, images, video, tmp_path, tiny_folder):  # 
     run(everything(images, tmp_path / "here", tiny_folder))
     s3.get("bucket/out", str(tmp_path / "copy"), recursive=True)
     pd.testing.assert_frame_equal(table(tmp_path / "copy"), table(tmp_path / "here"))
-    assert run(everything("s3://bucket/images", "s3://bucket/out", tiny_folder)).skipped == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(type(s3), "_cat_file", None)  # the listing shows that the images are the same
+        patch.setattr(type(s3), "_get_file", None)
+        assert run(everything("s3://bucket/images", "s3://bucket/out", tiny_folder)).skipped == 5
     assert {a["image_id"] for a in json.loads((tmp_path / "copy/annotations.json").read_text())["annotations"]}
     work = track("s3://bucket/videos/clip.mkv", "s3://bucket/tracks", tiny_folder, chunk_frames=4)
     assert run(work).done == 1

@@ -80,6 +80,7 @@ def find_inputs(source: str, suffixes: Sequence[str]) -> list[Input]:
         MaskletError: It cannot be read, for example because credentials are missing.
     """
     file_system, path = open_file_system(source)
+    file_system.invalidate_cache()
     try:
         return _found(source, path, file_system, suffixes)
     except MaskletError:

@@ -110,8 +110,9 @@ class Storage:
 
     def names(self, pattern: str) -> list[str]:
         """The files whose names match a pattern such as ``part-*.parquet``, in order."""
-        self.file_system.invalidate_cache()
-        found = self.file_system.glob(self._place(pattern))
+        place = self._place(pattern)
+        self.file_system.invalidate_cache(posixpath.dirname(place))  # the listing of the source is used again
+        found = self.file_system.glob(place)
         start = len(self._place("x")) - 1
         return sorted(str(path)[start:] for path in found)
 
