@@ -120,6 +120,9 @@ def test_automatic_masks_become_objects(client, truck, sam):
     assert [one["number"] for one in kept] == [1, 2]
     masks = client.get(f"/v1/media/{truck}/masks").json()
     assert [one["segmentation"] for one in masks] == [one["segmentation"] for one in found[:2]]
+    corrected = prompt(client, truck, 1, points=[[410, 315]])  # refines the mask that was found
+    refined = sam.image(TRUCK).predict(points=[(410, 315)], mask=expected.masks[0])
+    assert corrected["segmentation"] == refined.to_rle()[0]
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ export const prompt = (body, text) => inTurn(() => doing(text, async () => {
   state.masks.set(frame, [...others, mask].sort((a, b) => a.object - b.object));
   changed("masks");
   await Promise.all([loadHistory(), loadLanes()]);
-  return `${object(number)?.name}: ${mask.area.toLocaleString()} pixels, predicted IoU ${mask.iou_score.toFixed(2)}.${advice(number, mask)}`;
+  return `${object(number)?.name}: ${mask.area.toLocaleString()} pixels, ${body.refine === false ? "as drawn" : `predicted IoU ${mask.iou_score.toFixed(2)}`}.${advice(number, mask)}`;
 }));
 
 function advice(number, mask) {
