@@ -52,12 +52,13 @@ def run_batch(name: str, seed_number: int, count: int, folder: Path, total: Coun
     for line in lines:
         total["cases"] += 1
         total[line["outcome"]] += 1
+    print(f"  {name}, seed {seed_number}: {dict(total)}", flush=True)
     failures = [f"{name}: {line['error']}; {line['kept']}" for line in lines if line["outcome"] == "failed"]
     if done.returncode:
         total["ended the process"] += 1
         kept = shutil.copytree(folder / "case", folder / f"crash-{seed_number}", dirs_exist_ok=True)
-        reason = done.stderr.strip().splitlines()
-        failures.append(f"{name}: rc {done.returncode}, {reason[0] if reason else ''}; {kept} ({' '.join(command[1:])})")
+        reason = done.stderr.strip()[-300:]
+        failures.append(f"{name}: rc {done.returncode}; {kept} ({' '.join(command[1:])}): {reason}")
     return failures
 
 

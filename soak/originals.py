@@ -19,6 +19,7 @@ import tifffile
 import torch
 from PIL import Image
 
+import masklet
 from masklet.batch.inputs import find_inputs
 from masklet.batch.prompt_files import read_prompt_file
 from masklet.checkpoints.meta import read_meta_file
@@ -27,7 +28,7 @@ from masklet.image import EncodedImage
 from masklet.images.reading import read_image
 from masklet.images.windows import open_windows
 from masklet.results import Masks
-from masklet.segmenter import Segmenter, load
+from masklet.segmenter import Segmenter
 from masklet.video.frames import open_video
 from soak.network import moving_rectangles, tiny_segmenter
 
@@ -152,7 +153,7 @@ def checkpoints(folder: Path) -> list[Original]:
 
 
 def _load_and_predict(folder: Path) -> None:
-    sam = load(folder, device="cpu")
+    sam = masklet.load(folder, device="cpu")
     if max(sam.image_processor.input_hw) <= 256:
         sam.image(np.zeros((20, 30, 3), np.uint8)).predict(points=[(5, 6)])
 
@@ -226,7 +227,7 @@ def onnx(folder: Path) -> list[Original]:
 
 
 def _predict_with_onnx(folder: Path) -> None:
-    sam = load(folder, engine="onnx", threads=1)
+    sam = masklet.load(folder, engine="onnx", threads=1)
     sam.image(np.zeros((20, 30, 3), np.uint8)).predict(points=[(5, 6)])
 
 

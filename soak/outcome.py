@@ -29,7 +29,8 @@ def is_clear(error: BaseException) -> bool:
         return len(str(error)) >= SHORTEST_MESSAGE
     last = traceback.extract_tb(error.__traceback__)[-1]
     is_ours = last.filename.startswith(PACKAGE) and "raise " in linecache.getline(last.filename, last.lineno or 0)
-    return is_ours and isinstance(error, ValueError | TypeError) and len(str(error)) >= SHORTEST_MESSAGE
+    kinds = (ValueError, TypeError, LookupError, RuntimeError)  # the last two as the drop-in classes promise
+    return is_ours and isinstance(error, kinds) and len(str(error)) >= SHORTEST_MESSAGE
 
 
 def described(error: BaseException) -> str:
