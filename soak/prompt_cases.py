@@ -85,9 +85,11 @@ class Case:
         """Lists as arrays or tensors in some cases, and odd values in place of some."""
         arguments = {name: value for name, value in arguments.items() if value is not None}
         if self.chance(SPOILED):
+            flags = {name for name, value in arguments.items() if isinstance(value, bool)}
             for _ in range(self.random.randint(1, 2)):
                 holder, key = self.random.choice(list(places_of(arguments)))
-                arrays = [] if isinstance(holder[key], bool) else [np.zeros(0), np.full((2, 3), np.nan)]
+                # Python itself refuses an array where a flag is expected.
+                arrays = [] if key in flags else [np.zeros(0), np.full((2, 3), np.nan)]
                 holder[key] = copy.deepcopy(self.random.choice([*ODD_VALUES, *arrays]))
         else:
             kinds = [np.array, lambda value: torch.tensor(np.array(value))]
