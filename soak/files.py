@@ -25,7 +25,7 @@ from soak.originals import READERS, Original
 from soak.outcome import Outcome, described, is_clear
 
 CASES, BATCH = 10_000, 250
-HANG_SECONDS = 120
+HANG_SECONDS = 600
 MEMORY_BYTES = 12 << 30
 """Address space of a process: one that asks for more is refused its memory, as on a smaller machine."""
 

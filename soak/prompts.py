@@ -22,7 +22,7 @@ from soak.outcome import Outcome, described, is_clear
 from soak.prompt_cases import Case, Target, make_targets
 
 PROMPTS, BATCH = 1_000_000, 4000
-HANG_SECONDS = 120
+HANG_SECONDS = 600
 CALLS_PER_VIDEO = 25
 """So that videos gather objects and corrections, and then begin again."""
 
