@@ -141,6 +141,7 @@ def _column(content: bytes, source: str) -> list[str]:
         raise missing("pyarrow") from error
     try:
         table = pq.read_table(io.BytesIO(content))
+        table.validate(full=True)  # texts are UTF-8
     except Exception as error:  # pyarrow's own errors
         raise DataError(f"{source} is not a Parquet file that pyarrow can read: {error}") from error
     name = next((name for name in COLUMNS if name in table.column_names), None)
