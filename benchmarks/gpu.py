@@ -1,9 +1,10 @@
-"""Everything worth knowing about a GPU in one run of at most five minutes: parity, speed, memory, and `pytest -m gpu`.
+"""Everything worth knowing about a GPU in one run of at most five minutes: speed, parity, memory, and `pytest -m gpu`.
 
     python benchmarks/gpu.py [--json gpu.json] [--models tiny base-plus large] [--objects 1 4 16] [--seconds 280]
 
 It needs torch and masklet's own dependencies; transformers is measured beside if it is there. Sections run one after
-another, each with a limit of time. A section that fails leaves its error in the file, which is written after each.
+another, each with a limit of time, and videos come first. A section that fails leaves its error in the file, which is
+written after each.
 
 Weights are random but for parity, where the embedded model has real masks to lose. Times are medians after a warm-up,
 with the device synchronised; transformers runs under autocast to bfloat16. `--dry-run` goes through all of it in
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import cProfile
 import io
+import itertools
 import json
 import os
 import pstats
@@ -59,6 +61,8 @@ PATIENCE = 10
 THEIR_SECONDS = 8.0
 """Limit of one video with transformers."""
 POINTS_PER_SIDE = 32
+FILLING = 24
+"""Frames in which memory fills up and graphs are captured."""
 
 
 @dataclass
@@ -374,7 +378,7 @@ def decode_points(pair: Pair, count: int) -> None:
             pair.theirs(image_embeddings=embeddings, input_points=points, input_labels=labels, multimask_output=True)
 
 
-def kernels(run: Run, pair: Pair, path: Path) -> dict[str, Any]:
+def kernels(run: Run, pair: Pair, most_objects: int, path: Path) -> dict[str, Any]:
     """Where a GPU's time goes, and that of the host's threads in a video: for the model that is measured first."""
     from masklet.segmenter import Segmenter
 
@@ -388,10 +392,11 @@ def kernels(run: Run, pair: Pair, path: Path) -> dict[str, Any]:
         found = {"64 clicks": kernel_times(run, lambda: pair.engine.decode(features, prompts, multimask=True))}
     options = {"points_per_side": 4 if run.is_dry else POINTS_PER_SIDE, "iou_threshold": 0.0}
     found["everything"] = kernel_times(run, lambda: sam.everything(image, **options), 2)
-    tracking = prompted(pair, 1, path).track()
-    for _ in range(2 if run.is_dry else 30):
-        next(tracking)
-    found["video frame"] = kernel_times(run, lambda: next(tracking))
+    for count in (most_objects, 1):
+        tracking = prompted(pair, count, path).track()
+        for _ in range(2 if run.is_dry else FILLING + 6):
+            next(tracking)
+        found[f"video frame, {count} objects"] = kernel_times(run, partial(next, tracking))
     calls = cProfile.Profile()
     calls.enable()
     for _ in range(1 if run.is_dry else 10):
@@ -445,10 +450,15 @@ def video_speed(run: Run, pair: Pair, objects: int, path: Path) -> dict[str, Any
     tracking = video.track()
     next(tracking)
     first = time.perf_counter() - start
-    times = frame_times(tracking)
+    times = frame_times(itertools.islice(tracking, FILLING))
+    of_thread, of_process = time.thread_time(), time.process_time()
+    times += frame_times(tracking)
+    of_thread, of_process = time.thread_time() - of_thread, time.process_time() - of_process
+    steady = max(len(times) - FILLING, 1)
     result: dict[str, Any] = {"cuda": summary(times), "first_frame_s": round(first, 3)}
-    captured = len(video.engine._runner)
-    result["graphs"] = captured
+    result["calling_thread_ms"] = round(1000 * of_thread / steady, 3)
+    result["all_threads_ms"] = round(1000 * of_process / steady, 3)
+    result["graphs"] = len(video.engine._runner)
     if pair.their_video is not None:
         with torch.inference_mode(), pair.autocast():
             frames = their_frames(run, pair, points_of(objects), path)
@@ -456,6 +466,21 @@ def video_speed(run: Run, pair: Pair, objects: int, path: Path) -> dict[str, Any
         ours, theirs = result["cuda"].get("frames_per_second"), result["transformers"].get("frames_per_second")
         result["ratio"] = round(ours / theirs, 2) if ours and theirs else None
     return result
+
+
+def reading_speed(run: Run, pair: Pair, path: Path) -> dict[str, float]:
+    """Frames a second that the reading thread alone can decode and put into pinned memory, and milliseconds of a copy
+    to the device with resizing.
+    """
+    from masklet.video.frames import open_video
+
+    start = time.perf_counter()
+    count = sum(frame.staged is not None for frame in open_video(path).frames(stage=pair.engine.stage))
+    took = time.perf_counter() - start
+    processor = ImageProcessor(pair.model.config.image_size)
+    staged = pair.engine.stage(next(open_video(path).frames()).image)
+    encode = milliseconds(run, lambda: pair.engine.encode_frame(staged, processor.config), 10, 2.0)
+    return {"frames_per_second": round(count / took, 1), "copy_resize_encode_ms": encode["median_ms"]}
 
 
 def points_of(objects: int) -> list[list[float]]:
@@ -489,7 +514,7 @@ def frame_times(frames: Iterator[object], most: float = 30.0) -> list[float]:
 
 def summary(times: list[float]) -> dict[str, float]:
     """Of the frames after memory was filled and graphs were captured."""
-    steady = times[24:] or times[len(times) // 2 :]
+    steady = times[FILLING:] or times[len(times) // 2 :]
     return {
         "frames": len(steady),
         "frames_per_second": round(len(steady) / sum(steady), 2),
@@ -537,6 +562,23 @@ def gpu_tests(run: Run) -> dict[str, Any]:
     return {"exit status": done.returncode, "tail": (done.stdout + done.stderr)[-1500:]}
 
 
+def measure_model(run: Run, name: str, pair: Pair, objects: list[int], path: Path, *, is_first: bool) -> None:
+    """All sections of one model: its videos first, since the time may end before the rest."""
+    for count in objects:
+        work = partial(with_memory, run, partial(video_speed, run, pair, count, path))
+        run.section(f"{name}: video, {count} objects", work)
+    if is_first:
+        run.section("reading", partial(reading_speed, run, pair, path))
+        run.section(f"{name}: kernels", partial(kernels, run, pair, max(objects), path))
+        run.section("pytest -m gpu", partial(gpu_tests, run))
+        for title, precision in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
+            errors = partial(function_errors, run, pair.model, precision)
+            run.section(f"{name}: errors of functions, {title}", errors)
+            run.section(f"masks of the embedded model, {title}", partial(mask_agreement, run, precision))
+    run.section(f"{name}: images", partial(with_memory, run, partial(image_speed, run, pair)))
+    run.section(f"{name}: everything", partial(with_memory, run, partial(everything_speed, run, pair)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(SIZES), default=["tiny", "base-plus", "large"])
@@ -553,31 +595,14 @@ def main() -> None:
     run = Run(args.json, device, time.monotonic() + seconds, args.dry_run, {"sections": {}})
     run.found["setting"] = setting(run)
     run.write()
-    precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    for name, precision in precisions.items():
-        run.section(f"masks of the embedded model, {name}", partial(mask_agreement, run, precision))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "noise.mp4"
         run.section("write a video", lambda: write_video(path, 16 if args.dry_run else args.frames))
         for number, name in enumerate(args.models):
             made: list[Pair] = []
             run.section(f"{name}: make", lambda n=name, m=made: m.append(make_pair(run, n)) or m[0].reason)
-            if not made:
-                continue
-            pair = made.pop()
-            if number == 0:
-                for title, precision in precisions.items():
-                    errors = partial(function_errors, run, pair.model, precision)
-                    run.section(f"{name}: errors of functions, {title}", errors)
-            run.section(f"{name}: images", partial(with_memory, run, partial(image_speed, run, pair)))
-            for objects in args.objects:
-                work = partial(with_memory, run, partial(video_speed, run, pair, objects, path))
-                run.section(f"{name}: video, {objects} objects", work)
-            run.section(f"{name}: everything", partial(with_memory, run, partial(everything_speed, run, pair)))
-            if number == 0:
-                run.section(f"{name}: kernels", partial(kernels, run, pair, path))
-                run.section("pytest -m gpu", partial(gpu_tests, run))
-            del pair
+            if made:
+                measure_model(run, name, made.pop(), args.objects, path, is_first=number == 0)
     results = {name: section["result"] for name, section in run.found["sections"].items()}
     failed = [name for name, result in results.items() if isinstance(result, dict) and "error" in result]
     print(f"{len(run.found['sections'])} sections, failed: {failed or 'none'}; {args.json}", flush=True)

@@ -59,7 +59,7 @@ class ResultPacking:
         planes = np.ascontiguousarray(logits.reshape(-1, 1).view(np.uint8).T)
         # There are only runs of equal bytes to find; the usual search for longer matches takes twice the time.
         compressor = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-        return b"".join([compressor.compress(planes), compressor.flush(), vector.tobytes()])
+        return b"".join([compressor.compress(planes.data), compressor.flush(), vector.tobytes()])
 
     def unpack(self, data: bytes) -> ObjectFrame:  # noqa: D102
         split = len(data) - self.vector_bytes
