@@ -161,7 +161,8 @@ def track(video, out, tiny_folder, **arguments):
     prompts = PromptTable()
     prompts.at("clip.mkv", "ball", 1).points = [(20, 20, 1)]
     prompts.at("clip.mkv", 2, 0).box = (5, 5, 30, 30)
-    task = make_task("track", direction=arguments.pop("direction", "forward"))
+    chosen = {name: arguments.pop(name) for name in ("direction", "policy") if name in arguments}
+    task = make_task("track", **chosen)
     return Run(str(video), str(out), task, prompts, {"name": str(tiny_folder)}, **arguments)
 
 
@@ -185,6 +186,20 @@ def test_a_video_in_chunks_equals_one_run(video, tmp_path, tiny_folder, chunk, d
             assert row.time == result.time
     assert not list((tmp_path / "out/.sessions").glob("*"))
     assert run(track(video, tmp_path / "out", tiny_folder, chunk_frames=chunk, direction=direction)).skipped == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["samurai", "sam2long"])
+def test_a_video_in_chunks_is_tracked_with_the_policy(video, tmp_path, tiny_folder, policy):
+    run(track(video, tmp_path / "out", tiny_folder, chunk_frames=3, policy=policy))
+    rows = table(tmp_path / "out")
+    session = masklet.load(tiny_folder).video(video, policy=policy)
+    session.prompt(1, "ball", points=[(20, 20)])
+    session.prompt(0, 2, box=(5, 5, 30, 30))
+    for result in session.track():
+        found = rows[rows.frame == result.index]
+        np.testing.assert_array_equal(masks_of(found), result.masks.masks)
+        np.testing.assert_array_equal(found.object_score, result.object_scores)
 
 
 @pytest.mark.parametrize(("direction", "every"), [("forward", 1), ("both", 1), ("both", 2)])
@@ -350,6 +365,10 @@ def test_arguments_that_do_not_fit_are_refused(images, tmp_path, tiny_folder):
         make_task("nothing")
     with pytest.raises(ConfigError, match="every is not an option of the task everything"):
         make_task("everything", every=3)
+    with pytest.raises(ConfigError, match="policy is not an option of the task prompts"):
+        make_task("prompts", policy="sam3")
+    with pytest.raises(ConfigError, match="policy is 'sam9': expected 'paper', 'sam3'"):
+        make_task("discover", policy="sam9")
     with pytest.raises(ConfigError, match="points_per_side is for automatic masks"):
         make_task("track", {"points_per_side": 3})
     prompts = PromptTable()

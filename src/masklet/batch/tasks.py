@@ -12,6 +12,7 @@ import numpy as np
 
 from masklet.batch.prompt_files import ObjectPrompt
 from masklet.errors import ConfigError, PromptError
+from masklet.video.policies import check_policy
 
 if TYPE_CHECKING:
     from masklet.results import Masks
@@ -78,10 +79,15 @@ class VideoTask(ABC):
     can_continue: ClassVar[bool] = True
     """Whether a saved session may be continued with the same results."""
     pixels: Mapping[str, Any] = field(default_factory=dict)
+    policy: str = "paper"
+    """Name of the memory policy. The results are those at the moment, also of a policy that decides late."""
+
+    def __post_init__(self) -> None:
+        check_policy(self.policy)
 
     def open(self, sam: Segmenter, video: Path) -> VideoSession:
         """A session of a video."""
-        return sam.video(video, **self.pixels)
+        return sam.video(video, policy=self.policy, **self.pixels)
 
     @abstractmethod
     def start(self, session: VideoSession, prompts: Sequence[ObjectPrompt]) -> Generator[FrameResult]:
@@ -97,6 +103,7 @@ class Track(VideoTask):
     every: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.direction not in ("forward", "backward", "both"):
             raise ConfigError(f"direction is {self.direction!r}: expected forward, backward or both")
 
@@ -132,20 +139,24 @@ def make_task(
         name: One of ``TASKS``.
         options: Options of automatic masks.
         pixels: How values become colours.
-        tracking: ``direction`` and ``every`` of "track"; ``every`` of "discover".
+        tracking: ``direction``, ``every`` and ``policy`` of "track"; ``every`` and ``policy`` of "discover".
 
     Raises:
-        ConfigError: There is no such task, or it takes no such option.
+        ConfigError: There is no such task or policy, or the task takes no such option.
     """
     pixels, options = dict(pixels or {}), dict(options or {})
     if name not in TASKS:
         raise ConfigError(f"task is {name!r}: expected one of {', '.join(TASKS)}")
     if options and name not in ("everything", "discover"):
         raise ConfigError(f"{min(options)} is for automatic masks: expected the task everything or discover")
-    if extra := tracking.keys() - {"track": {"direction", "every"}, "discover": {"every"}}.get(name, set()):
+    known = {"track": {"direction", "every", "policy"}, "discover": {"every", "policy"}}
+    if extra := tracking.keys() - known.get(name, set()):
         raise ConfigError(f"{min(extra)} is not an option of the task {name}")
     if name == "everything":
         return Everything(pixels, options)
     if name == "prompts":
         return Prompted(pixels)
-    return Track(pixels, **tracking) if name == "track" else Discover(pixels, options | tracking)
+    if name == "track":
+        return Track(pixels, **tracking)
+    policy = tracking.pop("policy", "paper")
+    return Discover(pixels, policy, options=options | tracking)

@@ -7,13 +7,13 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from masklet.cli.cluster import ClusterOptions
 from masklet.cli.groups import grouped
-from masklet.cli.options import GridOptions, ModelOptions, PixelOptions, given
+from masklet.cli.options import POLICY_HELP, GridOptions, ModelOptions, PixelOptions, complete_policy, given
 from masklet.cli.tables import show_table
 
 if TYPE_CHECKING:
@@ -40,9 +40,23 @@ class TrackOptions:
             rich_help_panel=VIDEO_TASKS,
         ),
     ] = None
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help=POLICY_HELP,
+            show_default="paper",
+            autocompletion=complete_policy,
+            rich_help_panel=VIDEO_TASKS,
+        ),
+    ] = None
     chunk_frames: Annotated[
         int, typer.Option(min=1, help="Frames after which a video is saved.", rich_help_panel=VIDEO_TASKS)
     ] = 1000
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Those of ``make_task``."""
+        return given(direction=self.direction, every=self.every, policy=self.policy)
 
 
 @grouped
@@ -90,7 +104,7 @@ def run_batch(
     run = Run(
         source,
         out,
-        make_task(task, grid.keywords, pixels.keywords, **given(direction=track.direction, every=track.every)),
+        make_task(task, grid.keywords, pixels.keywords, **track.keywords),
         None if prompts is None else read_prompt_file(prompts),
         model.keywords,
         [name.strip() for name in format.split(",")],

@@ -46,7 +46,7 @@ def segment(
         workers: Processes, each of which loads the model once.
         cpus: CPUs per worker.
         gpus: GPUs per worker.
-        tracking: ``direction`` and ``every`` of "track"; ``every`` of "discover".
+        tracking: ``direction``, ``every`` and ``policy`` of "track"; ``every`` and ``policy`` of "discover".
 
     Returns:
         A row for each mask, with the columns of ``masklet.batch.parts.schema`` and ``error``: a row with only ``input``

@@ -34,6 +34,10 @@ class Manifest:
     memory_channels: int
     num_maskmem: int
     """Temporal slots of memory maps; the last is that of prompted frames."""
+    memory_tokens: int | None = None
+    """Tokens of a memory map; None, in files of earlier versions, for one in each cell of the embedding."""
+    rounds_memory: bool = True
+    """Whether memory maps are rounded to bfloat16, as SAM 2's are."""
     has_memory: bool
     replaces_unstable: bool
     """Whether an unstable single mask is replaced by the best of the three (SAM 2, appendix C)."""

@@ -6,7 +6,6 @@ places does not matter, since attention does not depend on the order of keys.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ class Bank(Protocol):
 
     @property
     def maps(self) -> Mapping[int, Tensor]:
-        """(h*w, memory_dim) of each frame."""
+        """(tokens, memory_dim) of each frame."""
 
     def pointer(self, frame: int) -> Tensor:
         """(dim,): the same tensor each time."""
@@ -142,10 +141,11 @@ class MemorySlots:
         key = (tuple(map(id, banks)), shape, features.map_hw)
         if key not in self._batches:
             config, objects = engine.config, len(banks)
-            cells, memory_dim = math.prod(features.map_hw), config.memory_encoder.output_channels
+            tokens, memory_dim = config.tokens_per_memory(features.map_hw), config.memory_encoder.output_channels
             like = features.stride16
+            dtype = like.dtype if config.is_edgetam else torch.bfloat16  # see ``stored_maps``
             self._batches[key] = (
-                Places(like.new_zeros(objects, shape.maps, cells, memory_dim, dtype=torch.bfloat16)),
+                Places(like.new_zeros(objects, shape.maps, tokens, memory_dim, dtype=dtype)),
                 Places(like.new_zeros(objects, shape.pointers, config.hidden_size)),
             )
         self._batches.move_to_end(key)

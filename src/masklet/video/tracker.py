@@ -107,12 +107,50 @@ def track_object(
         As ``track_objects``, for this object.
     """
     if prompt.mask is not None and prompt.points is None:
-        result = _take_mask(engine, features, prompt.mask)
+        (result,) = _take_masks(engine, features, [prompt.mask])
     else:
         previous = previous if prompt.mask is None else mask_logits(engine, prompt.mask)
         (result,) = choose(decode_prompt(engine, features, prompt, conditioned, previous))
     (memory,) = memory_maps(engine, features, [result], is_prompted=True)
     return result, memory
+
+
+def prompt_objects(
+    engine: Engine, features: Features, prompts: Sequence[FramePrompt]
+) -> list[tuple[ObjectFrame, Tensor]]:
+    """Segment new objects in the frame in which they are prompted, in one batch.
+
+    Args:
+        engine: Engine of a model with memory.
+        features: Features of the frame.
+        prompts: One for each object: each a mask alone, or each as many points, such as a box.
+
+    Returns:
+        As ``track_objects``.
+    """
+    if all(prompt.points is None for prompt in prompts):
+        results = _take_masks(engine, features, [prompt.mask for prompt in prompts if prompt.mask is not None])
+    else:
+        points = torch.stack([prompt.points for prompt in prompts if prompt.points is not None])
+        labels = torch.stack([prompt.labels for prompt in prompts if prompt.labels is not None])
+        decoded = engine.decode(features, Prompts(points[None], labels[None]), multimask=labels.shape[1] <= 1)
+        results = choose(_one_per_row(decoded))
+    # One by one where an engine asks for it, see ``track_objects``.
+    batches = [results] if engine.batches_memory else [[result] for result in results]
+    maps = [one for batch in batches for one in memory_maps(engine, features, batch, is_prompted=True)]
+    return list(zip(results, maps, strict=True))
+
+
+def _one_per_row(decoded: DecodedMasks) -> DecodedMasks:
+    """Outputs (1, objects, ...) of one frame as (objects, 1, ...)."""
+    assert decoded.object_pointers is not None
+    return DecodedMasks(
+        decoded.logits.transpose(0, 1),
+        decoded.iou_scores.transpose(0, 1),
+        decoded.object_scores.transpose(0, 1),
+        decoded.mask_tokens.transpose(0, 1),
+        decoded.object_pointers.transpose(0, 1),
+    )
 
 
 def decode_prompt(
@@ -191,20 +229,19 @@ def readable_memory(
     return gather_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes)
 
 
-def _take_mask(engine: Engine, features: Features, mask: Tensor) -> ObjectFrame:
-    """The mask of a prompt is the result. The network only makes a pointer of it."""
-    inside = mask.to(engine.dtype)[None, None]  # (1, 1, height, width)
+def _take_masks(engine: Engine, features: Features, masks: Sequence[Tensor]) -> list[ObjectFrame]:
+    """The masks of prompts are the results. The network only makes pointers of them."""
+    inside = torch.stack([mask.to(engine.dtype) for mask in masks])[:, None]  # (objects, 1, height, width)
     # Without the embedding that says "no memory", as the reference does it.
-    prompts = Prompts(masks=engine.downsample_mask(inside))
+    prompts = Prompts(masks=engine.downsample_mask(inside).transpose(0, 1))
     decoded = engine.decode(features, prompts, multimask=False, conditioned=features.stride16)
     assert decoded.object_pointers is not None
     one = torch.ones((), device=engine.device, dtype=engine.dtype)
-    return ObjectFrame(
-        logits=mask_logits(engine, mask),
-        iou_score=one,
-        object_score=CERTAIN_LOGIT * one,
-        pointer=decoded.object_pointers[0, 0, 0],
-    )
+    pointers = decoded.object_pointers[0, :, 0].unbind()
+    return [
+        ObjectFrame(mask_logits(engine, mask), iou_score=one, object_score=CERTAIN_LOGIT * one, pointer=pointer.clone())
+        for mask, pointer in zip(masks, pointers, strict=True)
+    ]
 
 
 def mask_logits(engine: Engine, mask: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from masklet.model import (
     prompt_encoder,
 )
 from masklet.model.edgetam import memory_attention as latent_attention
-from masklet.model.edgetam import repvit
+from masklet.model.edgetam import repvit, spatial_perceiver
 
 PLAIN = {
     nn.Conv2d,
@@ -71,6 +71,10 @@ PLAIN = {
     repvit.Stage,
     repvit.Stem,
     repvit.TokenMixer,
+    spatial_perceiver.LatentAttention,
+    spatial_perceiver.LatentMlp,
+    spatial_perceiver.PerceiverLayer,
+    spatial_perceiver.SpatialPerceiver,
 }
 """Modules whose weights and buffers determine what they compute. Adapters and quantised layers have other classes."""
 

@@ -23,8 +23,9 @@ from masklet.engine.cuda.image_encoder import CudaFrameEncoder, CudaImageEncoder
 from masklet.engine.cuda.mask_decoder import CudaMaskDecoder
 from masklet.engine.cuda.memory_attention import CudaMemoryAttention
 from masklet.engine.cuda.memory_encoder import CudaMemoryEncoder
+from masklet.engine.cuda.repvit import CudaRepVitEncoder
 from masklet.engine.cuda.tracking import CudaTracker
-from masklet.model.hiera import window_positions
+from masklet.model.hiera import Hiera, window_positions
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
@@ -58,7 +59,7 @@ class CudaEngine(Engine):
         neck, decoder = model.vision_encoder.neck, model.mask_decoder
         self._image_encoder = Packed(
             lambda: [model.vision_encoder.backbone, neck, decoder.conv_s0, decoder.conv_s1],
-            lambda: CudaImageEncoder(model, self._products),
+            lambda: pack_image_encoder(model, self._products),
         )
         self._mask_decoder = Packed(
             lambda: [model.mask_decoder, *([model.object_pointer_proj] if model.config.has_memory else [])],
@@ -71,7 +72,10 @@ class CudaEngine(Engine):
             ],
             lambda: CudaMemoryAttention(model, self._products),
         )
-        self._memory_encoder = Packed(lambda: [model.memory_encoder], lambda: CudaMemoryEncoder(model, self._products))
+        self._memory_encoder = Packed(
+            lambda: [model.memory_encoder, *([model.spatial_perceiver] if model.config.is_edgetam else [])],
+            lambda: CudaMemoryEncoder(model, self._products),
+        )
         self._no_prompt = Packed(lambda: [model.prompt_encoder], self._embed_no_prompt)
         self._tables: BySize[Tensor] = BySize()
         self._frame_encoders: BySize[CudaFrameEncoder] = BySize()
@@ -203,21 +207,28 @@ class CudaEngine(Engine):
         if attention is None or decoder is None or encoder is None or prompt is None or memory.map_weights is not None:
             return super().track(features, memory)
         parts = (attention, decoder, encoder, prompt)
-        tracker = self._trackers.get(tuple(map(id, parts)), lambda: CudaTracker(*parts))
+        tracker = self._trackers.get(tuple(map(id, parts)), lambda: CudaTracker(self.config, *parts))
         constants = attention.constants(features.map_hw, memory.maps.shape[1], memory.pointers.shape[1])
         bound = (constants, self._decoder_positions(decoder, features.map_hw))
         fields = [memory.maps, memory.map_slots, memory.pointers, memory.pointer_distances, memory.is_empty]
         outputs = self._runner.run(tracker, bound, [*features, *fields], count=len(memory.maps))
         return TrackedObjects(*outputs[:-1]), outputs[-1]
 
-    def _position_table(self, input_hw: SizeHW) -> Tensor:
+    def _position_table(self, input_hw: SizeHW) -> Tensor | None:
         # The base class keeps the last one. A graph was captured with its table, which must be found again.
         trunk = self.model.vision_encoder.backbone
+        if not isinstance(trunk, Hiera):
+            return None
         size_hw = (input_hw[0] // PATCH_STRIDE, input_hw[1] // PATCH_STRIDE)
         weights = (trunk.pos_embed, trunk.pos_embed_window)
         key = (size_hw, *((id(weight), version_of(weight)) for weight in weights))
         grid, window = (weight.detach() for weight in weights)
         return self._tables.get(key, lambda: window_positions(grid, window, size_hw))
+
+
+def pack_image_encoder(model: Sam2Model, products: torch.dtype) -> CudaImageEncoder | CudaRepVitEncoder:
+    """The packed image encoder of a SAM 2 or an EdgeTAM."""
+    return (CudaRepVitEncoder if model.config.is_edgetam else CudaImageEncoder)(model, products)
 
 
 def default_precision(device: torch.device) -> torch.dtype:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +119,7 @@ class Block:
 
 
 class CudaImageEncoder:
-    """The packed weights of an image encoder of plain layers, with the decoder's skip convolutions merged in."""
+    """The packed weights of Hiera and the neck, all of them plain layers."""
 
     def __init__(self, model: Sam2Model, dtype: torch.dtype) -> None:
         trunk = model.vision_encoder.backbone
@@ -130,6 +131,26 @@ class CudaImageEncoder:
         self.stride, self.padding = projection.stride, projection.padding
         self.blocks = [Block(cast(HieraBlock, block), dtype) for block in trunk.blocks]
         self.stage_ends = list(trunk.stage_ends)
+        self.neck = Neck(model, dtype)
+
+    def __call__(self, positions: Tensor | None, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The trunk's table of positions and normalised (batch, 3, height, width) to the three maps of ``Features``."""
+        assert positions is not None
+        pixels = pixel_values.to(self.dtype, memory_format=torch.channels_last)
+        patches = F.conv2d(pixels, self.patches, self.patch_bias, self.stride, self.padding)
+        x = (patches.permute(0, 2, 3, 1) + positions).contiguous()
+        maps = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.stage_ends:
+                maps.append(x)
+        return self.neck(maps)
+
+
+class Neck:
+    """The packed weights of a neck of plain layers, with the decoder's skip convolutions merged in."""
+
+    def __init__(self, model: Sam2Model, dtype: torch.dtype) -> None:
         stride32, stride16, stride8, stride4 = (affine(conv) for conv in model.vision_encoder.neck.convs)
         decoder = model.mask_decoder
         levels = [
@@ -140,16 +161,8 @@ class CudaImageEncoder:
         ]
         self.levels = [Product.pack([level], dtype) for level in levels]
 
-    def __call__(self, positions: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The trunk's table of positions and normalised (batch, 3, height, width) to the three maps of ``Features``."""
-        pixels = pixel_values.to(self.dtype, memory_format=torch.channels_last)
-        patches = F.conv2d(pixels, self.patches, self.patch_bias, self.stride, self.padding)
-        x = (patches.permute(0, 2, 3, 1) + positions).contiguous()
-        maps = []
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index in self.stage_ends:
-                maps.append(x)
+    def __call__(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The map after each stage, (batch, h, w, dim), finest first, to the three maps of ``Features``."""
         stride4, stride8, stride16, stride32 = (level(stage) for level, stage in zip(self.levels, maps, strict=True))
         height, width = stride32.shape[1:3]
         # Every cell of the coarsest map is added to the four that it covers.
@@ -159,11 +172,15 @@ class CudaImageEncoder:
         return fine4, fine8, embedding
 
 
+ImageEncoder: TypeAlias = Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""``CudaImageEncoder``, or EdgeTAM's."""
+
+
 class CudaFrameEncoder:
     """Resizes and normalises a frame on the device, and encodes it."""
 
     def __init__(
-        self, encoder: CudaImageEncoder, preprocessor: PreprocessorConfig, frame_hw: SizeHW, device: torch.device
+        self, encoder: ImageEncoder, preprocessor: PreprocessorConfig, frame_hw: SizeHW, device: torch.device
     ) -> None:
         self.encoder = encoder
         self.resize = FrameResizer.make(frame_hw, preprocessor.input_hw, device)
@@ -173,7 +190,7 @@ class CudaFrameEncoder:
         )
         self.divisor = 1 / preprocessor.rescale_factor
 
-    def __call__(self, positions: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, positions: Tensor | None, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The table of positions and a frame (1, height, width, 3) uint8 to the three maps of ``Features``."""
         resized = self.resize(frame[0].to(self.mean.device, non_blocking=True), resize_axis)
         return self.encoder(positions, ((resized.permute(2, 0, 1) / self.divisor - self.mean) / self.std)[None])

@@ -6,6 +6,7 @@ projects x projects ``turned(x)`` too, so a rotation is two operators instead of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,6 +18,7 @@ from masklet.config import SizeHW
 from masklet.engine.cuda.constants import BySize
 from masklet.engine.cuda.fused import layer_norm, rotate
 from masklet.engine.cuda.products import Norm, Product, affine, quarter_turn
+from masklet.model.edgetam.memory_attention import LatentMemoryAttentionLayer
 from masklet.model.memory_attention import POSITION_WEIGHT, MemoryAttentionLayer
 from masklet.model.positions import TEMPERATURE, axial_rotations, sine_positions_2d
 from masklet.model.sam2 import Sam2Model
@@ -27,7 +29,7 @@ class MemoryConstants:
     """What depends on the size of the map and the number of memory slots, in float32."""
 
     positions: Tensor  # (h*w, dim), added to the frame
-    space: Tensor  # (h*w, memory_dim), added to the keys of maps
+    space: Tensor  # (tokens of a map, memory_dim), added to the keys of maps
     cos: Tensor  # (h*w, dim)
     sin: Tensor
     key_cos: Tensor  # (tokens, dim): of every map, then 1 and 0 for pointers, which are not rotated
@@ -39,23 +41,26 @@ class MemoryConstants:
         """Constants for ``maps`` slots of maps, and pointers that are cut into ``pointer_tokens`` tokens."""
         dim, device = model.config.hidden_size, model.device
         cos, sin = (table.repeat_interleave(2, -1) for table in axial_rotations(map_hw, dim, device))
-        memory_dim = model.config.memory_encoder.output_channels
+        key_cos, key_sin = cos, sin
+        if model.config.is_edgetam:
+            latents = model.memory_attention.layers[0].cross_attn_image.key_rotations(dim, device)
+            key_cos, key_sin = (table.repeat_interleave(2, -1) for table in latents)
         exponents = torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4)
         return cls(
             positions=POSITION_WEIGHT * sine_positions_2d(map_hw, dim, device),
-            space=sine_positions_2d(map_hw, memory_dim, device),
+            space=model.spatial_positions(map_hw, device),
             cos=cos,
             sin=sin,
-            key_cos=torch.cat([cos.repeat(maps, 1), cos.new_ones(pointer_tokens, dim)]),
-            key_sin=torch.cat([sin.repeat(maps, 1), sin.new_zeros(pointer_tokens, dim)]),
+            key_cos=torch.cat([key_cos.repeat(maps, 1), cos.new_ones(pointer_tokens, dim)]),
+            key_sin=torch.cat([key_sin.repeat(maps, 1), sin.new_zeros(pointer_tokens, dim)]),
             speeds=1 / (TEMPERATURE**exponents).repeat_interleave(2),
         )
 
 
 class Layer:
-    """The packed weights of a ``MemoryAttentionLayer``."""
+    """The packed weights of a ``MemoryAttentionLayer``, or of EdgeTAM's."""
 
-    def __init__(self, layer: MemoryAttentionLayer, dtype: torch.dtype) -> None:
+    def __init__(self, layer: MemoryAttentionLayer | LatentMemoryAttentionLayer, dtype: torch.dtype) -> None:
         self.dtype = dtype
         own, cross = layer.self_attn, layer.cross_attn_image
         q, k = affine(own.q_proj), affine(own.k_proj)
@@ -66,7 +71,9 @@ class Layer:
         self.key = Product.pack([k, quarter_turn(k)], dtype)
         self.value = Product.pack([affine(cross.v_proj)], dtype)
         self.output = Product.pack([affine(cross.o_proj)], dtype)
-        self.mlp_in, self.mlp_out = (Product.pack([affine(part)], dtype) for part in (layer.linear1, layer.linear2))
+        is_latent = isinstance(layer, LatentMemoryAttentionLayer)
+        mlp = (layer.mlp.up_proj, layer.mlp.down_proj) if is_latent else (layer.linear1, layer.linear2)
+        self.mlp_in, self.mlp_out = (Product.pack([affine(part)], dtype) for part in mlp)
         self.norms = [Norm.pack(norm) for norm in (layer.layer_norm1, layer.layer_norm2, layer.layer_norm3)]
 
     def __call__(
@@ -100,7 +107,8 @@ class CudaMemoryAttention:
     def __init__(self, model: Sam2Model, dtype: torch.dtype) -> None:
         attention = model.memory_attention
         self.dtype = dtype
-        self.layers = [Layer(cast(MemoryAttentionLayer, layer), dtype) for layer in attention.layers]
+        layers = cast(Iterable[MemoryAttentionLayer | LatentMemoryAttentionLayer], attention.layers)
+        self.layers = [Layer(layer, dtype) for layer in layers]
         self.norm = Norm.pack(attention.layer_norm)
         self.times = model.memory_temporal_positional_encoding.detach().float()[:, 0, 0]  # (slots, memory_dim)
         self.pointer_times = None

@@ -17,13 +17,15 @@ from masklet.model.sam2 import MEMORY_BIAS, MEMORY_SCALE, Sam2Model
 
 
 class Convolution:
-    """The packed weights of a convolution."""
+    """The packed weights of a convolution, which may be given in the place of the layer's own."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Module, dtype: torch.dtype, weights: tuple[Tensor, Tensor] | None = None) -> None:
         assert isinstance(layer, nn.Conv2d)
-        assert layer.bias is not None
-        self.weight = layer.weight.detach().to(dtype, memory_format=torch.channels_last)
-        self.bias = layer.bias.detach().to(dtype)
+        if weights is None:
+            assert layer.bias is not None
+            weights = layer.weight.detach(), layer.bias.detach()
+        self.weight = weights[0].to(dtype, memory_format=torch.channels_last)
+        self.bias = weights[1].to(dtype)
         self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
 
     def __call__(self, x_bhwc: Tensor) -> Tensor:
@@ -64,6 +66,7 @@ class CudaMemoryEncoder:
         ]
         self.projection = Product.pack([affine(encoder.projection)], dtype)
         self.bias = torch.full((1,), MEMORY_BIAS, device=model.device)
+        self.compress = model.compress  # EdgeTAM's perceiver has few channels: it runs as it is, in float32
         self.absent = None
         if model.config.is_v2_1:
             self.absent = model.occlusion_spatial_embedding_parameter.detach().float()
@@ -84,5 +87,5 @@ class CudaMemoryEncoder:
             x = block(x)
         memory = self.projection(x).flatten(1, 2)  # (objects, h*w, memory_dim)
         if self.absent is None:
-            return (memory.float(),)
+            return (self.compress(memory.float(), (stride16.shape[-2], stride16.shape[-1])),)
         return (torch.where(object_scores[:, None] > 0, 0.0, self.absent) + memory,)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from masklet.engine.base import TrackedObjects
+from masklet.config import Sam2Config
+from masklet.engine.base import TrackedObjects, stored_maps
 from masklet.engine.cuda.mask_decoder import CudaMaskDecoder
 from masklet.engine.cuda.memory_attention import CudaMemoryAttention, MemoryConstants
 from masklet.engine.cuda.memory_encoder import CudaMemoryEncoder
@@ -18,11 +18,13 @@ class CudaTracker:
 
     def __init__(
         self,
+        config: Sam2Config,
         attention: CudaMemoryAttention,
         decoder: CudaMaskDecoder,
         encoder: CudaMemoryEncoder,
         prompt: PromptEmbeddings,
     ) -> None:
+        self.config = config
         self.attention, self.decoder, self.encoder = attention, decoder, encoder
         self.prompt = prompt
 
@@ -46,7 +48,7 @@ class CudaTracker:
             memory: The fields of ``Memory``, without weights.
 
         Returns:
-            The fields of ``TrackedObjects``, and memory maps (objects, h*w, memory_dim) bfloat16.
+            The fields of ``TrackedObjects``, and memory maps (objects, tokens, memory_dim), see ``stored_maps``.
         """
         (conditioned,) = self.attention(constants, stride16, *memory)
         tokens = self.prompt.tokens[0].expand(len(conditioned), -1, -1)
@@ -56,4 +58,4 @@ class CudaTracker:
         several = DecodedMasks(logits[:, :, 1:], iou_scores[:, :, 1:], object_scores, mask_tokens, pointers[:, :, 1:])
         tracked = TrackedObjects.best_of(several)
         (maps,) = self.encoder(False, stride16, tracked.logits, tracked.object_scores[:, None])
-        return (*tracked, maps.to(torch.bfloat16))
+        return (*tracked, stored_maps(maps, self.config))

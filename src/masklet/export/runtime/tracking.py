@@ -97,7 +97,7 @@ class Track:
     """Width of pointers."""
     results: MutableMapping[int, ObjectResult]
     prompted: set[int] = field(default_factory=set)
-    maps: dict[int, np.ndarray] = field(default_factory=dict)  # (h*w, memory_dim)
+    maps: dict[int, np.ndarray] = field(default_factory=dict)  # (tokens, memory_dim)
     clicks: dict[int, FramePrompt] = field(default_factory=dict)
     tracked_steps: dict[int, int] = field(default_factory=dict)
     """Frames that tracking has reached, with its step."""
@@ -320,7 +320,7 @@ class ArrayTracks:
     def _memory_map(self, features: ImageFeatures, result: ObjectResult, *, is_prompted: bool) -> np.ndarray:
         score = np.array([[result.object_score]], np.float32)
         memory = self.network.write_memory(features, result.logits[None], score, is_prompted=is_prompted)[0]
-        return rounded_to_bfloat16(memory)
+        return rounded_to_bfloat16(memory) if self.network.manifest.rounds_memory else memory
 
     def _condition(self, track: Track, frame: int, features_of: FeaturesOf) -> np.ndarray | None:
         """The conditioned map of a frame that tracking has reached: see ``Tracks.condition``."""
@@ -361,9 +361,10 @@ class ArrayTracks:
     ) -> np.ndarray:
         """The frame conditioned on the memory of each object. All selections have one shape."""
         (shape,) = {selection.shape(fixed=self.network.pads_memory) for selection in selections}
-        cells, manifest = math.prod(features.stride16.shape[-2:]), self.network.manifest
+        manifest = self.network.manifest
+        tokens = manifest.memory_tokens or math.prod(features.stride16.shape[-2:])
         count = len(tracks)
-        maps = np.zeros((count, shape.maps, cells, manifest.memory_channels), np.float32)
+        maps = np.zeros((count, shape.maps, tokens, manifest.memory_channels), np.float32)
         slots = np.zeros((count, shape.maps), np.int64)
         pointers = np.zeros((count, shape.pointers, manifest.hidden_size), np.float32)
         distances = np.zeros((count, shape.pointers), np.float32)
