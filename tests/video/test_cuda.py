@@ -198,11 +198,12 @@ def test_a_frame_is_two_graphs_and_few_launches_beside_them(present_model, frame
 
 @pytest.mark.slow
 def test_a_frame_takes_few_operators_however_many_objects(tiny_depth_model, frames):
+    frames = frames[:, :, :64].repeat(2, 1)[:, :64]  # on a GPU, resizing is two kernels
     one, sixteen = (
         steady_frame(CudaEngine(tiny_depth_model), frames, objects, Operators()).count for objects in (1, 16)
     )
-    assert one <= 450
-    assert sixteen <= 1.15 * one
+    assert one <= 415
+    assert sixteen <= 1.01 * one
     eager = steady_frame(EagerEngine(tiny_depth_model), frames, 1, Operators()).count
     assert one < 0.7 * eager
 

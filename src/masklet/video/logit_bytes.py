@@ -16,10 +16,10 @@ FLOAT_BYTES = 4
 def pack_logits(logits: np.ndarray) -> bytes:
     """Compress float32 of any shape."""
     # Bytes of equal significance side by side: signs and exponents of neighbours are alike, fractions are not.
-    planes = np.ascontiguousarray(logits, np.float32).reshape(-1, 1).view(np.uint8).T
+    planes = np.ascontiguousarray(np.ascontiguousarray(logits, np.float32).reshape(-1, 1).view(np.uint8).T)
     # There are only runs of equal bytes to find; the usual search for longer matches takes twice the time.
     compressor = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-    return compressor.compress(planes.tobytes()) + compressor.flush()
+    return compressor.compress(planes.data) + compressor.flush()
 
 
 def unpack_logits(data: bytes, size_hw: SizeHW) -> np.ndarray:
