@@ -49,8 +49,7 @@ NEEDS = {  # modules that can be imported with these extras only; all others can
 LOWEST = ("train", "batch", "export", "tiff", "serve")
 """Extras whose lowest versions are tried together."""
 QUICK = ["tests/masks", "tests/images", "tests/everything", "tests/test_prompts.py", "tests/test_image.py"]
-QUICK += ["-k", "not ycbcr"]  # the lowest Pillow cannot read such TIFFs, which it writes itself
-QUICK += ["-W", "ignore:Corrupt EXIF data"]  # it warns of damaged TIFFs before masklet refuses them
+QUICK += ["-W", "ignore:Corrupt EXIF data"]  # the lowest Pillow warns of damaged TIFFs before masklet refuses them
 IMPORT_ALL = """
 import importlib, json, pathlib, sys, traceback
 import masklet
