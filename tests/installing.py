@@ -63,7 +63,7 @@ for i in range(3):
     Image.fromarray(pixels * 200).save(f"data/images/{i}.png")
     Image.fromarray(pixels).save(f"data/masks/{i}.png")
 stage = {"steps": 1, "train": "lora", "batch_size": 1, "rounds": 1, "input_size": 128}
-print(train({"data": {"layout": "folder", "path": "data"}, "stages": [stage]}, "run"))
+print(train({"data": {"layout": "folder", "path": "data"}, "lora": {"rank": 2}, "stages": [stage]}, "run"))
 """,
     "batch": """
 import sys
