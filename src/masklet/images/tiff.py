@@ -115,7 +115,7 @@ def opened_tiff(file: str | os.PathLike[str] | BinaryIO) -> Iterator[Any]:
 
     Raises:
         ModuleNotFoundError: tifffile is not installed.
-        ValueError: tifffile finds the file damaged. Its own error is one only in newer versions, which need Python 3.11.
+        ValueError: tifffile finds the file damaged. Its own error is a ValueError only in versions for Python 3.11 on.
     """
     import tifffile
 
