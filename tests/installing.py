@@ -37,6 +37,7 @@ NEEDS = {  # modules that can be imported with these extras only; all others can
     "masklet.serve": {"serve", "postgresql"},
     "masklet.training": {"train"},
     "masklet.integrations.napari": {"napari"},
+    "masklet.integrations.napari.widget": set(),  # a Qt, which users choose: pip install "masklet[napari]" "napari[all]"
     "masklet.integrations.fiftyone": {"fiftyone"},
     "masklet.integrations.cvat": {"cvat"},
     "masklet.cluster": {"cluster"},
@@ -134,8 +135,8 @@ def try_extras(wheel: Path, extras: Iterable[str]) -> list[str]:
 
 def is_of_another(module: str, *installed: str) -> bool:
     """Whether a module may fail, since it belongs to other extras than those that are installed."""
-    owners = [extras for prefix, extras in NEEDS.items() if f"{module}.".startswith(f"{prefix}.")]
-    return bool(owners) and not any(extras & set(installed) for extras in owners)
+    prefixes = [prefix for prefix in NEEDS if f"{module}.".startswith(f"{prefix}.")]
+    return bool(prefixes) and not NEEDS[max(prefixes, key=len)] & set(installed)
 
 
 def try_lowest(wheel: Path) -> list[str]:
