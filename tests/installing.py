@@ -37,7 +37,7 @@ NEEDS = {  # modules that can be imported with these extras only; all others can
     "masklet.serve": {"serve", "postgresql"},
     "masklet.training": {"train"},
     "masklet.integrations.napari": {"napari"},
-    "masklet.integrations.napari.widget": set(),  # a Qt, which users choose: pip install "masklet[napari]" "napari[all]"
+    "masklet.integrations.napari.widget": set(),  # a Qt, which users choose: "napari[all]"
     "masklet.integrations.fiftyone": {"fiftyone"},
     "masklet.integrations.cvat": {"cvat"},
     "masklet.cluster": {"cluster"},
