@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from masklet.engine import EagerEngine
+from masklet.engine.base import ABSENT_LOGIT
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.neck import Features
 from masklet.training.clip_losses import _chosen, _Tracking, clip_losses, with_true_presence
@@ -16,7 +17,6 @@ from masklet.training.losses import LossWeights, segmentation_losses
 from masklet.training.objective import Objective
 from masklet.training.parameter_groups import COMPONENTS, is_trained
 from masklet.training.prompts import PromptRates
-from masklet.video.tracker import ABSENT_LOGIT
 
 
 @pytest.fixture

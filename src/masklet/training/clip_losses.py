@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.engine import Engine
-from masklet.engine.base import stored_maps
+from masklet.engine.base import ABSENT_LOGIT, stored_maps
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
@@ -33,7 +33,7 @@ from masklet.training.prompts import (
     covered_cells,
 )
 from masklet.video.policy import PaperPolicy
-from masklet.video.tracker import ABSENT_LOGIT, CERTAIN_LOGIT, PREVIOUS_LIMIT
+from masklet.video.tracker import CERTAIN_LOGIT, PREVIOUS_LIMIT
 
 FIRST, LATER = 0, 1
 """The two occasions of corrections: in the first frame, and in a later one."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,20 +123,15 @@ class MemorySlots:
         parts = [map_writes.rows, map_writes.places, pointer_writes.rows, pointer_writes.places]
         parts.append([int(number or 0) for row in times for number in row])
         parts.append([number is None for row, other in zip(times, distances, strict=True) for number in (*row, *other)])
-        uploaded = upload(
-            engine, torch.tensor([number for part in parts for number in part], dtype=torch.int64, device="cpu")
-        )
-        *indices, map_slots, is_empty = uploaded.split([len(part) for part in parts])
+        filled = [number or 0.0 for row in distances for number in row]
+        *indices, map_slots, is_empty, pointer_distances = upload(engine, parts, filled)
         map_writes.write(maps.held, *indices[:2])
         pointer_writes.write(pointers.held, *indices[2:])
-        filled = [[number or 0.0 for number in row] for row in distances]
         return Memory(
             maps=maps.held,
             map_slots=map_slots.view(len(banks), shape.maps),
             pointers=pointers.held,
-            pointer_distances=upload(
-                engine, torch.tensor(filled, dtype=torch.float32, device="cpu").view(len(banks), -1)
-            ),
+            pointer_distances=pointer_distances.view(len(banks), -1),
             is_empty=None if is_full else is_empty.view(len(banks), -1) > 0,
         )
 
@@ -179,6 +175,16 @@ def _is_filled(selection: MemorySelection) -> bool:
     return is_full and tracked_pointers == selection.max_pointers - 1
 
 
-def upload(engine: Engine, values: Tensor) -> Tensor:
-    """Copy host values to the engine's device, without waiting for it."""
-    return engine.stage(values).to(engine.device, non_blocking=True)
+def upload(engine: Engine, integers: Sequence[Sequence[int]], floats: Sequence[float]) -> list[Tensor]:
+    """Copy numbers to the engine's device, in one piece and without waiting for it.
+
+    Returns:
+        An int64 tensor for each sequence of integers, and a float32 one.
+    """
+    whole = np.array([number for part in integers for number in part], np.int64).view(np.uint8)
+    copied = engine.stage(np.concatenate([whole, np.array(floats, np.float32).view(np.uint8)]))
+    of_integers, of_floats = copied.to(engine.device, non_blocking=True).tensor_split((len(whole),))
+    return [
+        *of_integers.view(torch.int64).split([len(part) for part in integers]),
+        of_floats.view(torch.float32),
+    ]

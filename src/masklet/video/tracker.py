@@ -14,8 +14,9 @@ from torch import Tensor
 
 from masklet.config import STRIDES
 from masklet.engine import Engine
-from masklet.engine.base import stored_maps
+from masklet.engine.base import TrackedObjects, stored_maps
 from masklet.model.mask_decoder import DecodedMasks
+from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
 from masklet.model.prompt_encoder import BOX_TOP_LEFT, Prompts
 from masklet.video.memory import ReadableMemory, gather_memory
@@ -23,8 +24,6 @@ from masklet.video.memory_slots import MemorySlots
 from masklet.video.object_frame import ObjectFrame
 from masklet.video.policy import MemorySelection
 
-ABSENT_LOGIT = -1024.0
-"""Mask logits of an object that is not in the frame."""
 CERTAIN_LOGIT = 10.0
 """Logits of a mask that is a prompt."""
 PREVIOUS_LIMIT = 32.0
@@ -78,10 +77,12 @@ def track_objects(
     Returns:
         The result of each object, and its memory map, (h*w, memory_dim).
     """
-    decoded = decode_with_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes, slots=slots)
-    results = choose(decoded, shares=engine.batches_memory)
+    memory = readable_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes, slots=slots)
     if engine.batches_memory:
-        return list(zip(results, memory_maps(engine, features, results, is_prompted=False), strict=True))
+        tracked, maps = engine.track(features, memory)
+        return list(zip(_each_object(tracked), maps.unbind(), strict=True))
+    decoded = engine.decode(features, multimask=True, conditioned=engine.read_memory(features, memory))
+    results = choose(decoded)
     # One by one: a map that is computed again later is computed alone, and has to be the same to the bit.
     return [(result, memory_maps(engine, features, [result], is_prompted=False)[0]) for result in results]
 
@@ -184,29 +185,21 @@ def decode_with_memory(
     slots: MemorySlots | None = None,
 ) -> DecodedMasks:
     """Decode objects that are not prompted in this frame: (objects, 1, ...), three candidates."""
-    conditioned = read_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes, slots=slots)
-    return engine.decode(features, multimask=True, conditioned=conditioned)
+    memory = readable_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes, slots=slots)
+    return engine.decode(features, multimask=True, conditioned=engine.read_memory(features, memory))
 
 
-def choose(decoded: DecodedMasks, *, shares: bool = False) -> list[ObjectFrame]:
-    """The candidate of the best predicted IoU for each object of (objects, 1, candidates, ...).
-
-    Args:
-        decoded: Outputs of a batch.
-        shares: Whether the results may share the memory of the batch, which then lives as long as any of them.
-    """
-    assert decoded.object_pointers is not None
-    best = decoded.iou_scores[:, 0].argmax(-1)  # (objects,)
-    each = torch.arange(len(best), device=best.device)
-    scores = decoded.object_scores[:, 0]  # (objects, 1)
-    logits = torch.where(scores[..., None] > 0, decoded.logits[each, 0, best], ABSENT_LOGIT)
-    pointers = decoded.object_pointers[each, 0, best]
-    columns = (logits, decoded.iou_scores[each, 0, best], scores[:, 0], pointers)
-    rows = zip(*(column.unbind() for column in columns), strict=True)
-    if shares:
-        return [ObjectFrame(*row) for row in rows]
+def choose(decoded: DecodedMasks) -> list[ObjectFrame]:
+    """The candidate of the best predicted IoU for each object of (objects, 1, candidates, ...)."""
     # Cloned, since views would keep the tensors of the whole batch alive.
-    return [ObjectFrame(*(tensor.clone() for tensor in row)) for row in rows]
+    return [
+        ObjectFrame(one.logits.clone(), one.iou_score.clone(), one.object_score.clone(), one.pointer.clone())
+        for one in _each_object(TrackedObjects.best_of(decoded))
+    ]
+
+
+def _each_object(tracked: TrackedObjects) -> list[ObjectFrame]:
+    return [ObjectFrame(*row) for row in zip(*(column.unbind() for column in tracked), strict=True)]
 
 
 def memory_maps(
@@ -220,7 +213,7 @@ def memory_maps(
     return list(maps.unbind()) if len(maps) == 1 or engine.batches_memory else [one.clone() for one in maps]
 
 
-def read_memory(
+def readable_memory(
     engine: Engine,
     features: Features,
     banks: Sequence[ReadableMemory],
@@ -228,12 +221,12 @@ def read_memory(
     *,
     fixed_shapes: bool = False,
     slots: MemorySlots | None = None,
-) -> Tensor:
-    """The frame conditioned on the memory of each object, (objects, dim, h, w)."""
+) -> Memory:
+    """What a frame reads of each object."""
     has_weights = any(selection.key_weights is not None for selection in selections)
     if slots is not None and not has_weights:
-        return engine.read_memory(features, slots.read(engine, features, banks, selections))
-    return engine.read_memory(features, gather_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes))
+        return slots.read(engine, features, banks, selections)
+    return gather_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes)
 
 
 def _take_masks(engine: Engine, features: Features, masks: Sequence[Tensor]) -> list[ObjectFrame]:

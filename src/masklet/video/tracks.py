@@ -29,7 +29,7 @@ from masklet.video.prompts import read_frame_prompt
 from masklet.video.result_fetch import PackingWorker
 from masklet.video.spool import FrameSpool, Spool, TensorPacking
 from masklet.video.track import Row, Track, check_can_track
-from masklet.video.tracker import FramePrompt, mask_logits, prompt_objects, read_memory, track_object
+from masklet.video.tracker import FramePrompt, mask_logits, prompt_objects, readable_memory, track_object
 
 
 class Tracks:
@@ -210,7 +210,8 @@ class Tracks:
         into = self._step_into(frame, features_of, track.tracked_steps[frame])
         selection = into.select(row)
         into.restore_maps([(row, selection)])
-        conditioned = read_memory(self.engine, features_of(frame), [row], [selection])
+        features = features_of(frame)
+        conditioned = self.engine.read_memory(features, readable_memory(self.engine, features, [row], [selection]))
         track.conditioned[frame] = conditioned
         return conditioned
 

@@ -1,7 +1,4 @@
-"""The image encoder with few operators: one product for queries, keys, values and shortcut of a block.
-
-Windows are cut by the same copy that converts the normed map to the engine's precision.
-"""
+"""The image encoder with few operators: one product for queries, keys, values and shortcut of a block."""
 
 from __future__ import annotations
 
@@ -15,7 +12,9 @@ from torch import Tensor
 
 from masklet.checkpoints.preprocessor import PreprocessorConfig
 from masklet.config import SizeHW
+from masklet.engine.cuda.fused import layer_norm, resize_axis
 from masklet.engine.cuda.products import Norm, Product, affine, merged
+from masklet.engine.resizing import FrameResizer
 from masklet.model.hiera import POOL, HieraBlock
 from masklet.model.sam2 import Sam2Model
 
@@ -50,13 +49,13 @@ class Windows:
         (down, across), (height, width) = self.grid_hw, self.window_hw
         return x.view(x.shape[0], down, height, across, width, -1).transpose(2, 3)
 
-    def split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """(batch, h, w, dim) to windows (windows, cells, dim) in another type, padded with zeros."""
+    def split(self, x: Tensor) -> Tensor:
+        """(batch, h, w, dim) to windows (windows, cells, dim), padded with zeros."""
         padding = (self.padded_hw[0] - self.map_hw[0], self.padded_hw[1] - self.map_hw[1])
         if any(padding):
             x = F.pad(x, (0, 0, 0, padding[1], 0, padding[0]))
         cells = self.window_hw[0] * self.window_hw[1]
-        return self.by_window(x).to(dtype, memory_format=torch.contiguous_format).reshape(-1, cells, x.shape[-1])
+        return self.by_window(x).reshape(-1, cells, x.shape[-1])
 
     def add(self, x: Tensor, windows: Tensor) -> Tensor:
         """(batch, h, w, dim) plus windows (windows, cells, dim), in the type of ``x``."""
@@ -94,17 +93,17 @@ class Block:
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim_in) to (batch, height', width', dim), float32."""
         x = self._attend_pooled(x) if self.pools else self._attend(x)
-        return x + self.mlp_out(self.activation(self.mlp_in(self.norm2(x))))
+        return x + self.mlp_out(self.activation(self.mlp_in(layer_norm(x, self.norm2, self.dtype))))
 
     def _attend(self, x: Tensor) -> Tensor:
         windows = Windows.of(self.window, (x.shape[1], x.shape[2]))
-        y = self.inputs(windows.split(self.norm1(x), self.dtype))
+        y = self.inputs(windows.split(layer_norm(x, self.norm1, self.dtype)))
         q, k, v = y.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         return windows.add(x, self._attention(q, k, v))
 
     def _attend_pooled(self, x: Tensor) -> Tensor:
         windows = Windows.of(self.window, (x.shape[1], x.shape[2]))
-        y = self.inputs(windows.split(self.norm1(x), self.dtype))  # (windows, cells, 4 * dim)
+        y = self.inputs(windows.split(layer_norm(x, self.norm1, self.dtype)))  # (windows, cells, 4 * dim)
         dim = y.shape[-1] // 4
         maps = y[..., : 2 * dim].unflatten(1, windows.window_hw).permute(0, 3, 1, 2)
         pooled = F.max_pool2d(maps, POOL).permute(0, 2, 3, 1).reshape(len(y), -1, 2 * dim)
@@ -178,16 +177,20 @@ ImageEncoder: TypeAlias = Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor
 
 
 class CudaFrameEncoder:
-    """Normalises a frame on the device and encodes it."""
+    """Resizes and normalises a frame on the device, and encodes it."""
 
-    def __init__(self, encoder: ImageEncoder, normalisation: PreprocessorConfig, device: torch.device) -> None:
+    def __init__(
+        self, encoder: ImageEncoder, preprocessor: PreprocessorConfig, frame_hw: SizeHW, device: torch.device
+    ) -> None:
         self.encoder = encoder
+        self.resize = FrameResizer.make(frame_hw, preprocessor.input_hw, device)
         self.mean, self.std = (
             torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1).to(device)
-            for values in (normalisation.image_mean, normalisation.image_std)
+            for values in (preprocessor.image_mean, preprocessor.image_std)
         )
-        self.divisor = 1 / normalisation.rescale_factor
+        self.divisor = 1 / preprocessor.rescale_factor
 
     def __call__(self, positions: Tensor | None, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The table of positions and a frame (1, height, width, 3) uint8 to the three maps of ``Features``."""
-        return self.encoder(positions, (frame.permute(0, 3, 1, 2) / self.divisor - self.mean) / self.std)
+        resized = self.resize(frame[0].to(self.mean.device, non_blocking=True), resize_axis)
+        return self.encoder(positions, ((resized.permute(2, 0, 1) / self.divisor - self.mean) / self.std)[None])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from masklet.config import SizeHW
 from masklet.engine.cuda.constants import BySize
+from masklet.engine.cuda.fused import layer_norm, rotate
 from masklet.engine.cuda.products import Norm, Product, affine, quarter_turn
 from masklet.model.edgetam.memory_attention import LatentMemoryAttentionLayer
 from masklet.model.memory_attention import POSITION_WEIGHT, MemoryAttentionLayer
@@ -79,29 +80,25 @@ class Layer:
         self, x: Tensor, keys: Tensor, values: Tensor, constants: MemoryConstants, mask: Tensor | None
     ) -> Tensor:
         """(objects or 1, h*w, dim) to (objects, h*w, dim), float32."""
-        x = x + self._attend_to_frame(self.norms[0](x), constants)
-        q = self._rotated(self.query(self.norms[1](x)), constants.cos, constants.sin)
-        k = self._rotated(self.key(keys), constants.key_cos, constants.key_sin)
+        x = x + self._attend_to_frame(self._normed(0, x), constants)
+        dim = x.shape[-1]
+        q = rotate(self.query(self._normed(1, x)), constants.cos, constants.sin, dim)
+        k = rotate(self.key(keys), constants.key_cos, constants.key_sin, dim)
         v = self.value(values)
         q = q.expand(len(k), -1, -1)
         attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], attn_mask=mask)
         x = x + self.output(attended[:, 0])
-        return x + self.mlp_out(F.relu(self.mlp_in(self.norms[2](x))))
+        return x + self.mlp_out(F.relu(self.mlp_in(self._normed(2, x))))
 
     def _attend_to_frame(self, x: Tensor, constants: MemoryConstants) -> Tensor:
         y = self.own_inputs(x)  # (objects or 1, h*w, 5 * dim)
         dim = y.shape[-1] // 5
-        both = y[..., : 4 * dim].unflatten(-1, (2, 2, dim))  # as they are and turned, queries and keys
-        cos, sin = constants.cos[:, None], constants.sin[:, None]
-        rotated = torch.addcmul(both[..., 0, :, :] * cos, both[..., 1, :, :], sin).to(self.dtype)
-        q, k = rotated.unbind(-2)
+        q, k = rotate(y, constants.cos, constants.sin, 2 * dim).chunk(2, -1)
         attended = F.scaled_dot_product_attention(q[:, None], k[:, None], y[:, None, :, 4 * dim :])
         return self.own_output(attended[:, 0])
 
-    def _rotated(self, y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(objects, tokens, 2 * dim), as they are and turned, to (objects, tokens, dim)."""
-        plain, turned = y.chunk(2, -1)
-        return torch.addcmul(plain * cos, turned, sin).to(self.dtype)
+    def _normed(self, number: int, x: Tensor) -> Tensor:
+        return layer_norm(x, self.norms[number], self.dtype)
 
 
 class CudaMemoryAttention:
@@ -144,7 +141,11 @@ class CudaMemoryAttention:
         x = (stride16.flatten(2).transpose(1, 2) + constants.positions).contiguous()
         for layer in self.layers:
             x = layer(x, keys, values, constants, mask)
-        return (self.norm(x).transpose(1, 2).unflatten(2, (stride16.shape[-2], stride16.shape[-1])),)
+        return (
+            layer_norm(x, self.norm, torch.float32)
+            .transpose(1, 2)
+            .unflatten(2, (stride16.shape[-2], stride16.shape[-1])),
+        )
 
     def _tokens(
         self, constants: MemoryConstants, maps: Tensor, map_slots: Tensor, pointers: Tensor, distances: Tensor

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masklet.config import STRIDE
+from masklet.engine.cuda.fused import layer_norm
 from masklet.engine.cuda.products import Norm, Product, affine
 from masklet.model.memory_encoder import MaskDownsamplerLayer, MemoryFuserBlock
 from masklet.model.sam2 import MEMORY_BIAS, MEMORY_SCALE, Sam2Model
@@ -38,6 +39,7 @@ class FuserBlock:
     """The packed weights of a ``MemoryFuserBlock``."""
 
     def __init__(self, block: MemoryFuserBlock, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.depthwise, self.norm = Convolution(block.depthwise_conv, dtype), Norm.pack(block.layer_norm)
         self.widen = Product.pack([affine(block.pointwise_conv1)], dtype)
         # The layer scale is a factor of the channels of the last product.
@@ -46,7 +48,7 @@ class FuserBlock:
 
     def __call__(self, x_bhwc: Tensor) -> Tensor:
         """(maps, h, w, dim) to the same, float32."""
-        return x_bhwc + self.narrow(F.gelu(self.widen(self.norm(self.depthwise(x_bhwc)))))
+        return x_bhwc + self.narrow(F.gelu(self.widen(layer_norm(self.depthwise(x_bhwc), self.norm, self.dtype))))
 
 
 class CudaMemoryEncoder:
@@ -54,6 +56,7 @@ class CudaMemoryEncoder:
 
     def __init__(self, model: Sam2Model, dtype: torch.dtype) -> None:
         encoder = model.memory_encoder
+        self.dtype = dtype
         downsampler = cast(Iterable[MaskDownsamplerLayer], encoder.mask_downsampler.layers)
         self.downsampler = [(Convolution(layer.conv, dtype), Norm.pack(layer.layer_norm)) for layer in downsampler]
         self.mask_projection = Product.pack([affine(encoder.mask_downsampler.final_conv)], dtype)
@@ -78,7 +81,7 @@ class CudaMemoryEncoder:
             masks = torch.add(self.bias, masks.sigmoid(), alpha=MEMORY_SCALE)
         x = masks.permute(0, 2, 3, 1)
         for conv, norm in self.downsampler:
-            x = F.gelu(norm(conv(x)))
+            x = layer_norm(conv(x), norm, self.dtype, gelu=True)
         x = self.feature_projection(stride16.permute(0, 2, 3, 1)).float() + self.mask_projection(x)
         for block in self.fuser:
             x = block(x)
