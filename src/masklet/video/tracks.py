@@ -129,7 +129,8 @@ class Tracks:
         self, frame: int, features_of: FeaturesOf, prompts: Mapping[Hashable, FramePrompt]
     ) -> dict[Hashable, ObjectFrame]:
         """Prompt objects that do not exist yet, in batches of ``max_objects``: see ``prompt_objects``."""
-        each, results = iter(prompts.items()), {}
+        each = iter(prompts.items())
+        results: dict[Hashable, ObjectFrame] = {}
         while batch := list(islice(each, self.max_objects)):
             found = prompt_objects(self.engine, features_of(frame), [prompt for _, prompt in batch])
             for (object_id, prompt), (result, memory) in zip(batch, found, strict=True):
