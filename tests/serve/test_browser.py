@@ -181,6 +181,72 @@ def test_everything_mode_keeps_the_masks_above_the_slider(open_page, server):
     assert page.locator("#objects li").count() == shown
 
 
+def drag(page, start, end, size):
+    page.mouse.move(*at(page, *start, size))
+    page.mouse.down()
+    page.mouse.move(*at(page, *end, size), steps=4)
+    page.mouse.up()
+
+
+def test_the_brush_paints_and_erases_and_clear_removes_the_mask(open_page, server):
+    page, size = open_page(server.address), (900, 600)
+    upload(page, TRUCK)
+    page.keyboard.press("p")
+    drag(page, (100, 330), (250, 350), size)
+    says(page, "predicted IoU")
+    masks = f"/v1/media/{server.only_media()}/masks"
+    rough = decode_rle([server.get(masks)[0]["segmentation"]])[0]
+    page.keyboard.down("Alt")
+    drag(page, (150, 330), (180, 360), size)
+    page.keyboard.up("Alt")
+    says(page, "as drawn")
+    erased = decode_rle([server.get(masks)[0]["segmentation"]])[0]
+    assert not (erased & ~rough).any()
+    assert not erased[335:355, 155:175].diagonal().any()
+    drag(page, (400, 100), (400, 100), size)
+    while not (painted := decode_rle([server.get(masks)[0]["segmentation"]])[0])[100, 400]:
+        page.wait_for_timeout(100)
+    assert (painted & rough == erased).all()
+    says(page, "as drawn")
+    page.keyboard.press("c")
+    says(page, "were removed here")
+    assert server.get(masks) == []
+
+
+def test_a_search_for_everything_is_cancelled_and_masks_are_left_out(open_page, server):
+    page, size = open_page(server.address), (900, 600)
+    upload(page, TRUCK)
+    page.get_by_label("Points per side").fill("64")
+    page.locator("#find").click()
+    page.locator("#find-cancel").click()
+    says(page, "Cancelled.")
+    page.get_by_label("Points per side").fill("6")
+    page.locator("#find").click()
+    says(page, "Found")
+    page.locator("#threshold").evaluate("input => { input.value = 0; input.dispatchEvent(new Event('input')); }")
+    before = int(page.locator("#found-text").inner_text().partition(" ")[0])
+    page.mouse.click(*at(page, 800, 60, size))  # the wall
+    says(page, "The mask is left out.")
+    assert int(page.locator("#found-text").inner_text().partition(" ")[0]) == before - 1
+    drag(page, (100, 330), (250, 350), size)
+    says(page, "Keep or discard")
+    assert server.get(f"/v1/media/{server.only_media()}/objects") == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1024, 768), (768, 1024)])
+def test_nothing_is_cut_off(open_page, server, width, height):
+    page = open_page(server.address)
+    page.set_viewport_size({"width": width, "height": height})
+    upload(page, DOG)
+    page.mouse.click(*at(page, 300, 130, (480, 270)))
+    says(page, "predicted IoU")
+    for part in page.locator("button:visible, select:visible, input:visible:not(.hidden-input)").all():
+        box = part.bounding_box()
+        assert box["x"] >= 0, part
+        assert box["x"] + box["width"] <= width, part
+        assert box["y"] + box["height"] <= height, part
+
+
 def test_the_keyboard_alone_makes_and_undoes_a_mask(open_page, server):
     page = open_page(server.address)
     upload(page, TRUCK)

@@ -15,7 +15,7 @@ from masklet.serve.annotate import video_row
 from masklet.serve.api.schemas import TrackingBody
 from masklet.serve.edits import Place, set_current
 from masklet.serve.problems import Problem, public_text, unsaved
-from masklet.serve.scheduler import Busy
+from masklet.serve.scheduler import WAITING, Busy
 from masklet.serve.state.leases import is_gone, release_lease, take_lease
 from masklet.serve.state.rows import current_result, job_of, media_of
 from masklet.serve.state.tables import Edit, Media, Result, TrackingJob
@@ -80,7 +80,7 @@ def end_jobs(db: Session, media_id: str) -> None:
     db.exec(update(TrackingJob).where(*old).values(**values))
 
 
-def track(ws: Workspace, media: Media, job_id: str, body: TrackingBody | None) -> Generator[None]:
+def track(ws: Workspace, media: Media, job_id: str, body: TrackingBody | None) -> Generator[object]:
     """The steps of a job, a frame each.
 
     While the cache is full, only as many videos as fit in it are tracked in turn. The others wait, and those give up
@@ -95,7 +95,7 @@ def track(ws: Workspace, media: Media, job_id: str, body: TrackingBody | None) -
     is_done = False
     while not is_done:
         while ws.videos_tracked and ws.runtime.cache.is_full:
-            yield
+            yield WAITING
         ws.videos_tracked += 1
         try:
             is_done = yield from track_share(ws, media, job_id, body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,7 +48,11 @@ class ResultPacking:
 
     def pack(self, value: ObjectFrame) -> bytes:  # noqa: D102
         vector = torch.cat([value.iou_score.view(1), value.object_score.view(1), value.pointer])
-        return pack_logits(value.logits.float().cpu().numpy()) + vector.float().cpu().numpy().tobytes()
+        return self.pack_arrays(value.logits.float().cpu().numpy(), vector.float().cpu().numpy())
+
+    def pack_arrays(self, logits: np.ndarray, vector: np.ndarray) -> bytes:
+        """Pack logits (4h, 4w), and a vector of predicted IoU, object score and pointer; float32."""
+        return pack_logits(logits) + vector.tobytes()
 
     def unpack(self, data: bytes) -> ObjectFrame:  # noqa: D102
         split = len(data) - self.vector_bytes
@@ -66,19 +70,23 @@ class DeferredResult:
     """A result on the device that is packed in a worker, see ``result_fetch``."""
 
     value: ObjectFrame
-    pack: Callable[[ObjectFrame], bytes]
-    packed: Future[bytes] | None = None
+    packing: ResultPacking
+    packed: tuple[Future[list[bytes]], int] | None = None
+    """Results that are packed together, and the place of this one among them."""
     is_wanted: bool = True
     """False once it was replaced or deleted."""
 
     @property
     def is_packed(self) -> bool:
         """Whether its bytes are ready."""
-        return self.packed is not None and self.packed.done()
+        return self.packed is not None and self.packed[0].done()
 
     def wait(self) -> bytes:
         """Its bytes. If no worker was given it, it is packed now."""
-        return self.pack(self.value) if self.packed is None else self.packed.result()
+        if self.packed is None:
+            return self.packing.pack(self.value)
+        packed, place = self.packed
+        return packed.result()[place]
 
 
 class Deferring(Protocol):
@@ -122,7 +130,7 @@ class ResultSpool(FrameSpool[ObjectFrame]):
             super().__setitem__(frame, value)
             return
         self._withdraw(frame)
-        self._deferred[frame] = DeferredResult(value, self._result_packing.pack)
+        self._deferred[frame] = DeferredResult(value, self._result_packing)
         self._worker.defer(self._deferred[frame])
         for other, deferred in list(self._deferred.items()):
             if deferred.is_packed or len(self._deferred) > MAX_DEFERRED:

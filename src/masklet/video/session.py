@@ -151,7 +151,7 @@ class VideoSession(SessionObjects):
 
     def memory_bytes(self) -> int:
         """What the session takes in memory: features and pixels of frames, memory maps, and results in its spool."""
-        banks = [track.bank for track in self._tracks.objects.values()]
+        banks = [bank for track in self._tracks.objects.values() for bank in track.banks]
         spool = 0 if self._tracks.spool is None else self._tracks.spool.memory_bytes
         return self._encoded.memory_bytes() + sum(bank.tensor_bytes() for bank in banks) + spool
 

@@ -143,7 +143,7 @@ class VideoStream:
         tracks = () if self._tracks is None else self._tracks.objects.values()
         features = sum(tensor.untyped_storage().nbytes() for tensor in self._features or ())
         pixels = 0 if self._image is None else self._image.nbytes
-        return features + pixels + sum(track.bank.tensor_bytes() for track in tracks)
+        return features + pixels + sum(bank.tensor_bytes() for track in tracks for bank in track.banks)
 
     def _encode(self, frame: Any) -> tuple[EncodedImage, ImageOptions]:
         """The encoded frame, and the options that it was read with."""

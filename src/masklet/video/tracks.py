@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from masklet.video.result_fetch import PackingWorker
 from masklet.video.spool import FrameSpool, Spool, TensorPacking
 from masklet.video.stream_frames import check_frame_size
 from masklet.video.track import Row, Track, check_can_track
-from masklet.video.tracker import FramePrompt, mask_logits, read_memory, track_object
+from masklet.video.tracker import FramePrompt, mask_logits, prompt_objects, readable_memory, track_object
 
 
 class Tracks:
@@ -114,22 +115,52 @@ class Tracks:
         """
         check_object_id(object_id)
         track = self.objects.get(object_id) or self.new_track()
-        if prompt.mask is not None and not (mask_logits(self.engine, prompt.mask) > 0).any():
-            raise PromptError(
-                f"mask of {int(prompt.mask.sum())} pixels at the network's input of {width_by_height(self.input_hw)} "
-                "is too small: prompt a larger part, or open the video with a larger resolution="
-            )
+        self.check_prompt(prompt)
         if frame in track.clicks and not replaces:
             prompt = prompt.after(track.clicks[frame])
         previous = track.result(frame).logits if frame in track.bank else None
         conditioned = self.condition(track, frame, features_of)  # also for a mask, which clicks may correct later
         result, memory = track_object(self.engine, features_of(frame), prompt, conditioned, previous)
+        self._take_prompt(object_id, track, frame, features_of, prompt, result, memory)
+        return result
+
+    @torch.inference_mode()
+    def prompt_new(
+        self, frame: int, features_of: FeaturesOf, prompts: Mapping[Hashable, FramePrompt]
+    ) -> dict[Hashable, ObjectFrame]:
+        """Prompt objects that do not exist yet, in batches of ``max_objects``: see ``prompt_objects``."""
+        each, results = iter(prompts.items()), {}
+        while batch := list(islice(each, self.max_objects)):
+            found = prompt_objects(self.engine, features_of(frame), [prompt for _, prompt in batch])
+            for (object_id, prompt), (result, memory) in zip(batch, found, strict=True):
+                self._take_prompt(object_id, self.new_track(), frame, features_of, prompt, result, memory)
+                results[object_id] = result
+        return results
+
+    def check_prompt(self, prompt: FramePrompt) -> None:
+        """Raise a PromptError if nothing of a mask is left at the size of the network's output."""
+        if prompt.mask is not None and not (mask_logits(self.engine, prompt.mask) > 0).any():
+            raise PromptError(
+                f"mask of {int(prompt.mask.sum())} pixels at the network's input of {width_by_height(self.input_hw)} "
+                "is too small: prompt a larger part, or open the video with a larger resolution="
+            )
+
+    def _take_prompt(
+        self,
+        object_id: Hashable,
+        track: Track,
+        frame: int,
+        features_of: FeaturesOf,
+        prompt: FramePrompt,
+        result: ObjectFrame,
+        memory: Tensor,
+    ) -> None:
+        """Keep what a prompt gave, and its points for later ones."""
         record = self._record_of_prompt(track, frame, result, features_of)
         self.take(object_id, track, frame, result, memory, record)
         track.clicks.pop(frame, None)
         if prompt.points is not None:
             track.clicks[frame] = replace(prompt, mask=None)
-        return result
 
     def take(
         self,
@@ -186,7 +217,8 @@ class Tracks:
         into = self._step_into(frame, features_of, track.tracked_steps[frame])
         selection = into.select(row)
         into.restore_maps([(row, selection)])
-        conditioned = read_memory(self.engine, features_of(frame), [row], [selection])
+        features = features_of(frame)
+        conditioned = self.engine.read_memory(features, readable_memory(self.engine, features, [row], [selection]))
         track.conditioned[frame] = conditioned
         return conditioned
 

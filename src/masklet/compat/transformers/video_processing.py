@@ -17,6 +17,8 @@ from masklet.compat.transformers.video_session import Sam2VideoInferenceSession
 from masklet.compat.transformers.video_video_processing import Sam2VideoVideoProcessor, pixel_palette
 from masklet.errors import PromptError
 from masklet.model.prompt_encoder import PADDING
+from masklet.numbers import whole_number
+from masklet.video.frame_result import check_object_id
 
 
 class Sam2VideoProcessor(Sam2Processor):
@@ -134,9 +136,9 @@ class Sam2VideoProcessor(Sam2Processor):
             inference_session: The session.
             frame_idx: The frame's number.
             obj_ids: The id of an object, or a list of ids; new ones add objects.
-            input_points: [1][object][point] (x, y) in pixels of the video.
-            input_labels: [1][object][point]: 1 on the object, 0 beside it.
-            input_boxes: [1][object] (x0, y0, x1, y1).
+            input_points: ``[1][object][point]`` (x, y) in pixels of the video.
+            input_labels: ``[1][object][point]``: 1 on the object, 0 beside it.
+            input_boxes: ``[1][object]`` (x0, y0, x1, y1).
             input_masks: One mask, or a list of one for each object: see ``process_new_mask_for_video_frame``.
             original_size: (height, width) of the frames of a stream, with its first prompt.
             clear_old_inputs: Whether earlier points of the objects in this frame are forgotten. A mask replaces points,
@@ -145,7 +147,11 @@ class Sam2VideoProcessor(Sam2Processor):
         Raises:
             ValueError: The prompt is incomplete or contradicts itself, or there is no ``original_size``.
         """
+        frame_idx = whole_number("frame_idx", frame_idx, PromptError)
+        obj_ids = obj_ids.tolist() if hasattr(obj_ids, "tolist") else obj_ids
         ids = list(obj_ids) if isinstance(obj_ids, list | tuple) else [obj_ids]
+        for object_id in ids:
+            check_object_id(object_id)
         is_pointed = input_points is not None or input_labels is not None or input_boxes is not None
         if input_masks is not None and is_pointed:
             raise PromptError("masks cannot be provided together with points or boxes")

@@ -74,7 +74,7 @@ class Track:
     """Width of pointers."""
     results: MutableMapping[int, ObjectResult]
     prompted: set[int] = field(default_factory=set)
-    maps: dict[int, np.ndarray] = field(default_factory=dict)  # (h*w, memory_dim)
+    maps: dict[int, np.ndarray] = field(default_factory=dict)  # (tokens, memory_dim)
     clicks: dict[int, FramePrompt] = field(default_factory=dict)
     tracked_steps: dict[int, int] = field(default_factory=dict)
     """Frames that tracking has reached, with its step."""

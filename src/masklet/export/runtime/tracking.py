@@ -233,7 +233,7 @@ class ArrayTracks:
     def _memory_map(self, features: ImageFeatures, result: ObjectResult, *, is_prompted: bool) -> np.ndarray:
         score = np.array([[result.object_score]], np.float32)
         memory = self.network.write_memory(features, result.logits[None], score, is_prompted=is_prompted)[0]
-        return rounded_to_bfloat16(memory)
+        return rounded_to_bfloat16(memory) if self.network.manifest.rounds_memory else memory
 
     def _condition(self, track: Track, frame: int, features_of: FeaturesOf) -> np.ndarray | None:
         """The conditioned map of a frame that tracking has reached: see ``Tracks.condition``."""
@@ -263,8 +263,8 @@ class ArrayTracks:
         """The frame conditioned on the memory of each object. All selections have one shape."""
         columns = memory_columns(selections, fixed=self.network.pads_memory)
         shape, count, manifest = columns.shape, len(tracks), self.network.manifest
-        cells = math.prod(features.stride16.shape[-2:])
-        maps = np.zeros((count, shape.maps, cells, manifest.memory_channels), np.float32)
+        tokens = manifest.memory_tokens or math.prod(features.stride16.shape[-2:])
+        maps = np.zeros((count, shape.maps, tokens, manifest.memory_channels), np.float32)
         pointers = np.zeros((count, shape.pointers, manifest.hidden_size), np.float32)
         for row, (track, selection) in enumerate(zip(tracks, selections, strict=True)):
             for column, (frame, _) in enumerate(selection.maps):
