@@ -1,11 +1,11 @@
-"""A film tracked through exported graphs and with torch: do differences add up over 300 frames?
+"""A video tracked through exported graphs and with torch: do differences add up over 300 frames?
 
-    python benchmarks/export_video.py FILM [--model nano] [--precision fp32] [--frames 300] [--exports FOLDER]
+    python benchmarks/export_video.py VIDEO [--model nano] [--precision fp32] [--frames 300] [--exports FOLDER]
         [--json FILE]
 
-FILM is ``demo/data/gallery/01_dog.mp4`` of facebookresearch/sam2 (Apache-2.0), to which the prompts belong: two objects
-in frame 0, a correction in frame 90 once 100 frames are tracked, and an object that is added in frame 100. It has 289
-frames: after the last one it is played backwards. torch is the eager engine in float32.
+VIDEO is ``demo/data/gallery/01_dog.mp4`` of facebookresearch/sam2 (Apache-2.0), to which the prompts belong: two
+objects in frame 0, a correction in frame 90 once 100 frames are tracked, and an object that is added in frame 100. It
+has 289 frames: after the last one it is played backwards. torch is the eager engine in float32.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ FIRST_PART = 100
 """Frames that are tracked before the correction."""
 
 
-def there_and_back(film: Path, folder: Path, count: int) -> list[Path]:
-    """The frames of a film as files: forwards, then backwards, and so on, until there are enough."""
+def there_and_back(video: Path, folder: Path, count: int) -> list[Path]:
+    """The frames of a video as files: forwards, then backwards, and so on, until there are enough."""
     paths = []
-    for frame in open_video(film).frames(0, count):
+    for frame in open_video(video).frames(0, count):
         paths.append(folder / f"{frame.index:05}.jpg")
         Image.fromarray(frame.image).save(paths[-1], quality=95)
     order = [*range(len(paths)), *range(len(paths) - 2, 0, -1)]
@@ -78,7 +78,7 @@ def agreement(sides: Sequence[Any], frames: Sequence[Path]) -> dict[str, dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("film", type=Path)
+    parser.add_argument("video", type=Path)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--frames", type=int, default=300)
@@ -89,7 +89,7 @@ def main() -> None:
         folder = (args.exports or Path(temporary)) / args.precision
         if not folder.exists():
             to_onnx(args.model, folder, precision=args.precision, check=False)
-        frames = there_and_back(args.film, Path(temporary), args.frames)
+        frames = there_and_back(args.video, Path(temporary), args.frames)
         exported = masklet.load(folder, engine="onnx", threads=1)
         eager = masklet.load(args.model, device="cpu", dtype="float32", engine="eager")
         results = agreement((exported, eager), frames)
@@ -99,7 +99,7 @@ def main() -> None:
             name, f"{row['lowest IoU']:.5f}", f"{row['mean IoU']:.6f}", str(row["masks"]), str(row["visible"])
         )
     conditions = setting(
-        onnxruntime=onnxruntime.__version__, model=args.model, precision=args.precision, film=args.film.name
+        onnxruntime=onnxruntime.__version__, model=args.model, precision=args.precision, video=args.video.name
     )
     report(table, conditions, results, args.json)
 

@@ -15,13 +15,7 @@ from torch import Tensor
 from masklet.config import SizeHW
 from masklet.engine import ConfidentMasks, Engine
 from masklet.everything.assembly import assemble
-from masklet.everything.filters import (
-    Candidates,
-    distinct_in_crop,
-    is_cut,
-    joined,
-    stable_masks,
-)
+from masklet.everything.filters import Candidates, distinct_in_crop, is_cut, joined, stable_masks
 from masklet.everything.grid import Crop, make_crops, points_in_layer
 from masklet.everything.options import EverythingOptions
 from masklet.mask_prompts import MASK_PROMPT_LOGIT

@@ -61,9 +61,8 @@ def joined_clicks(earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
         Indices of the earlier clicks followed by the later ones.
     """
     labels = np.concatenate([earlier, later])
-    is_kept = labels < BOX_TOP_LEFT
-    is_kept[len(earlier) :] = True
-    if not (later == BOX_TOP_LEFT).any():
-        is_kept[:] = True
+    is_kept = np.ones(len(labels), bool)
+    if (later == BOX_TOP_LEFT).any():
+        is_kept[: len(earlier)] = earlier < BOX_TOP_LEFT
     kept = is_kept.nonzero()[0]
     return kept[np.argsort(labels[kept] < BOX_TOP_LEFT, kind="stable")]
