@@ -24,7 +24,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("ray.serve", exc_type=ImportError)
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.filterwarnings("ignore")]
 
-WAIT = 300
+WAIT = 600
 """Seconds after which a step has failed."""
 BOX = [200, 80, 330, 200]
 
