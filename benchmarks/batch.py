@@ -30,7 +30,7 @@ import masklet
 from masklet.batch.prompt_files import PromptTable
 from masklet.batch.runs import Run
 from masklet.batch.tasks import make_task
-from masklet.cluster.connection import connect_data
+from masklet.cluster.connection import LOCAL, connect_data
 from masklet.cluster.runs import Cluster
 from masklet.video.writer import VideoWriter
 
@@ -102,7 +102,7 @@ def workers(folder: Path, images: int, rounds: int) -> dict[str, float]:
         write_video(folder / f"videos/{number}.mp4", 60, (240, 320))
     prompts = PromptTable()
     prompts.at("", 1, 0).box = (40, 40, 120, 120)
-    connect_data(None)
+    connect_data(LOCAL)
     time.sleep(STARTING_S)
     rates: dict[str, list[float]] = {}
     for number in range(rounds):

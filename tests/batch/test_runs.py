@@ -527,6 +527,8 @@ def test_a_cluster_is_joined_or_started(monkeypatch):
             raise ConnectionError("no answer")
         if running and address is None and num_cpus is not None:
             raise ValueError("num_cpus must not be provided")  # as Ray's, if it would join a cluster
+        if "crashed" in running and address is None:
+            raise ConnectionError("no answer")
 
     def connected(address):
         asked.clear()
@@ -538,8 +540,10 @@ def test_a_cluster_is_joined_or_started(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert connected(None) == [(None, True)]
-    running.append(True)
+    running.append("well")
     assert connected(None) == [(None, True), (None, False)]
+    running.append("crashed")
+    assert connected(None) == [(None, True), (None, False), ("local", True)]
     assert connected("local") == [("local", True)]
     assert connected("auto") == [("auto", False)]
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from serve.conftest import DOG, TRUCK
@@ -22,7 +24,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("ray.serve", exc_type=ImportError)
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.filterwarnings("ignore")]
 
-WAIT = 300
+WAIT = 600
 """Seconds after which a step has failed."""
 BOX = [200, 80, 330, 200]
 
@@ -149,26 +151,33 @@ def three_nodes():
     try:
         found = json.loads(process.stdout.readline())
         yield found["address"], found["raylets"]
-        process.communicate(timeout=WAIT)
     finally:
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=WAIT)  # its end of stdin is closed
         timer.cancel()
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def parent_of(pid):
-    with open(f"/proc/{pid}/status") as file:
-        return int(next(line for line in file if line.startswith("PPid:")).split()[1])
+def parents():
+    """The process id of each process' parent."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):
+            found[int(path.parent.name)] = int(re.search(r"PPid:\s+(\d+)", path.read_text())[1])
+    return found
 
 
 def test_a_node_that_dies_loses_nothing(tmp_path):
     data = tmp_path / "data"
 
     def kill(replica):
-        raylet = parent_of(replica)
+        parent_of = parents()
+        raylet = parent_of[replica]
         assert raylet in raylets
-        os.kill(raylet, signal.SIGKILL)
+        for pid in (raylet, *(pid for pid, parent in parent_of.items() if parent == raylet)):
+            os.kill(pid, signal.SIGKILL)
 
     with three_nodes() as (address, raylets), serving(data, "--min-replicas", "2", address=address) as client:
         check_that_nothing_is_lost(client, data, kill)

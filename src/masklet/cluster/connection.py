@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -41,10 +42,7 @@ def connect(address: str | None) -> Any:
     join = partial(ray.init, log_to_driver=False)
     try:
         if address is None:
-            try:
-                start()
-            except ValueError:  # a cluster runs here, and has a number of CPUs of its own
-                join()
+            _join_or_start(join, start)
         elif address == LOCAL:
             start(address=LOCAL)
         else:
@@ -54,6 +52,16 @@ def connect(address: str | None) -> Any:
         hint = "" if address in (None, LOCAL) else f". {TOKENS}"
         raise MaskletError(f"cannot connect to {place}: {error}{hint}") from error
     return ray
+
+
+def _join_or_start(join: Callable[..., Any], start: Callable[..., Any]) -> None:
+    try:
+        start()
+    except ValueError:  # Ray would join a cluster that was started here, which has a number of CPUs of its own
+        try:
+            join()
+        except ConnectionError:  # it has crashed
+            start(address=LOCAL)
 
 
 def enter(folder: str) -> None:
