@@ -67,6 +67,15 @@ def says(page, text):
     sync_api.expect(page.locator("#status")).to_contain_text(text)
 
 
+def eventually(page, is_true):
+    """Waits until the server has what the page sent."""
+    for _ in range(PATIENCE // 100):
+        if is_true():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("the server did not get it")
+
+
 def upload(page, path):
     sync_api.expect(page.locator("#upload")).to_be_enabled()
     page.locator("#upload").set_input_files(path)
@@ -117,8 +126,8 @@ def test_an_image_is_clicked_corrected_reloaded_and_exported(open_page, server):
     page.keyboard.down("Alt")
     page.mouse.click(*at(page, 100, 560, size))
     page.keyboard.up("Alt")
-    while len((mask := server.get(f"/v1/media/{media}/masks")[0])["prompts"]["points"]) < 2:
-        page.wait_for_timeout(100)
+    eventually(page, lambda: len(server.get(f"/v1/media/{media}/masks")[0]["prompts"]["points"]) == 2)
+    (mask,) = server.get(f"/v1/media/{media}/masks")
     assert [point[2] for point in mask["prompts"]["points"]] == [1, 0]
     assert mask["prompts"]["points"][0][:2] == pytest.approx([300, 330], abs=2)
     page.get_by_label("Name of object 1").fill("truck")
@@ -160,8 +169,7 @@ def test_a_video_is_tracked_cancelled_continued_corrected_and_exported(open_page
         page.keyboard.press(",")
     sync_api.expect(page.locator("#frame-text")).to_contain_text("Frame 26")
     page.mouse.click(*at(page, size[0] * 0.5, size[1] * 0.5, size))
-    while server.get(f"/v1/media/{media}/lanes")[0]["prompted"] != [0, 26]:
-        page.wait_for_timeout(100)
+    eventually(page, lambda: server.get(f"/v1/media/{media}/lanes")[0]["prompted"] == [0, 26])
     assert exported(page, "jsonl").read_bytes() == server.content(f"/v1/media/{media}/export?format=jsonl")
 
 
@@ -204,10 +212,9 @@ def test_the_brush_paints_and_erases_and_clear_removes_the_mask(open_page, serve
     assert not (erased & ~rough).any()
     assert not erased[335:355, 155:175].diagonal().any()
     drag(page, (400, 100), (400, 100), size)
-    while not (painted := decode_rle([server.get(masks)[0]["segmentation"]])[0])[100, 400]:
-        page.wait_for_timeout(100)
+    eventually(page, lambda: decode_rle([server.get(masks)[0]["segmentation"]])[0][100, 400])
+    painted = decode_rle([server.get(masks)[0]["segmentation"]])[0]
     assert (painted & rough == erased).all()
-    says(page, "as drawn")
     page.keyboard.press("c")
     says(page, "were removed here")
     assert server.get(masks) == []
@@ -263,8 +270,7 @@ def test_the_keyboard_alone_makes_and_undoes_a_mask(open_page, server):
         page.keyboard.press(key)
     page.keyboard.press("x")
     media = server.only_media()
-    while not server.get(f"/v1/media/{media}/masks")[0]["prompts"]["box"]:
-        page.wait_for_timeout(100)
+    eventually(page, lambda: server.get(f"/v1/media/{media}/masks")[0]["prompts"]["box"])
     says(page, "predicted IoU")
     page.keyboard.press("Control+z")
     says(page, "Undone")

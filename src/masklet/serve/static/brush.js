@@ -21,7 +21,7 @@ export function paintStroke(from, to, scale, isErasing) {
     stroke = { canvas, context, isErasing };
   }
   stroke.context.beginPath();
-  stroke.context.moveTo(...from); stroke.context.lineTo(...to);
+  stroke.context.moveTo(...from); stroke.context.lineTo(to[0] + 0.01, to[1]); // a click makes a dot
   stroke.context.stroke();
 }
 
