@@ -7,7 +7,7 @@ TORCHVISION := $(VENV)/torchvision
 INSTALL := $(BIN)/pip install --disable-pip-version-check --no-input -q -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: check test test-all test-controls demo serve bench
+.PHONY: check test test-all test-controls demo serve bench soak
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ demo: $(READY)
 
 serve: $(READY)
 	$(BIN)/masklet serve examples --data $(VENV)/serve-data
+
+# An hour of attacks, see docs/reliability.md. make soak ARGS="--only kills --minutes 5"
+soak: $(READY_ALL)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m soak $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/image.py
