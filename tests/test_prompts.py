@@ -551,3 +551,9 @@ def test_a_single_box_may_be_nested_once_but_is_one():
     for several in ([], [[1, 2, 3, 4]] * 2):
         with pytest.raises(PromptError, match=f"box holds {len(several)} boxes"):
             one_box(several)
+
+
+def test_masks_of_no_objects_have_no_logits():
+    prompts = read(boxes=np.zeros((0, 4)), mask=np.zeros((0, *SIZE_HW), bool))
+    assert len(prompts) == 0
+    assert read_masks(np.zeros((0, *SIZE_HW), bool), size_hw=SIZE_HW, input_hw=INPUT_HW)[0].shape == (0, 16, 24)
