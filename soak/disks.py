@@ -45,8 +45,8 @@ def run(seconds: float, seed: int, folder: Path) -> Outcome:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     folder.chmod(0o755)
-    until, counts, failures = time.monotonic() + seconds, Counter(), []
     all_writers = writers(folder)
+    until, counts, failures = time.monotonic() + seconds, Counter(), []
     for (name, write), limit in product(all_writers.items(), (READ_ONLY, *LIMITS)):
         if time.monotonic() < until:
             outcome, problem = attempt(folder / f"{name} {limit}", write, limit)

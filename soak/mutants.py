@@ -1,24 +1,30 @@
 """Mutation testing: small changes of the source, each of which a test should notice.
 
-``python -m soak.mutants --count 210 --json mutants.json`` changes operators, constants and conditions at random places
-(the same for a seed), and runs the tests of the module on each. What survives is printed, with its line. A survivor is
-an equivalent program, or lacks a test. Every mutant is tested in a process forked from one that has imported torch, and
-the change exists in memory only.
+``python -m soak.mutants --count 210 --json mutants.json`` changes operators, constants and conditions in functions, at
+random places (the same for a seed), and runs the tests of the module on each. What survives is printed, with its line.
+A survivor is an equivalent program, or lacks a test.
+
+Tests are collected once. Every mutant is a fork in which the changed code takes the place of the function's.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import importlib.machinery
+import gc
 import json
 import os
 import random
 import resource
 import sys
 import time
+import traceback
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType, FunctionType
+
+import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/masklet"
 TESTS = Path(__file__).parents[1] / "tests"
@@ -52,12 +58,15 @@ SWAPPED = {
 }  # fmt: skip
 CPU_SECONDS = 120
 PATIENCE = 1200
+HARNESS_ERROR = 77
 
 
 def changes_of(tree: ast.Module) -> list[tuple[ast.AST, str]]:
     """The nodes that can be changed, and how each is described."""
     found: list[tuple[ast.AST, str]] = []
-    for node in ast.walk(tree):
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {id(node): node for function in functions for part in function.body for node in ast.walk(part)}
+    for node in inside.values():
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPPED:
             found.append((node, f"line {line}: {type(node.ops[0]).__name__} → {SWAPPED[type(node.ops[0])].__name__}"))
@@ -92,38 +101,96 @@ def mutate(node: ast.AST) -> None:
         node.value = changed_constant(node.value)
 
 
-def run_tests(module: str, tree: ast.Module | None) -> int:
-    """The exit status of pytest in a forked process, which imports the changed module; 0 if all tests pass."""
-    child = os.fork()
-    if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        if tree is not None:
-            import_changed(str(SOURCE / module), tree)
-        import pytest
+class Mutants:
+    """A plugin of pytest that runs no test itself, but those of each mutant in a fork."""
 
-        tests = [str(TESTS / name) for name in MODULES[module]]
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow and not gpu and not recipe"]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is imported once, for all children
-        os._exit(int(pytest.main([*options, *tests])))
-    until = time.monotonic() + PATIENCE
-    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
-        if time.monotonic() > until:
-            os.kill(child, 9)
-        time.sleep(0.05)
-    return os.waitstatus_to_exitcode(done[1])
+    def __init__(self, modules: list[str], count: int, seed: int, report: Path) -> None:
+        self.modules, self.seed, self.report = modules, seed, report
+        self.each = -(-count // len(modules))
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Tests the mutants of one module after the other."""
+        found: dict[str, dict] = {}
+        for module in self.modules:
+            paths = [TESTS / name for name in MODULES[module]]
+            items = sorted(
+                (item for item in session.items if item.path in paths), key=lambda one: paths.index(one.path)
+            )
+            if self.fails(session, items, None, None):
+                sys.exit(f"the tests of {module} fail without a change")
+            found[module] = self.mutants_of(module, session, items)
+            print(module, json.dumps(found[module], indent=1, ensure_ascii=False), flush=True)
+            self.report.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        return True
+
+    def mutants_of(self, module: str, session: pytest.Session, items: list[pytest.Item]) -> dict:
+        """How many of a module's mutants were killed, and the others."""
+        text = (SOURCE / module).read_text()
+        places = range(len(changes_of(ast.parse(text))))
+        chosen = random.Random(f"{self.seed} {module}").sample(places, min(len(places), self.each))
+        outcomes, survivors = Counter[str](), []
+        for place in sorted(chosen):
+            tree = ast.parse(text)
+            node, what = changes_of(tree)[place]
+            mutate(node)
+            is_killed = self.fails(session, items, SOURCE / module, tree)
+            outcomes["killed" if is_killed else "survived"] += 1
+            if not is_killed:
+                survivors.append(f"{what}: {text.splitlines()[getattr(node, 'lineno', 1) - 1].strip()}")
+        return {**outcomes, "survivors": survivors}
+
+    def fails(
+        self, session: pytest.Session, items: list[pytest.Item], path: Path | None, tree: ast.Module | None
+    ) -> bool:
+        """Whether a test fails, takes too long or ends the process, with the changed functions in place."""
+        child = os.fork()
+        if child == 0:
+            try:
+                code = None if tree is None else compile(ast.fix_missing_locations(tree), str(path), "exec")
+                os._exit(int(run_items(session, items, path, code)))
+            finally:  # an error of this program
+                traceback.print_exc()
+                os._exit(HARNESS_ERROR)
+        until = time.monotonic() + PATIENCE
+        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > until:
+                os.kill(child, 9)
+            time.sleep(0.02)
+        status = os.waitstatus_to_exitcode(done[1])
+        assert status != HARNESS_ERROR
+        return status != 0
 
 
-def import_changed(path: str, tree: ast.Module) -> None:
-    """Importing the file gives the changed module."""
-    plain = importlib.machinery.SourceFileLoader.get_code
+def run_items(session: pytest.Session, items: list[pytest.Item], path: Path | None, code: CodeType | None) -> bool:
+    """Runs tests until one fails, with changed functions in place."""
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+    if path is not None and code is not None:
+        replace_functions(path, code)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return True
+    return False
 
-    def get_code(self: importlib.machinery.SourceFileLoader, name: str):
-        return compile(tree, path, "exec") if self.path == path else plain(self, name)
 
-    importlib.machinery.SourceFileLoader.get_code = get_code
+def replace_functions(path: Path, module: CodeType) -> None:
+    """Every function of the file gets its new code, wherever it is in use."""
+    changed = {(code.co_name, code.co_firstlineno): code for code in codes_of(module)}
+    for function in gc.get_objects():
+        if type(function) is FunctionType and function.__code__.co_filename == str(path):
+            code = function.__code__
+            function.__code__ = changed[code.co_name, code.co_firstlineno]
+
+
+def codes_of(code: CodeType) -> Iterator[CodeType]:
+    """All code inside of a module's."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from codes_of(constant)
 
 
 def main() -> None:
@@ -134,34 +201,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("mutants.json"))
     options = parser.parse_args()
-    import hypothesis  # noqa: F401
-    import numpy  # noqa: F401
-    import pytest  # noqa: F401
-    import torch  # noqa: F401
-
-    modules = options.only or [module for module in MODULES if (SOURCE / module).exists()]
-    report: dict[str, dict] = {}
-    for module in modules:
-        if run_tests(module, None):
-            sys.exit(f"the tests of {module} fail without a change")
-        text = (SOURCE / module).read_text()
-        count = len(changes_of(ast.parse(text)))
-        chosen = random.Random(f"{options.seed} {module}").sample(
-            range(count), min(count, -(-options.count // len(modules)))
-        )
-        outcomes: Counter[str] = Counter()
-        survivors = []
-        for place in sorted(chosen):
-            tree = ast.parse(text)
-            node, what = changes_of(tree)[place]
-            mutate(node)
-            status = run_tests(module, ast.fix_missing_locations(tree))
-            outcomes["survived" if status == 0 else "killed"] += 1
-            if status == 0:
-                survivors.append(f"{what}: {text.splitlines()[getattr(node, 'lineno', 1) - 1].strip()}")
-        report[module] = {**outcomes, "survivors": survivors}
-        print(module, json.dumps(report[module], indent=1, ensure_ascii=False), flush=True)
-        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    modules = options.only or list(MODULES)
+    tests = dict.fromkeys(str(TESTS / name) for module in modules for name in MODULES[module])
+    chosen = ["-m", "not slow and not gpu and not recipe"]
+    plugin = Mutants(modules, options.count, options.seed, options.json)
+    pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen, *tests], [plugin])
 
 
 if __name__ == "__main__":
