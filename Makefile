@@ -9,7 +9,7 @@ TORCHVISION := $(VENV)/torchvision
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input -q -c constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: check test test-all test-controls demo serve bench docs docs-serve package test-install test-lowest
+.PHONY: check test test-all test-controls demo serve bench soak docs docs-serve package test-install test-lowest
 
 # The pip that comes with Python may be older than 25.1, the first that installs dependency groups.
 $(READY): pyproject.toml constraints.txt
@@ -58,6 +58,10 @@ demo: $(READY)
 
 serve: $(READY)
 	$(BIN)/masklet serve examples --data $(VENV)/serve-data
+
+# An hour of attacks, see docs/reliability.md. make soak ARGS="--only kills --minutes 5"
+soak: $(READY_ALL)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m soak $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/image.py

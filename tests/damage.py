@@ -43,7 +43,7 @@ def damaged_documents(draw, document):
     """A JSON document in which one to three values are replaced, removed or repeated."""
     broken = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 3))):
-        places = list(_places(broken))
+        places = list(places_of(broken))
         if not places:
             break
         holder, key = draw(st.sampled_from(places))
@@ -57,12 +57,12 @@ def damaged_documents(draw, document):
     return broken
 
 
-def _places(document):
+def places_of(document):
     """(container, key) of every value."""
     if isinstance(document, dict | list):
         for key, value in list(document.items() if isinstance(document, dict) else enumerate(document)):
             yield document, key
-            yield from _places(value)
+            yield from places_of(value)
 
 
 @st.composite

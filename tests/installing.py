@@ -1,6 +1,6 @@
 """Installs the wheel in dist/ into fresh environments that have only what it declares, and tries it there.
 
-    python tests/installing.py extras [EXTRA …]  # each extra by itself: imports its modules; without one, runs the demo
+    python tests/installing.py extras [EXTRA …]  # each extra by itself: imports and uses its modules; or only the demo
     python tests/installing.py lowest            # the lowest declared versions: runs the demo and the tests of QUICK
 
 `make test-install` and `make test-lowest` call it. An environment is removed after its turn. PYTHON in the environment
@@ -37,6 +37,7 @@ NEEDS = {  # modules that can be imported with these extras only; all others can
     "masklet.serve": {"serve", "postgresql"},
     "masklet.training": {"train"},
     "masklet.integrations.napari": {"napari"},
+    "masklet.integrations.napari.widget": set(),  # a Qt, which users choose: "napari[all]"
     "masklet.integrations.fiftyone": {"fiftyone"},
     "masklet.integrations.cvat": {"cvat"},
     "masklet.cluster": {"cluster"},
@@ -49,8 +50,41 @@ NEEDS = {  # modules that can be imported with these extras only; all others can
 LOWEST = ("train", "batch", "export", "tiff", "serve")
 """Extras whose lowest versions are tried together."""
 QUICK = ["tests/masks", "tests/images", "tests/everything", "tests/test_prompts.py", "tests/test_image.py"]
-QUICK += ["-k", "not ycbcr"]  # the lowest Pillow cannot read such TIFFs, which it writes itself
-QUICK += ["-W", "ignore:Corrupt EXIF data"]  # it warns of damaged TIFFs before masklet refuses them
+QUICK += ["-W", "ignore:Corrupt EXIF data"]  # the lowest Pillow warns of damaged TIFFs before masklet refuses them
+USES = {  # what extras are for: their modules import many packages at first use
+    "train": """
+import numpy, pathlib
+from PIL import Image
+from masklet.training import train
+for kind in ("images", "masks"):
+    pathlib.Path("data", kind).mkdir(parents=True)
+for i in range(3):
+    pixels = numpy.zeros((60, 80), numpy.uint8)
+    pixels[10:40, 10 + i : 50] = 1
+    Image.fromarray(pixels * 200).save(f"data/images/{i}.png")
+    Image.fromarray(pixels).save(f"data/masks/{i}.png")
+stage = {"steps": 1, "train": "lora", "batch_size": 1, "rounds": 1, "input_size": 128}
+print(train({"data": {"layout": "folder", "path": "data"}, "lora": {"rank": 2}, "stages": [stage]}, "run"))
+""",
+    "batch": """
+import sys
+from masklet.cli import main
+sys.argv = ["masklet", "batch", "examples/images", "--out", "results", "--points-per-side", "2"]
+main()
+""",
+    "export": """
+from masklet.export import to_onnx
+import masklet
+to_onnx("nano", "onnx")
+masklet.load("onnx", engine="onnx").image("examples/images/truck.jpg").predict(points=[(410, 315)])
+""",
+    "tiff": """
+import numpy, tifffile
+import masklet
+tifffile.imwrite("a.tif", numpy.zeros((64, 64, 5), numpy.uint16), compression="zlib", tile=(16, 16))
+list(masklet.load().everything_tiled("a.tif", tile=64, points_per_side=1, bands=(0, 1, 2), value_range=(0, 9)))
+""",
+}
 IMPORT_ALL = """
 import importlib, json, pathlib, sys, traceback
 import masklet
@@ -91,6 +125,8 @@ def try_extras(wheel: Path, extras: Iterable[str]) -> list[str]:
             problems += [f"[{extra}] {name}: {error}" for name, error in unexpected.items()]
             if not extra:
                 run_demo(python)
+            elif extra in USES:
+                run_with_examples(python, "-c", USES[extra])
             print(
                 f"[{extra}]: {len(unexpected)} modules failed, {len(failed) - len(unexpected)} need others", flush=True
             )
@@ -99,8 +135,8 @@ def try_extras(wheel: Path, extras: Iterable[str]) -> list[str]:
 
 def is_of_another(module: str, *installed: str) -> bool:
     """Whether a module may fail, since it belongs to other extras than those that are installed."""
-    owners = [extras for prefix, extras in NEEDS.items() if f"{module}.".startswith(f"{prefix}.")]
-    return bool(owners) and not any(extras & set(installed) for extras in owners)
+    prefixes = [prefix for prefix in NEEDS if f"{module}.".startswith(f"{prefix}.")]
+    return bool(prefixes) and not NEEDS[max(prefixes, key=len)] & set(installed)
 
 
 def try_lowest(wheel: Path) -> list[str]:
@@ -136,10 +172,15 @@ def install(python: str, *requirements: str) -> None:
 
 
 def run_demo(python: str) -> None:
-    """Runs the demo outside the repository, so that only the installed package can be found."""
+    """Runs the demo."""
+    run_with_examples(python, "examples/demo.py")
+
+
+def run_with_examples(*command: str) -> None:
+    """Runs a command outside the repository, so that only the installed package can be found, and prints its output."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "examples", Path(folder) / "examples")
-        print(run(python, "examples/demo.py", cwd=folder))
+        print(run(*command, cwd=folder))
 
 
 def run(*command: str, cwd: str | Path | None = None) -> str:

@@ -247,7 +247,8 @@ def test_a_pipeline_of_transformers_runs_its_model_once_for_all_words(grounding_
     """Its own call runs the model once for each word."""
     transformers = pytest.importorskip("transformers")
     model, processor = grounding_dino
-    pipeline = transformers.pipeline("zero-shot-object-detection", model=model, processor=processor)
+    parts = {"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
+    pipeline = transformers.pipeline("zero-shot-object-detection", model=model, processor=processor, **parts)
     words, calls = ["a red cup", "lid"], []
     hook = model.register_forward_hook(lambda *_: calls.append(1))
     found = Detector(pipeline, words, threshold=0.0)._detect(IMAGE.copy(), words)

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from masklet.errors import PromptError
 from masklet.mask_prompts import MASK_PROMPT_LOGIT, check_masks, mask_logits
+from masklet.numbers import MAX_COORDINATE
 from masklet.prompts import (
     from_model_pixels,
+    one_box,
     read_prompts,
     to_model_pixels,
 )
@@ -529,3 +531,29 @@ def test_a_mask_in_place_of_logits_is_noticed(scale):
     np.testing.assert_allclose(logits[0], np.where(mask, 10, -10), atol=1e-5)
     for values in (np.zeros((16, 24), np.float32), mask - 0.1, 2 * mask + 0.5):
         np.testing.assert_array_equal(read_masks(values, size_hw=SIZE_HW, input_hw=INPUT_HW)[0], values[None])
+
+
+def test_boxes_may_reach_just_into_the_image_and_as_far_as_coordinates_go():
+    boxes = [(-10, -10, 0.5, 0.5), (0, 0, MAX_COORDINATE, 10), (79.5, 47.5, 90, 90)]
+    assert len(read(boxes=boxes)) == 3
+    with pytest.raises(PromptError, match="expected x0 y0 x1 y1 in pixels of the 80×48 image"):
+        read(boxes=[(0, 0, MAX_COORDINATE + 2, 10)])
+
+
+def test_no_boxes_are_prompts_of_no_objects():
+    prompts = read(boxes=np.zeros((0, 4)))
+    assert len(prompts) == 0
+    assert prompts.boxes.shape == (1, 0, 4)
+
+
+def test_a_single_box_may_be_nested_once_but_is_one():
+    assert one_box((1, 2, 3, 4)) == one_box([[1, 2, 3, 4]]) == [[1, 2, 3, 4]]
+    for several in ([], [[1, 2, 3, 4]] * 2):
+        with pytest.raises(PromptError, match=f"box holds {len(several)} boxes"):
+            one_box(several)
+
+
+def test_masks_of_no_objects_have_no_logits():
+    prompts = read(boxes=np.zeros((0, 4)), mask=np.zeros((0, *SIZE_HW), bool))
+    assert len(prompts) == 0
+    assert read_masks(np.zeros((0, *SIZE_HW), bool), size_hw=SIZE_HW, input_hw=INPUT_HW)[0].shape == (0, 16, 24)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from masklet.errors import ConfigError
@@ -59,6 +60,7 @@ def load(name: Any = None, *args: Any, engine: str = "auto", **options: Any) -> 
         CheckpointError: The model cannot be found, is damaged, or is of another kind.
         ConfigError: An option is invalid, or the engine cannot run the model.
         DeviceError: The device or the execution provider is not available.
+        ModuleNotFoundError: torch, or for ``engine="onnx"`` onnxruntime, is not installed.
     """
     if engine == "onnx":
         from masklet.export.runtime.segmenter import load_onnx
@@ -70,6 +72,11 @@ def load(name: Any = None, *args: Any, engine: str = "auto", **options: Any) -> 
                 f"and {', '.join(sorted(known))}. Size and precision were chosen when the folder was exported"
             )
         return load_onnx(name, **options)
+    if find_spec("torch") is None:
+        raise ModuleNotFoundError(
+            "PyTorch is not installed: pip install torch. Without it, load an exported folder with engine='onnx'",
+            name="torch",
+        )
     from masklet.segmenter import load as load_with_torch
 
     return load_with_torch(name, *args, engine=engine, **options)

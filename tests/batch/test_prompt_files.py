@@ -10,9 +10,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
+from masklet.batch.inputs import find_inputs
 from masklet.batch.prompt_files import ObjectPrompt, prompts_of, read_prompt_file
 from masklet.cli import app
-from masklet.errors import MaskletError, PromptError
+from masklet.errors import DataError, MaskletError, PromptError
 from masklet.video.writer import VideoWriter
 
 pd = pytest.importorskip("pandas")
@@ -53,6 +54,14 @@ def test_every_format_gives_the_same_prompts(suffix, tmp_path):
     table = read_prompt_file(write(tmp_path / f"prompts{suffix}", ROWS))
     assert {name: table.of(name) for name in EXPECTED} == EXPECTED
     assert table.of("c.jpg") == []
+
+
+def test_a_list_whose_texts_are_no_unicode_is_refused(tmp_path):
+    path = tmp_path / "list.parquet"
+    pd.DataFrame({"image": ["aaaaaaaaaaaaaaaa.jpg", "b.jpg"]}).to_parquet(path, compression=None)
+    path.write_bytes(path.read_bytes().replace(b"aaaaaaaaaaaaaaaa", b"\xff" * 16))
+    with pytest.raises(DataError, match=r"list.parquet is not a Parquet file that pyarrow can read: .*UTF8"):
+        find_inputs(str(path), [".jpg"])
 
 
 def test_prompts_without_an_input_are_for_all_and_frames_are_kept():

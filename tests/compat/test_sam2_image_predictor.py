@@ -208,6 +208,24 @@ def test_a_trained_network_predicts_with_its_new_weights(meta_model, image):
     assert recipe_loss(predictor) < first
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"point_coords": [[1, "x"]], "point_labels": [1]}, "point_coords: expected numbers"),
+        ({"point_coords": [[[1, 2]], [[1, 2], [3, 4]]], "point_labels": [1]}, "point_coords: expected numbers"),
+        ({"point_coords": [[1, np.inf]], "point_labels": [1]}, "point_coords: expected finite numbers"),
+        ({"point_coords": [1, 2, 3], "point_labels": [1]}, "point_coords of shape"),
+        ({"point_coords": POINT, "point_labels": [1, 0]}, "point_labels of shape"),
+        ({"point_coords": POINT, "point_labels": [-2]}, "point_labels hold -2"),
+        ({"box": [1, 2, 3]}, "box of shape"),
+        ({"box": BOX, "mask_input": True}, "mask_input of shape"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused(predictor, prompt, message):
+    with pytest.raises(PromptError, match=message):
+        predictor.predict(**prompt)
+
+
 def test_repeated_images_decode_several_objects(predictor):
     model = predictor.model
     coords = torch.tensor([[[28.0, 26.0]], [[10.0, 10.0]]])

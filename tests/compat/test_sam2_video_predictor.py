@@ -116,12 +116,29 @@ def test_the_box_comes_first_and_alone(predictor, state):
         ({"points": [[1, 2]]}, "points and labels go together"),
         ({"labels": [1]}, "points and labels go together"),
         ({"points": [[1, 2], [3, 4]], "labels": [1]}, "2 points came with 1 labels"),
+        ({"points": [[1, "2"]], "labels": [1]}, "points: expected numbers"),
+        ({"points": [[1, 10**400]], "labels": [1]}, "points: expected numbers"),
+        ({"points": [[1, np.nan]], "labels": [1]}, "points: expected finite numbers"),
+        ({"points": [[1, 2]], "labels": [7]}, "labels hold 7: expected 1"),
+        ({"box": [1, 2]}, "box of shape"),
+        ({"box": np.stack([BOX, OTHER])}, "box holds 2 boxes"),
     ],
 )
 def test_incomplete_prompts_are_value_errors(predictor, state, prompt, message):
     with pytest.raises(ValueError, match=message):
         predictor.add_new_points_or_box(state, 0, 1, **prompt)
     assert state["obj_ids"] == []
+
+
+def test_ids_and_frames_that_are_none_are_refused(predictor, state):
+    with pytest.raises(PromptError, match=r"object is \[1\]: expected an id"):
+        predictor.add_new_points_or_box(state, 0, [1], box=BOX)
+    with pytest.raises(PromptError, match=r"frame_idx is \[\]: expected a whole number"):
+        predictor.add_new_points_or_box(state, [], 1, box=BOX)
+    assert state["obj_ids"] == []
+    predictor.add_new_points_or_box(state, 1.0, 1, box=BOX)
+    with pytest.raises(PromptError, match="start_frame_idx is 'x': expected a whole number"):
+        next(predictor.propagate_in_video(state, start_frame_idx="x"))
 
 
 def test_coordinates_may_be_shares_of_the_frame(predictor, frames):

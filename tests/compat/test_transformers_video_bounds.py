@@ -257,6 +257,24 @@ def test_sizes_of_a_stream_that_make_no_sense_are_refused(side, size):
         )
 
 
+@pytest.mark.parametrize(
+    ("frame", "ids", "inputs", "message"),
+    [
+        ([], 1, CLICK, r"frame_idx is \[\]: expected a whole number"),
+        (0, [[1]], CLICK, r"object is \[1\]: expected an id"),
+        (0, 1, {"input_masks": {}}, r"a mask is \{\}: expected numbers"),
+    ],
+)
+def test_frames_ids_and_masks_that_are_none_are_refused(side, session, frame, ids, inputs, message):
+    with pytest.raises(PromptError, match=message):
+        side.processor.add_inputs_to_inference_session(session, frame, ids, **inputs)
+
+
+def test_ids_may_be_an_array(side, session):
+    side.processor.add_inputs_to_inference_session(session, 0, np.array([3, 5]), input_boxes=[[[5, 5, 60, 40]] * 2])
+    assert side.model(session, frame_idx=0).object_ids == [3, 5]
+
+
 def test_unknown_labels_are_refused(side, session):
     with pytest.raises(PromptError, match="input_labels hold 5"):
         side.processor.add_inputs_to_inference_session(

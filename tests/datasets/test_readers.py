@@ -178,6 +178,15 @@ def test_coco_may_mix_polygons_and_both_kinds_of_run_lengths_and_crowds_are_skip
             coco_content(annotations=[{"id": 7, "image_id": 77, "segmentation": [[2, 3, 14, 3, 14, 15]]}]),
             "all.json: annotation 7 is of image 77, which is not among its 2 images",
         ),
+        *(
+            (
+                coco_content(
+                    images=[{"id": n, "file_name": f"p{n}.png", "height": side, "width": WIDTH} for n in (1, 2)]
+                ),
+                r"all.json: the size of p1.png is .*: expected \(height, width\), whole numbers from 1",
+            )
+            for side in (0, -4, "x", 10**12)  # pycocotools would end the process
+        ),
     ],
 )
 def test_json_that_is_not_coco_is_explained(tmp_path, content, message):

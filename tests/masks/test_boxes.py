@@ -6,6 +6,7 @@ from hypothesis.extra.numpy import arrays
 from mask_shapes import bool_masks, few_examples
 
 from masklet.masks import (
+    box_nms,
     clean_masks,
     encode_rle,
     mask_areas,
@@ -41,6 +42,25 @@ def test_ious_match_sets_of_pixels(pair):
             union = (a | b).sum()
             np.testing.assert_allclose(ious[i, j], (a & b).sum() / union if union else 1, rtol=1e-6)
     np.testing.assert_array_equal(ious.T, mask_ious(second, first))
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 6)] * 4, st.integers(0, 3)), max_size=8),
+    st.sampled_from([0, 1 / 3, 0.5, 0.75, 0.99, 1, 2]),
+)
+@few_examples
+def test_suppression_keeps_what_overlaps_no_better_box_too_much(rows, threshold):
+    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h, _ in rows], np.float64).reshape(-1, 4)
+    scores = np.array([score for *_, score in rows], np.float64)
+    pixels = np.zeros((len(rows), 12, 12), bool)
+    for inside, (x, y, w, h, _) in zip(pixels, rows, strict=True):
+        inside[y : y + h, x : x + w] = True
+    kept = []
+    for index in sorted(range(len(rows)), key=lambda index: -scores[index]):
+        pairs = [((pixels[index] & pixels[one]).sum(), (pixels[index] | pixels[one]).sum()) for one in kept]
+        if threshold >= 1 or all(shared <= threshold * union for shared, union in pairs):
+            kept.append(index)
+    assert box_nms(boxes, scores, threshold).tolist() == kept
 
 
 def test_an_empty_stack_has_no_ious():

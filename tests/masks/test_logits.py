@@ -5,11 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mask_shapes import bool_masks, few_examples
 
+from masklet.masks import logits as logits_module
 from masklet.masks import (
     stability_scores,
     upscale_logits,
     without_overlap,
 )
+from masklet.masks.logits import join_chunks, masks_per_chunk, upscaled_chunks, upscaled_masks
 
 
 def test_logits_are_interpolated_between_pixel_centres():
@@ -72,3 +74,22 @@ def test_low_resolution_logits_divide_overlapping_masks_where_they_cross():
     apart = without_overlap(np.ones((2, 3, 8), bool), left_is_surer)
     np.testing.assert_array_equal(apart[0], np.arange(8)[None].repeat(3, 0) < 4)
     np.testing.assert_array_equal(apart[1], ~apart[0])
+
+
+def test_a_logit_at_a_cut_off_is_outside():
+    assert stability_scores(torch.stack([torch.full((2, 2), value) for value in (1.0, -1.0)])).tolist() == [0, 1]
+
+
+def test_chunks_are_as_large_as_allowed_and_together_give_all_masks(monkeypatch):
+    assert [masks_per_chunk((side, side)) for side in (1024, 2048, 4096)] == [4, 1, 1]
+    monkeypatch.setattr(logits_module, "CHUNK_PIXELS", 2 * 7 * 9 + 3)
+    logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    logits[1] = 0.0
+    chunks, expected = list(upscaled_chunks(logits, (7, 9))), upscale_logits(logits, (7, 9))
+    assert [len(chunk) for chunk in chunks] == [2, 2, 1]
+    torch.testing.assert_close(torch.cat(chunks), expected, rtol=0, atol=0)
+    masks = join_chunks(upscaled_masks(logits, (7, 9)), 5, (7, 9))
+    np.testing.assert_array_equal(masks, expected > 0)
+    assert not masks[1].any()
+    packed = join_chunks(upscaled_masks(logits, (7, 9)), 5, (7, 9), packed=True)
+    np.testing.assert_array_equal(packed, masks)

@@ -18,6 +18,7 @@ from masklet.masks import (
     text_rle,
     union,
 )
+from masklet.numbers import MAX_PIXELS
 
 
 @given(bool_masks(min_masks=1, max_side=40))
@@ -98,3 +99,9 @@ def test_masks_are_encoded_one_at_a_time():
     tracemalloc.stop()
     assert peak < sum(len(run["counts"]) for run in runs) + 10 * masks[0].nbytes < masks.nbytes
     assert runs == [text_rle(run) for run in coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))]
+
+
+def test_masks_of_more_pixels_than_run_lengths_count_are_refused():
+    assert encode_rle(np.zeros((0, 1, MAX_PIXELS), bool)) == []
+    with pytest.raises(ValueError, match=f"expected {MAX_PIXELS} pixels at most"):
+        encode_rle(np.zeros((0, 2**16, 2**15), bool))

@@ -16,7 +16,7 @@ from PIL import Image
 from masklet.errors import ImageError
 from masklet.masks import PackedMasks, decode_rle
 from masklet.results import Masks
-from masklet.results.importers import MAX_OUTLINE_PX
+from masklet.results.importers import MAX_OUTLINE_PX, read_segmentation
 
 SQUARE = [10, 10, 50, 10, 50, 50, 10, 50]
 """40 by 40 pixels."""
@@ -96,6 +96,12 @@ def test_annotations_that_make_no_sense_are_refused_by_name(annotations, message
 def test_sizes_that_make_no_sense_are_refused(size_hw):
     with pytest.raises(ValueError, match="size_hw is .*: expected \\(height, width\\), whole numbers from 1"):
         Masks.from_coco([{"segmentation": [SQUARE]}], size_hw=size_hw)
+
+
+@pytest.mark.parametrize("size_hw", [(0, 80), (60, -1)])
+def test_polygons_in_images_without_pixels_are_refused(size_hw):
+    with pytest.raises(ValueError, match="the size of the image of annotation 3 is"):
+        read_segmentation([SQUARE], size_hw, 3)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools

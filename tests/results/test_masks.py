@@ -2,6 +2,7 @@ import os
 import re
 import sys
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -206,3 +207,17 @@ def test_a_mask_of_the_whole_image_is_exported_exactly():
     assert (np.array(whole.overlay(alpha=1)) == PALETTE[0]).all(), "the border of the image is not outlined"
     assert whole.to_geojson()["features"][0]["geometry"]["coordinates"] == [[[0, 0], [8, 0], [8, 6], [0, 6], [0, 0]]]
     assert whole.to_yolo() == "0 0 0 1 0 1 1 0 1\n"
+
+
+@pytest.mark.parametrize("suffix", ["png", "npz", "json", "svg"])
+def test_an_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch, suffix):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(np, "savez_compressed", full)
+    monkeypatch.setattr(Path, "write_text", full)
+    path = tmp_path / f"m.{suffix}"
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        rectangles((1, 1, 3, 4)).save(path)
+    assert not list(tmp_path.iterdir())

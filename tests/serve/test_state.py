@@ -146,3 +146,9 @@ def test_the_least_recently_used_values_leave_the_cache_but_not_those_in_use():
     assert cache.bytes <= 100
     cache.clear()
     assert sorted(left) == ["a", "b", "c", "d", "e"]
+
+
+def test_a_data_folder_that_cannot_hold_a_database_is_refused(tmp_path):
+    (tmp_path / "masklet.sqlite").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot use the database .*masklet.sqlite: unable to open database file"):
+        open_database(tmp_path, None)

@@ -1,6 +1,7 @@
 """Runs as programs: killed, and on several processes."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from masklet.training import train
 from masklet.training.config_files import config_from
 from masklet.training.loop import Trainer
 from masklet.training.parameter_groups import BETAS
+from masklet.training.prefetching import PARENT_CHECK_S, start_worker
 
 NOISE = 1e-6
 """Difference of a gradient, whose norm is 1, when sums are taken in another order."""
@@ -107,6 +109,21 @@ def test_a_killed_run_resumes_to_the_same_result(values, tmp_path, one_thread):
     one, other = state_of(tmp_path / "straight"), state_of(tmp_path / "killed")
     assert one["step"] == other["step"] == 20
     torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def work_for_a_moment():
+    start_worker(0)
+    time.sleep(2.5 * PARENT_CHECK_S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_workers_stay_while_the_main_process_runs_however_they_are_started(method):
+    worker = multiprocessing.get_context(method).Process(target=work_for_a_moment)
+    worker.start()
+    worker.join(300)
+    assert worker.exitcode == 0
 
 
 def assert_same_step(one, two, rate):

@@ -163,3 +163,21 @@ def test_tracking_backward_reads_the_frames_after():
     selection = PaperPolicy().select(10, made_up({20}, range(11, 20)), step=-1)
     assert dict(selection.maps) == {20: 6} | {10 + back: back - 1 for back in range(1, 7)}
     assert dict(selection.pointers)[20] == 10
+
+
+@pytest.mark.parametrize("step", [1, -1, 3, -3])
+def test_the_papers_policy_reads_the_last_frames_and_keeps_what_may_be_read_next(step):
+    policy, frame = PaperPolicy(num_maskmem=4, length=8), 60
+    history = made_up({0}, range(120))
+    earlier = [frame - before * step for before in range(1, 8)]
+    selection = policy.select(frame, history, step=step)
+    assert selection.maps == ((0, 3), *((f, slot) for slot, f in enumerate(earlier[:3])))
+    prompted = [(0, frame / step)] if step > 0 else []  # pointers of later frames are not read
+    assert list(selection.pointers) == prompted + [(f, before) for before, f in enumerate(earlier, start=1)]
+    near = set(range(frame - 4 * abs(step), frame + 4 * abs(step) + 1))
+    assert policy.keeps(frame, history, step=step) == {0} | near
+
+
+def test_the_papers_policy_reads_no_frame_between_steps():
+    history = made_up({0}, [0, 3, 4, 6])
+    assert [f for f, _ in PaperPolicy().select(9, history, step=3).maps] == [0, 6, 3]

@@ -168,6 +168,14 @@ def test_tracking_that_reaches_no_frame_says_so_at_the_call(sam, video, where, m
         session.track(**where)
 
 
+@pytest.mark.parametrize("direction", ["sideways", None, np.zeros(2)])
+def test_directions_that_are_none_are_refused(sam, video, direction):
+    session = sam.video(video)
+    session.prompt(0, "cup", **CUP)
+    with pytest.raises(PromptError, match="direction is .*: expected forward, backward or both"):
+        session.track(direction=direction)
+
+
 def test_continuing_what_never_began_says_so_at_the_call(sam, video):
     session = sam.video(video)
     session.prompt(0, "cup", **CUP)

@@ -326,9 +326,10 @@ def test_the_image_for_programs_without_animation_is_no_frame(tmp_path):
     assert_frames(open_video(path), [on_white(image) for image in drawings()])
 
 
-def test_images_without_a_duration_last_as_long_as_in_browsers(tmp_path):
-    path = save_all(tmp_path / "a.gif", drawings("RGB"), duration=0)
-    assert [frame.time for frame in open_video(path)] == pytest.approx(np.arange(6) / 10)
+@pytest.mark.parametrize(("milliseconds", "seconds"), [(0, 0.1), (10, 0.1), (20, 0.02)])
+def test_images_without_a_duration_last_as_long_as_in_browsers(tmp_path, milliseconds, seconds):
+    path = save_all(tmp_path / "a.gif", drawings("RGB"), duration=milliseconds)
+    assert [frame.time for frame in open_video(path)] == pytest.approx(np.arange(6) * seconds)
 
 
 def test_reading_an_animation_backward_holds_few_frames(tmp_path, monkeypatch):

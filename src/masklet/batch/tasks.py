@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ TASKS = ("everything", "prompts", "track", "discover")
 class ImageTask(ABC):
     """Segments images."""
 
+    name: ClassVar[str]
     kind: ClassVar[str] = "image"
     needs_prompts: ClassVar[bool] = False
     pixels: Mapping[str, Any] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class ImageTask(ABC):
 class Everything(ImageTask):
     """All masks of each image."""
 
+    name: ClassVar[str] = "everything"
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of ``Segmenter.everything``."""
 
@@ -54,6 +57,7 @@ class Everything(ImageTask):
 class Prompted(ImageTask):
     """Prompted objects of each image. One without prompts has no masks."""
 
+    name: ClassVar[str] = "prompts"
     needs_prompts: ClassVar[bool] = True
 
     def segment(self, sam: Segmenter, image: Any, prompts: Sequence[ObjectPrompt]) -> tuple[Masks, list[Any]]:  # noqa: D102
@@ -74,6 +78,7 @@ class Prompted(ImageTask):
 class VideoTask(ABC):
     """Tracks objects through videos."""
 
+    name: ClassVar[str]
     kind: ClassVar[str] = "video"
     needs_prompts: ClassVar[bool] = False
     can_continue: ClassVar[bool] = True
@@ -89,6 +94,10 @@ class VideoTask(ABC):
         """A session of a video."""
         return sam.video(video, policy=self.policy, **self.pixels)
 
+    def frames(self, session: VideoSession) -> int:
+        """About how many frames have results."""
+        return len(session.video)
+
     @abstractmethod
     def start(self, session: VideoSession, prompts: Sequence[ObjectPrompt]) -> Generator[FrameResult]:
         """The results of all frames, as run lengths."""
@@ -98,6 +107,7 @@ class VideoTask(ABC):
 class Track(VideoTask):
     """Prompted objects of each video, from the first prompted frame to the end, or in both directions."""
 
+    name: ClassVar[str] = "track"
     needs_prompts: ClassVar[bool] = True
     direction: str = "forward"
     every: int = 1
@@ -106,6 +116,9 @@ class Track(VideoTask):
         super().__post_init__()
         if self.direction not in ("forward", "backward", "both"):
             raise ConfigError(f"direction is {self.direction!r}: expected forward, backward or both")
+
+    def frames(self, session: VideoSession) -> int:  # noqa: D102
+        return math.ceil(len(session.video) / self.every)
 
     def start(self, session: VideoSession, prompts: Sequence[ObjectPrompt]) -> Generator[FrameResult]:  # noqa: D102
         if not prompts:
@@ -119,6 +132,7 @@ class Track(VideoTask):
 class Discover(VideoTask):
     """Objects that are found in each video without prompts, and tracked."""
 
+    name: ClassVar[str] = "discover"
     can_continue: ClassVar[bool] = False  # a continued session tracks what was found, and looks for nothing new
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of ``VideoSession.everything``."""

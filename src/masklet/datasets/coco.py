@@ -11,6 +11,7 @@ from masklet.datasets.scenes import Frame, Scene, mask_of_coco, read_json
 from masklet.errors import DataError
 from masklet.images.folder import images_in
 from masklet.images.reading import read_image
+from masklet.numbers import size_of
 
 
 def read_coco(folder: Path, annotations: Path) -> list[Scene]:
@@ -65,7 +66,7 @@ def read_sa1b(folder: Path) -> list[Scene]:
 
 
 def _scene(path: Path, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], source: Path) -> Scene:
-    size_hw = (int(image["height"]), int(image["width"]))
+    size_hw = size_of(f"{source}: the size of {path.name}", (image["height"], image["width"]), DataError)
     return Scene(path.stem, partial(_read, path, size_hw, annotations, str(source)), files=(path,))
 
 
@@ -80,7 +81,8 @@ def _read(image: Path, size_hw: tuple[int, int], annotations: Sequence[Mapping[s
 def _read_sa1b(file: Path, image: Path, _: int) -> Frame:
     content = read_json(file)
     try:
-        size_hw = (int(content["image"]["height"]), int(content["image"]["width"]))
+        size = (content["image"]["height"], content["image"]["width"])
+        size_hw = size_of(f"{file}: the size of the image", size, DataError)
         annotations = [annotation for annotation in content["annotations"] if annotation["segmentation"]]
     except (KeyError, TypeError) as error:
         raise DataError(

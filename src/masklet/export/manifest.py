@@ -10,9 +10,12 @@ from typing import Any
 
 from masklet.config import SizeHW
 from masklet.errors import CheckpointError
+from masklet.numbers import real_number, shown, size_of, whole_number
 
 MANIFEST, GLUE = "manifest.json", "glue.safetensors"
 FORMAT = "masklet-onnx-1"
+GRAPHS = ("image_encoder", "prompt_decoder", "memory_attention", "memory_encoder")
+"""Names of the graphs. The last two are those of a network with memory."""
 FINGERPRINT_KEY = "masklet.fingerprint"
 """In the metadata of every graph: which network it belongs to."""
 
@@ -66,13 +69,33 @@ def read_manifest(folder: Path) -> Manifest:
         kind = "an export for other programs" if any(folder.rglob("*.onnx")) else "not an exported folder"
         kind = kind if folder.is_dir() else "no folder"
         raise CheckpointError(f"{folder} is {kind}: engine 'onnx' needs one of the layout masklet. {how}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}. {how}") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} is not of the format {FORMAT}: it was written by another version. {how}")
     try:
-        triples = {name: tuple(map(float, content.pop(name))) for name in ("image_mean", "image_std")}
-        height, width = map(int, content.pop("input_hw"))
-        return Manifest(**triples, input_hw=(height, width), **content)  # type: ignore[arg-type]
-    except (KeyError, TypeError, ValueError) as error:
+        return Manifest(**_checked(content))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}). {how}") from error
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    """The values of a manifest.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: One is missing or makes no sense.
+    """
+    checked: dict[str, Any] = {"input_hw": size_of("input_hw", content["input_hw"], ValueError)}
+    for name, least in (("image_mean", -1e6), ("image_std", 1e-6)):
+        checked[name] = tuple(real_number(name, value, ValueError, least=least, most=1e6) for value in content[name])
+        if len(checked[name]) != 3:
+            raise ValueError(f"{name} has {len(checked[name])} numbers: expected three")
+    for name in ("hidden_size", "memory_channels", "num_maskmem", "opset"):
+        checked[name] = whole_number(name, content[name], ValueError, least=0)
+    checked["rescale_factor"] = real_number("rescale_factor", content["rescale_factor"], ValueError, least=1e-6)
+    for name, threshold in content["everything"].items():
+        real_number(name, threshold, ValueError)
+    for name in GRAPHS if content["has_memory"] else GRAPHS[:2]:
+        if not isinstance(file := content["graphs"][name]["file"], str):
+            raise ValueError(f"the file of the graph {name} is {shown(file)}: expected a name")
+    return {**content, **checked}

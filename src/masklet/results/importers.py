@@ -216,6 +216,7 @@ def read_segmentation(segmentation: Any, size_hw: SizeHW | None, index: int) -> 
     if isinstance(polygons, list | tuple) and all(map(is_polygon, polygons)):
         if size_hw is None:
             raise ValueError("the size of the image is unknown from polygons: pass size_hw=(height, width)")
+        size_hw = size_of(f"the size of the image of annotation {index}", size_hw, ValueError)
         return fill_polygons([read_polygon(polygon, index) for polygon in polygons], size_hw, index)
     raise ValueError(
         f"annotation {index} has the segmentation {shown(segmentation)}: expected run lengths "

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import numpy as np
@@ -123,11 +124,12 @@ def start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_exit_with, args=(parent.pid,), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(parent, os.getppid()), daemon=True).start()
 
 
-def _exit_with(parent: int | None) -> None:
-    while os.getppid() == parent:
+def _exit_with(parent: BaseProcess, starter: int) -> None:
+    # A fork server, Python 3.14's default, starts workers in place of the main process and ends with it.
+    while os.getppid() == starter and parent.is_alive():
         time.sleep(PARENT_CHECK_S)
     os._exit(1)
 

@@ -141,9 +141,9 @@ class ObjectFinder:
                 object_id = next(number for number in self._new_ids if number not in tracks.objects)
                 prompts[object_id], labels[object_id] = prompt, label
         results = tracks.prompt_new(index, features_of, prompts)
-        for object_id, label in labels.items():
-            tracks.objects[object_id].tracked_steps[index] = 1  # tracking has reached this frame
-            tracks.objects[object_id].label = label
+        for new_id, label in labels.items():
+            tracks.objects[new_id].tracked_steps[index] = 1  # tracking has reached this frame
+            tracks.objects[new_id].label = label
         return results
 
 
@@ -185,7 +185,8 @@ def prompt_detections(
 ) -> dict[Hashable, ObjectFrame]:
     """Prompt a new object with each box. Returns their results in the frame."""
     free = (number for number in count(1) if number not in tracks.objects)
-    prompts = {object_id: tracks.read(box=box) for object_id, box in zip(free, found.boxes.tolist(), strict=False)}
+    each = zip(free, found.boxes.tolist(), strict=False)
+    prompts: dict[Hashable, FramePrompt] = {object_id: tracks.read(box=box) for object_id, box in each}
     results = tracks.prompt_new(frame, features_of, prompts)
     for object_id, label in zip(results, found.labels, strict=True):
         tracks.objects[object_id].label = label

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,22 @@ def check_object_id(object_id: Any) -> None:
         raise PromptError(
             f"object is {shown(object_id)}: expected an id such as 1 or 'cup'. Points go into points=, a box into box="
         )
+
+
+def check_known(object_id: Any, known: Collection[Hashable]) -> None:
+    """Raise a PromptError unless there is such an object."""
+    check_object_id(object_id)
+    if object_id not in known:
+        raise no_such_object(object_id, known)
+
+
+def check_can_unprompt(object_id: Hashable, frame: int, prompted: Collection[int]) -> None:
+    """Raise a PromptError unless an object was prompted in a frame, and in another one of ``prompted``."""
+    if frame not in prompted:
+        where = ", ".join(map(str, sorted(prompted))) or "nowhere"
+        raise PromptError(f"object {object_id!r} was not prompted in frame {frame}: it was in {where}")
+    if len(prompted) == 1:
+        raise PromptError(f"frame {frame} holds the only prompt of object {object_id!r}: remove the object instead")
 
 
 def make_frame_result(

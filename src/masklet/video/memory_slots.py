@@ -110,14 +110,13 @@ class MemorySlots:
         """
         shape, is_full = slots_of(selections)
         maps, pointers = self._places(engine, features, banks, shape)
-        longest = [max(selection.max_pointers - 1, 1) for selection in selections]
         map_writes, times = maps.assign(
             [[(bank.maps[f], slot) for f, slot in s.maps] for bank, s in zip(banks, selections, strict=True)]
         )
         pointer_writes, distances = pointers.assign(
             [
-                [(bank.pointer(f), steps / most) for f, steps in s.pointers]
-                for bank, s, most in zip(banks, selections, longest, strict=True)
+                [(bank.pointer(f), steps / s.longest_distance) for f, steps in s.pointers]
+                for bank, s in zip(banks, selections, strict=True)
             ]
         )
         parts = [map_writes.rows, map_writes.places, pointer_writes.rows, pointer_writes.places]

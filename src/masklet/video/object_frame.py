@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,10 +12,9 @@ import torch
 from torch import Tensor
 
 from masklet.config import SizeHW
-from masklet.errors import SpoolError
+from masklet.video.logit_bytes import FLOAT_BYTES, pack_logits, unpack_logits
 from masklet.video.spool import FrameSpool, Spool
 
-FLOAT_BYTES = 4
 MAX_DEFERRED = 4
 """Results of one object that may wait to be packed; with more, the oldest is waited for."""
 
@@ -34,7 +31,7 @@ class ObjectFrame:
 
 @dataclass(frozen=True)
 class ResultPacking:
-    """``ObjectFrame`` as bytes, without loss, since a rewind must find exactly what was there.
+    """``ObjectFrame`` as bytes, without loss: see ``logit_bytes``.
 
     Logits are compressed. The scores and the pointer follow uncompressed, so that they can be read alone.
     """
@@ -55,23 +52,11 @@ class ResultPacking:
 
     def pack_arrays(self, logits: np.ndarray, vector: np.ndarray) -> bytes:
         """Pack logits (4h, 4w), and a vector of predicted IoU, object score and pointer; float32."""
-        # Bytes of equal significance side by side: signs and exponents of neighbours are alike, fractions are not.
-        planes = np.ascontiguousarray(logits.reshape(-1, 1).view(np.uint8).T)
-        # There are only runs of equal bytes to find; the usual search for longer matches takes twice the time.
-        compressor = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-        return b"".join([compressor.compress(planes.data), compressor.flush(), vector.tobytes()])
+        return pack_logits(logits) + vector.tobytes()
 
     def unpack(self, data: bytes) -> ObjectFrame:  # noqa: D102
         split = len(data) - self.vector_bytes
-        logits_bytes = FLOAT_BYTES * math.prod(self.size_hw)
-        try:
-            unpacked = zlib.decompressobj().decompress(data[:split], logits_bytes + 1)
-        except zlib.error:
-            unpacked = b""
-        if len(unpacked) != logits_bytes:
-            raise SpoolError("a stored mask is damaged: track this frame again, or resume an older saved session")
-        planes = np.frombuffer(unpacked, np.uint8).reshape(FLOAT_BYTES, -1)
-        logits = np.ascontiguousarray(planes.T).view(np.float32).reshape(self.size_hw)
+        logits = unpack_logits(data[:split], self.size_hw)
         return ObjectFrame(torch.from_numpy(logits).to(self.device, self.dtype), *self.unpack_vector(data[split:]))
 
     def unpack_vector(self, data: bytes) -> tuple[Tensor, Tensor, Tensor]:

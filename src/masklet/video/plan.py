@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from masklet.errors import PromptError, VideoError
-from masklet.numbers import whole_number
+from masklet.numbers import shown, whole_number
 from masklet.video.frames import Video
 
 Direction = Literal["forward", "backward", "both"]
@@ -36,8 +36,8 @@ def plan_frames(
         PromptError: Nothing was prompted; an argument is invalid.
         VideoError: There is no such frame.
     """
-    if direction not in ("forward", "backward", "both"):
-        raise PromptError(f"direction is {direction!r}: expected forward, backward or both")
+    if not isinstance(direction, str) or direction not in ("forward", "backward", "both"):
+        raise PromptError(f"direction is {shown(direction)}: expected forward, backward or both")
     every = whole_number("every", every, PromptError, least=1)
     if not prompted:
         raise PromptError("nothing to track: prompt an object first, video.prompt(frame=0, points=[(x, y)])")

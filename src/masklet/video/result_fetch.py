@@ -18,7 +18,8 @@ from torch import Tensor
 
 from masklet.config import SizeHW
 from masklet.masks import upscaled_chunks
-from masklet.video.object_frame import FLOAT_BYTES, DeferredResult, ObjectFrame
+from masklet.video.logit_bytes import FLOAT_BYTES
+from masklet.video.object_frame import DeferredResult, ObjectFrame
 
 THREADS = 4
 """Threads that pack results, at most. Compression runs without Python's lock."""

@@ -18,7 +18,8 @@ from masklet.engine.base import TrackedObjects, stored_maps
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
-from masklet.model.prompt_encoder import BOX_TOP_LEFT, Prompts
+from masklet.model.prompt_encoder import Prompts
+from masklet.video.frame_prompts import joined_clicks
 from masklet.video.memory import ReadableMemory, gather_memory
 from masklet.video.memory_slots import MemorySlots
 from masklet.video.object_frame import ObjectFrame
@@ -47,12 +48,11 @@ class FramePrompt:
             return self
         assert earlier.labels is not None
         assert self.labels is not None
-        has_box = bool((self.labels == BOX_TOP_LEFT).any())
-        kept = earlier.labels < BOX_TOP_LEFT if has_box else torch.ones_like(earlier.labels, dtype=torch.bool)
-        points = torch.cat([earlier.points[kept], self.points])
-        labels = torch.cat([earlier.labels[kept], self.labels])
-        corners_first = (labels < BOX_TOP_LEFT).long().argsort(stable=True)
-        return FramePrompt(points[corners_first], labels[corners_first])
+        kept = torch.from_numpy(joined_clicks(earlier.labels.cpu().numpy(), self.labels.cpu().numpy()))
+        kept = kept.to(self.points.device)
+        return FramePrompt(
+            torch.cat([earlier.points, self.points])[kept], torch.cat([earlier.labels, self.labels])[kept]
+        )
 
 
 def track_objects(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from masklet.compat.sam2.network import SAM2Base
+from masklet.compat.sam2.prompts import read_corners, read_labels, read_numbers, read_points
 from masklet.compat.sam2.utils.transforms import SAM2Transforms, rgb_pixels
 from masklet.config import STRIDES, SizeHW
 from masklet.errors import PromptError
@@ -195,21 +196,22 @@ class SAM2ImagePredictor:
         if point_coords is not None:
             if point_labels is None:
                 raise PromptError("point_coords came without point_labels: expected one label for each point")
-            coords = self._tensor(point_coords, torch.float32)
+            coords = read_points("point_coords", point_coords, self.device)
             points = self._transforms.transform_coords(coords, normalize_coords, size_hw)
-            labels = self._tensor(point_labels, torch.int32)
+            labels = read_labels("point_labels", point_labels, coords)
             if points.ndim == 2:
                 points, labels = points[None], labels[None]
         if box is not None:
-            corners = self._tensor(box, torch.float32)
+            corners = read_corners("box", box, self.device)
             boxes = self._transforms.transform_boxes(corners, normalize_coords, size_hw)
         if mask_logits is not None:
-            masks = self._tensor(mask_logits, torch.float32)
+            masks = read_numbers("mask_input", mask_logits, torch.float32, self.device)
             masks = masks[None] if masks.ndim == 3 else masks
+            if masks.ndim != 4 or masks.shape[1] != 1:
+                raise PromptError(
+                    f"mask_input of shape {tuple(masks.shape)}: expected (1, h, w) or (objects, 1, h, w) logits"
+                )
         return masks, points, labels, boxes
-
-    def _tensor(self, values: Any, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(values, dtype=dtype, device=self.device)
 
     @torch.no_grad()
     def _predict(

@@ -13,6 +13,7 @@ from masklet.compat.live_mapping import LiveMapping, by_place, tracked_frames
 from masklet.compat.sam2.tracked_objects import prompt_object, prompt_of, remove_prompts, stored_outputs
 from masklet.compat.sam2.tracking_predictor import FrameOutput, TrackingPredictor
 from masklet.errors import PromptError
+from masklet.numbers import whole_number
 from masklet.processing import ImageProcessor
 from masklet.segmenter import MAX_OBJECTS
 from masklet.video.encoded_frames import EncodedFrames
@@ -145,7 +146,7 @@ class SAM2VideoPredictor(TrackingPredictor):
         state = inference_state
         self.propagate_in_video_preflight(state)
         prompted = min(min(track.bank.prompted) for track in state.tracks.objects.values())
-        start = prompted if start_frame_idx is None else start_frame_idx
+        start = prompted if start_frame_idx is None else whole_number("start_frame_idx", start_frame_idx, PromptError)
         last = len(state.video) if max_frame_num_to_track is None else max_frame_num_to_track
         frames = (
             range(start, max(start - last, 0) - 1, -1)
@@ -261,6 +262,7 @@ class InferenceState(dict[str, Any]):
 
     def prompt(self, frame: int, object_id: Any, prompt: FramePrompt, *, replaces: bool) -> FrameOutput:
         """Prompts an object in a frame; ``replaces`` forgets its earlier points there."""
+        frame = whole_number("frame_idx", frame, PromptError)
         is_kept = self.predictor.corrections_are_kept
         prompt_object(self.tracks, object_id, frame, self.features_of, prompt, replaces=replaces, is_kept=is_kept)
         self.changed()

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from masklet.compat.live_mapping import LiveMapping
+from masklet.compat.sam2.prompts import check_labels, read_corners, read_numbers
 from masklet.compat.sam2.utils.transforms import clean_logits
 from masklet.config import STRIDE, SizeHW
 from masklet.engine.base import ABSENT_LOGIT
+from masklet.errors import PromptError
 from masklet.masks import upscale_logits
 from masklet.model.prompt_encoder import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
+from masklet.video.frame_result import check_object_id
 from masklet.video.frame_step import FeaturesOf
 from masklet.video.object_frame import ObjectFrame
 from masklet.video.track import Track
@@ -50,24 +53,25 @@ def prompt_of(
         raise ValueError("points and labels go together: expected both, or none of them with a box")
     if points is None and box is None:
         raise ValueError("neither points nor box: expected at least one of them")
-    coordinates = _on_cpu([] if points is None else points, torch.float32).reshape(-1, 2)
-    of_points = _on_cpu([] if labels is None else labels, torch.long).reshape(-1)
-    if len(coordinates) != len(of_points):
-        raise ValueError(
-            f"{len(coordinates)} points came with {len(of_points)} labels: expected one label for each point"
+    coordinates = read_numbers("points", [] if points is None else points, torch.float32, "cpu")
+    of_points = read_numbers("labels", [] if labels is None else labels, torch.long, "cpu").reshape(-1)
+    if coordinates.numel() != 2 * len(of_points):
+        raise PromptError(
+            f"{coordinates.numel() / 2:g} points came with {len(of_points)} labels: expected (points, 2), and one "
+            "label for each point"
         )
+    check_labels("labels", of_points)
+    coordinates = coordinates.reshape(-1, 2)
     if box is not None:
-        corners = _on_cpu(box, torch.float32).reshape(2, 2)
-        coordinates = torch.cat([corners, coordinates])
-        of_points = torch.cat([_on_cpu([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], torch.long), of_points])
+        corners = read_corners("box", box, "cpu")
+        if len(corners) != 1:
+            raise PromptError(f"box holds {len(corners)} boxes: expected (4,), x0 y0 x1 y1, of one object")
+        coordinates = torch.cat([corners[0], coordinates])
+        of_points = torch.cat([torch.tensor([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], device="cpu"), of_points])
     height, width = tracks.size_hw if normalize_coords else (1, 1)
-    scale = _on_cpu([tracks.input_hw[1] / width, tracks.input_hw[0] / height], torch.float32)
+    scale = torch.tensor([tracks.input_hw[1] / width, tracks.input_hw[0] / height], dtype=torch.float32, device="cpu")
     device = tracks.engine.device
     return FramePrompt((coordinates * scale).to(device), of_points.to(device))
-
-
-def _on_cpu(values: Any, dtype: torch.dtype) -> Tensor:
-    return torch.as_tensor(values, dtype=dtype, device="cpu")
 
 
 def prompt_object(
@@ -91,6 +95,7 @@ def prompt_object(
         replaces: Whether earlier points of the frame are forgotten.
         is_kept: Whether the result of a frame that was tracked before stays when it is tracked again.
     """
+    check_object_id(object_id)
     track = tracks.objects.get(object_id)
     was_tracked = track is not None and frame in track.tracked_steps and frame not in track.bank.prompted
     tracks.prompt(object_id, frame, features_of, prompt, replaces=replaces)

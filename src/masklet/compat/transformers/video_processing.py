@@ -17,6 +17,8 @@ from masklet.compat.transformers.video_session import Sam2VideoInferenceSession
 from masklet.compat.transformers.video_video_processing import Sam2VideoVideoProcessor, pixel_palette
 from masklet.errors import PromptError
 from masklet.model.prompt_encoder import PADDING
+from masklet.numbers import whole_number
+from masklet.video.frame_result import check_object_id
 
 
 class Sam2VideoProcessor(Sam2Processor):
@@ -145,7 +147,11 @@ class Sam2VideoProcessor(Sam2Processor):
         Raises:
             ValueError: The prompt is incomplete or contradicts itself, or there is no ``original_size``.
         """
+        frame_idx = whole_number("frame_idx", frame_idx, PromptError)
+        obj_ids = obj_ids.tolist() if hasattr(obj_ids, "tolist") else obj_ids
         ids = list(obj_ids) if isinstance(obj_ids, list | tuple) else [obj_ids]
+        for object_id in ids:
+            check_object_id(object_id)
         is_pointed = input_points is not None or input_labels is not None or input_boxes is not None
         if input_masks is not None and is_pointed:
             raise PromptError("masks cannot be provided together with points or boxes")

@@ -16,6 +16,7 @@ from masklet.compat.transformers.processing import BOX_LEVELS, LABEL_LEVELS, POI
 from masklet.config import SizeHW
 from masklet.errors import PromptError
 from masklet.model.prompt_encoder import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING
+from masklet.numbers import shown
 
 
 def read_points(
@@ -87,8 +88,13 @@ def read_masks(masks: Any, obj_ids: Sequence[Any], target_hw: SizeHW) -> list[Te
 
 
 def _mask(mask: Any, target_hw: SizeHW) -> Tensor:
-    values = as_tensor(mask if isinstance(mask, Tensor) else np.asarray(mask)).detach().float().cpu()
-    if values.ndim not in (2, 3, 4) or values.shape[:-2].numel() != 1:
+    if not isinstance(mask, Tensor):
+        array = np.asarray(mask)
+        if array.dtype.kind not in "biuf":
+            raise PromptError(f"a mask is {shown(mask)}: expected numbers, (height, width)")
+        mask = as_tensor(array.astype(np.float32))
+    values = mask.detach().float().cpu()
+    if values.ndim not in (2, 3, 4) or values.shape[:-2].numel() != 1 or not values.numel():
         raise PromptError(
             f"a mask has an unsupported number of dimensions: shape {tuple(values.shape)}, expected (height, width), "
             "(1, height, width) or (1, 1, height, width) for each object"

@@ -228,7 +228,7 @@ class CudaEngine(Engine):
 
 def pack_image_encoder(model: Sam2Model, products: torch.dtype) -> CudaImageEncoder | CudaRepVitEncoder:
     """The packed image encoder of a SAM 2 or an EdgeTAM."""
-    return (CudaRepVitEncoder if model.config.is_edgetam else CudaImageEncoder)(model, products)
+    return CudaRepVitEncoder(model, products) if model.config.is_edgetam else CudaImageEncoder(model, products)
 
 
 def default_precision(device: torch.device) -> torch.dtype:

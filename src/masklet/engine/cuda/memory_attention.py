@@ -43,7 +43,8 @@ class MemoryConstants:
         cos, sin = (table.repeat_interleave(2, -1) for table in axial_rotations(map_hw, dim, device))
         key_cos, key_sin = cos, sin
         if model.config.is_edgetam:
-            latents = model.memory_attention.layers[0].cross_attn_image.key_rotations(dim, device)
+            layer = cast(LatentMemoryAttentionLayer, model.memory_attention.layers[0])
+            latents = layer.cross_attn_image.key_rotations(dim, device)
             key_cos, key_sin = (table.repeat_interleave(2, -1) for table in latents)
         exponents = torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4)
         return cls(
@@ -71,8 +72,10 @@ class Layer:
         self.key = Product.pack([k, quarter_turn(k)], dtype)
         self.value = Product.pack([affine(cross.v_proj)], dtype)
         self.output = Product.pack([affine(cross.o_proj)], dtype)
-        is_latent = isinstance(layer, LatentMemoryAttentionLayer)
-        mlp = (layer.mlp.up_proj, layer.mlp.down_proj) if is_latent else (layer.linear1, layer.linear2)
+        if isinstance(layer, LatentMemoryAttentionLayer):
+            mlp = layer.mlp.up_proj, layer.mlp.down_proj
+        else:
+            mlp = layer.linear1, layer.linear2
         self.mlp_in, self.mlp_out = (Product.pack([affine(part)], dtype) for part in mlp)
         self.norms = [Norm.pack(norm) for norm in (layer.layer_norm1, layer.layer_norm2, layer.layer_norm3)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from masklet.config import Sam2Config
@@ -35,7 +37,7 @@ class CudaTracker:
         stride4: Tensor,
         stride8: Tensor,
         stride16: Tensor,
-        *memory: Tensor | None,
+        *memory: Any,
     ) -> tuple[Tensor, ...]:
         """Track objects.
 
@@ -45,7 +47,7 @@ class CudaTracker:
             stride4: As in ``Features``, of one frame.
             stride8: As in ``Features``, of one frame.
             stride16: As in ``Features``, of one frame.
-            memory: The fields of ``Memory``, without weights.
+            memory: The fields of ``Memory``, without weights, as ``CudaMemoryAttention`` takes them.
 
         Returns:
             The fields of ``TrackedObjects``, and memory maps (objects, tokens, memory_dim), see ``stored_maps``.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from masklet.config import NOT_A_POINT
@@ -82,7 +83,7 @@ class OnnxNetwork:
         self.manifest: Manifest = read_manifest(self.folder)
         self.providers = _find_providers(provider, provider_options)
         self._sessions = {name: self._open(str(entry["file"]), threads) for name, entry in self.manifest.graphs.items()}
-        self._glue = load_file(self._path(GLUE)) if self.manifest.has_memory else {}
+        self._glue = self._read_glue() if self.manifest.has_memory else {}
 
     @property
     def pads_memory(self) -> bool:
@@ -182,6 +183,18 @@ class OnnxNetwork:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing: export the model again")
         return path
+
+    def _read_glue(self) -> dict[str, np.ndarray]:
+        """The few weights that no graph holds."""
+        path = self._path(GLUE)
+        try:
+            tensors = load_file(path)
+            weight, bias = tensors["mask_downsample.weight"], tensors["mask_downsample.bias"]
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise CheckpointError(f"cannot load {path}: {error}. It may be damaged: export the model again") from error
+        if weight.shape != (1, 1, *weight.shape[2:3] * 2) or bias.shape != (1,):
+            raise CheckpointError(f"{path} is damaged: the shapes of its tensors are wrong. Export the model again")
+        return tensors
 
     def _open(self, file: str, threads: int | None) -> Any:
         import onnxruntime

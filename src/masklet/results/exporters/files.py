@@ -28,17 +28,26 @@ def save_masks(masks: Masks, path: Path, *, by_object: bool) -> None:
         raise ValueError(f"by_object sets the pixels of a .png: it does not apply to {path.name!r}")
     if suffix == ".npz" and isinstance(masks.masks, PackedMasks):
         raise ValueError(f"packed masks are saved as .png, .json or .svg: {path.name!r} would store every pixel")
-    with replacing(path) as unfinished:
-        if suffix == ".png":
-            index_map(masks, by_object=by_object).save(unfinished, format="PNG")
-        elif suffix == ".npz":
-            names = ("masks", "logits", "iou_scores", "object_ids", *["labels"] * (masks.labels is not None))
-            arrays = {name: getattr(masks, name) for name in names}
-            with unfinished.open("wb") as file:  # numpy would append .npz to a name that ends in .NPZ
-                np.savez_compressed(file, **arrays)
-        else:
-            text = json.dumps(masks.to_coco()) if suffix == ".json" else svg_text(masks)
-            unfinished.write_text(text, encoding="utf-8")
+    try:
+        with replacing(path) as unfinished:
+            _write(masks, unfinished, suffix, by_object=by_object)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk
+            error.filename = str(path)
+        raise
+
+
+def _write(masks: Masks, path: Path, suffix: str, *, by_object: bool) -> None:
+    if suffix == ".png":
+        index_map(masks, by_object=by_object).save(path, format="PNG")
+    elif suffix == ".npz":
+        names = ("masks", "logits", "iou_scores", "object_ids", *["labels"] * (masks.labels is not None))
+        arrays = {name: getattr(masks, name) for name in names}
+        with path.open("wb") as file:  # numpy would append .npz to a name that ends in .NPZ
+            np.savez_compressed(file, **arrays)
+    else:
+        text = json.dumps(masks.to_coco()) if suffix == ".json" else svg_text(masks)
+        path.write_text(text, encoding="utf-8")
 
 
 def index_map(masks: Masks, *, by_object: bool) -> Image.Image:

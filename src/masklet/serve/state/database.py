@@ -63,12 +63,19 @@ def open_database(data: Path, address: str | None) -> Database:
         address: A URL as SQLAlchemy reads it; None: ``data/masklet.sqlite``.
 
     Raises:
-        ConfigError: ``address`` is not a URL, or its database cannot be reached.
+        ConfigError: ``address`` is not a URL, or its database cannot be reached or written.
     """
     if address is None:
-        database = Database(f"sqlite:///{data / 'masklet.sqlite'}")
-        with FileLock(data / "migrating.lock"):
-            migrate(database.engine)
+        file = data / "masklet.sqlite"
+        database = Database(f"sqlite:///{file}")
+        try:
+            with FileLock(data / "migrating.lock"):
+                migrate(database.engine)
+        except OperationalError as error:
+            database.engine.dispose()
+            raise ConfigError(
+                f"cannot use the database {file}: {error.orig}. The folder must be writable, and have room"
+            ) from error
         return database
     try:
         shown = make_url(address).render_as_string(hide_password=True)
