@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batch.processes import parents
 from batch.test_runs import (
     ALL,
     command,
@@ -55,11 +56,12 @@ def local_ray():
 
 
 def worker_pids():
-    """The processes of Ray that hold a worker of ours, by their titles."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    """The workers of this process' own cluster, by their titles."""
+    parent_of = parents()
+    for pid, raylet in parent_of.items():
         with suppress(OSError):
-            if b"_WorkerOnRay" in path.read_bytes():
-                yield int(path.parent.name)
+            if parent_of.get(raylet) == os.getpid() and b"_WorkerOnRay" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                yield pid
 
 
 def on_ray(work, workers=1):

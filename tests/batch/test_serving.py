@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import sqlite3
 import subprocess
@@ -10,9 +9,9 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
+from batch.processes import parents
 from serve.conftest import DOG, TRUCK
 from typer.testing import CliRunner
 
@@ -158,15 +157,6 @@ def three_nodes():
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def parents():
-    """The process id of each process' parent."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/status"):
-        with suppress(OSError):
-            found[int(path.parent.name)] = int(re.search(r"PPid:\s+(\d+)", path.read_text())[1])
-    return found
 
 
 def test_a_node_that_dies_loses_nothing(tmp_path):

@@ -163,14 +163,15 @@ def _with_bar(steps: Iterator[Progress], unit: str) -> Iterator[Progress]:
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Bar(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
-        task = bar.add_task("")
+        task = bar.add_task("", total=None)
         for step in steps:
-            bar.update(task, total=step.total, completed=step.worked + step.earlier, description=_speed(step, unit))
+            speed = _speed(step, unit).removeprefix(", ")
+            bar.update(task, total=step.total, completed=step.worked + step.earlier, description=speed)
             yield step
 
 
 def _speed(step: Progress, unit: str) -> str:
-    """The speed of all workers, of the slowest and the fastest one, and the time left."""
+    """The speed of all workers, of the slowest and the fastest one, and the time left; nothing at the start."""
     if not step.frames:
         return ""
     rates = sorted(step.worker_rates.values())
