@@ -22,6 +22,7 @@ from fastapi import Request
 from masklet.engine import Engine
 from masklet.image import EncodedImage
 from masklet.images.reading import read_image
+from masklet.results import Masks
 from masklet.segmenter import Segmenter
 from masklet.serve.cache import Cache
 from masklet.serve.encoded_files import EncodedFiles
@@ -149,6 +150,26 @@ class Runtime:
                 return work(encoded)
 
         return await self.run(user, run, request)
+
+    async def everything(self, user: str, image: bytes, request: Request | None = None, **options: Any) -> Masks:
+        """Automatic masks of an image. Clicks come in between.
+
+        Args:
+            user: As in ``run``.
+            image: The content of an image file.
+            request: As in ``run``.
+            options: Those of ``Segmenter.everything``.
+
+        Raises:
+            ImageError: It is not an image.
+            Busy: Too much is waiting.
+            Disconnected: The client has gone.
+        """
+
+        def work(pause: Callable[[], None]) -> Masks:
+            return interruptible(self.sam, pause).everything(read_image(BytesIO(image)), packed=True, **options)
+
+        return await self.run_long(user, work, request)
 
     def open_video(self, user: str, source: Path) -> OpenVideo:
         """A video to prompt and track, without objects. ``close_video`` forgets it.

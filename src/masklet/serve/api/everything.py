@@ -86,11 +86,7 @@ async def everything_once(
     content = await image.read()
     size_hw = await run_in_threadpool(checked_size, ws, content)
 
-    def work(pause: Callable[[], None]) -> Masks:
-        sam = interruptible(ws.runtime.sam, pause)
-        return sam.everything(io.BytesIO(content), packed=True, points_per_side=points_per_side)
-
-    found = await ws.runtime.run_long(user, work, request)
+    found = await ws.runtime.everything(user, content, request, points_per_side=points_per_side)
     masks = [OneShotMask(**mask_values(mask, format, tolerance)) for mask in found]
     return OneShotReply(width=size_hw[1], height=size_hw[0], masks=masks)
 

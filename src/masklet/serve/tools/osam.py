@@ -9,7 +9,6 @@ from fastapi import APIRouter, HTTPException, Request
 from pydantic import BaseModel, Field
 
 from masklet.errors import ImageError, PromptError
-from masklet.image import EncodedImage
 from masklet.masks import patches
 from masklet.results import Masks
 from masklet.serve.auth import User
@@ -74,13 +73,13 @@ async def generate(request: Request, user: User, body: Generate) -> dict[str, An
     """Segments an image. Masks are PNGs in base64, cropped to their boxes."""
     runtime: Runtime = request.app.state.runtime
 
-    def segment(image: EncodedImage) -> Masks:
-        if body.prompt is None:
-            return runtime.sam.everything(image.image, packed=True)
-        return predict(image, body.prompt.objects())
-
     try:
-        masks = await runtime.on_image(user, image_bytes(body.image), segment, request)
+        content = image_bytes(body.image)
+        if body.prompt is None:
+            masks = await runtime.everything(user, content, request)
+        else:
+            objects = body.prompt.objects()
+            masks = await runtime.on_image(user, content, lambda image: predict(image, objects), request)
     except (ImageError, PromptError) as error:
         raise HTTPException(400, str(error)) from error
     return {"model": body.model, "image_embedding": None, "annotations": annotations_of(masks)}

@@ -76,9 +76,7 @@ async def invoke(
     if name == INTERACTOR:
         return await runtime.on_image(user, content, lambda image: interact(image, body), request)
     if name == DETECTOR:
-        masks = await runtime.on_image(
-            user, content, lambda image: runtime.sam.everything(image.image, packed=True), request
-        )
+        masks = await runtime.everything(user, content, request)
         return detections(masks, body.threshold or 0.0)
     tracks = Tracks(runtime.sam, runtime.cache, user)
     return await runtime.run(
