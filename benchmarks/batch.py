@@ -3,7 +3,7 @@
     python benchmarks/batch.py [--images 48] [--rounds 3] [--many 10000] [--frames 20000] [--only NAME] [--json FILE]
 
 - overhead: seconds an image of a run in this process, beside ``sam.everything`` in a loop, image by image in turn.
-- workers: images/s and frames/s on Ray with 1 and 2 workers of one thread each, without the time to start.
+- workers: images/s and frames/s on Ray with 1 and 2 workers of one thread each, from the first result to the last.
 - memory: peak memory of a worker after 100 small images and after --many, and along a video of --frames frames.
 
 The embedded model, on the processor. Times are medians of rounds; above 1, a ratio favours masklet batch.
@@ -30,10 +30,13 @@ import masklet
 from masklet.batch.prompt_files import PromptTable
 from masklet.batch.runs import Run
 from masklet.batch.tasks import make_task
+from masklet.cluster.connection import LOCAL, connect_data
 from masklet.cluster.runs import Cluster
 from masklet.video.writer import VideoWriter
 
 GRID = {"points_per_side": 8}
+STARTING_S = 20
+"""Ray's own processes need the processor for some seconds after they have started."""
 
 
 def write_images(folder: Path, count: int, size_hw: tuple[int, int]) -> None:
@@ -54,15 +57,15 @@ def write_video(path: Path, frames: int, size_hw: tuple[int, int]) -> None:
             writer.write(np.ascontiguousarray(wide[:, place : place + size_hw[1]]))
 
 
-def finish(run: Run, execute: Cluster | None = None) -> tuple[float, float, int]:
-    """Seconds of the whole run, seconds from its first report to its last, and frames between these."""
-    start, first, frames = time.perf_counter(), None, 0
+def rate(run: Run, execute: Cluster) -> float:
+    """Images or frames per second from the first result to the last."""
+    first = None
     for progress in run(execute):
-        if first is None:
-            first, before = time.perf_counter(), progress.frames
-        frames = progress.frames - before
-    end = time.perf_counter()
-    return end - start, end - (first or start), frames
+        if first is None and progress.frames:
+            first = progress.seconds, progress.frames
+    assert first is not None
+    assert not progress.failed
+    return (progress.frames - first[1]) / (progress.seconds - first[0])
 
 
 def overhead(folder: Path, images: int) -> dict[str, float]:
@@ -74,6 +77,7 @@ def overhead(folder: Path, images: int) -> dict[str, float]:
     sam = masklet.load(device="cpu")
     task, model = make_task("everything", GRID), {"device": "cpu"}
     progress = Run(str(folder / "images"), str(folder / "out"), task, model=model, block=1)()
+    next(progress)  # before the first image
     plain, ours = [], []
     for path in sorted((folder / "images").iterdir()):
         start = time.process_time()
@@ -94,23 +98,27 @@ def workers(folder: Path, images: int, rounds: int) -> dict[str, float]:
     """One and two workers on Ray, in turn."""
     write_images(folder / "images", images, (240, 320))
     (folder / "videos").mkdir()
-    for number in range(4):
+    for number in range(6):
         write_video(folder / f"videos/{number}.mp4", 60, (240, 320))
     prompts = PromptTable()
     prompts.at("", 1, 0).box = (40, 40, 120, 120)
+    connect_data(LOCAL)
+    time.sleep(STARTING_S)
     rates: dict[str, list[float]] = {}
     for number in range(rounds):
         for count in (1, 2):
             cluster = Cluster(workers=count)
             out = folder / f"out{number}-{count}"
-            everything = make_task("everything", GRID)
-            _, seconds, done = finish(Run(str(folder / "images"), f"{out}-images", everything, block=4), cluster)
-            rates.setdefault(f"images/s, {count} workers", []).append(done / seconds)
-            run = Run(str(folder / "videos"), f"{out}-videos", make_task("track"), prompts)
-            seconds = finish(run, cluster)[0]
-            rates.setdefault(f"frames/s with the start, {count} workers", []).append(240 / seconds)
+            run = Run(str(folder / "images"), f"{out}-images", make_task("everything", GRID), block=2)
+            rates.setdefault(f"images/s, {count} workers", []).append(rate(run, cluster))
+            run = Run(str(folder / "videos"), f"{out}-videos", make_task("track"), prompts, chunk_frames=10)
+            rates.setdefault(f"frames/s, {count} workers", []).append(rate(run, cluster))
     found = {name: statistics.median(values) for name, values in rates.items()}
-    return found | {"images, 2 workers / 1": found["images/s, 2 workers"] / found["images/s, 1 workers"]}
+    ratios = {
+        f"{unit}, 2 workers / 1": found[f"{unit}/s, 2 workers"] / found[f"{unit}/s, 1 workers"]
+        for unit in ("images", "frames")
+    }
+    return found | ratios
 
 
 def memory(folder: Path, many: int, frames: int) -> dict[str, float]:
@@ -142,7 +150,8 @@ def measure(kind: str, count: int) -> None:
             prompts = PromptTable()
             prompts.at("", 1, 0).box = (8, 8, 30, 30)
             run = Run(str(folder / "videos"), str(folder / "out"), make_task("track"), prompts, model)
-        finish(run)
+        for _ in run():
+            pass
         print(peak_mb())
 
 

@@ -152,4 +152,9 @@ def report(table: Table, conditions: Mapping[str, object], results: object, path
     table.title = ", ".join(f"{name} {value}" for name, value in conditions.items())
     Console(width=150).print(table)
     if path:
-        path.write_text(json.dumps({"setting": conditions, "results": results}, indent=2))
+        save(conditions, results, path)
+
+
+def save(conditions: Mapping[str, object], results: object, path: Path) -> None:
+    """Write the setting and the results as JSON."""
+    path.write_text(json.dumps({"setting": conditions, "results": results}, indent=2))

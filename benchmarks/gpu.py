@@ -1,9 +1,10 @@
-"""Everything worth knowing about a GPU in one run of at most five minutes: parity, speed, memory, and `pytest -m gpu`.
+"""Everything worth knowing about a GPU in one run of at most five minutes: speed, parity, memory, and `pytest -m gpu`.
 
     python benchmarks/gpu.py [--json gpu.json] [--models tiny base-plus large] [--objects 1 4 16] [--seconds 280]
 
 It needs torch and masklet's own dependencies; transformers is measured beside if it is there. Sections run one after
-another, each with a limit of time. A section that fails leaves its error in the file, which is written after each.
+another, each with a limit of time, and videos come first. A section that fails leaves its error in the file, which is
+written after each.
 
 Weights are random but for parity, where the embedded model has real masks to lose. Times are medians after a warm-up,
 with the device synchronised; transformers runs under autocast to bfloat16. `--dry-run` goes through all of it in
@@ -27,37 +28,27 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_networks import SIZES, Pair, make_pair
+from gpu_parity import function_errors, mask_agreement
+from gpu_video import FILLING, prompted, video_speed, write_video
 
 import masklet
-from masklet.checkpoints.meta import META_SIZES, released_config
-from masklet.config import (
-    Sam2Config,
-    Sam2ImageEncoderConfig,
-    Sam2MaskDecoderConfig,
-    Sam2MemoryAttentionConfig,
-)
-from masklet.engine import CudaEngine, EagerEngine, Engine
+from masklet.engine import EagerEngine
 from masklet.model.prompt_encoder import Prompts
-from masklet.model.sam2 import Sam2Model
 from masklet.processing import ImageProcessor
-from masklet.video.session import VideoSession
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SIZES = dict(zip(("tiny", "small", "base-plus", "large"), META_SIZES, strict=True))
-VIDEO_HW = (480, 854)
 SECTION_SECONDS = 60
 """Limit of one section."""
 PATIENCE = 10
 """A dry run, on a CPU that may be busy with other work, may take so many times as long."""
-THEIR_SECONDS = 8.0
-"""Limit of one video with transformers."""
 POINTS_PER_SIDE = 32
 
 
@@ -170,145 +161,6 @@ def setting(run: Run) -> dict[str, Any]:
     return {**versions, **device, "dry_run": run.is_dry}
 
 
-# Parity
-
-
-def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((ours - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """The least IoU of two stacks of masks."""
-    both, either = (a & b).sum((-2, -1)), (a | b).sum((-2, -1))
-    return float(np.where(either > 0, both / np.maximum(either, 1), 1.0).min())
-
-
-def function_errors(run: Run, model: Sam2Model, precision: torch.dtype) -> dict[str, float]:
-    """The largest error of each function of the cuda engine, relative to the largest value of the eager one."""
-    from masklet.model.memory_attention import Memory
-
-    eager, cuda, config = EagerEngine(model), CudaEngine(model, precision), model.config
-    side, device = config.image_size, run.device
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
-
-    # Otherwise torch rounds the inputs of float32 convolutions, which hides differences.
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        pixels = noise(1, 3, side, side)
-        features = eager.encode(pixels)
-        errors = {"encode": max(map(relative_error, cuda.encode(pixels), features))}
-        cells = features.map_hw[0] * features.map_hw[1]
-        clicks = Prompts(torch.rand(1, 5, 2, 2, generator=generator).to(device) * side, torch.ones(1, 5, 2).long())
-        clicks = clicks.to(device)
-        for objects in (1, 3):
-            memory = Memory(
-                noise(objects, 7, cells, config.memory_encoder.output_channels).bfloat16(),
-                torch.arange(7, device=device).expand(objects, -1).contiguous(),
-                noise(objects, 16, config.hidden_size),
-                torch.rand(objects, 16, generator=generator).to(device),
-            )
-            with_gaps = replace(memory, is_empty=torch.arange(23, device=device).expand(objects, -1) % 3 == 1)
-            conditioned = eager.read_memory(features, memory)
-            logits, scores = noise(objects, side // 4, side // 4), noise(objects, 1)
-            calls: dict[str, Callable[[Engine], torch.Tensor]] = {
-                "read": lambda e, m=memory: e.read_memory(features, m),
-                "read with empty slots": lambda e, m=with_gaps: e.read_memory(features, m),
-                "decode": lambda e, c=conditioned: e.decode(features, multimask=True, conditioned=c).logits,
-                "write": lambda e, a=logits, b=scores: e.write_memory(features, a, b, binarize=False),
-                "clicks": lambda e: e.decode(features, clicks, multimask=False).logits,
-            }
-            for name, call in calls.items():
-                for turn in ("first", "again"):  # the second time from a graph
-                    errors[f"{name}, {objects} objects, {turn}"] = relative_error(call(cuda), call(eager))
-    return {name: float(f"{error:.2e}") for name, error in errors.items()}
-
-
-def mask_agreement(run: Run, precision: torch.dtype) -> dict[str, float]:
-    """The least IoU of the embedded model's masks: eager in float32 against the cuda engine."""
-    from masklet.segmenter import Segmenter
-
-    sam = masklet.load(device="cpu")
-    model, processor = sam.model.to(run.device), sam.image_processor
-    processor = processor.with_size(128) if run.is_dry else processor
-    both = [Segmenter(engine, processor) for engine in (EagerEngine(model), CudaEngine(model, precision))]
-    grid = [[(x, y)] for x in range(100, 900, 200) for y in range(75, 600, 150)][:: 8 if run.is_dry else 1]
-    masks, videos = [], []
-    for one in both:
-        masks.append(one.image(REPOSITORY / "examples/images/truck.jpg").predict(grid).masks)
-        video = one.video(REPOSITORY / "examples/videos/dog.mp4")
-        for number in range(3):
-            video.prompt(0, number, box=(300 - 10 * number, 40, 520 + 5 * number, 420))
-        frames = list(video.track(end=1 if run.is_dry else 24))
-        videos.append(np.stack([result.masks.masks for result in frames]))
-    ious = [(a & b).sum() / max((a | b).sum(), 1) for a, b in zip(*masks, strict=True)]
-    return {
-        "image, least": iou(*masks),
-        "image, mean": float(np.mean(ious)),
-        "video, least": iou(*videos),
-        "video, differing pixels": float(np.mean(videos[0] != videos[1])),
-    }
-
-
-# Speed
-
-
-@dataclass
-class Pair:
-    """Networks of the same random weights."""
-
-    model: Sam2Model
-    engine: CudaEngine
-    theirs: Any  # transformers' Sam2Model
-    their_video: Any  # transformers' Sam2VideoModel
-    reason: str  # why there are none
-
-    def autocast(self) -> Any:
-        """The precision that transformers is measured in."""
-        return torch.autocast(self.model.device.type, torch.bfloat16)
-
-
-def make_pair(run: Run, name: str) -> Pair:
-    torch.manual_seed(0)
-    with run.device:  # draws the weights of large models quickly
-        model = Sam2Model(miniature() if run.is_dry else released_config(*SIZES[name])).eval().requires_grad_(False)
-    model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(10.0)  # so that no object is absent
-    theirs = their_video = None
-    reason = ""
-    try:
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            theirs = transformers.Sam2Model.from_pretrained(folder).eval().to(run.device)
-            their_video = transformers.Sam2VideoModel.from_pretrained(folder).eval().to(run.device)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"[:300]
-    model = model.to(run.device)
-    return Pair(model, CudaEngine(model, torch.bfloat16), theirs, their_video, reason)
-
-
-def miniature() -> Sam2Config:
-    """A network that a CPU runs in milliseconds."""
-    encoder = Sam2ImageEncoderConfig(
-        hidden_size=16,
-        num_attention_heads=2,
-        blocks_per_stage=(1, 1, 2, 1),
-        global_attention_blocks=(3,),
-        window_size_per_stage=(8, 4, 4, 4),
-        window_positional_embedding_background_size=(5, 5),
-    )
-    return Sam2Config(
-        image_size=64,
-        image_encoder=encoder,
-        mask_decoder=Sam2MaskDecoderConfig(mlp_dim=96),
-        memory_attention=Sam2MemoryAttentionConfig(num_layers=1, feed_forward_hidden_size=128),
-    )
-
-
 def image_speed(run: Run, pair: Pair) -> dict[str, Any]:
     """Encode, one click and 64 clicks: the cuda engine, the eager one in float32, and transformers."""
     side = pair.model.config.image_size
@@ -374,7 +226,7 @@ def decode_points(pair: Pair, count: int) -> None:
             pair.theirs(image_embeddings=embeddings, input_points=points, input_labels=labels, multimask_output=True)
 
 
-def kernels(run: Run, pair: Pair, path: Path) -> dict[str, Any]:
+def kernels(run: Run, pair: Pair, most_objects: int, path: Path) -> dict[str, Any]:
     """Where a GPU's time goes, and that of the host's threads in a video: for the model that is measured first."""
     from masklet.segmenter import Segmenter
 
@@ -388,10 +240,11 @@ def kernels(run: Run, pair: Pair, path: Path) -> dict[str, Any]:
         found = {"64 clicks": kernel_times(run, lambda: pair.engine.decode(features, prompts, multimask=True))}
     options = {"points_per_side": 4 if run.is_dry else POINTS_PER_SIDE, "iou_threshold": 0.0}
     found["everything"] = kernel_times(run, lambda: sam.everything(image, **options), 2)
-    tracking = prompted(pair, 1, path).track()
-    for _ in range(2 if run.is_dry else 30):
-        next(tracking)
-    found["video frame"] = kernel_times(run, lambda: next(tracking))
+    for count in (most_objects, 1):
+        tracking = prompted(pair, count, path).track()
+        for _ in range(2 if run.is_dry else FILLING + 6):
+            next(tracking)
+        found[f"video frame, {count} objects"] = kernel_times(run, partial(next, tracking))
     calls = cProfile.Profile()
     calls.enable()
     for _ in range(1 if run.is_dry else 10):
@@ -422,110 +275,19 @@ def kernel_times(run: Run, work: Callable[[], object], repeats: int = 3) -> dict
     }
 
 
-def write_video(path: Path, frames: int) -> None:
-    """A noisy image that moves sideways, as H.264."""
-    import av
-
-    height, width = VIDEO_HW
-    wide = np.random.default_rng(0).integers(0, 255, (height // 8, width // 8 + frames, 3), dtype=np.uint8)
-    big = wide.repeat(8, 0).repeat(8, 1)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(frames):
-            image = np.ascontiguousarray(big[:, 4 * number : 4 * number + width])
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
-        file.mux(stream.encode())
-
-
-def video_speed(run: Run, pair: Pair, objects: int, path: Path) -> dict[str, Any]:
-    """Frames a second from the file to masks in host memory, once memory is full; and the time to the first frame."""
-    start = time.perf_counter()
-    video = prompted(pair, objects, path)
-    tracking = video.track()
-    next(tracking)
-    first = time.perf_counter() - start
-    times = frame_times(tracking)
-    result: dict[str, Any] = {"cuda": summary(times), "first_frame_s": round(first, 3)}
-    captured = len(video.engine._runner)
-    result["graphs"] = captured
-    if pair.their_video is not None:
-        with torch.inference_mode(), pair.autocast():
-            frames = their_frames(run, pair, points_of(objects), path)
-            result["transformers"] = summary(frame_times(frames, THEIR_SECONDS))
-        ours, theirs = result["cuda"].get("frames_per_second"), result["transformers"].get("frames_per_second")
-        result["ratio"] = round(ours / theirs, 2) if ours and theirs else None
-    return result
-
-
-def points_of(objects: int) -> list[list[float]]:
-    """A click for each object, the same in every run."""
-    generator = torch.Generator().manual_seed(0)
-    return (torch.rand(objects, 2, generator=generator) * torch.tensor([VIDEO_HW[1], VIDEO_HW[0]])).tolist()
-
-
-def prompted(pair: Pair, objects: int, path: Path) -> VideoSession:
-    """A session of an engine that has captured nothing yet."""
-    from masklet.segmenter import Segmenter
-
-    segmenter = Segmenter(CudaEngine(pair.model, torch.bfloat16), ImageProcessor(pair.model.config.image_size))
-    video = segmenter.video(path)
-    for number, (x, y) in enumerate(points_of(objects)):
-        video.prompt(0, number, points=[(x, y)])
-    return video
-
-
-def frame_times(frames: Iterator[object], most: float = 30.0) -> list[float]:
-    """The time of each frame, of as many as there is time for."""
-    times: list[float] = []
-    start = time.perf_counter()
-    for _ in frames:
-        times.append(time.perf_counter() - start)
-        if sum(times) > most:
-            break
-        start = time.perf_counter()
-    return times
-
-
-def summary(times: list[float]) -> dict[str, float]:
-    """Of the frames after memory was filled and graphs were captured."""
-    steady = times[24:] or times[len(times) // 2 :]
-    return {
-        "frames": len(steady),
-        "frames_per_second": round(len(steady) / sum(steady), 2),
-        "median_ms": round(1000 * statistics.median(steady), 3),
-        "max_ms": round(1000 * max(steady), 3),
-        "filling_s": round(sum(times[: len(times) - len(steady)]), 3),
-    }
-
-
-def their_frames(run: Run, pair: Pair, points: list[list[float]], path: Path) -> Iterator[np.ndarray]:
-    """Masks of each frame by transformers. Frames are read and resized as ours are, in the same thread as the rest."""
-    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
-
+def reading_speed(run: Run, pair: Pair, path: Path) -> dict[str, float]:
+    """Frames a second that the reading thread alone can decode and put into pinned memory, and milliseconds of a copy
+    to the device with resizing.
+    """
     from masklet.video.frames import open_video
 
-    side = pair.model.config.image_size
-    processor = ImageProcessor(side)
-    session = Sam2VideoInferenceSession(
-        video_height=VIDEO_HW[0],
-        video_width=VIDEO_HW[1],
-        dtype=torch.float32,
-        inference_device=run.device,
-        inference_state_device=run.device,
-        video_storage_device=run.device,
-    )
-    for number, (x, y) in enumerate(points):
-        place = torch.tensor([x * side / VIDEO_HW[1], y * side / VIDEO_HW[0]]).view(1, 1, 1, 2)
-        labels = torch.ones(1, 1, 1, dtype=torch.int32)
-        prompt = {"point_coords": place.to(run.device), "point_labels": labels.to(run.device)}
-        session.add_point_inputs(session.obj_id_to_idx(number), 0, prompt)
-        session.obj_with_new_inputs.append(number)
-    for frame in open_video(path).frames():
-        pixels = processor.frame_values(frame.image).to(run.device)
-        masks = pair.their_video(inference_session=session, frame=pixels).pred_masks
-        large = torch.nn.functional.interpolate(masks.float(), VIDEO_HW, mode="bilinear", align_corners=False)
-        yield (large > 0).cpu().numpy()
+    start = time.perf_counter()
+    count = sum(frame.staged is not None for frame in open_video(path).frames(stage=pair.engine.stage))
+    took = time.perf_counter() - start
+    processor = ImageProcessor(pair.model.config.image_size)
+    staged = pair.engine.stage(next(open_video(path).frames()).image)
+    encode = milliseconds(run, lambda: pair.engine.encode_frame(staged, processor.config), 10, 2.0)
+    return {"frames_per_second": round(count / took, 1), "copy_resize_encode_ms": encode["median_ms"]}
 
 
 def gpu_tests(run: Run) -> dict[str, Any]:
@@ -535,6 +297,26 @@ def gpu_tests(run: Run) -> dict[str, Any]:
         arguments.append("--collect-only")
     done = subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
     return {"exit status": done.returncode, "tail": (done.stdout + done.stderr)[-1500:]}
+
+
+def measure_model(run: Run, name: str, pair: Pair, objects: list[int], path: Path, *, is_first: bool) -> None:
+    """All sections of one model: its videos first, since the time may end before the rest."""
+    for count in objects:
+        work = partial(with_memory, run, partial(video_speed, pair, count, path))
+        run.section(f"{name}: video, {count} objects", work)
+    if is_first:
+        run.section("reading", partial(reading_speed, run, pair, path))
+        run.section(f"{name}: kernels", partial(kernels, run, pair, max(objects), path))
+        run.section("pytest -m gpu", partial(gpu_tests, run))
+        for title, precision in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
+            errors = partial(function_errors, run.device, pair.model, precision)
+            run.section(f"{name}: errors of functions, {title}", errors)
+            run.section(
+                f"masks of the embedded model, {title}",
+                partial(mask_agreement, run.device, precision, is_dry=run.is_dry),
+            )
+    run.section(f"{name}: images", partial(with_memory, run, partial(image_speed, run, pair)))
+    run.section(f"{name}: everything", partial(with_memory, run, partial(everything_speed, run, pair)))
 
 
 def main() -> None:
@@ -553,31 +335,17 @@ def main() -> None:
     run = Run(args.json, device, time.monotonic() + seconds, args.dry_run, {"sections": {}})
     run.found["setting"] = setting(run)
     run.write()
-    precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    for name, precision in precisions.items():
-        run.section(f"masks of the embedded model, {name}", partial(mask_agreement, run, precision))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "noise.mp4"
         run.section("write a video", lambda: write_video(path, 16 if args.dry_run else args.frames))
         for number, name in enumerate(args.models):
             made: list[Pair] = []
-            run.section(f"{name}: make", lambda n=name, m=made: m.append(make_pair(run, n)) or m[0].reason)
-            if not made:
-                continue
-            pair = made.pop()
-            if number == 0:
-                for title, precision in precisions.items():
-                    errors = partial(function_errors, run, pair.model, precision)
-                    run.section(f"{name}: errors of functions, {title}", errors)
-            run.section(f"{name}: images", partial(with_memory, run, partial(image_speed, run, pair)))
-            for objects in args.objects:
-                work = partial(with_memory, run, partial(video_speed, run, pair, objects, path))
-                run.section(f"{name}: video, {objects} objects", work)
-            run.section(f"{name}: everything", partial(with_memory, run, partial(everything_speed, run, pair)))
-            if number == 0:
-                run.section(f"{name}: kernels", partial(kernels, run, pair, path))
-                run.section("pytest -m gpu", partial(gpu_tests, run))
-            del pair
+            run.section(
+                f"{name}: make",
+                lambda n=name, m=made: m.append(make_pair(run.device, n, is_dry=args.dry_run)) or m[0].reason,
+            )
+            if made:
+                measure_model(run, name, made.pop(), args.objects, path, is_first=number == 0)
     results = {name: section["result"] for name, section in run.found["sections"].items()}
     failed = [name for name, result in results.items() if isinstance(result, dict) and "error" in result]
     print(f"{len(run.found['sections'])} sections, failed: {failed or 'none'}; {args.json}", flush=True)

@@ -7,20 +7,23 @@ All policies track the same frames beside each other, in turn, and share the enc
 the machine's speed affect all of them. The time is that of the processor for each frame and object, without encoding.
 Objects are prompted by their masks in the first frame; those that appear later are left out. As in DAVIS, the first and
 the last frame are not scored. For sam2long, J&F is also given for the best hypothesis at the moment, as in a stream.
+
+The JSON file is written after every video, and a run with the same setting continues it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import device_name, report
+from common import device_name, report, save
 from hard_videos import KINDS, hard_video
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.table import Table
 
 import masklet
@@ -33,6 +36,7 @@ from masklet.video.policies import POLICIES
 from masklet.video.policy import PaperPolicy
 
 SETS = ("annotated videos", *KINDS)
+PICTURED = "full occlusion 0"
 
 
 class SharedEncoding:
@@ -114,46 +118,63 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="of the annotated videos, every n-th frame")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path, help="write three frames of a made video for each policy")
+    parser.add_argument("--picture", type=Path, help="write four frames of a made video for each policy")
     options = parser.parse_args()
+    setting = {"model": options.model, "device": device_name(), "every": options.every, "seeds": options.seeds}
+    rows = finished(options.json, setting)
+    done = {row["video"] for row in rows}
     sam = masklet.load(options.model)
     shared = SharedEncoding(sam)
-    scores: dict[str, dict[str, list[float]]] = {}
-    seconds: dict[str, list[float]] = {}
-    rows = []
     for group, name, images, labels in videos(options.data, options.kind or [*KINDS], options.seeds, options.every):
+        if name in done:
+            continue
         found, spent, maps = measure(sam, shared, images, labels)
-        for policy, values in found.items():
-            scores.setdefault(policy, {}).setdefault(group, []).extend(values)
-        for policy, value in spent.items():
-            seconds.setdefault(policy, []).append(value)
+        if options.picture and name == PICTURED:
+            picture(images, maps).save(options.picture)
         rows.append({"set": group, "video": name, "j_and_f": found, "seconds": spent})
         print(group, name, {policy: round(float(np.mean(values)), 3) for policy, values in found.items()}, flush=True)
-        if options.picture and name == "full occlusion 0":
-            picture(images, labels, maps).save(options.picture)
-    table = Table("policy", *(group for group in SETS if group in next(iter(scores.values()))), "made", "ms/frame")
-    for policy, by_group in scores.items():
-        made = [value for group in KINDS for value in by_group.get(group, [])]
-        means = [f"{np.mean(by_group[group]):.3f}" for group in SETS if group in by_group]
-        median = f"{1000 * np.median(seconds[policy]):.0f}" if policy in seconds else ""
-        table.add_row(policy, *means, f"{np.mean(made):.3f}" if made else "", median)
-    setting = {"model": options.model, "device": device_name(), "every": options.every, "seeds": options.seeds}
-    report(table, setting, rows, options.json)
+        if options.json:
+            save(setting, rows, options.json)
+    report(table(rows), setting, rows, options.json)
 
 
-def picture(images: Any, labels: list[np.ndarray], maps: dict[str, list[np.ndarray]]) -> Image.Image:
+def finished(path: Path | None, setting: dict[str, Any]) -> list[dict[str, Any]]:
+    """The videos that an interrupted run measured with this setting."""
+    if path is None or not path.exists():
+        return []
+    earlier = json.loads(path.read_text())
+    return earlier["results"] if earlier["setting"] == setting else []
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """A row for each policy: the mean over the objects of each set, and the median time."""
+    groups = [group for group in SETS if any(row["set"] == group for row in rows)]
+    counts = [f"{group} ({sum(row['set'] == group for row in rows)})" for group in groups]
+    result = Table("policy", *counts, "CPU ms for a frame")
+    for policy in rows[0]["j_and_f"]:
+        means = [
+            np.mean([j for row in rows if row["set"] == group for j in row["j_and_f"][policy]]) for group in groups
+        ]
+        times = [1000 * row["seconds"][policy] for row in rows if policy in row["seconds"]]
+        result.add_row(policy, *(f"{mean:.3f}" for mean in means), f"{np.median(times):.0f}" if times else "")
+    return result
+
+
+def picture(images: Any, maps: dict[str, list[np.ndarray]]) -> Image.Image:
     """A row for each policy: the prompted frame, two in which the object goes and comes, and the last."""
     shown = ("paper", "sam3", "samurai", "dam4sam", "sam2long")
     times = [0, len(images) // 3, 3 * len(images) // 4, len(images) - 1]
-    side = 160
-    canvas = Image.new("RGB", (side * len(times), side * len(shown)), "white")
+    side, margin = 160, 80
+    canvas = Image.new("RGB", (margin + side * len(times), side * len(shown)), "white")
+    draw = ImageDraw.Draw(canvas)
     for row, name in enumerate(shown):
+        draw.text((margin // 2, side * row + side // 2), name, fill="black", anchor="mm", font_size=16)
         for column, frame in enumerate(times):
             mask = maps[name][frame] > 0
             painted = masklet.Masks(
                 mask[None], np.where(mask[None], 1.0, -1.0).astype(np.float32), np.ones(1, np.float32), np.zeros(1, int)
             ).overlay(images[frame])
-            canvas.paste(painted.resize((side, side)), (side * column, side * row))
+            canvas.paste(painted.resize((side, side)), (margin + side * column, side * row))
     return canvas
 
 

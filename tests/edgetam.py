@@ -6,6 +6,7 @@ from masklet.config import (
     RepVitConfig,
     Sam2MaskDecoderConfig,
     Sam2MemoryAttentionConfig,
+    Sam2MemoryEncoderConfig,
     SpatialPerceiverConfig,
     edgetam_config,
 )
@@ -18,6 +19,16 @@ SMALL = edgetam_config(
     mask_decoder=Sam2MaskDecoderConfig(mlp_dim=96, num_attention_heads=4),
     memory_attention=Sam2MemoryAttentionConfig(num_layers=2, feed_forward_hidden_size=128),
     perceiver=SpatialPerceiverConfig(num_latents=24, num_latents_2d=16),
+)
+
+TINY = edgetam_config(
+    image_size=64,
+    hidden_size=64,
+    image_encoder=RepVitConfig(embed_dim_per_stage=(16, 24, 32, 48), blocks_per_stage=(1, 1, 1, 1)),
+    mask_decoder=Sam2MaskDecoderConfig(mlp_dim=128, num_attention_heads=4),
+    memory_attention=Sam2MemoryAttentionConfig(num_layers=1, feed_forward_hidden_size=32),
+    memory_encoder=Sam2MemoryEncoderConfig(output_channels=32),
+    perceiver=SpatialPerceiverConfig(num_latents=8, num_latents_2d=4),
 )
 
 

@@ -61,6 +61,17 @@ def test_the_image_of_words_is_made_by_its_example(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
+def test_the_animation_of_the_readme_is_made_by_its_example(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "dog.gif"
+    monkeypatch.setattr(sys, "argv", ["tracked_dog.py", "--out", str(out), "--frames", "2"])
+    runpy.run_path(str(EXAMPLES / "tracked_dog.py"), run_name="__main__")
+    assert capsys.readouterr().out.startswith("2 frames")
+    with Image.open(out) as made, Image.open(EXAMPLES.parent / "docs" / "tracked-dog.gif") as published:
+        assert made.size == published.size == (480, 270)
+        assert (made.n_frames, published.n_frames) == (22, 50)
+
+
+@pytest.mark.slow
 def test_the_policy_of_ones_own_tracks_a_video(tmp_path, monkeypatch):
     out = tmp_path / "samite.mp4"
     video = EXAMPLES / "videos" / "dog.mp4"

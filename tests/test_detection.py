@@ -1,12 +1,16 @@
 """Words: detectors of every kind, and labels that stay with masks. Detectors are callables, or tiny and random."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -38,6 +42,58 @@ def test_boxes_become_masks_with_labels_from_the_surest_on(sam):
     assert masks[1].labels.tolist() == ["lid"]
     assert image.predict(text="cup", detector=finds, detection_threshold=0.85).labels.tolist() == ["cup"]
     assert len(image.predict(text="cup", detector=finds, candidates=True)) == 3
+
+
+@pytest.fixture
+def decoded(sam, monkeypatch):
+    """The number of objects in each call of the mask decoder with prompts."""
+    calls, decode = [], sam.engine.decode
+
+    def counting(features, prompts=None, **options):
+        calls.extend([] if prompts is None else [len(prompts)])
+        return decode(features, prompts, **options)
+
+    monkeypatch.setattr(sam.engine, "decode", counting)
+    return calls
+
+
+def test_boxes_of_all_words_are_decoded_in_one_batch(sam, decoded):
+    options = {"text": ["cup", "lid"], "detector": finds}
+    assert len(sam.image(IMAGE).predict(**options)) == 3
+    assert len(sam.everything(IMAGE, **options)) == 3
+    assert decoded == [3, 3]
+    decoded.clear()
+    session = sam.video([IMAGE] * 3)
+    masks = session.prompt(0, **options)
+    assert decoded == [3]
+    assert masks.labels.tolist() == ["cup", "lid", "cup"]
+    list(session.track())
+    assert decoded == [3]  # tracked objects have no prompts
+    decoded.clear()
+    two = sam.video([IMAGE] * 3, max_objects=2)
+    assert two.prompt(0, **options).labels.tolist() == ["cup", "lid", "cup"]
+    assert decoded == [2, 1]
+
+
+def test_new_objects_of_a_searched_frame_are_prompted_in_one_batch(sam, decoded):
+    session = sam.video([IMAGE] * 3)
+    options = {"text": ["cup", "lid"], "detector": finds, "min_object": 0, "same_iou": 1.0}
+    first = next(session.everything(**options))
+    assert len(first.object_ids) == 3
+    assert decoded == [3, 3]  # boxes to masks, and masks to objects
+
+
+def test_objects_that_are_prompted_together_are_as_if_each_was_prompted_alone(sam):
+    together, alone = sam.video(VIDEO), sam.video(VIDEO)
+    together.prompt(0, text=["cup", "lid"], detector=moving_finds)
+    for number, box in enumerate(moving_finds(IMAGE, [])[0], start=1):
+        alone.prompt(0, number, box=box)
+    for session in (together, alone):  # a correction adds to the box
+        session.prompt(0, 2, points=[(50, 20, 0)])
+    for ours, expected in zip(together.track(), alone.track(), strict=True):
+        scale = np.abs(expected.masks.logits).max()
+        np.testing.assert_allclose(ours.masks.logits, expected.masks.logits, atol=1e-3 * scale)
+        np.testing.assert_allclose(ours.object_scores, expected.object_scores, rtol=1e-3)
 
 
 def test_everything_that_words_name(sam):
@@ -187,6 +243,23 @@ def test_against_the_steps_of_grounding_dino(grounding_dino):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_a_pipeline_of_transformers_runs_its_model_once_for_all_words(grounding_dino):
+    """Its own call runs the model once for each word."""
+    transformers = pytest.importorskip("transformers")
+    model, processor = grounding_dino
+    parts = {"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
+    pipeline = transformers.pipeline("zero-shot-object-detection", model=model, processor=processor, **parts)
+    words, calls = ["a red cup", "lid"], []
+    hook = model.register_forward_hook(lambda *_: calls.append(1))
+    found = Detector(pipeline, words, threshold=0.0)._detect(IMAGE.copy(), words)
+    hook.remove()
+    assert len(calls) == 1
+    expected = Detector((model, processor), words, threshold=0.0)._detect(IMAGE.copy(), words)
+    torch.testing.assert_close(found["boxes"], expected["boxes"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_detector_is_loaded_from_a_folder(grounding_dino, tmp_path):
     for part in grounding_dino:
         part.save_pretrained(tmp_path)
@@ -273,11 +346,19 @@ def test_an_encoded_image_from_a_file_has_no_pixels_to_look_at(sam, tmp_path):
 
 
 def test_without_the_extra_and_without_a_network_the_error_says_so(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         DetectorError, match="cannot load the detector '.*nothing-here': .* needs a network the first time"
     ):
         load_detector(tmp_path / "nothing-here")
+
+    def unreachable(name, filename):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("masklet.detection.hf_hub_download", unreachable)
+    with pytest.raises(
+        DetectorError, match="'owner/name' is not in the local cache and the Hub cannot be reached. To work offline"
+    ):
+        load_detector("owner/name")
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(DetectorError, match=r"needs the package transformers: pip install 'masklet\[text\]', or pass"):
         load_detector()
@@ -305,7 +386,8 @@ def test_words_prompt_the_objects_of_a_frame(sam, found):
     assert session.object_ids == (1, 2)
     assert masks.labels.tolist() == ["cup", "lid"]
     plain = sam.video(VIDEO)
-    np.testing.assert_array_equal(plain.prompt(0, box=[4, 6, 30, 40]).logits, masks[0].logits)
+    alone = plain.prompt(0, box=[4, 6, 30, 40])
+    np.testing.assert_allclose(alone.logits, masks[0].logits, rtol=1e-3, atol=1e-3)  # decoded in one batch
     assert session.prompt(3, text="cup", detector=lambda *_: ([], [], [])).labels is None
     with pytest.raises(PromptError, match="text came with another prompt or an object's id"):
         session.prompt(0, "cup", text="cup", detector=moving_finds)
@@ -400,6 +482,30 @@ def test_words_on_the_command_line(command, tmp_path):
     assert result.exit_code == 0, result.output
     assert loaded[-1] == "mine"
     assert [one["name"] for one in json.loads(out.read_text())["categories"]] == ["lid"]
+
+
+@pytest.mark.slow
+def test_words_on_the_command_line_without_a_network(tmp_path):
+    """A process, whose cache is empty."""
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    command = [
+        sys.executable,
+        "-m",
+        "masklet",
+        "image",
+        tmp_path / "a.png",
+        "--text",
+        "a cup",
+        "--out",
+        tmp_path / "o.png",
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode != 0
+    message = "masklet: the detector 'IDEA-Research/grounding-dino-tiny' is not in the local cache and the Hub cannot"
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o.png").exists()
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from masklet.video.frames import open_video
 from masklet.video.writer import VideoWriter
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FRAMES = 4
 GRID_POINTS = 3
 
@@ -175,9 +175,11 @@ def check_image(arguments, rows):
 
 
 def check_models(arguments, rows):
-    """The README has a table of models, too, with rounded numbers."""
+    """The guide to models has a table, too."""
     assert [row[0] for row in rows[1:]] == [model.name for model in KNOWN_MODELS]
-    listed = re.findall(r"^\| `(\S+)` \| ([\d.]+ M) \| (\d+ MB) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^\| `(\S+)` \| ([\d.]+ M) \| (\d+ MB) \|", (ROOT / "docs/models.md").read_text(), re.MULTILINE
+    )
     printed = {name: details for name, *details, _ in rows[1:]}
     assert {"nano", "sam2.1-hiera-tiny"} <= {name for name, *_ in listed}
     for name, parameters, size in listed:
@@ -279,7 +281,38 @@ def test_the_defaults_of_options_are_those_of_the_code():
     assert found.items() <= defaults.items()
 
 
-def test_links_of_the_documentation_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+# Links
+
+
+def links(page):
+    """The targets of a page's links, those in code blocks left out."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+WITH_LINKS = [*PAGES, *sorted(path for path in ROOT.glob("*.md") if path.name != "README.md")]
+
+
+@pytest.mark.parametrize("page", WITH_LINKS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        if re.match(r"\w+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        file = page.parent / target if target else page
+        assert file.exists(), link
+        assert not anchor or anchor in anchors(file), link
+
+
+def test_external_links_are_well_formed():
+    """Whether they still lead somewhere needs a network."""
+    external = {link for page in WITH_LINKS for link in links(page) if re.match(r"\w+:", link)}
+    assert len(external) > 40
+    for link in external:
+        assert re.fullmatch(r"https://[\w-]+(\.[\w-]+)+(/[\w.~/+%#=&?-]*)?", link), link

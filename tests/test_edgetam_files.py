@@ -212,9 +212,8 @@ def test_edgetam_runs_on_the_engine_for_processors(model, tmp_path):
     assert masklet.load(tmp_path).engine.name == "cpu"
 
 
-def test_edgetam_on_a_gpu_runs_on_the_eager_engine(model, monkeypatch):
-    """The engine for GPUs has other parts, which know SAM 2 alone."""
+def test_edgetam_on_a_gpu_runs_on_the_eager_engine_unless_asked_otherwise(model, monkeypatch):
     monkeypatch.setattr(Sam2Model, "device", torch.device("cuda"))
+    monkeypatch.setattr("masklet.engine.CudaEngine", lambda model, precision: "the cuda engine")
     assert make_engine(model).name == "eager"
-    with pytest.raises(ConfigError, match="engine 'cuda' cannot run an EdgeTAM: expected a SAM 2"):
-        make_engine(model, "cuda")
+    assert make_engine(model, "cuda") == "the cuda engine"

@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 from masklet.errors import ConfigError, DetectorError, PromptError
@@ -77,9 +79,18 @@ def load_detector(name: str | os.PathLike[str] = DEFAULT_DETECTOR, *, device: st
             f"detector {str(name)!r} needs the package transformers: pip install 'masklet[text]', or pass a callable"
         ) from error
     try:
+        if not os.path.isdir(name):
+            # First, since transformers would try for a minute to reach the Hub, file by file.
+            hf_hub_download(str(name), "config.json")
         model = AutoModelForZeroShotObjectDetection.from_pretrained(name)
         processor: Any = AutoProcessor
         return model.eval().to(device), processor.from_pretrained(name)
+    except LocalEntryNotFoundError as error:
+        raise DetectorError(
+            f"the detector {str(name)!r} is not in the local cache and the Hub cannot be reached. To work offline, "
+            f"fetch it once where there is a network (hf download {name}), copy the folder here and give its path, or "
+            "pass a callable"
+        ) from error
     except (OSError, ValueError) as error:
         raise DetectorError(
             f"cannot load the detector {str(name)!r}: {str(error).splitlines()[0]} Expected a zero-shot detector on "

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -17,20 +16,21 @@ from torch import Tensor
 
 from masklet import checkpoints
 from masklet.atomic import replacing
-from masklet.config import NUM_MULTIMASK_OUTPUTS, STRIDES, SizeHW
+from masklet.config import STRIDES, SizeHW
 from masklet.detection import DEFAULT_THRESHOLD, Detections, Detector, Words
 from masklet.engine import Engine
 from masklet.errors import CheckpointError, PromptError
-from masklet.masks import clean_masks, join_chunks, upscaled_masks
+from masklet.masks import upscaled_masks
 from masklet.model.fingerprint import fingerprint
 from masklet.model.neck import Features
 from masklet.model.prompt_encoder import Prompts
 from masklet.model.sam2 import Sam2Model
-from masklet.numbers import size_of, whole_number
+from masklet.numbers import size_of
 from masklet.processing import ImageProcessor
-from masklet.prompts import one_box, read_prompts
+from masklet.prompts import one_or_more_boxes, read_prompts
 from masklet.results import CandidateMasks, Masks
 from masklet.results.masks import read_only
+from masklet.results.predictions import PredictedBatch, PredictionOptions
 from masklet.results.visualisation import notebook_html, notebook_png
 
 OBJECTS_PER_BATCH = 32
@@ -170,31 +170,25 @@ class EncodedImage:
                 raise PromptError("text came with points, boxes or a mask: expected one or the other")
             found = self._detect(text, detector, detection_threshold)
             boxes, names = found.boxes, np.array(found.labels, np.str_)
-        fill_holes = whole_number("fill_holes", fill_holes, PromptError, least=0)
-        remove_islands = whole_number("remove_islands", remove_islands, PromptError, least=0)
-        if candidates and multimask is False:
-            raise PromptError("candidates=True returns three masks for each object: multimask=False allows only one")
-        if candidates and packed:
-            raise PromptError(
-                "candidates=True and packed=True were both given: packed masks hold one mask for each object"
-            )
-        prompts = self._read(points, labels, box, boxes, mask)
-        if multimask is None:
-            multimask = candidates or prompts.is_single_click
-        clean = partial(clean_masks, fill_holes=fill_holes, remove_islands=remove_islands)
-        masks, logits, iou_scores = self._predict(
-            self._decode(prompts, multimask, best_only=not candidates),
-            len(prompts) * (NUM_MULTIMASK_OUTPUTS if candidates else 1),
-            clean if fill_holes > 0 or remove_islands > 0 else None,
+        options = PredictionOptions(
+            multimask=multimask,
+            candidates=candidates,
             packed=packed,
+            fill_holes=fill_holes,
+            remove_islands=remove_islands,
         )
-        if not candidates:
-            return Masks(masks, logits, iou_scores, np.arange(len(prompts)), self.image, names)
-        masks, logits, iou_scores = (
-            values.reshape(len(prompts), NUM_MULTIMASK_OUTPUTS, *values.shape[1:])
-            for values in (masks, logits, iou_scores)
-        )
-        return CandidateMasks(masks, logits, iou_scores, self.image)
+        boxes = one_or_more_boxes(box, boxes)
+        prompts = read_prompts(points, labels, boxes, mask, size_hw=self.size_hw, input_hw=self.input_hw)
+        height, width = (side // STRIDES[0] for side in self.input_hw)
+        with torch.inference_mode():
+            return options.collect(
+                self._decode(prompts, options),
+                len(prompts),
+                size_hw=self.size_hw,
+                logits_hw=(height, width),
+                image=self.image,
+                names=names,
+            )
 
     def _detect(self, text: Words | None, detector: Any, threshold: float) -> Detections:
         if text is None:
@@ -203,61 +197,20 @@ class EncodedImage:
             raise PromptError("this encoded image was loaded from a file and has no pixels, which text needs")
         return Detector(detector, text, threshold=threshold)(self.image)
 
-    def _read(self, points: Any, labels: Any, box: Any, boxes: Any, mask: Any) -> Prompts:
-        """See ``read_prompts``; ``box`` is one of ``boxes``."""
-        if box is not None and boxes is not None:
-            raise PromptError("box and boxes were both given: expected box for one object, or boxes for several")
-        boxes = boxes if box is None else one_box(box)
-        return read_prompts(points, labels, boxes, mask, size_hw=self.size_hw, input_hw=self.input_hw)
-
-    @torch.inference_mode()
-    def _predict(
-        self,
-        batches: Iterator[tuple[Tensor, Tensor]],
-        count: int,
-        clean: Callable[[np.ndarray], np.ndarray] | None,
-        *,
-        packed: bool,
-    ) -> tuple[Any, np.ndarray, np.ndarray]:
-        """Masks, logits and predicted IoU as in ``Masks``, each written once into the result.
-
-        Logits of the image's size are in memory for one chunk of masks at a time.
-
-        Args:
-            batches: From ``_decode``.
-            count: Masks of all batches.
-            clean: Applied to each chunk of masks.
-            packed: Masks are run lengths, and there are no logits.
-        """
-        low_hw = (0, 0) if packed else tuple(side // STRIDES[0] for side in self.input_hw)
-        kept, iou_scores = np.empty((count, *low_hw), np.float32), np.empty(count, np.float32)
-
-        def chunks() -> Iterator[np.ndarray]:
-            start = 0
-            for logits, scores in batches:
-                place = slice(start, start := start + len(scores))
-                iou_scores[place] = scores.cpu().numpy()
-                if not packed:
-                    kept[place] = logits.cpu().numpy()
-                yield from upscaled_masks(logits, self.size_hw)
-
-        masks = join_chunks(map(clean, chunks()) if clean else chunks(), count, self.size_hw, packed=packed)
-        return masks, kept, iou_scores
-
-    def _decode(self, prompts: Prompts, multimask: bool, *, best_only: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """(masks, h, w) logits and (masks,) predicted IoU, float32, of each batch of objects.
-
-        Either of the best candidate of each object, or of all candidates, object by object.
-        """
+    def _decode(self, prompts: Prompts, options: PredictionOptions) -> Iterator[PredictedBatch]:
+        """The best candidate of each object, or all candidates, object by object, in batches of objects."""
+        multimask = options.proposes_three(is_single_click=prompts.is_single_click)
         for start in range(0, len(prompts), OBJECTS_PER_BATCH):
             batch = prompts[start : start + OBJECTS_PER_BATCH].to(self.engine.device)
             decoded = self.engine.decode(self.features, batch, multimask=multimask)
             logits, iou_scores = decoded.logits[0].float(), decoded.iou_scores[0].float()
-            if best_only:  # before upscaling, which takes most of the time and memory
+            if options.candidates:
+                logits, iou_scores = logits.flatten(0, 1), iou_scores.flatten()
+            else:  # before upscaling, which takes most of the time and memory
                 chosen = torch.arange(len(logits), device=logits.device), iou_scores.argmax(1)
-                yield logits[chosen], iou_scores[chosen]
-            else:
-                yield logits.flatten(0, 1), iou_scores.flatten()
+                logits, iou_scores = logits[chosen], iou_scores[chosen]
+            kept = None if options.packed else logits.cpu().numpy()
+            yield PredictedBatch(kept, iou_scores.cpu().numpy(), upscaled_masks(logits, self.size_hw))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Saves the encoded image as a safetensors file, for ``Segmenter.load_image`` of the same model.

@@ -198,6 +198,17 @@ def one_box(box: Any) -> list[Any]:
     return nested
 
 
+def one_or_more_boxes(box: Any, boxes: Any) -> Any:
+    """``boxes``, of which ``box`` is a single one.
+
+    Raises:
+        PromptError: Both were given.
+    """
+    if box is not None and boxes is not None:
+        raise PromptError("box and boxes were both given: expected box for one object, or boxes for several")
+    return boxes if box is None else one_box(box)
+
+
 def _read_clicks(points: Any, labels: Any, *, of_no_objects: bool) -> list[list[_Point]]:
     """Points and labels of each object; an empty list of points may stand for no objects."""
     nested, label_lists = as_lists(points), None if labels is None else as_lists(labels)

@@ -26,6 +26,7 @@ from batch.test_runs import (
 )
 
 import masklet
+from masklet.batch.inputs import find_inputs
 from masklet.batch.prompt_files import PromptTable
 from masklet.batch.runs import Run
 from masklet.batch.tasks import make_task
@@ -48,7 +49,7 @@ WAIT = 300
 
 @pytest.fixture(scope="module")
 def local_ray():
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -74,7 +75,8 @@ def test_results_equal_those_of_one_process(local_ray, images, video, tmp_path, 
     run(everything(images, tmp_path / "here", tiny_folder))
     pd.testing.assert_frame_equal(table(tmp_path / "ray"), table(tmp_path / "here"))
     assert on_ray(everything(images, tmp_path / "ray", tiny_folder)).skipped == 5
-    assert on_ray(track(video, tmp_path / "ray-video", tiny_folder, chunk_frames=4)).done == 1
+    steps = track(video, tmp_path / "ray-video", tiny_folder, chunk_frames=4)(Cluster(workers=1))
+    assert [(step.frames, step.done) for step in steps] == [(0, 0), (4, 0), (8, 0), (9, 1)]
     run(track(video, tmp_path / "video", tiny_folder))
     pd.testing.assert_frame_equal(table(tmp_path / "ray-video"), table(tmp_path / "video"))
 
@@ -115,7 +117,7 @@ def test_a_worker_that_dies_loses_nothing(task, local_ray, images, video, tmp_pa
     finally:
         killed.append(None)
         thread.join()
-    assert progress.failed == 0
+    assert (progress.done, progress.failed) == (progress.total, 0)
     assert killed[0] is not None
     run(make(tmp_path / "whole"))
     pd.testing.assert_frame_equal(table(out), table(tmp_path / "whole"))
@@ -140,6 +142,7 @@ def test_a_driver_that_is_killed_is_continued(local_ray, images, tmp_path, tiny_
     )  # fmt: skip
     timer = threading.Timer(WAIT, process.kill)
     timer.start()
+    process.stdout.readline()  # before the first part
     done = json.loads(process.stdout.readline())["done"]
     process.kill()
     timer.cancel()
@@ -205,15 +208,22 @@ def s3():
     os.environ.update(before)
 
 
-def test_images_and_results_in_s3(s3, images, video, tmp_path, tiny_folder):  # noqa: F811
+def test_images_and_results_in_s3(s3, images, video, tmp_path, tiny_folder, monkeypatch):  # noqa: F811
     for path in images.rglob("*.png"):
         s3.pipe_file(f"bucket/images/{path.relative_to(images).as_posix()}", path.read_bytes())
     s3.pipe_file("bucket/videos/clip.mkv", video.read_bytes())
+    one = find_inputs("s3://bucket/images", [".png"])[0]
+    stamp = one.stamp()
+    type(s3).clear_instance_cache()
+    assert one.stamp() == stamp  # in a worker, too, which has not listed the folder
     run(everything("s3://bucket/images", "s3://bucket/out", tiny_folder, formats=("coco",)))
     run(everything(images, tmp_path / "here", tiny_folder))
     s3.get("bucket/out", str(tmp_path / "copy"), recursive=True)
     pd.testing.assert_frame_equal(table(tmp_path / "copy"), table(tmp_path / "here"))
-    assert run(everything("s3://bucket/images", "s3://bucket/out", tiny_folder)).skipped == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(type(s3), "_cat_file", None)  # the listing shows that the images are the same
+        patch.setattr(type(s3), "_get_file", None)
+        assert run(everything("s3://bucket/images", "s3://bucket/out", tiny_folder)).skipped == 5
     assert {a["image_id"] for a in json.loads((tmp_path / "copy/annotations.json").read_text())["annotations"]}
     work = track("s3://bucket/videos/clip.mkv", "s3://bucket/tracks", tiny_folder, chunk_frames=4)
     assert run(work).done == 1
@@ -223,19 +233,21 @@ def test_images_and_results_in_s3(s3, images, video, tmp_path, tiny_folder):  # 
 
 
 TWO_NODES = """
+import os
 import sys
 import ray
 from ray.cluster_utils import Cluster as Nodes
 from batch.test_runs import everything
 from masklet.cluster.runs import Cluster
 
-images, out, model = sys.argv[1:]
+folder, model = sys.argv[1:]
+os.chdir("/")  # relative paths are those of the command, not of the folder in which the cluster was started
 nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
 second = nodes.add_node(num_cpus=2)
-ray.init(address=nodes.address, log_to_driver=False)
+os.chdir(folder)
 progress = None
-for number, progress in enumerate(everything(images, out, model)(Cluster(nodes.address, workers=2))):
-    if number == 2:
+for number, progress in enumerate(everything("images", "out", model)(Cluster(nodes.address, workers=2))):
+    if number == 3:
         nodes.remove_node(second, allow_graceful=False)
 print("DONE", progress.done, progress.failed)
 ray.shutdown()
@@ -252,7 +264,7 @@ def test_a_node_that_dies_loses_nothing(images, tmp_path, tiny_folder):  # noqa:
         "OMP_NUM_THREADS": "1",
     }
     process = subprocess.run(
-        [sys.executable, "-c", TWO_NODES, str(images), str(tmp_path / "out"), str(tiny_folder)],
+        [sys.executable, "-c", TWO_NODES, str(tmp_path), str(tiny_folder)],
         capture_output=True, text=True, env=environment, check=False, timeout=WAIT,
     )  # fmt: skip
     assert "DONE 30 0" in process.stdout, process.stderr[-3000:]

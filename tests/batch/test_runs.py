@@ -3,12 +3,14 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,7 +163,8 @@ def track(video, out, tiny_folder, **arguments):
     prompts = PromptTable()
     prompts.at("clip.mkv", "ball", 1).points = [(20, 20, 1)]
     prompts.at("clip.mkv", 2, 0).box = (5, 5, 30, 30)
-    task = make_task("track", direction=arguments.pop("direction", "forward"))
+    chosen = {name: arguments.pop(name) for name in ("direction", "policy") if name in arguments}
+    task = make_task("track", **chosen)
     return Run(str(video), str(out), task, prompts, {"name": str(tiny_folder)}, **arguments)
 
 
@@ -185,6 +188,20 @@ def test_a_video_in_chunks_equals_one_run(video, tmp_path, tiny_folder, chunk, d
             assert row.time == result.time
     assert not list((tmp_path / "out/.sessions").glob("*"))
     assert run(track(video, tmp_path / "out", tiny_folder, chunk_frames=chunk, direction=direction)).skipped == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["samurai", "sam2long"])
+def test_a_video_in_chunks_is_tracked_with_the_policy(video, tmp_path, tiny_folder, policy):
+    run(track(video, tmp_path / "out", tiny_folder, chunk_frames=3, policy=policy))
+    rows = table(tmp_path / "out")
+    session = masklet.load(tiny_folder).video(video, policy=policy)
+    session.prompt(1, "ball", points=[(20, 20)])
+    session.prompt(0, 2, box=(5, 5, 30, 30))
+    for result in session.track():
+        found = rows[rows.frame == result.index]
+        np.testing.assert_array_equal(masks_of(found), result.masks.masks)
+        np.testing.assert_array_equal(found.object_score, result.object_scores)
 
 
 @pytest.mark.parametrize(("direction", "every"), [("forward", 1), ("both", 1), ("both", 2)])
@@ -236,11 +253,32 @@ def test_a_video_goes_on_from_the_chunk_that_was_saved(video, tmp_path, tiny_fol
     with pytest.raises(Killed):
         run(track(video, tmp_path / "out", tiny_folder, chunk_frames=2))
     assert [name[-14:] for name in written] == ["000000.parquet", "000001.parquet", "000002.parquet"]
-    run(track(video, tmp_path / "out", tiny_folder, chunk_frames=2))
+    steps = track(video, tmp_path / "out", tiny_folder, chunk_frames=2)()
+    shown = [(step.frames, step.done, round(step.earlier, 3), round(step.worked, 3)) for step in steps]
+    earlier = [(0, 0, 0, 0), (0, 0, 0.222, 0), (0, 0, 0.444, 0)]
+    assert shown == [*earlier, (2, 0, 0.444, 0.222), (4, 0, 0.444, 0.444), (5, 1, 0.444, 0.556)]
     assert [name[-14:] for name in written[3:]] == ["000002.parquet", "000003.parquet", "000004.parquet"]
     monkeypatch.undo()
     run(track(video, tmp_path / "whole", tiny_folder))
     pd.testing.assert_frame_equal(table(tmp_path / "out"), table(tmp_path / "whole"))
+
+
+def test_the_time_left_counts_parts_of_a_video(video, tmp_path, tiny_folder):
+    steps = [
+        (step.to_json()["inputs_per_second"] * step.seconds, step.seconds_left, step.seconds)
+        for step in track(video, tmp_path / "out", tiny_folder, chunk_frames=3)()
+    ]
+    assert steps[0][:2] == (0, None)
+    for worked, left, seconds in steps[1:-1]:
+        assert left == pytest.approx(seconds / worked * (1 - worked), abs=0.01 * seconds + 0.001)
+    assert steps[-1][1] == 0
+
+
+def test_results_that_do_not_arrive_are_an_error(images, tmp_path, tiny_folder):
+    """As on a cluster whose machines do not share the folder."""
+    lost = [worker.Report(done=2, share=2), worker.Report(done=2, share=2), worker.Report(done=1, share=1)]
+    with pytest.raises(MaskletError, match=r"5 of 5 inputs have no results in .*/out: expected a folder that all"):
+        list(everything(images, tmp_path / "out", tiny_folder)(lambda work, blocks: lost))
 
 
 def discover(source, out, tiny_folder):
@@ -344,12 +382,18 @@ def test_arguments_that_do_not_fit_are_refused(images, tmp_path, tiny_folder):
         Run("videos", "out", make_task("discover"), formats=("coco",))
     with pytest.raises(ConfigError, match="the task track needs prompts"):
         Run("videos", "out", make_task("track"))
+    with pytest.raises(ConfigError, match="the task prompts needs prompts"):
+        Run("images", "out", make_task("prompts"))
     with pytest.raises(ConfigError, match="the task everything takes no prompts"):
         Run("images", "out", make_task("everything"), PromptTable())
     with pytest.raises(ConfigError, match="task is 'nothing'"):
         make_task("nothing")
     with pytest.raises(ConfigError, match="every is not an option of the task everything"):
         make_task("everything", every=3)
+    with pytest.raises(ConfigError, match="policy is not an option of the task prompts"):
+        make_task("prompts", policy="sam3")
+    with pytest.raises(ConfigError, match="policy is 'sam9': expected 'paper', 'sam3'"):
+        make_task("discover", policy="sam9")
     with pytest.raises(ConfigError, match="points_per_side is for automatic masks"):
         make_task("track", {"points_per_side": 3})
     prompts = PromptTable()
@@ -374,6 +418,27 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(images, tmp_p
         run(everything(images, tmp_path / "out", tiny_folder))
     with pytest.raises(MaskletError, match="no address of a folder|needs another package"):
         Storage("nothing://bucket")
+
+
+def test_a_missing_package_or_store_is_named_before_the_work(images, tmp_path, tiny_folder, monkeypatch):
+    import fsspec
+
+    class Locked(fsspec.AbstractFileSystem):
+        protocol = "locked"
+
+        def info(self, path, **options):
+            raise RuntimeError("no credentials")  # not an OSError, as in botocore
+
+        ls = info
+
+    fsspec.register_implementation("locked", Locked, clobber=True)
+    with pytest.raises(MaskletError, match="cannot read locked://bucket/images: no credentials"):
+        run(everything("locked://bucket/images", tmp_path / "out", tiny_folder))
+    with pytest.raises(MaskletError, match="cannot write to locked://bucket/out"):
+        run(everything(images, "locked://bucket/out", tiny_folder))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MaskletError, match=r"pip install 'masklet\[batch\]'"):
+        run(everything(images, tmp_path / "out", tiny_folder))
 
 
 def test_an_error_while_writing_leaves_the_older_file(tmp_path):
@@ -409,7 +474,7 @@ def test_the_command_line(images, tmp_path, tiny_folder):
     result = CliRunner().invoke(app, command(images, tmp_path / "out", tiny_folder, "--json"))
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [line["done"] for line in lines] == [2, 4, 5]
+    assert [line["done"] for line in lines] == [0, 2, 4, 5]
     assert lines[-1]["seconds_left"] == 0
     assert list(lines[-1]["workers"].values())[0] > 0
     assert run(everything(images, tmp_path / "out", tiny_folder)).skipped == 5  # the same options as the command's
@@ -418,8 +483,75 @@ def test_the_command_line(images, tmp_path, tiny_folder):
     (images / "bad.png").write_bytes(b"")
     result = CliRunner().invoke(app, command(images, tmp_path / "out", tiny_folder))
     assert result.exit_code == 1
-    assert "1 inputs failed: see failures.parquet" in result.output
+    assert "1 input failed: see failures.parquet" in result.output
     assert "finished before" in result.output
+
+
+def test_the_progress_in_a_log(images, tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.setattr("masklet.cli.batch.SECONDS_PER_LINE", 0)
+    result = CliRunner().invoke(app, command(images, tmp_path / "out", tiny_folder))
+    lines = result.stderr.splitlines()
+    assert lines[0] == "masklet: 0 of 5 inputs"
+    assert re.fullmatch(r"masklet: 4 of 5 inputs, [\d.]+ images/s, 0:00:\d\d left", lines[2])
+    assert lines[-1].startswith("masklet: 5 of 5 inputs")
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        (["SOURCE", "--cluster"], None),
+        (["--cluster", "SOURCE"], None),
+        (["SOURCE", "--cluster", "--json"], None),
+        (["SOURCE", "--cluster", "local"], "local"),
+        (["--cluster", "auto", "SOURCE"], "auto"),
+        (["--cluster", "192.0.2.1:6379", "SOURCE"], "192.0.2.1:6379"),
+        (["SOURCE", "--cluster=ray://head:10001"], "ray://head:10001"),
+    ],
+)
+def test_the_address_of_a_cluster_may_be_left_out(words, address, images, tmp_path, tiny_folder, monkeypatch):
+    def connect(address):
+        raise MaskletError(f"asked for {address}")
+
+    monkeypatch.setattr("masklet.cluster.runs.connect_data", connect)
+    words = [str(images) if word == "SOURCE" else word for word in words]
+    result = CliRunner().invoke(app, ["batch", *words, "-o", str(tmp_path / "out"), "--model", str(tiny_folder)])
+    assert str(result.exception) == f"asked for {address}"
+
+
+def test_a_cluster_is_joined_or_started(monkeypatch):
+    asked, running = [], []
+
+    def init(address=None, num_cpus=None, log_to_driver=True):
+        asked.append((address, num_cpus is not None))
+        if address == "192.0.2.1:6379":
+            raise ConnectionError("no answer")
+        if running and address is None and num_cpus is not None:
+            raise ValueError("num_cpus must not be provided")  # as Ray's, if it would join a cluster
+        if "crashed" in running and address is None:
+            raise ConnectionError("no answer")
+
+    def connected(address):
+        asked.clear()
+        connect(address)
+        return asked
+
+    from masklet.cluster.connection import connect
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, is_initialized=lambda: False))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert connected(None) == [(None, True)]
+    running.append("well")
+    assert connected(None) == [(None, True), (None, False)]
+    running.append("crashed")
+    assert connected(None) == [(None, True), (None, False), ("local", True)]
+    assert connected("local") == [("local", True)]
+    assert connected("auto") == [("auto", False)]
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    assert connected(None) == [("ray://head:10001", False)]
+    with pytest.raises(
+        MaskletError, match=r"cannot connect .*6379: no answer. If it has tokens, .*RAY_AUTH_MODE=token"
+    ):
+        connected("192.0.2.1:6379")
 
 
 @pytest.mark.slow
@@ -431,6 +563,7 @@ def test_a_killed_run_is_completed_by_the_next(images, tmp_path, tiny_folder):
     for delay in (0.0, 0.05, 0.1):
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert process.stdout is not None
+        process.stdout.readline()  # before the first part
         process.stdout.readline()
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
@@ -453,6 +586,7 @@ def test_ctrl_c_ends_a_run_that_the_next_completes(images, tmp_path, tiny_folder
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
+        process.stdout.readline()  # before the first part
         done = json.loads(process.stdout.readline())["done"]
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=300)

@@ -1,6 +1,8 @@
 """The server on Ray Serve: a real cluster of processes on this machine, one of which is killed."""
 
+import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from serve.conftest import DOG, TRUCK
@@ -21,15 +24,15 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("ray.serve", exc_type=ImportError)
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.filterwarnings("ignore")]
 
-WAIT = 300
+WAIT = 600
 """Seconds after which a step has failed."""
 BOX = [200, 80, 330, 200]
 
 
 @contextmanager
-def serving(data, *options):
-    """``masklet serve --cluster local`` in a process of its own, and a client of it."""
-    command = [sys.executable, "-m", "masklet", "serve", "--cluster", "local", "--data", data, "--port", "0", *options]
+def serving(data, *options, address="local"):
+    """``masklet serve --cluster`` in a process of its own, and a client of it."""
+    command = [sys.executable, "-m", "masklet", "serve", "--cluster", address, "--data", data, "--port", "0", *options]
     process = subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.PIPE,
@@ -85,23 +88,23 @@ def until(found, what):
     raise TimeoutError(what)
 
 
-def test_a_replica_that_dies_loses_nothing(tmp_path):
-    data, frames = tmp_path / "data", 12
-    with serving(data, "--min-replicas", "2", "--max-replicas", "2") as client:
-        image, video = uploaded(client, TRUCK), uploaded(client, DOG)
-        mask = asked(client, "POST", f"/media/{image}/objects/1/prompts", json={"points": [[410, 315]]})
-        asked(client, "POST", f"/media/{video}/objects/1/prompts", json={"frame": 0, "box": BOX})
-        job = asked(client, "POST", f"/media/{video}/tracking", json={"end": frames - 1})["id"]
-        until(lambda: asked(client, "GET", f"/media/{video}/masks?frame=2") or None, "tracked frames")
-        with sqlite3.connect(data / "masklet.sqlite") as database:
-            ((owner,),) = database.execute("SELECT owner FROM tracking_job").fetchall()
-        os.kill(int(owner.split(":")[1]), signal.SIGKILL)
-        status = until(lambda: ended(client, job), "the end of the job")
-        assert status == "interrupted"
-        assert asked(client, "GET", f"/media/{image}/masks") == [mask]
-        again = asked(client, "POST", f"/media/{video}/tracking", json={"resume": True})["id"]
-        assert until(lambda: ended(client, again), "the end of the second job") == "done"
-        found = [asked(client, "GET", f"/media/{video}/masks?frame={frame}")[0] for frame in range(frames)]
+def check_that_nothing_is_lost(client, data, kill):
+    """Kills what tracks a video, and goes on with it; ``kill`` gets the process id of the replica."""
+    frames = 12
+    image, video = uploaded(client, TRUCK), uploaded(client, DOG)
+    mask = asked(client, "POST", f"/media/{image}/objects/1/prompts", json={"points": [[410, 315]]})
+    asked(client, "POST", f"/media/{video}/objects/1/prompts", json={"frame": 0, "box": BOX})
+    job = asked(client, "POST", f"/media/{video}/tracking", json={"end": frames - 1})["id"]
+    until(lambda: asked(client, "GET", f"/media/{video}/masks?frame=2") or None, "tracked frames")
+    with sqlite3.connect(data / "masklet.sqlite") as database:
+        ((owner,),) = database.execute("SELECT owner FROM tracking_job").fetchall()
+    kill(int(owner.split(":")[1]))
+    status = until(lambda: ended(client, job), "the end of the job")
+    assert status == "interrupted"
+    assert asked(client, "GET", f"/media/{image}/masks") == [mask]
+    again = asked(client, "POST", f"/media/{video}/tracking", json={"resume": True})["id"]
+    assert until(lambda: ended(client, again), "the end of the second job") == "done"
+    found = [asked(client, "GET", f"/media/{video}/masks?frame={frame}")[0] for frame in range(frames)]
     sam = masklet.load()
     truck = sam.image(TRUCK).predict(points=[(410, 315)])
     assert mask["segmentation"]["counts"] == truck.to_rle()[0]["counts"]
@@ -109,6 +112,75 @@ def test_a_replica_that_dies_loses_nothing(tmp_path):
     session.prompt(0, 1, box=BOX)
     expected = [result.masks.to_rle()[0]["counts"] for result in session.track(end=frames - 1)]
     assert [one["segmentation"]["counts"] for one in found] == expected
+
+
+def test_a_replica_that_dies_loses_nothing(tmp_path):
+    data = tmp_path / "data"
+    with serving(data, "--min-replicas", "2", "--max-replicas", "2") as client:
+        check_that_nothing_is_lost(client, data, lambda replica: os.kill(replica, signal.SIGKILL))
+
+
+NODES = """
+import json
+import sys
+from ray.cluster_utils import Cluster
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+others = [nodes.add_node(num_cpus=1) for _ in range(2)]
+raylets = [node.all_processes["raylet"][0].process.pid for node in others]
+print(json.dumps({"address": nodes.address, "raylets": raylets}), flush=True)
+sys.stdin.read()
+nodes.shutdown()
+"""
+
+
+@contextmanager
+def three_nodes():
+    """A cluster of three nodes, two of which have room for a replica: its address, and their processes."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", NODES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # The proxies of all nodes listen on one port of this machine.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SERVE_SOCKET_REUSE_PORT_ENABLED": "1"},
+        start_new_session=True,
+    )
+    timer = threading.Timer(WAIT, process.kill)
+    timer.start()
+    try:
+        found = json.loads(process.stdout.readline())
+        yield found["address"], found["raylets"]
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=WAIT)  # its end of stdin is closed
+        timer.cancel()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def parents():
+    """The process id of each process' parent."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):
+            found[int(path.parent.name)] = int(re.search(r"PPid:\s+(\d+)", path.read_text())[1])
+    return found
+
+
+def test_a_node_that_dies_loses_nothing(tmp_path):
+    data = tmp_path / "data"
+
+    def kill(replica):
+        parent_of = parents()
+        raylet = parent_of[replica]
+        assert raylet in raylets
+        for pid in (raylet, *(pid for pid, parent in parent_of.items() if parent == raylet)):
+            os.kill(pid, signal.SIGKILL)
+
+    with three_nodes() as (address, raylets), serving(data, "--min-replicas", "2", address=address) as client:
+        check_that_nothing_is_lost(client, data, kill)
 
 
 def ended(client, job):

@@ -38,6 +38,20 @@ class ReplayedGraphs:
         pass
 
 
+class KeptResults(ReplayedGraphs):
+    """A replay leaves the results of the capture as they are: it costs the host nothing, as on a device."""
+
+    def capture(self, function):
+        self.captures += 1
+        fixed = tuple(output.clone() for output in function())
+
+        def replay():
+            self.replays += 1
+            return fixed
+
+        return replay
+
+
 class NoGraphs(ReplayedGraphs):
     """Captures nothing."""
 

@@ -62,9 +62,9 @@ def test_encode_agrees(engines):
                 assert_close(ours, expected)
 
 
-def test_a_frame_is_normalised_as_eager_does_it(engines):
+def test_a_frame_is_resized_and_normalised_as_eager_does_it(engines):
     eager, cuda = engines
-    frame = torch.randint(0, 256, (128, 256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    frame = torch.randint(0, 256, (90, 200, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     normalisation = PreprocessorConfig((128, 256), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), 1 / 128)
     with torch.inference_mode():
         expected = eager.encode_frame(frame, normalisation)
@@ -105,6 +105,11 @@ def test_tracking_agrees(engines, one, objects):
         assert_close(cuda.read_memory(one, memory), eager.read_memory(one, memory))
         ours = cuda.decode(one, multimask=True, conditioned=conditioned)
         assert_decoded_alike(ours, eager.decode(one, multimask=True, conditioned=conditioned))
+        tracked, maps = cuda.track(one, memory)
+        expected, expected_maps = eager.track(one, memory)
+        for field, theirs in zip(tracked, expected, strict=True):
+            assert_close(field, theirs)
+        assert_close(maps, expected_maps, 0.01)  # bfloat16
         for binarize in (True, False):
             written = cuda.write_memory(one, logits, scores, binarize=binarize)
             assert_close(written, eager.write_memory(one, logits, scores, binarize=binarize))

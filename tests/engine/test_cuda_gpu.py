@@ -8,9 +8,10 @@ import torch
 from engine.conftest import assert_close, random_memory
 
 from masklet.engine import CudaEngine, EagerEngine, make_engine
-from masklet.engine.cuda.fused import add_norm, draw_masks
+from masklet.engine.cuda.fused import add_norm, draw_masks, layer_norm, resize_axis, rotate
 from masklet.engine.cuda.graphs import NotCaptured
 from masklet.engine.cuda.products import Norm
+from masklet.engine.resizing import FrameResizer, resize_frame
 from masklet.model.prompt_encoder import Prompts
 from masklet.processing import ImageProcessor
 from masklet.segmenter import Segmenter
@@ -72,6 +73,11 @@ def test_tracking_agrees(engines, features, objects):
             ours, theirs = (e.decode(features, multimask=True, conditioned=conditioned) for e in (cuda, eager))
             assert_close(ours.logits, theirs.logits, tolerance)
             assert_close(ours.object_pointers, theirs.object_pointers, tolerance)
+            tracked, maps = cuda.track(features, memory)
+            parts, expected_maps = super(CudaEngine, cuda).track(features, memory)  # function by function
+            assert_close(tracked.logits, parts.logits, tolerance)
+            assert_close(tracked.pointers, parts.pointers, tolerance)
+            assert_close(maps.float(), expected_maps.float(), max(tolerance, 0.01))  # stored in bfloat16
             ours, theirs = (
                 e.write_memory(features, ours.logits[:, 0, 0], scores, binarize=False) for e in (cuda, cuda)
             )
@@ -97,6 +103,35 @@ def test_a_fused_norm_of_a_sum_agrees(dtype, maps, shared, dim, gelu):
     expected = add_norm(x, other, norm, gelu=gelu)
     on_device = add_norm(x.cuda(), other.cuda(), Norm(norm.weight.cuda(), norm.bias.cuda(), 1e-6), gelu=gelu)
     assert_close(on_device.cpu().float(), expected.float(), 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [4, 48, 256])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_fused_norm_agrees(dtype, dim, gelu):
+    x, norm = torch.randn(3, 333, dim), Norm(torch.rand(dim), torch.randn(dim), 1e-6)
+    expected = layer_norm(x, norm, dtype, gelu=gelu)
+    on_device = layer_norm(x.cuda(), Norm(norm.weight.cuda(), norm.bias.cuda(), 1e-6), dtype, gelu=gelu)
+    assert on_device.dtype == dtype
+    assert_close(on_device.cpu().float(), expected.float(), 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [64, 128])
+def test_fused_rotations_agree(dtype, width):
+    y, cos, sin = torch.randn(3, 333, 5 * 64).to(dtype), torch.randn(333, 64), torch.randn(333, 64)
+    expected = rotate(y, cos, sin, width)
+    on_device = rotate(y.cuda(), cos.cuda(), sin.cuda(), width)
+    assert_close(on_device.cpu().float(), expected.float(), 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize(("frame_hw", "input_hw"), [((480, 854), (1024, 1024)), ((1080, 1920), (256, 512))])
+def test_resized_frames_have_the_same_pixels(frame_hw, input_hw):
+    frame = torch.randint(0, 256, (*frame_hw, 3), dtype=torch.uint8)
+    expected = resize_frame(frame, input_hw)
+    resizer = FrameResizer.make(frame_hw, input_hw, torch.device("cuda"))
+    assert resizer(frame.cuda(), resize_axis).cpu().equal(expected)
+    assert resize_frame(frame.cuda(), input_hw).cpu().equal(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -180,13 +180,14 @@ def test_logits_are_prompted_again_within_the_limits_of_training(engine, encoded
 
     monkeypatch.setattr(engine, "decode", loud)
     with torch.inference_mode():
-        decode_points(engine, encoded.features, make_grid(2) * 64, EverythingOptions(refine=True, **ANY))
+        points = torch.from_numpy(make_grid(2)) * 64
+        decode_points(engine, encoded.features, points, EverythingOptions(refine=True, **ANY))
     assert prompted[0] is None
     assert [(masks.min().item(), masks.max().item()) for masks in prompted[1:]] == 3 * [(-32, 32)]
 
 
 def test_confident_candidates_are_those_of_a_full_decode(engine, encoded):
-    points = make_grid(5)[None, :, None] * 64
+    points = torch.from_numpy(make_grid(5))[None, :, None] * 64
     prompts = Prompts(points, torch.ones(1, 25, 1, dtype=torch.long))
     with torch.inference_mode():
         full = engine.decode(encoded.features, prompts, multimask=True)

@@ -8,28 +8,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from edgetam import SMALL, random_edgetam
 from typer.testing import CliRunner
 
 from masklet.cli import app
-from masklet.engine import make_engine
 from masklet.errors import CheckpointError, ConfigError
 from masklet.export import to_onnx, writer
 from masklet.export.graph_files import FORBIDDEN, check_model, largest_difference, trace
 from masklet.export.layouts import graphs_of
 from masklet.export.manifest import FINGERPRINT_KEY
 from masklet.model.fingerprint import fingerprint
-from masklet.processing import ImageProcessor
-from masklet.segmenter import Segmenter
 
 pytestmark = pytest.mark.xdist_group("export")
-
-
-def test_an_edgetam_is_refused_before_anything_is_written(tmp_path):
-    sam = Segmenter(make_engine(random_edgetam(SMALL), "eager"), ImageProcessor(256))
-    with pytest.raises(ConfigError, match="the model is an EdgeTAM, which cannot be exported yet: expected a SAM 2"):
-        to_onnx(sam, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from hypothesis.strategies import integers
 import masklet
 from masklet.errors import CheckpointError, ConfigError, DeviceError, PromptError
 from masklet.export.runtime.processing import ArrayProcessor
-from masklet.export.runtime.tracking import ObjectResult, ResultBytes, rounded_to_bfloat16
+from masklet.export.runtime.track import ObjectResult, ResultBytes
+from masklet.export.runtime.tracking import rounded_to_bfloat16
 from masklet.masks import upscale_logits
 from masklet.masks.resizing import reduced, upscaled
 
@@ -144,6 +145,16 @@ def test_options_of_other_engines_are_refused(tmp_path):
         masklet.load(tmp_path, "cpu", engine="onnx")
     with pytest.raises(ConfigError, match="engine 'onnx' needs an exported folder"):
         masklet.load(engine="onnx")
+    with pytest.raises(ConfigError, match="threads is 0: expected"):
+        masklet.load(tmp_path, engine="onnx", threads=0)
+
+
+def test_an_exported_folder_says_how_it_is_loaded(tmp_path):
+    (tmp_path / "image_encoder.onnx").touch()
+    with pytest.raises(
+        CheckpointError, match="expected a model folder. An exported folder is loaded with engine='onnx'"
+    ):
+        masklet.load(tmp_path)
 
 
 @pytest.mark.slow
@@ -182,7 +193,12 @@ import sys
 sys.modules["torch"] = None  # import torch raises ImportError
 import numpy as np
 import masklet
+try:
+    masklet.load()
+except ModuleNotFoundError as error:
+    assert "PyTorch is not installed: pip install torch. Without it" in str(error), error
 sam = masklet.load({str(exported)!r}, engine="onnx", threads=1)
+print(sam)
 image = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)
 masks = sam.image(image).predict(points=[(30, 20)])
 masks.without_overlap().save({str(tmp_path / "masks.png")!r})
@@ -195,11 +211,17 @@ assert len(list(video.track())) == 3
 video.write({str(tmp_path / "masks.jsonl")!r})
 stream = sam.stream()
 stream.push(image, {{"cup": {{"points": [(30, 20)]}}}})
-print(stream.push(image).object_ids)
+stream.push(image)
+print(stream.correct("cup", points=[(31, 20)]).object_ids)
+print(stream)
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "('cup',)\n"
+    assert done.stdout.splitlines() == [
+        f"OnnxSegmenter({exported}, 64×64, CPUExecutionProvider)",
+        "('cup',)",
+        "OnnxStream(2 frames, 1 object)",
+    ]
 
 
 # Parity with the eager engine
@@ -239,12 +261,23 @@ def test_masks_are_refined_as_by_eager(onnx, eager, image):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"crops": 1, "crop_nms": 1.0, "min_area": 5}, {"refine": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"crops": 1, "crop_nms": 1.0, "min_area": 5},
+        {"refine": True},
+        {"candidates": False, "mask_threshold": 0.5},
+        {"point_grids": [[(0.2, 0.3), (0.6, 0.9)]]},
+    ],
+)
 def test_automatic_masks_are_those_of_eager(onnx, eager, image, options):
-    options = {"points_per_side": 3, "iou_threshold": 0.1, "stability_threshold": 0.1, "box_nms": 1.0, **options}
+    points = {} if "point_grids" in options else {"points_per_side": 3}
+    options = {**points, "iou_threshold": 0.1, "stability_threshold": 0.1, "box_nms": 1.0, **options}
     ours, theirs = onnx.everything(image, **options), eager.everything(image, **options)
     assert len(ours) == len(theirs) >= 1
     np.testing.assert_allclose(ours.iou_scores, theirs.iou_scores, atol=1e-4)
+    np.testing.assert_allclose(ours.logits, theirs.logits, atol=2e-4 * np.abs(theirs.logits).max())
     assert (ious(ours.masks, theirs.masks) > 0.99).all()
 
 
@@ -311,6 +344,11 @@ def test_a_stream_is_tracked_as_by_eager(onnx, eager, film):
         ours, theirs = (stream.push(frame, prompts) for stream in streams)
         assert ours.object_ids == theirs.object_ids
         assert (ious(ours.masks.masks, theirs.masks.masks) >= 0.99).all()
+    ours, theirs = (stream.correct("left", points=[(60, 40, 0)]) for stream in streams)
+    assert (ious(ours.masks.masks, theirs.masks.masks) >= 0.99).all()
+    for stream in streams:
+        with pytest.raises(PromptError, match="frame 14 is at 0 s, and the frame before it at"):
+            stream.push(film[0], time=0.0)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import re
 import warnings
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,6 +74,8 @@ def test_a_pil_image_of_any_mode_is_read_as_displayed(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in IMAGES if IMAGES[kind][2]])
 def test_a_file_of_any_mode_is_read_as_displayed(kind, tmp_path):
+    if kind == "YCbCr" and PIL.__version__ < "13":
+        pytest.skip("Pillow 12 and earlier cannot read uncompressed YCbCr TIFFs, which they write")
     image, expected, format = IMAGES[kind]
     path = tmp_path / f"image.{format.lower()}"
     image.save(path)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from masklet.everything import generator
@@ -31,7 +30,7 @@ def test_automatic_masks_are_those_of_transformers(seeded_transformers_sam, gold
         image = truck.convert("RGB").resize((900, 600), Image.Resampling.BILINEAR)
 
     # transformers 5.23 makes the grid for SAM's padded square, so it covers two thirds of this image's height.
-    points_in_layer, compressed = generator.points_in_layer, torch.tensor([1, 600 / 900])
+    points_in_layer, compressed = generator.points_in_layer, np.array([1, 600 / 900], np.float32)
     monkeypatch.setattr(
         generator,
         "points_in_layer",

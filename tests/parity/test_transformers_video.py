@@ -25,7 +25,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 from masklet.checkpoints.transformers import config_to_json
 from masklet.model.sam2 import Sam2Model
 from masklet.prompts import to_model_pixels
-from masklet.video.tracker import read_memory, track_object
+from masklet.video.tracker import readable_memory, track_object
 
 pytestmark = pytest.mark.xdist_group("transformers video")
 
@@ -239,6 +239,7 @@ def test_a_correction_without_the_previous_logits_gives_their_mask(pair, video):
     bank, features = ours._tracks.objects[1].bank, ours._features_of(4)
     reading = ours._tracks.policy.select(4, bank, step=1)
     with torch.inference_mode():
-        remembered = read_memory(sam.engine, features, [bank], [reading])
+        memory = readable_memory(sam.engine, features, [bank], [reading])
+        remembered = sam.engine.read_memory(features, memory)
         seen, _ = track_object(sam.engine, features, ours._tracks.read(**clicks), remembered, previous=None)
     torch.testing.assert_close(seen.logits, expected, rtol=1e-3, atol=1e-3 * expected.std().item())

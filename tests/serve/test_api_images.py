@@ -9,6 +9,7 @@ from sqlmodel import select
 from starlette.testclient import TestClient
 
 import masklet
+from masklet.masks import encode_rle
 from masklet.serve.app import create_app
 from masklet.serve.exports import IMAGE_FORMATS
 from masklet.serve.settings import Settings
@@ -57,6 +58,26 @@ def test_prompts_give_the_masks_of_the_python_api(client, truck, sam):
     assert mask["polygons"] == [[ring.tolist() for ring in polygon.rings] for polygon in polygons]
 
 
+def test_a_mask_that_is_not_refined_is_kept_to_the_pixel_and_clicks_refine_it(truck_server, sam):
+    client, truck = truck_server
+    number = add_object(client, truck)
+    drawn = np.zeros((1, 600, 900), bool)
+    drawn[:, 320:350, 100:250] = True
+    (rle,) = encode_rle(drawn)
+    mask = prompt(client, truck, number, mask=rle, refine=False)
+    assert (mask["segmentation"], mask["prompts"]) == (rle, {"points": [], "box": None, "mask": True})
+    clicked = prompt(client, truck, number, points=[[150, 330]])
+    expected = sam.image(TRUCK).predict(points=[(150, 330)], mask=drawn[0])
+    assert clicked["segmentation"] == expected.to_rle()[0]
+    for body, message in (
+        ({"points": [[1, 1]], "refine": False}, "refine: false needs a mask, without points and box"),
+        ({"mask": encode_rle(np.zeros((1, 600, 900), bool))[0], "refine": False}, "the mask is empty"),
+    ):
+        reply = client.post(f"/v1/media/{truck}/objects/{number}/prompts", json=body)
+        assert reply.status_code == 422
+        assert reply.json()["detail"].startswith(message)
+
+
 @pytest.mark.slow
 def test_undo_and_redo_give_the_very_masks(client, truck):
     number = add_object(client, truck)
@@ -99,6 +120,9 @@ def test_automatic_masks_become_objects(client, truck, sam):
     assert [one["number"] for one in kept] == [1, 2]
     masks = client.get(f"/v1/media/{truck}/masks").json()
     assert [one["segmentation"] for one in masks] == [one["segmentation"] for one in found[:2]]
+    corrected = prompt(client, truck, 1, points=[[410, 315]])  # refines the mask that was found
+    refined = sam.image(TRUCK).predict(points=[(410, 315)], mask=expected.masks[0])
+    assert corrected["segmentation"] == refined.to_rle()[0]
 
 
 @pytest.mark.slow

@@ -121,9 +121,17 @@ def test_a_restarted_server_knows_everything(make_client, short_dog):
     assert all(masks_of(again, video))
 
 
-def test_a_full_cache_changes_no_mask(make_client, short_dog, sam, monkeypatch):
+@pytest.mark.parametrize(
+    ("cache_bytes", "together"), [(1, 8), pytest.param(2**30, 1, marks=pytest.mark.slow)], ids=["cache", "places"]
+)
+def test_videos_that_take_turns_have_the_same_masks(cache_bytes, together, make_client, short_dog, sam, monkeypatch):
     monkeypatch.setattr(tracking, "SHARE", 2)
-    client = make_client(cache_bytes=1)
+    monkeypatch.setattr(tracking, "TRACKED_TOGETHER", together)
+    share, places = tracking.track_share, []
+    monkeypatch.setattr(
+        tracking, "track_share", lambda ws, *rest: (places.append(ws.videos_tracked), share(ws, *rest))[1]
+    )
+    client = make_client(cache_bytes=cache_bytes)
     project = client.post("/v1/projects", json={"name": "dogs"}).json()["id"]
     jobs = {}
     for frame in (0, 2):

@@ -67,6 +67,15 @@ def says(page, text):
     sync_api.expect(page.locator("#status")).to_contain_text(text)
 
 
+def eventually(page, is_true):
+    """Waits until the server has what the page sent."""
+    for _ in range(PATIENCE // 100):
+        if is_true():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("the server did not get it")
+
+
 def upload(page, path):
     sync_api.expect(page.locator("#upload")).to_be_enabled()
     page.locator("#upload").set_input_files(path)
@@ -117,8 +126,8 @@ def test_an_image_is_clicked_corrected_reloaded_and_exported(open_page, server):
     page.keyboard.down("Alt")
     page.mouse.click(*at(page, 100, 560, size))
     page.keyboard.up("Alt")
-    while len((mask := server.get(f"/v1/media/{media}/masks")[0])["prompts"]["points"]) < 2:
-        page.wait_for_timeout(100)
+    eventually(page, lambda: len(server.get(f"/v1/media/{media}/masks")[0]["prompts"]["points"]) == 2)
+    (mask,) = server.get(f"/v1/media/{media}/masks")
     assert [point[2] for point in mask["prompts"]["points"]] == [1, 0]
     assert mask["prompts"]["points"][0][:2] == pytest.approx([300, 330], abs=2)
     page.get_by_label("Name of object 1").fill("truck")
@@ -160,8 +169,7 @@ def test_a_video_is_tracked_cancelled_continued_corrected_and_exported(open_page
         page.keyboard.press(",")
     sync_api.expect(page.locator("#frame-text")).to_contain_text("Frame 26")
     page.mouse.click(*at(page, size[0] * 0.5, size[1] * 0.5, size))
-    while server.get(f"/v1/media/{media}/lanes")[0]["prompted"] != [0, 26]:
-        page.wait_for_timeout(100)
+    eventually(page, lambda: server.get(f"/v1/media/{media}/lanes")[0]["prompted"] == [0, 26])
     assert exported(page, "jsonl").read_bytes() == server.content(f"/v1/media/{media}/export?format=jsonl")
 
 
@@ -181,6 +189,71 @@ def test_everything_mode_keeps_the_masks_above_the_slider(open_page, server):
     assert page.locator("#objects li").count() == shown
 
 
+def drag(page, start, end, size):
+    page.mouse.move(*at(page, *start, size))
+    page.mouse.down()
+    page.mouse.move(*at(page, *end, size), steps=4)
+    page.mouse.up()
+
+
+def test_the_brush_paints_and_erases_and_clear_removes_the_mask(open_page, server):
+    page, size = open_page(server.address), (900, 600)
+    upload(page, TRUCK)
+    page.keyboard.press("p")
+    drag(page, (100, 330), (250, 350), size)
+    says(page, "predicted IoU")
+    masks = f"/v1/media/{server.only_media()}/masks"
+    rough = decode_rle([server.get(masks)[0]["segmentation"]])[0]
+    page.keyboard.down("Alt")
+    drag(page, (150, 330), (180, 360), size)
+    page.keyboard.up("Alt")
+    says(page, "as drawn")
+    erased = decode_rle([server.get(masks)[0]["segmentation"]])[0]
+    assert not (erased & ~rough).any()
+    assert not erased[335:355, 155:175].diagonal().any()
+    drag(page, (400, 100), (400, 100), size)
+    eventually(page, lambda: decode_rle([server.get(masks)[0]["segmentation"]])[0][100, 400])
+    painted = decode_rle([server.get(masks)[0]["segmentation"]])[0]
+    assert (painted & rough == erased).all()
+    page.keyboard.press("c")
+    says(page, "were removed here")
+    assert server.get(masks) == []
+
+
+def test_a_search_for_everything_is_cancelled_and_masks_are_left_out(open_page, server):
+    page, size = open_page(server.address), (900, 600)
+    upload(page, TRUCK)
+    page.get_by_label("Points per side").fill("64")
+    page.locator("#find").click()
+    page.locator("#find-cancel").click()
+    says(page, "Cancelled.")
+    page.get_by_label("Points per side").fill("6")
+    page.locator("#find").click()
+    says(page, "Found")
+    page.locator("#threshold").evaluate("input => { input.value = 0; input.dispatchEvent(new Event('input')); }")
+    before = int(page.locator("#found-text").inner_text().partition(" ")[0])
+    page.mouse.click(*at(page, 800, 60, size))  # the wall
+    says(page, "The mask is left out.")
+    assert int(page.locator("#found-text").inner_text().partition(" ")[0]) == before - 1
+    drag(page, (100, 330), (250, 350), size)
+    says(page, "Keep or discard")
+    assert server.get(f"/v1/media/{server.only_media()}/objects") == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1024, 768), (768, 1024)])
+def test_nothing_is_cut_off(open_page, server, width, height):
+    page = open_page(server.address)
+    page.set_viewport_size({"width": width, "height": height})
+    upload(page, DOG)
+    page.mouse.click(*at(page, 300, 130, (480, 270)))
+    says(page, "predicted IoU")
+    for part in page.locator("button:visible, select:visible, input:visible:not(.hidden-input)").all():
+        box = part.bounding_box()
+        assert box["x"] >= 0, part
+        assert box["x"] + box["width"] <= width, part
+        assert box["y"] + box["height"] <= height, part
+
+
 def test_the_keyboard_alone_makes_and_undoes_a_mask(open_page, server):
     page = open_page(server.address)
     upload(page, TRUCK)
@@ -197,8 +270,7 @@ def test_the_keyboard_alone_makes_and_undoes_a_mask(open_page, server):
         page.keyboard.press(key)
     page.keyboard.press("x")
     media = server.only_media()
-    while not server.get(f"/v1/media/{media}/masks")[0]["prompts"]["box"]:
-        page.wait_for_timeout(100)
+    eventually(page, lambda: server.get(f"/v1/media/{media}/masks")[0]["prompts"]["box"])
     says(page, "predicted IoU")
     page.keyboard.press("Control+z")
     says(page, "Undone")

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from masklet.serve import scheduler as scheduling
-from masklet.serve.scheduler import Busy, Scheduler
+from masklet.serve.scheduler import WAITING, Busy, Scheduler
 from masklet.serve.settings import Limits
 
 
@@ -48,6 +48,26 @@ def test_tracking_goes_on_however_much_is_clicked(scheduler, monkeypatch):
     [click.result(60) for click in clicks]
     assert job.ended.wait(60)
     assert order == ["a", 0, "b", "a", 1, "b", "a"]
+
+
+def test_jobs_that_wait_take_no_turns_of_the_one_that_works(scheduler, monkeypatch):
+    monkeypatch.setattr(scheduling, "CLICKS_IN_A_ROW", 1)
+    release, order, is_over = held(scheduler), [], threading.Event()
+
+    def waits():
+        while not is_over.is_set():
+            yield WAITING
+
+    waiting = [scheduler.start(f"waits {count}", waits(), lambda error: None) for count in range(5)]
+    job = scheduler.start("a", (order.append(step) for step in range(2)), lambda error: None)
+    clicks = [scheduler.submit(user, lambda user=user: order.append(user)) for user in "abc"]
+    release.set()
+    [click.result(60) for click in clicks]
+    assert job.ended.wait(60)
+    assert scheduler.submit("a", lambda: 7).result(60) == 7  # though all jobs wait
+    is_over.set()
+    assert all(one.ended.wait(60) for one in waiting)
+    assert order == [0, "a", 1, "b", "c"]
 
 
 def test_a_full_queue_refuses_clicks_until_there_is_room(scheduler):

@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from edgetam import SMALL, random_edgetam
+from edgetam import TINY
 from torch_settings import default_device, default_dtype
 
+from masklet.config import SpatialPerceiverConfig
 from masklet.errors import CheckpointError, ConfigError
-from masklet.training.config import Stage, TrainingConfig
 from masklet.training.loop import Trainer, learning_rate
 from masklet.training.parameter_groups import is_trained
 from masklet.training.processes import make_accelerator, shared_among, uses_all_weights
@@ -275,8 +275,20 @@ def test_with_a_cache_nothing_is_compiled_because_any_number_of_images_may_be_ne
     assert compiled == [trainer.model.vision_encoder]
 
 
-def test_an_edgetam_is_refused(tmp_path):
-    random_edgetam(SMALL).save_pretrained(tmp_path)
-    config = TrainingConfig(model=str(tmp_path), stages=(Stage(steps=1),))
-    with pytest.raises(ConfigError, match="is an EdgeTAM, which cannot be trained yet"):
-        Trainer(config)
+def test_an_edgetam_learns_while_the_statistics_of_its_batch_norms_stay(scratch, squares):
+    stage = replace(scratch.stages[0], steps=1, frames=2, rounds=1)
+    trainer = Trainer(replace(scratch, model=TINY, stages=(stage,), checkpoint_activations=True))
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    list(trainer.run(squares))
+    after = trainer.averaged_model().state_dict()
+    changed = {name for name, weight in after.items() if not weight.equal(before[name])}
+    assert not any("running" in name or "tracked" in name for name in changed)
+    assert {"vision_encoder.backbone.timm_model.stem.conv1.c.weight", "spatial_perceiver.latents_2d"} <= changed
+    with pytest.raises(ConfigError, match="96 x 96 pixels: expected sides that are multiples of 64 for videos"):
+        Trainer(
+            replace(
+                scratch,
+                model=replace(TINY, perceiver=SpatialPerceiverConfig(num_latents_2d=16)),
+                stages=(replace(stage, input_size=96),),
+            )
+        )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from edgetam import TINY, random_edgetam
 from PIL import Image
 
 from masklet.config import (
@@ -49,14 +50,14 @@ def save(array, path):
     Image.fromarray(array).save(path)
 
 
-def last_ious(path, layout, stages, wanted):
+def last_ious(path, layout, stages, wanted, network=NETWORK):
     """Trains on data in ``path`` until the mean IoUs of the last steps exceed ``wanted``, and returns these means.
 
     They are the IoUs of each round or, on clips, of first and later frames, at the resolution of the network's masks.
     The number of steps depends on rounding.
     """
     config = TrainingConfig(
-        model=NETWORK,
+        model=network,
         data=DataConfig(layout=layout, path=str(path), augment=Augmentations(flip=0), validation=0.0),
         stages=stages,
         learning_rate=2e-3,
@@ -83,12 +84,27 @@ def test_four_images_can_be_overfitted(tmp_path):
     assert corrected > 0.9
 
 
-@pytest.mark.slow
-def test_a_video_can_be_overfitted(tmp_path):
+def save_video(path):
     for frame in range(4):
         pixels, labels = image(0, shift=frame)
-        save(pixels, tmp_path / "JPEGImages/one" / f"{frame:05}.png")
-        save(labels, tmp_path / "Annotations/one" / f"{frame:05}.png")
+        save(pixels, path / "JPEGImages/one" / f"{frame:05}.png")
+        save(labels, path / "Annotations/one" / f"{frame:05}.png")
+
+
+@pytest.mark.slow
+def test_a_video_can_be_overfitted(tmp_path):
+    save_video(tmp_path)
     first, tracked = last_ious(tmp_path, "videos", (replace(IMAGES, steps=250, batch_size=2), CLIPS), wanted=(0.9, 0.9))
     assert first > 0.9
     assert tracked > 0.9
+
+
+@pytest.mark.slow
+def test_an_edgetam_is_fine_tuned_on_images_and_then_on_a_video(tmp_path):
+    """From a folder of random weights, of which the statistics of batch norms stay as they are."""
+    save_video(tmp_path)
+    before = random_edgetam(TINY)
+    before.save_pretrained(tmp_path / "edgetam")
+    stages = (replace(IMAGES, steps=120, batch_size=2), replace(CLIPS, steps=200))
+    ious = last_ious(tmp_path, "videos", stages, (0.75, 0.75), network=str(tmp_path / "edgetam"))
+    assert (ious > 0.75).all()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from edgetam import SMALL
 from torch import nn
 
 from masklet.model.sam2 import Sam2Model
@@ -11,10 +12,13 @@ from masklet.training.parameter_groups import (
     TRAINABLE,
     adamw,
     component_of,
+    encoder_blocks,
     is_trained,
     rate_factor,
     trains_encoder,
 )
+
+BLOCKS = [f"vision_encoder.backbone.blocks.{number}." for number in range(5)]
 
 
 @pytest.fixture
@@ -23,7 +27,16 @@ def model(tiny_config):
 
 
 def test_every_weight_belongs_to_a_component_and_every_component_has_weights(model):
-    assert {component_of(name) for name in model.state_dict()} == set(COMPONENTS)
+    for network in (model, Sam2Model(SMALL)):
+        assert {component_of(name) for name in network.state_dict()} == set(COMPONENTS)
+
+
+def test_the_blocks_of_the_encoder_are_counted_in_their_order(model):
+    assert list(encoder_blocks(model)) == BLOCKS[: len(model.vision_encoder.backbone.blocks)]
+    trunk = "vision_encoder.backbone.timm_model.stages_"
+    found = [name.removeprefix(trunk) for name in encoder_blocks(Sam2Model(SMALL))]
+    ends = [f"{stage}.{part}." for stage in (1, 2, 3) for part in ("downsample", "blocks.0")]
+    assert found == ["0.blocks.0.", *ends[:4], "2.blocks.1.", "2.blocks.2.", *ends[4:]]
 
 
 @pytest.mark.parametrize("choice", TRAINABLE)
@@ -51,7 +64,7 @@ def test_trained_weights_are_chosen_by_name(model, choice):
 )
 def test_rates_depend_on_the_component_and_fall_towards_the_first_block(name, rate):
     rates = {"mask_decoder": 2.0, "image_encoder": 0.1}
-    assert rate_factor(name, num_blocks=5, rates=rates, layer_decay=0.5) == pytest.approx(rate)
+    assert rate_factor(name, BLOCKS, rates=rates, layer_decay=0.5) == pytest.approx(rate)
 
 
 def test_every_trained_weight_is_in_one_group(model, scratch):

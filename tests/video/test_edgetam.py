@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from compat.transformers_video import FRAMES, moving_rectangles_of, random_network
+from engine.cuda_layout import ReplayedGraphs
 
 import masklet
-from masklet.engine import make_engine
+from masklet.engine import CudaEngine, make_engine
 from masklet.errors import ConfigError
 from masklet.processing import ImageProcessor
 from masklet.segmenter import Segmenter
@@ -106,9 +107,22 @@ def test_an_image_of_any_size_is_segmented_but_a_video_needs_whole_windows(sam, 
     assert_same_results(session_of(sam, video, resolution=128).track(), session_of(sam, video).track())
 
 
+@pytest.mark.slow
+def test_the_layout_of_the_cuda_engine_gives_the_same_masks(sam, video):
+    """Slots, buckets and replays, on a processor."""
+    graphs = ReplayedGraphs()
+    cuda = Segmenter(CudaEngine(sam.model, graphs=graphs), sam.image_processor)
+    frames = (video + video[::-1]) * 2  # until all slots are filled
+    for one, other in zip(session_of(cuda, frames).track(), session_of(sam, frames).track(), strict=True):
+        scale = np.abs(other.masks.logits).max()
+        np.testing.assert_allclose(one.masks.logits, other.masks.logits, atol=2e-3 * scale)
+    assert graphs.replays >= 4 * (len(frames) - 1)
+
+
 @pytest.mark.gpu
-def test_masks_on_a_gpu_are_near(sam, video):
-    on_gpu = Segmenter(make_engine(copy.deepcopy(sam.model).to("cuda")), sam.image_processor)
+@pytest.mark.parametrize("engine", ["auto", "cuda"])
+def test_masks_on_a_gpu_are_near(sam, video, engine):
+    on_gpu = Segmenter(make_engine(copy.deepcopy(sam.model).to("cuda"), engine), sam.image_processor)
     for one, other in zip(session_of(on_gpu, video).track(), session_of(sam, video).track(), strict=True):
         assert (one.masks.masks == other.masks.masks).mean() > 0.98
 

@@ -544,6 +544,17 @@ def test_a_stream_prompted_again_and_again_holds_a_bounded_number_of_frames(sam,
         assert 0 in bank.prompted
 
 
+def test_memory_bytes_count_all_hypotheses(sam, video):
+    live, session = sam.stream(policy="sam2long"), begun(sam, video, "sam2long")
+    for index, frame in enumerate(video[:4]):
+        live.push(frame, {"cup": CUP} if not index else None)
+    list(session.track(end=3))
+    for one in (live, session):
+        (track,) = one._tracks.objects.values()
+        assert len(track.banks) == 3
+        assert one.memory_bytes() >= sum(bank.tensor_bytes() for bank in track.banks) > 2 * track.bank.tensor_bytes()
+
+
 @pytest.mark.slow
 def test_the_pointer_of_an_absent_object_says_so_and_is_read_by_the_papers_policy_alone(sam, video):
     model = make_absent(sam)

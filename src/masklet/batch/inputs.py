@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from masklet.batch.storage import local_copy, missing, open_file_system
-from masklet.errors import DataError
+from masklet.errors import DataError, MaskletError
 from masklet.images.folder import IMAGE_SUFFIXES
 
 # fmt: off
@@ -51,8 +51,10 @@ class Input:
     def stamp(self) -> str:
         """Changes whenever the file is written, moved or copied. Shows that a file is the same without reading it."""
         file_system, path = open_file_system(self.address)
-        stamp: str = file_system.ukey(path)
-        return stamp
+        found = file_system.info(path)
+        # Object stores describe a file differently in a listing, so only the entity tag is compared.
+        tag = found.get("ETag") or found.get("etag")
+        return f"{found['size']} {tag}" if tag else str(file_system.ukey(path))
 
 
 def digest_of(content: bytes | Path) -> str:
@@ -75,8 +77,19 @@ def find_inputs(source: str, suffixes: Sequence[str]) -> list[Input]:
 
     Raises:
         DataError: There is nothing there; two inputs are the same.
+        MaskletError: It cannot be read, for example because credentials are missing.
     """
     file_system, path = open_file_system(source)
+    file_system.invalidate_cache()
+    try:
+        return _found(source, path, file_system, suffixes)
+    except MaskletError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        raise MaskletError(f"cannot read {source}: {error}") from error
+
+
+def _found(source: str, path: str, file_system: Any, suffixes: Sequence[str]) -> list[Input]:
     if any(character in path for character in "*?[") and not file_system.exists(path):
         found = [str(file) for file in file_system.glob(path)]
     elif file_system.isdir(path):

@@ -6,25 +6,33 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
+from itertools import chain
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from masklet.batch.coco import write_coco
 from masklet.batch.inputs import Input, digest_of, find_inputs, suffixes_of
-from masklet.batch.parts import PARTS, Done, keep_only, read_record
+from masklet.batch.parts import PARTS, Done, keep_only, read_record, schema
 from masklet.batch.prompt_files import PromptTable
 from masklet.batch.storage import Storage
 from masklet.batch.tasks import ImageTask, Task
 from masklet.batch.worker import SESSIONS, Block, Report, Work, Worker, digest_of_prompts
-from masklet.errors import ConfigError, PromptError
+from masklet.errors import ConfigError, MaskletError, PromptError
 from masklet.version import __version__
 
+T = TypeVar("T")
+READERS = 32
+"""Parts that are read at a time."""
+WAITING = 4096
+"""Parts whose records are in memory at a time."""
 FORMATS = ("parquet", "coco", "png")
 FAILURES, SUMMARY = "failures.parquet", "summary.json"
 Execute = Callable[[Work, Sequence[Block]], Iterable[Report]]
-"""Runs blocks in any order, and reports each when its parts are written."""
+"""Runs blocks in any order, and reports each part when it is written."""
 
 
 @dataclass
@@ -37,6 +45,10 @@ class Progress:
     """Inputs that were finished before."""
     done: int = 0
     failed: int = 0
+    worked: float = 0.0
+    """Inputs that were worked on in this run, with fractions of videos."""
+    earlier: float = 0.0
+    """Fractions of videos that an earlier run has done."""
     frames: int = 0
     masks: int = 0
     seconds: float = 0.0
@@ -45,9 +57,11 @@ class Progress:
     """Frames, or images, and seconds of work of each worker."""
 
     def add(self, report: Report, seconds: float) -> None:
-        """Counts a block."""
+        """Counts a part."""
         self.done += report.done
         self.failed += report.failed
+        self.worked += report.share
+        self.earlier += report.earlier
         self.frames += report.frames
         self.masks += report.masks
         self.seconds = seconds
@@ -56,23 +70,32 @@ class Progress:
         worker["seconds"] += report.seconds
 
     @property
-    def seconds_left(self) -> float:
-        """Estimated from the inputs so far."""
-        finished = self.done + self.failed
-        return self.seconds / finished * (self.total - finished) if finished else float("nan")
+    def seconds_left(self) -> float | None:
+        """Estimated from what was done so far; None at the start."""
+        if self.done + self.failed == self.total:
+            return 0.0
+        return self.seconds / self.worked * (self.total - self.worked - self.earlier) if self.worked else None
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames, or images, per second of all workers together."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+    @property
+    def worker_rates(self) -> dict[str, float]:
+        """Frames, or images, per second of each worker."""
+        return {name: worker["frames"] / max(worker["seconds"], 1e-9) for name, worker in self.workers.items()}
 
     def to_json(self) -> dict[str, Any]:
         """For a line of JSON."""
         left = self.seconds_left
-        rate = {
-            name: round(worker["frames"] / max(worker["seconds"], 1e-9), 3) for name, worker in self.workers.items()
-        }
         return {
-            **{name: value for name, value in vars(self).items() if name != "workers"},
+            **{name: getattr(self, name) for name in ("total", "skipped", "done", "failed", "frames", "masks")},
             "seconds": round(self.seconds, 3),
-            "seconds_left": None if left != left else round(left, 1),
-            "frames_per_second": round(self.frames / self.seconds, 3) if self.seconds else None,
-            "workers": rate,
+            "seconds_left": None if left is None else round(left, 1),
+            "inputs_per_second": round(self.worked / self.seconds, 3) if self.seconds else 0.0,
+            "frames_per_second": round(self.frames_per_second, 3),
+            "workers": {name: round(rate, 3) for name, rate in self.worker_rates.items()},
         }
 
 
@@ -110,24 +133,26 @@ class Run:
             raise ConfigError("COCO data sets have no videos: expected the formats parquet or png")
         if (self.prompts is not None) != self.task.needs_prompts:
             needs = "needs prompts: expected a file of them" if self.task.needs_prompts else "takes no prompts"
-            raise ConfigError(f"the task {type(self.task).__name__.lower()} {needs}")
+            raise ConfigError(f"the task {self.task.name} {needs}")
         if self.block < 1 or self.chunk_frames < 1:
             raise ConfigError("block and chunk_frames: expected 1 or more")
 
     def __call__(self, execute: Execute | None = None) -> Iterator[Progress]:
-        """Processes what is not finished; yields the progress after each block.
+        """Processes what is not finished; yields the progress before the first part and after each.
 
         Args:
             execute: Runs the blocks; one after the other in this process if None.
 
         Raises:
             DataError: The source is empty, or the folder of the results holds something else.
-            MaskletError: The results cannot be written.
+            MaskletError: A package is missing; the results cannot be written; machines of a cluster do not share
+                their folder.
         """
+        schema()  # an error now if pyarrow is missing
         inputs = find_inputs(self.source, suffixes_of(self.task.kind))
         storage = Storage(self.out)
         storage.check_writable()
-        work = Work(self.out, self.task, self._settings(), self.model, self.chunk_frames, "png" in self.formats)
+        work = Work(storage.address, self.task, self._settings(), self.model, self.chunk_frames, "png" in self.formats)
         prompts = [[] if self.prompts is None else self.prompts.of(one.name) for one in inputs]
         if self.prompts is not None and not any(prompts):
             raise PromptError(f"no prompt is for an input of {self.source}, such as {inputs[0].name}")
@@ -139,12 +164,16 @@ class Run:
             for at in range(0, len(left), size)
         ]
         start, progress = perf_counter(), Progress(len(left), len(finished))
+        yield progress
         for report in (execute or in_this_process)(work, blocks):
             progress.add(report, perf_counter() - start)
             yield progress
-        finish(storage, self.formats)
-        if not blocks:
-            yield progress
+        missing = len(inputs) - finish(storage, self.formats)
+        if missing > 0:
+            raise MaskletError(
+                f"{missing} of {len(inputs)} inputs have no results in {storage.address}: expected a folder that all "
+                "machines of the cluster share, or object storage"
+            )
 
     def _settings(self) -> str:
         """Identifies all that the results depend on besides the inputs."""
@@ -165,7 +194,7 @@ class Run:
 
 def in_this_process(work: Work, blocks: Sequence[Block]) -> Iterator[Report]:
     """Runs blocks one after the other."""
-    return map(Worker(work), blocks)
+    return chain.from_iterable(map(Worker(work), blocks))
 
 
 def find_finished(
@@ -179,7 +208,8 @@ def find_finished(
     by_name = {one.name: (one, its) for one, its in zip(inputs, prompts, strict=True)}
     chunks: dict[str, set[int]] = defaultdict(set)
     last: dict[str, int] = {}
-    for part in storage.names(PARTS):
+
+    def read(part: str) -> tuple[str, list[Done], list[Done]]:
         made_with, record = read_record(storage, part)
         current = [
             done
@@ -189,6 +219,9 @@ def find_finished(
             and done.name in by_name
             and _is_current(done, *by_name[done.name])
         ]
+        return part, record, current
+
+    for part, record, current in in_threads(read, storage.names(PARTS)):
         if len(current) < len(record):
             keep_only(storage, part, current, settings)
         for done in current:
@@ -196,6 +229,13 @@ def find_finished(
             if done.is_last:
                 last[done.name] = done.chunk
     return {name for name, chunk in last.items() if chunks[name] == set(range(chunk + 1))}
+
+
+def in_threads(work: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+    """What ``work`` returns for each name, in order. Object storage answers slowly, but many requests at a time."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(names), WAITING):
+            yield from pool.map(work, names[start : start + WAITING])
 
 
 def _is_current(done: Done, one: Input, prompts: Sequence[Any]) -> bool:
@@ -211,13 +251,13 @@ def _is_current(done: Done, one: Input, prompts: Sequence[Any]) -> bool:
         return False
 
 
-def finish(storage: Storage, formats: Sequence[str]) -> None:
-    """Writes the failures, the summary and further formats from the parts."""
+def finish(storage: Storage, formats: Sequence[str]) -> int:
+    """Writes the failures, the summary and further formats from the parts. Returns the number of inputs in them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     parts = storage.names(PARTS)
-    records = [done for part in parts for done in read_record(storage, part)[1]]
+    records = [done for _, record in in_threads(partial(read_record, storage), parts) for done in record]
     failures = sorted((one.name, one.error) for one in records if one.error is not None)
     if failures:
         columns = {"input": [name for name, _ in failures], "reason": [reason for _, reason in failures]}
@@ -239,3 +279,4 @@ def finish(storage: Storage, formats: Sequence[str]) -> None:
     if summary["finished"] + summary["failed"] == summary["inputs"]:
         for name in storage.names(f"{SESSIONS}/*.session"):  # of inputs that are not in the source any more
             storage.remove(name)
+    return summary["finished"] + summary["failed"]

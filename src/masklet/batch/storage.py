@@ -48,9 +48,9 @@ class Storage:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address
         self.file_system, self.root = open_file_system(address)
         self.is_local = "file" in _protocols(self.file_system)
+        self.address = self.root if self.is_local else address  # absolute, also for processes in other folders
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return type(self), (self.address,)
@@ -110,8 +110,9 @@ class Storage:
 
     def names(self, pattern: str) -> list[str]:
         """The files whose names match a pattern such as ``part-*.parquet``, in order."""
-        self.file_system.invalidate_cache()
-        found = self.file_system.glob(self._place(pattern))
+        place = self._place(pattern)
+        self.file_system.invalidate_cache(posixpath.dirname(place))  # the listing of the source is used again
+        found = self.file_system.glob(place)
         start = len(self._place("x")) - 1
         return sorted(str(path)[start:] for path in found)
 
@@ -126,8 +127,13 @@ class Storage:
         Raises:
             MaskletError: That is not possible.
         """
-        self.write(".masklet-probe", b"")
-        self.remove(".masklet-probe")
+        try:
+            self.write(".masklet-probe", b"")
+            self.remove(".masklet-probe")
+        except MaskletError:
+            raise
+        except Exception as error:  # each file system has errors of its own
+            raise MaskletError(f"cannot write to {self.address}: {error}") from error
 
     def _place(self, name: str) -> str:
         return posixpath.join(self.root, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 
 from masklet.batch.prompt_files import ObjectPrompt
 from masklet.errors import ConfigError, PromptError
+from masklet.video.policies import check_policy
 
 if TYPE_CHECKING:
     from masklet.results import Masks
@@ -27,6 +29,7 @@ TASKS = ("everything", "prompts", "track", "discover")
 class ImageTask(ABC):
     """Segments images."""
 
+    name: ClassVar[str]
     kind: ClassVar[str] = "image"
     needs_prompts: ClassVar[bool] = False
     pixels: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +44,7 @@ class ImageTask(ABC):
 class Everything(ImageTask):
     """All masks of each image."""
 
+    name: ClassVar[str] = "everything"
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of ``Segmenter.everything``."""
 
@@ -53,6 +57,7 @@ class Everything(ImageTask):
 class Prompted(ImageTask):
     """Prompted objects of each image. One without prompts has no masks."""
 
+    name: ClassVar[str] = "prompts"
     needs_prompts: ClassVar[bool] = True
 
     def segment(self, sam: Segmenter, image: Any, prompts: Sequence[ObjectPrompt]) -> tuple[Masks, list[Any]]:  # noqa: D102
@@ -73,15 +78,25 @@ class Prompted(ImageTask):
 class VideoTask(ABC):
     """Tracks objects through videos."""
 
+    name: ClassVar[str]
     kind: ClassVar[str] = "video"
     needs_prompts: ClassVar[bool] = False
     can_continue: ClassVar[bool] = True
     """Whether a saved session may be continued with the same results."""
     pixels: Mapping[str, Any] = field(default_factory=dict)
+    policy: str = "paper"
+    """Name of the memory policy. The results are those at the moment, also of a policy that decides late."""
+
+    def __post_init__(self) -> None:
+        check_policy(self.policy)
 
     def open(self, sam: Segmenter, video: Path) -> VideoSession:
         """A session of a video."""
-        return sam.video(video, **self.pixels)
+        return sam.video(video, policy=self.policy, **self.pixels)
+
+    def frames(self, session: VideoSession) -> int:
+        """About how many frames have results."""
+        return len(session.video)
 
     @abstractmethod
     def start(self, session: VideoSession, prompts: Sequence[ObjectPrompt]) -> Generator[FrameResult]:
@@ -92,13 +107,18 @@ class VideoTask(ABC):
 class Track(VideoTask):
     """Prompted objects of each video, from the first prompted frame to the end, or in both directions."""
 
+    name: ClassVar[str] = "track"
     needs_prompts: ClassVar[bool] = True
     direction: str = "forward"
     every: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.direction not in ("forward", "backward", "both"):
             raise ConfigError(f"direction is {self.direction!r}: expected forward, backward or both")
+
+    def frames(self, session: VideoSession) -> int:  # noqa: D102
+        return math.ceil(len(session.video) / self.every)
 
     def start(self, session: VideoSession, prompts: Sequence[ObjectPrompt]) -> Generator[FrameResult]:  # noqa: D102
         if not prompts:
@@ -112,6 +132,7 @@ class Track(VideoTask):
 class Discover(VideoTask):
     """Objects that are found in each video without prompts, and tracked."""
 
+    name: ClassVar[str] = "discover"
     can_continue: ClassVar[bool] = False  # a continued session tracks what was found, and looks for nothing new
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of ``VideoSession.everything``."""
@@ -132,20 +153,24 @@ def make_task(
         name: One of ``TASKS``.
         options: Options of automatic masks.
         pixels: How values become colours.
-        tracking: ``direction`` and ``every`` of "track"; ``every`` of "discover".
+        tracking: ``direction``, ``every`` and ``policy`` of "track"; ``every`` and ``policy`` of "discover".
 
     Raises:
-        ConfigError: There is no such task, or it takes no such option.
+        ConfigError: There is no such task or policy, or the task takes no such option.
     """
     pixels, options = dict(pixels or {}), dict(options or {})
     if name not in TASKS:
         raise ConfigError(f"task is {name!r}: expected one of {', '.join(TASKS)}")
     if options and name not in ("everything", "discover"):
         raise ConfigError(f"{min(options)} is for automatic masks: expected the task everything or discover")
-    if extra := tracking.keys() - {"track": {"direction", "every"}, "discover": {"every"}}.get(name, set()):
+    known = {"track": {"direction", "every", "policy"}, "discover": {"every", "policy"}}
+    if extra := tracking.keys() - known.get(name, set()):
         raise ConfigError(f"{min(extra)} is not an option of the task {name}")
     if name == "everything":
         return Everything(pixels, options)
     if name == "prompts":
         return Prompted(pixels)
-    return Track(pixels, **tracking) if name == "track" else Discover(pixels, options | tracking)
+    if name == "track":
+        return Track(pixels, **tracking)
+    policy = tracking.pop("policy", "paper")
+    return Discover(pixels, policy, options=options | tracking)

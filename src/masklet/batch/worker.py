@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -71,10 +71,14 @@ class Block:
 
 @dataclass
 class Report:
-    """What was done with a block."""
+    """What was done for a part: a block of images, or a chunk of a video."""
 
     done: int = 0
     failed: int = 0
+    share: float = 0.0
+    """Inputs that were worked on; of a video, the share of its frames."""
+    earlier: float = 0.0
+    """Share of a video that an earlier run or another worker has done."""
     frames: int = 0
     masks: int = 0
     seconds: float = 0.0
@@ -96,21 +100,26 @@ class Worker:
 
         return masklet.load(**self.work.model)
 
-    def __call__(self, block: Block) -> Report:
-        """Makes the part of a block; of a video, a part for each chunk of its frames.
+    def __call__(self, block: Block) -> Iterator[Report]:
+        """Makes the part of a block; of a video, a part for each chunk of its frames. Yields a report for each part.
 
         Inputs that cannot be processed are recorded with the reason. What is wrong with the storage is raised.
         """
-        start, report = perf_counter(), Report()
-        if isinstance(self.work.task, ImageTask):
-            self._images(block, self.work.task, report)
-        else:
-            for one, prompts in zip(block.inputs, block.prompts, strict=True):
-                self._video(one, prompts, self.work.task, report)
-        report.seconds = perf_counter() - start
-        return report
+        start = perf_counter()
+        for report in self._reports(block, self.work.task):
+            now = perf_counter()
+            report.seconds, start = now - start, now
+            yield report
 
-    def _images(self, block: Block, task: ImageTask, report: Report) -> None:
+    def _reports(self, block: Block, task: Task) -> Iterator[Report]:
+        if isinstance(task, ImageTask):
+            yield self._images(block, task)
+            return
+        for one, prompts in zip(block.inputs, block.prompts, strict=True):
+            yield from self._video(one, prompts, task)
+
+    def _images(self, block: Block, task: ImageTask) -> Report:
+        report = Report(share=len(block.inputs))
         rows: list[dict[str, Any]] = []
         done: list[Done] = []
         for one, prompts in zip(block.inputs, block.prompts, strict=True):
@@ -134,46 +143,58 @@ class Worker:
             report.frames += 1
             report.masks += len(found)
         write_part(self.storage, block.name(self.work.settings), rows, done, self.work.settings)
+        return report
 
-    def _video(self, one: Input, prompts: Sequence[ObjectPrompt], task: VideoTask, report: Report) -> None:
+    def _video(self, one: Input, prompts: Sequence[ObjectPrompt], task: VideoTask) -> Iterator[Report]:
         done = Done(one.name, "", "", digest_of_prompts(prompts))
         part = Block([one], [[]]).name(self.work.settings).removesuffix(".parquet")
         failure = f"{part}-failed.parquet"
+        covered = 0.0
         try:
             done = replace(done, stamp=one.stamp())
             with one.as_file() as path:
                 done = replace(done, digest=digest_of(path))
-                self._track(path, prompts, task, done, part, report)
+                for report in self._track(path, prompts, task, done, part):
+                    covered += report.share + report.earlier
+                    if report.done:
+                        self.storage.remove(failure)
+                    yield report
         except Exception as error:
+            report = Report(share=1 - covered)
             write_part(self.storage, failure, [], [_failed(done, error, report)], self.work.settings)
-            return
-        self.storage.remove(failure)
-        report.done += 1
+            yield report
 
     def _track(
-        self, path: Path, prompts: Sequence[ObjectPrompt], task: VideoTask, done: Done, part: str, report: Report
-    ) -> None:
-        """Tracks a video chunk by chunk, from where it was saved. The session is saved after each chunk's part."""
+        self, path: Path, prompts: Sequence[ObjectPrompt], task: VideoTask, done: Done, part: str
+    ) -> Iterator[Report]:
+        """Tracks a video chunk by chunk, from where it was saved. The session is saved after each chunk's part.
+
+        There is a report for each chunk, also for earlier ones: when a worker dies, Ray counts what another one
+        yields for the same video, and leaves out as many reports as it has seen.
+        """
         key = sha256(f"{part}{done.digest}{done.prompts}".encode()).hexdigest()[:24]
         chunk, session, results = self._open(path, prompts, task, key)
         size = self.work.chunk_frames if task.can_continue else None
+        step = (size or 0) / task.frames(session)
         with closing(results):
+            for number in range(chunk):
+                yield Report(earlier=_share(number, step))
             while True:
                 rows: list[dict[str, Any]] = []
                 frames = 0
                 for result in islice(results, size):
                     rows += self._frame_rows(done.name, result)
                     frames += 1
-                report.frames += frames
-                report.masks += len(rows)
                 is_last = size is None or frames < size
                 this = replace(done, masks=len(rows), frames=frames, chunk=chunk, is_last=is_last)
                 write_part(self.storage, f"{part}-{chunk:06}.parquet", rows, [this], self.work.settings)
                 if is_last:
                     break
+                self._save(session, key, chunk + 1)
+                yield Report(share=_share(chunk, step), frames=frames, masks=len(rows))
                 chunk += 1
-                self._save(session, key, chunk)
         self._forget(key, chunk + 1)
+        yield Report(done=1, share=1 - min(1, chunk * step), frames=frames, masks=len(rows))
 
     def _open(
         self, path: Path, prompts: Sequence[ObjectPrompt], task: VideoTask, key: str
@@ -216,6 +237,11 @@ class Worker:
             old.discard(name)
         for name in old:
             self.storage.remove(name)
+
+
+def _share(chunk: int, step: float) -> float:
+    """The share of a video in one of its chunks. ``step`` is an estimate, so there may be more chunks than it says."""
+    return min(1, (chunk + 1) * step) - min(1, chunk * step)
 
 
 def _failed(done: Done, error: Exception, report: Report) -> Done:

@@ -77,8 +77,10 @@ __all__ = [
     "write_text",
 ]
 
-CONFIG, WEIGHTS = "config.json", SAFETENSORS
-PROCESSOR, VIDEO_PREPROCESSOR = "processor_config.json", "video_preprocessor_config.json"
+CONFIG = "config.json"
+WEIGHTS = SAFETENSORS
+PROCESSOR = "processor_config.json"
+VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
 
 
 def read(

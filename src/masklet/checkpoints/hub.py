@@ -134,7 +134,8 @@ def locate(name_or_path: StrPath, filename: str, hub: HubOptions = DEFAULT_HUB) 
         folder /= hub.subfolder
         if not (folder / filename).is_file():
             there = ", ".join(sorted(entry.name for entry in folder.glob("*"))[:8]) or "nothing"
-            raise CheckpointError(f"{folder} holds no {filename} (it holds {there}): expected a model folder")
+            exported = ". An exported folder is loaded with engine='onnx'" if any(folder.glob("*.onnx")) else ""
+            raise CheckpointError(f"{folder} holds no {filename} (it holds {there}): expected a model folder{exported}")
         return folder / filename
     if folder.suffix in (".pt", ".pth", ".bin", ".safetensors"):
         raise CheckpointError(f"there is no file {name}; looked in {Path.cwd()}")

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from masklet.cli import batch, evaluation, everything, export, image, models, serve, train, video
+from masklet.cli.cluster import CommandOnRay
 from masklet.errors import MaskletError
 from masklet.version import __version__
 
@@ -68,10 +69,10 @@ app = typer.Typer(
 app.command("image", epilog=EXAMPLES["image"])(image.segment)
 app.command("everything", epilog=EXAMPLES["everything"])(everything.find_everything)
 app.command("video", epilog=EXAMPLES["video"])(video.track)
-app.command("batch", epilog=EXAMPLES["batch"])(batch.run_batch)
+app.command("batch", cls=CommandOnRay, epilog=EXAMPLES["batch"])(batch.run_batch)
 app.command("train")(train.train)
 app.command("eval")(evaluation.evaluate)
-app.command("serve")(serve.serve)
+app.command("serve", cls=CommandOnRay)(serve.serve)
 app.command("export", epilog=EXAMPLES["export"])(export.export)
 app.command("models")(models.list_models)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from masklet.errors import ConfigError
 
@@ -17,11 +20,26 @@ CLUSTER = "Cluster"
 Address = Annotated[
     str | None,
     typer.Option(
-        metavar="ADDRESS",
-        help="Run on Ray: the address of a cluster, auto, or local for processes on this machine.",
+        metavar="[ADDRESS]",
+        help="Run on Ray. ADDRESS is host:port or ray://host:port; auto for the cluster that runs on this machine; or "
+        "local to start processes here. With no ADDRESS, joins the cluster that runs on this machine, or starts one.",
         rich_help_panel=CLUSTER,
     ),
 ]
+ADDRESS = re.compile(r"local|auto|ray://\S+|[^/\s]+:\d+")
+
+
+class CommandOnRay(TyperCommand):
+    """A command with an option ``--cluster`` that may have no value, which Typer does not offer."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the arguments, with an empty value for ``--cluster`` where no address follows it."""
+        found = []
+        for word, following in zip_longest(args, args[1:], fillvalue=""):
+            found.append(word)
+            if word == "--cluster" and not ADDRESS.fullmatch(following):
+                found.append("")
+        return super().parse_args(ctx, found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +70,7 @@ class ClusterOptions:
             return None
         from masklet.cluster.runs import Cluster
 
-        return Cluster(self.cluster, self.workers, self.cpus_per_worker, self.gpus_per_worker)
+        return Cluster(self.cluster or None, self.workers, self.cpus_per_worker, self.gpus_per_worker)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,5 +104,5 @@ class ReplicaOptions:
         from masklet.cluster.serving import Replicas
 
         return Replicas(
-            self.cluster, self.min_replicas, self.max_replicas, self.cpus_per_replica, self.gpus_per_replica
+            self.cluster or None, self.min_replicas, self.max_replicas, self.cpus_per_replica, self.gpus_per_replica
         )

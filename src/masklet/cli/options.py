@@ -100,13 +100,9 @@ NoData = Annotated[
     typer.Option("--nodata", metavar="VALUE", help="Value of missing pixels; may be nan.", rich_help_panel=PIXELS),
 ]
 
-Policy = Annotated[
-    str,
-    typer.Option(
-        help="Memory policy: paper, sam3, samurai, dam4sam or sam2long (docs/tracking.md).",
-        autocompletion=_completion("paper", "sam3", "samurai", "dam4sam", "sam2long"),
-    ),
-]
+POLICY_HELP = "Memory policy: paper, sam3, samurai, dam4sam or sam2long (docs/tracking.md)."
+complete_policy = _completion("paper", "sam3", "samurai", "dam4sam", "sam2long")
+Policy = Annotated[str, typer.Option(help=POLICY_HELP, autocompletion=complete_policy)]
 
 WORDS = "Words"
 DETECTOR = "IDEA-Research/grounding-dino-tiny"

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from masklet.errors import MaskletError
 
 LOCAL = "local"
-"""Address of a cluster that is started on this machine."""
+"""Stands for a cluster that is started on this machine."""
+TOKENS = "If it has tokens, as clusters have by default, set RAY_AUTH_MODE=token and see `ray get-auth-token`"
 READING_CPUS = 1
 """CPUs left free for Ray's readers: if workers take all of them, a data set waits forever."""
 TRIES = 3
 """How often Ray retries a task that raised an error, or the start of a worker that died while starting."""
 
 
-def connect(address: str) -> Any:
-    """The ``ray`` module, connected.
+def connect(address: str | None) -> Any:
+    """The ``ray`` module, connected. Ray logs whether it has joined a cluster or started one.
 
     Args:
-        address: Address of a running cluster (``ray://host:10001``, ``auto``), or "local". Ignored if Ray is connected.
+        address: Address of a running cluster (``host:6379``, ``ray://host:10001``); "auto" for the one that runs on
+            this machine, or that the environment variable RAY_ADDRESS names; "local" to start one on this machine;
+            None to start one if there is none to join, as in ``ray.init()``. Ignored if Ray is connected.
 
     Raises:
         MaskletError: Ray is missing, or the cluster cannot be reached.
@@ -31,17 +37,40 @@ def connect(address: str) -> Any:
         raise MaskletError("this needs Ray: pip install 'masklet[cluster]'") from error
     if ray.is_initialized():
         return ray
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    start = partial(ray.init, num_cpus=(os.cpu_count() or 1) + READING_CPUS, log_to_driver=False)
+    join = partial(ray.init, log_to_driver=False)
     try:
-        if address == LOCAL:
-            ray.init(num_cpus=(os.cpu_count() or 1) + READING_CPUS, log_to_driver=False)
+        if address is None:
+            _join_or_start(join, start)
+        elif address == LOCAL:
+            start(address=LOCAL)
         else:
-            ray.init(address=address, log_to_driver=False)
+            join(address=address)
     except Exception as error:  # network failures, version mismatches …
-        raise MaskletError(f"cannot connect to the Ray cluster at {address}: {error}") from error
+        place = f"the Ray cluster at {address}" if address else "Ray"
+        hint = "" if address in (None, LOCAL) else f". {TOKENS}"
+        raise MaskletError(f"cannot connect to {place}: {error}{hint}") from error
     return ray
 
 
-def connect_data(address: str) -> Any:
+def _join_or_start(join: Callable[..., Any], start: Callable[..., Any]) -> None:
+    try:
+        start()
+    except ValueError:  # Ray would join a cluster that was started here, which has a number of CPUs of its own
+        try:
+            join()
+        except ConnectionError:  # it has crashed
+            start(address=LOCAL)
+
+
+def enter(folder: str) -> None:
+    """Called by a process on Ray, so that relative paths mean there what they mean in the folder of the command."""
+    with suppress(FileNotFoundError):  # on a machine that does not share it, addresses of object storage still work
+        os.chdir(folder)
+
+
+def connect_data(address: str | None) -> Any:
     """The ``ray`` module, connected, with settings of Ray Data for long work; see ``connect``.
 
     By default, Ray Data ends a job at the first error, and when a worker dies while starting. Errors caused by inputs
@@ -52,6 +81,7 @@ def connect_data(address: str) -> Any:
     import ray.data as ray_data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that there are no progress bars
     context = ray_data.DataContext.get_current()
     context.retried_map_errors = True
     context.max_map_retries = TRIES

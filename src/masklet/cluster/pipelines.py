@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from masklet.batch.parts import frame_rows, rows_of, schema
 from masklet.batch.prompt_files import prompts_of
 from masklet.batch.tasks import ImageTask, Task, make_task
-from masklet.cluster.connection import LOCAL, connect_data
+from masklet.cluster.connection import connect_data, enter
 from masklet.cluster.runs import Cluster
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ def segment(
         workers: Processes, each of which loads the model once.
         cpus: CPUs per worker.
         gpus: GPUs per worker.
-        tracking: ``direction`` and ``every`` of "track"; ``every`` of "discover".
+        tracking: ``direction``, ``every`` and ``policy`` of "track"; ``every`` and ``policy`` of "discover".
 
     Returns:
         A row for each mask, with the columns of ``masklet.batch.parts.schema`` and ``error``: a row with only ``input``
-        and ``error`` stands for an input that could not be processed. Frames of a video appear as they are tracked.
+        and ``error`` stands for an input that could not be processed.
 
     Raises:
         ConfigError: There is no such task or option.
@@ -58,10 +59,10 @@ def segment(
     """
     cluster = Cluster(workers=workers, cpus=cpus, gpus=gpus)
     chosen = make_task(task, options, pixels, **tracking)
-    ray = connect_data(LOCAL)
+    ray = connect_data(None)
     return dataset.map_batches(
         _Segmenting,
-        fn_constructor_args=[chosen, {"name": model}],
+        fn_constructor_args=[chosen, {"name": model}, os.getcwd()],
         batch_size=1,
         batch_format="numpy",
         **cluster.resources(ray, workers),
@@ -71,9 +72,10 @@ def segment(
 class _Segmenting:
     """A process on Ray that yields the masks of rows."""
 
-    def __init__(self, task: Task, model: Mapping[str, Any]) -> None:
+    def __init__(self, task: Task, model: Mapping[str, Any], folder: str) -> None:
         import masklet
 
+        enter(folder)
         self.task = task
         self.sam = masklet.load(**model)
 

@@ -6,6 +6,7 @@ The results themselves show what is finished, so nothing else needs to survive a
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from masklet.batch.worker import Block, Report, Work, Worker
-from masklet.cluster.connection import LOCAL, READING_CPUS, connect_data, processes_that_fit
+from masklet.cluster.connection import READING_CPUS, connect_data, enter, processes_that_fit
 from masklet.errors import ConfigError, MaskletError
 
 
@@ -22,13 +23,13 @@ class Cluster:
     """Where to run, and with which resources. Pass it to a ``Run`` as ``execute``.
 
     Args:
-        address: Address of a running cluster (``ray://host:10001``, ``auto``), or "local".
+        address: Address of a cluster, "auto" or "local", see ``connect``; None to join one or start one.
         workers: Processes, each with a model; as many as fit if None.
         cpus: CPUs per worker.
         gpus: GPUs per worker; with a fraction, workers share one.
     """
 
-    address: str = LOCAL
+    address: str | None = None
     workers: int | None = None
     cpus: float = 1
     gpus: float = 0
@@ -38,7 +39,7 @@ class Cluster:
             raise ConfigError("workers and cpus: expected numbers above 0; gpus: 0 or more")
 
     def __call__(self, work: Work, blocks: Sequence[Block]) -> Iterator[Report]:
-        """Runs the blocks and yields a report for each as it is finished.
+        """Runs the blocks and yields a report for each part when it is written.
 
         Raises:
             MaskletError: Ray is missing, the cluster cannot be reached, or is too small; a worker cannot continue, for
@@ -52,8 +53,9 @@ class Cluster:
         dataset = ray.data.from_items(
             [{"block": pickle.dumps(block)} for block in blocks], override_num_blocks=len(blocks)
         )
+        dataset.context.target_max_block_size = 1  # so that Ray passes on each report at once
         reports = dataset.map_batches(
-            _WorkerOnRay, fn_constructor_args=[work], batch_size=1, **self.resources(ray, workers)
+            _WorkerOnRay, fn_constructor_args=[work, os.getcwd()], batch_size=1, **self.resources(ray, workers)
         )
         try:
             for row in reports.iter_rows():
@@ -73,12 +75,14 @@ class Cluster:
 class _WorkerOnRay:
     """A process on Ray that makes parts."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, folder: str) -> None:
+        enter(folder)
         self.worker = Worker(work)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        reports = [self.worker(pickle.loads(block)) for block in batch["block"]]
-        return {"report": [json.dumps(asdict(report)) for report in reports]}
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for block in batch["block"]:
+            for report in self.worker(pickle.loads(block)):
+                yield {"report": [json.dumps(asdict(report))]}
 
 
 def _reason(error: Exception) -> str:

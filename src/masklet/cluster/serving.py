@@ -6,13 +6,14 @@ folder, and one of them at a time works on an image or a video, see ``masklet.se
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from masklet.cluster.connection import LOCAL, connect, processes_that_fit
+from masklet.cluster.connection import connect, enter, processes_that_fit
 from masklet.errors import ConfigError, MaskletError
 from masklet.serve.settings import Settings
 
@@ -33,7 +34,7 @@ class Replicas:
     """Where replicas run, and how many.
 
     Args:
-        address: Address of a running cluster (``ray://host:10001``, ``auto``), or "local".
+        address: Address of a cluster, "auto" or "local", see ``connect``; None to join one or start one.
         least: Least number of replicas.
         most: Greatest number of replicas, under load; as many as fit if None.
         cpus: CPUs per replica.
@@ -43,7 +44,7 @@ class Replicas:
         ConfigError: A number is invalid.
     """
 
-    address: str = LOCAL
+    address: str | None = None
     least: int = 1
     most: int | None = None
     cpus: float = 1
@@ -86,10 +87,13 @@ def serving(settings: Settings, model: Mapping[str, Any], replicas: Replicas) ->
     fit(replicas.least)  # refuses what does not fit
     most = fit(replicas.most)
 
+    folder = os.getcwd()
+
     def build() -> FastAPI:
         import masklet
         from masklet.serve.app import create_app
 
+        enter(folder)
         return create_app(settings, masklet.load(**model))
 
     deployment = serve.deployment(

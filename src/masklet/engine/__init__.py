@@ -37,7 +37,8 @@ def make_engine(model: Sam2Model, name: str = "auto", *, mixed: bool = False) ->
     Args:
         model: On the device and in the precision it is to run in.
         name: ``"eager"`` runs anywhere; ``"cpu"`` needs float32 weights on a CPU and is faster there; ``"cuda"`` needs
-            a SAM 2 on a CUDA device; ``"auto"`` is ``"cpu"`` or ``"cuda"`` where one of them runs, else ``"eager"``.
+            a CUDA device; ``"auto"`` is ``"cpu"`` where it runs, ``"cuda"`` for a SAM 2 on a CUDA device, else
+            ``"eager"``.
         mixed: Whether an engine may multiply matrices in bfloat16 where the device is faster at that. Weights, norms,
             residuals, positions and results stay in float32. The eager engine always uses the model's own precision.
 
@@ -56,9 +57,8 @@ def make_engine(model: Sam2Model, name: str = "auto", *, mixed: bool = False) ->
             f"engine 'cuda' cannot run a model on {model.device}: expected a CUDA device. "
             "Use engine='auto', or load with device='cuda'"
         )
-    if name == "cuda" and model.config.is_edgetam:
-        raise ConfigError("engine 'cuda' cannot run an EdgeTAM: expected a SAM 2. Use engine='auto' or 'eager'")
-    if name != "eager" and model.device.type == "cuda" and not model.config.is_edgetam:
+    # EdgeTAM was not measured on a GPU yet, so "auto" keeps to the plain network there.
+    if name == "cuda" or (name == "auto" and model.device.type == "cuda" and not model.config.is_edgetam):
         return CudaEngine(model, default_precision(model.device) if mixed else torch.float32)
     if name == "eager" or not runs_on_cpu_engine:
         return EagerEngine(model)

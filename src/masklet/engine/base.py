@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from masklet.checkpoints.preprocessor import PreprocessorConfig
 from masklet.config import Sam2Config, SizeHW
+from masklet.engine.resizing import resize_frame
 from masklet.model.hiera import Hiera, window_positions
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import Memory
@@ -17,6 +20,8 @@ from masklet.model.neck import Features
 from masklet.model.prompt_encoder import Prompts
 from masklet.model.sam2 import Sam2Model
 
+ABSENT_LOGIT = -1024.0
+"""Mask logits of an object that is not in the frame."""
 PATCH_STRIDE = 4
 """Pixels for each cell of the map that positions are added to."""
 
@@ -36,6 +41,32 @@ def normalised(pixels: Tensor, normalisation: PreprocessorConfig) -> Tensor:
         for values in (normalisation.image_mean, normalisation.image_std)
     )
     return (pixels / (1 / normalisation.rescale_factor) - mean) / std  # 1 / (1 / 255) is exactly 255
+
+
+def stored_maps(maps: Tensor, config: Sam2Config) -> Tensor:
+    """Memory maps in the type that they are kept in."""
+    # Meta's reference stores memories in bfloat16, and the rounding is part of its results. transformers' EdgeTAM
+    # stores its few tokens as they are.
+    return maps if config.is_edgetam else maps.bfloat16()
+
+
+class TrackedObjects(NamedTuple):
+    """The results of many objects in a frame: of each, the candidate of the highest predicted IoU."""
+
+    logits: Tensor  # (objects, 4h, 4w), ABSENT_LOGIT everywhere where an object is absent
+    iou_scores: Tensor  # (objects,) predicted IoU, 0 to 1
+    object_scores: Tensor  # (objects,) logits: above 0 the object is in the frame
+    pointers: Tensor  # (objects, dim)
+
+    @classmethod
+    def best_of(cls, decoded: DecodedMasks) -> TrackedObjects:
+        """Keeps the best candidate of each object of (objects, 1, candidates, ...)."""
+        assert decoded.object_pointers is not None
+        best = decoded.iou_scores[:, 0].argmax(-1)  # (objects,)
+        each = torch.arange(len(best), device=best.device)
+        scores = decoded.object_scores[:, 0]  # (objects, 1)
+        logits = torch.where(scores[..., None] > 0, decoded.logits[each, 0, best], ABSENT_LOGIT)
+        return cls(logits, decoded.iou_scores[each, 0, best], scores[:, 0], decoded.object_pointers[each, 0, best])
 
 
 @dataclass(frozen=True)
@@ -93,17 +124,18 @@ class Engine(ABC):
         """Whether to pad memory to a few fixed shapes, which accelerators prefer."""
         return self.device.type != "cpu"
 
-    def stage(self, values: Tensor) -> Tensor:
+    def stage(self, values: np.ndarray) -> Tensor:
         """Host values where a copy to the device need not wait for them: in pinned memory, if there is a GPU."""
-        return values
+        return torch.from_numpy(np.require(values, requirements=["C", "W"]))  # torch warns of read-only arrays
 
     @abstractmethod
     def encode(self, pixel_values: Tensor) -> Features:
         """Encode images (batch, 3, height, width), normalised. See ``Sam2Model.encode``."""
 
-    def encode_frame(self, frame: Tensor, normalisation: PreprocessorConfig) -> Features:
-        """Encode a frame (height, width, 3) uint8 of the network's input size, normalising it on the way."""
-        return self.encode(normalised(frame.permute(2, 0, 1)[None].float(), normalisation))
+    def encode_frame(self, frame: Tensor, preprocessor: PreprocessorConfig) -> Features:
+        """Encode a frame (height, width, 3) uint8 of any size: resize it, normalise it, encode it."""
+        resized = resize_frame(frame.to(self.device, non_blocking=True), preprocessor.input_hw)
+        return self.encode(normalised(resized.permute(2, 0, 1)[None].float(), preprocessor))
 
     @abstractmethod
     def decode(
@@ -123,6 +155,21 @@ class Engine(ABC):
     @abstractmethod
     def write_memory(self, features: Features, logits: Tensor, object_scores: Tensor, *, binarize: bool) -> Tensor:
         """Encode masks as spatial memories: (objects, tokens, memory_dim). See ``Sam2Model.write_memory``."""
+
+    def track(self, features: Features, memory: Memory) -> tuple[TrackedObjects, Tensor]:
+        """Track objects into a frame that shows none of their prompts.
+
+        Args:
+            features: Features of the frame, shared by all objects.
+            memory: What is read of each object.
+
+        Returns:
+            The results, and the memory map of each, (objects, tokens, memory_dim), see ``stored_maps``.
+        """
+        decoded = self.decode(features, multimask=True, conditioned=self.read_memory(features, memory))
+        tracked = TrackedObjects.best_of(decoded)
+        maps = self.write_memory(features, tracked.logits, tracked.object_scores[:, None], binarize=False)
+        return tracked, stored_maps(maps, self.config)
 
     def decode_confident(self, features: Features, prompts: Prompts, *, iou_threshold: float) -> ConfidentMasks:
         """Decode prompts on one image and keep the candidates whose predicted IoU is above a threshold.
@@ -144,15 +191,15 @@ class Engine(ABC):
         """(masks, 1, height, width), 1 inside and 0 outside, to a mask prompt of a quarter of its size."""
         return self.model.mask_downsample(mask)
 
-    def _position_table(self, pixel_values: Tensor) -> Tensor | None:
-        """Positions for the trunk, cached for the last size; None if the trunk has none.
+    def _position_table(self, input_hw: SizeHW) -> Tensor | None:
+        """Positions for the trunk, cached for the last size of its input; None if the trunk has none.
 
         Computed on the CPU, since some devices lack bicubic interpolation.
         """
         trunk = self.model.vision_encoder.backbone
         if not isinstance(trunk, Hiera):
             return None
-        size_hw: SizeHW = (pixel_values.shape[-2] // PATCH_STRIDE, pixel_values.shape[-1] // PATCH_STRIDE)
+        size_hw = (input_hw[0] // PATCH_STRIDE, input_hw[1] // PATCH_STRIDE)
         weights = (trunk.pos_embed, trunk.pos_embed_window)
         key = (size_hw, self.device, *((id(weight), version_of(weight)) for weight in weights))
         kept = self._positions

@@ -19,7 +19,8 @@ class EagerEngine(Engine):
 
     def encode(self, pixel_values: Tensor) -> Features:  # noqa: D102
         check_pixel_values(pixel_values)
-        return self.model.encode(pixel_values.to(self.device), self._position_table(pixel_values))
+        positions = self._position_table((pixel_values.shape[-2], pixel_values.shape[-1]))
+        return self.model.encode(pixel_values.to(self.device), positions)
 
     def decode(  # noqa: D102
         self,

@@ -130,6 +130,14 @@ def distinct_between_crops(candidates: Candidates, crops: list[Crop], options: E
     return candidates[box_nms(_comparable(candidates.boxes), -areas[candidates.crops], options.crop_nms)]
 
 
+def joined(parts: list[Candidates], crops: list[Crop], options: EverythingOptions) -> Candidates:
+    """The distinct masks of all crops, from high to low predicted IoU."""
+    found = Candidates.concatenate(parts)
+    if len(crops) > 1:
+        found = distinct_between_crops(found, crops, options)
+    return found[np.argsort(-found.iou_scores, kind="stable")]
+
+
 def without_small_regions(mask: np.ndarray, options: EverythingOptions) -> np.ndarray:
     """(height, width) bool: the mask without holes and islands of fewer than ``options.min_area`` pixels."""
     least = options.min_area

@@ -6,7 +6,6 @@ Source: SAM (arXiv 2304.02643), section 5 and appendix B, "automatic mask genera
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +14,12 @@ from torch import Tensor
 
 from masklet.config import SizeHW
 from masklet.engine import ConfidentMasks, Engine
-from masklet.everything.filters import (
-    Candidates,
-    distinct_after_cleaning,
-    distinct_between_crops,
-    distinct_in_crop,
-    is_cut,
-    stable_masks,
-    without_small_regions,
-)
+from masklet.everything.assembly import assemble
+from masklet.everything.filters import Candidates, distinct_in_crop, is_cut, joined, stable_masks
 from masklet.everything.grid import Crop, make_crops, points_in_layer
 from masklet.everything.options import EverythingOptions
 from masklet.mask_prompts import MASK_PROMPT_LOGIT
-from masklet.masks import PackedMasks, Rle, encode_masks, mask_boxes, upscale_logits
+from masklet.masks import upscale_logits
 from masklet.model.neck import Features
 from masklet.model.prompt_encoder import FOREGROUND, Prompts
 from masklet.processing import ImageProcessor
@@ -83,13 +75,9 @@ def find_masks(
     size_hw = (image.shape[0], image.shape[1])
     crops = make_crops(size_hw, options)
     found = find_candidates(engine, image_processor, image, crops, options, features)
-    stack, is_unchanged = full_size_masks(found, crops, size_hw, options, packed=packed)
-    logits = np.zeros((len(found), 0, 0), np.float32) if packed else image_logits(found, crops, size_hw)
-    if is_unchanged.all():
-        return Masks(stack, logits, found.iou_scores, np.arange(len(found)), image), found, crops
-    kept = distinct_after_cleaning(mask_boxes(stack), is_unchanged, options)
-    distinct = Masks(_only(stack, kept), logits[kept], found.iou_scores[kept], np.arange(len(kept)), image)
-    return distinct, found[kept], crops
+    logits = None if packed else image_logits(found, crops, size_hw)
+    masks, kept = assemble(found, crops, image, options, inside=_inside, logits=logits)
+    return masks, kept, crops
 
 
 @torch.inference_mode()
@@ -109,10 +97,7 @@ def find_candidates(
             encoded = engine.encode(image_processor.pixel_values(np.ascontiguousarray(image[crop.place])))
         size_hw = (image.shape[0], image.shape[1])
         parts.append(find_in_crop(engine, encoded, image_processor.input_hw, size_hw, crop, index, options))
-    found = Candidates.concatenate(parts)
-    if len(crops) > 1:
-        found = distinct_between_crops(found, crops, options)
-    return found[np.argsort(-found.iou_scores, kind="stable")]
+    return joined(parts, crops, options)
 
 
 def find_in_crop(
@@ -135,10 +120,11 @@ def find_in_crop(
         index: Index of the crop.
         options: Options of the grid and of the filters.
     """
-    grid_xy = points_in_layer(options, crop.layer) * torch.tensor(crop.size_hw[::-1], device="cpu")
+    grid = torch.from_numpy(points_in_layer(options, crop.layer))
+    grid_xy = grid * torch.tensor(crop.size_hw[::-1], device="cpu")
     points = to_model_pixels(grid_xy, size_hw=crop.size_hw, input_hw=input_hw).to(engine.device)
     parts = []
-    for grid, batch in zip(grid_xy.split(POINT_BATCH), points.split(POINT_BATCH), strict=True):
+    for batch_xy, batch in zip(grid_xy.split(POINT_BATCH), points.split(POINT_BATCH), strict=True):
         confident = decode_points(engine, features, batch, options)
         stable, boxes, stability = stable_masks(confident.logits, crop.size_hw, options)
         boxes = boxes + crop.offset_xyxy
@@ -151,7 +137,7 @@ def find_in_crop(
                 boxes[is_whole],
                 np.full(len(kept), index),
                 stability[is_whole],
-                np.float32(crop.offset_xyxy[:2]) + grid[confident.objects.cpu()[kept]].numpy(),
+                np.float32(crop.offset_xyxy[:2]) + batch_xy[confident.objects.cpu()[kept]].numpy(),
             )
         )
     return distinct_in_crop(Candidates.concatenate(parts), options)
@@ -197,37 +183,9 @@ def decode_chosen(engine: Engine, features: Features, prompts: Prompts, options:
     return ConfidentMasks(chosen.logits[is_confident], chosen.iou_scores[is_confident], objects)
 
 
-def full_size_masks(
-    candidates: Candidates, crops: list[Crop], size_hw: SizeHW, options: EverythingOptions, *, packed: bool
-) -> tuple[Any, np.ndarray]:
-    """Masks at the image's size, one after the other, without small regions.
-
-    Returns:
-        (masks, height, width) bool, ``PackedMasks`` on request, and (masks,) bool: those that cleaning left unchanged.
-    """
-    stack = np.empty((0 if packed else len(candidates), *size_hw), bool)
-    runs: list[Rle] = []
-    is_unchanged = np.ones(len(candidates), bool)
-    for i, (logits, index) in enumerate(zip(candidates.logits, candidates.crops, strict=True)):
-        crop, mask = crops[index], np.zeros(size_hw, bool)
-        mask[crop.place] = (upscale_logits(logits, crop.size_hw) > 0).cpu().numpy()
-        if options.min_area:
-            cleaned = without_small_regions(mask, options)
-            is_unchanged[i], mask = np.array_equal(cleaned, mask), cleaned
-        if packed:
-            runs += encode_masks(mask[None])
-        else:
-            stack[i] = mask
-    return PackedMasks(runs, size_hw) if packed else stack, is_unchanged
-
-
-def _only(stack: Any, kept: np.ndarray) -> Any:
-    """The masks of these ascending indices, moved to the front of the stack's own memory if it is an array."""
-    if isinstance(stack, PackedMasks):
-        return stack[kept]
-    for to, index in enumerate(kept):
-        stack[to] = stack[index]
-    return stack[: len(kept)]
+def _inside(logits: Tensor, size_hw: SizeHW) -> np.ndarray:
+    """(height, width) bool: the mask of (h, w) logits."""
+    return (upscale_logits(logits, size_hw) > 0).cpu().numpy()
 
 
 def image_logits(candidates: Candidates, crops: list[Crop], size_hw: SizeHW) -> np.ndarray:

@@ -8,16 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from masklet.config import SizeHW
 from masklet.errors import ImageError
 from masklet.everything.options import EverythingOptions
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -70,18 +66,14 @@ def make_crops(size_hw: SizeHW, options: EverythingOptions) -> list[Crop]:
     return crops
 
 
-def points_in_layer(options: EverythingOptions, layer: int) -> Tensor:
+def points_in_layer(options: EverythingOptions, layer: int) -> np.ndarray:
     """(points, 2) float32 x and y, 0 to 1, that are prompted in each crop of a layer."""
     if options.point_grids is None:
         return make_grid(options.points_in_layer(layer))
-    import torch  # not above: ONNX models run without it
-
-    return torch.tensor(options.point_grids[layer], dtype=torch.float32, device="cpu")
+    return np.array(options.point_grids[layer], np.float32)
 
 
-def make_grid(per_side: int) -> Tensor:
+def make_grid(per_side: int) -> np.ndarray:
     """(per_side**2, 2) float32 x and y, 0 to 1: the centres of equal cells, row by row."""
-    import torch
-
-    centres = (torch.arange(per_side, dtype=torch.float32, device="cpu") + 0.5) / per_side
-    return torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).flatten(0, 1)
+    centres = (np.arange(per_side, dtype=np.float32) + np.float32(0.5)) / np.float32(per_side)
+    return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)

@@ -178,11 +178,12 @@ def _memory(model: Sam2Model, input_hw: SizeHW) -> Inputs:
     """Two objects with three maps and five pointers; some slots are empty."""
     config, (height, width) = model.config, input_hw
     maps, pointers = 3, 5
+    tokens = config.tokens_per_memory((height // STRIDE, width // STRIDE))
     is_empty = torch.zeros(2, maps + pointers, dtype=torch.bool, device="cpu")
     is_empty[0, 2] = is_empty[1, -1] = True
     return {
         "stride16": _random(1, config.hidden_size, height // STRIDE, width // STRIDE),
-        "maps": _random(2, maps, height * width // STRIDE**2, config.memory_encoder.output_channels),
+        "maps": _random(2, maps, tokens, config.memory_encoder.output_channels),
         "map_slots": torch.tensor([[config.num_maskmem - 1, 0, 0]], device="cpu").expand(2, -1).clone(),
         "pointers": _random(2, pointers, config.hidden_size),
         "pointer_distances": torch.rand(2, pointers, generator=torch.Generator().manual_seed(1), device="cpu"),

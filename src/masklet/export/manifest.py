@@ -14,8 +14,8 @@ from masklet.numbers import real_number, shown, size_of, whole_number
 
 MANIFEST, GLUE = "manifest.json", "glue.safetensors"
 FORMAT = "masklet-onnx-1"
-IMAGE_GRAPHS = ("image_encoder", "prompt_decoder")
-MEMORY_GRAPHS = (*IMAGE_GRAPHS, "memory_attention", "memory_encoder")
+GRAPHS = ("image_encoder", "prompt_decoder", "memory_attention", "memory_encoder")
+"""Names of the graphs. The last two are those of a network with memory."""
 FINGERPRINT_KEY = "masklet.fingerprint"
 """In the metadata of every graph: which network it belongs to."""
 
@@ -37,6 +37,10 @@ class Manifest:
     memory_channels: int
     num_maskmem: int
     """Temporal slots of memory maps; the last is that of prompted frames."""
+    memory_tokens: int | None = None
+    """Tokens of a memory map; None, in files of earlier versions, for one in each cell of the embedding."""
+    rounds_memory: bool = True
+    """Whether memory maps are rounded to bfloat16, as SAM 2's are."""
     has_memory: bool
     replaces_unstable: bool
     """Whether an unstable single mask is replaced by the best of the three (SAM 2, appendix C)."""
@@ -91,7 +95,7 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     checked["rescale_factor"] = real_number("rescale_factor", content["rescale_factor"], ValueError, least=1e-6)
     for name, threshold in content["everything"].items():
         real_number(name, threshold, ValueError)
-    for name in MEMORY_GRAPHS if content["has_memory"] else IMAGE_GRAPHS:
+    for name in GRAPHS if content["has_memory"] else GRAPHS[:2]:
         if not isinstance(file := content["graphs"][name]["file"], str):
             raise ValueError(f"the file of the graph {name} is {shown(file)}: expected a name")
     return {**content, **checked}

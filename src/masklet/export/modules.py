@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masklet.config import STRIDE, STRIDES, SizeHW
-from masklet.model.hiera import window_positions
+from masklet.model.edgetam.memory_attention import LatentMemoryAttentionLayer
+from masklet.model.hiera import Hiera, window_positions
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import (
     POSITION_WEIGHT,
@@ -32,14 +33,16 @@ QUERY_BLOCKS = 8
 class ImageEncoder(nn.Module):
     """Images to the three maps of ``Features``, and to the embedding that is decoded without memory."""
 
-    positions: Tensor
+    positions: Tensor | None
 
     def __init__(self, model: Sam2Model, input_hw: SizeHW) -> None:
         super().__init__()
         self.model = model
-        trunk = model.vision_encoder.backbone
-        grid, window = (weight.detach().cpu().float() for weight in (trunk.pos_embed, trunk.pos_embed_window))
-        self.register_buffer("positions", window_positions(grid, window, _map_hw(input_hw, STRIDES[0])))
+        trunk, positions = model.vision_encoder.backbone, None
+        if isinstance(trunk, Hiera):
+            grid, window = (weight.detach().cpu().float() for weight in (trunk.pos_embed, trunk.pos_embed_window))
+            positions = window_positions(grid, window, _map_hw(input_hw, STRIDES[0]))
+        self.register_buffer("positions", positions)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(batch, 3, height, width) float32, normalised, to float32 maps."""
@@ -156,15 +159,17 @@ class MemoryAttention(nn.Module):
         x = stride16.flatten(2).transpose(1, 2)  # (1, h*w, dim)
         x = (x + self.positions).to(self.model.dtype)
         for layer in self.model.memory_attention.layers:
-            assert isinstance(layer, MemoryAttentionLayer)
+            assert isinstance(layer, MemoryAttentionLayer | LatentMemoryAttentionLayer)
             x = self._layer(layer, x, tokens)
         return self.model.memory_attention.layer_norm(x).transpose(1, 2).unflatten(2, self.map_hw).float()
 
-    def _layer(self, layer: MemoryAttentionLayer, x: Tensor, memory: MemoryTokens) -> Tensor:
+    def _layer(
+        self, layer: MemoryAttentionLayer | LatentMemoryAttentionLayer, x: Tensor, memory: MemoryTokens
+    ) -> Tensor:
         rotations = (self.rotation_cosines, self.rotation_sines)
         x = layer.attend_to_frame(x, rotations)
         x = x + _attend_to_memory(layer.cross_attn_image, layer.layer_norm2(x), memory, rotations)
-        return x + layer.mlp(x)
+        return x + (layer.mlp(x) if isinstance(layer, MemoryAttentionLayer) else layer.mlp(layer.layer_norm3(x)))
 
 
 def _attend_to_memory(attention: RotaryAttention, x: Tensor, memory: MemoryTokens, rotations: Rotations) -> Tensor:
@@ -175,8 +180,7 @@ def _attend_to_memory(attention: RotaryAttention, x: Tensor, memory: MemoryToken
     assert memory.is_empty is not None
     q, k = rotate(attention.q_proj(x), rotations), attention.k_proj(memory.keys)
     maps, pointers = k.split([k.shape[1] - memory.num_pointers, memory.num_pointers], dim=1)
-    rotated = rotate(maps.unflatten(1, (-1, x.shape[1])), rotations).flatten(1, 2)
-    k = torch.cat([rotated, pointers], dim=1).transpose(1, 2) * q.shape[-1] ** -0.5
+    k = torch.cat([attention.rotate_keys(maps, rotations), pointers], dim=1).transpose(1, 2) * q.shape[-1] ** -0.5
     bias = torch.where(memory.is_empty, float("-inf"), 0.0)[:, None].to(k.dtype)  # (objects, 1, tokens)
     blocks = [((block @ k) + bias).softmax(-1) @ memory.values for block in q.chunk(QUERY_BLOCKS, dim=1)]
     return attention.o_proj(attention.v_proj(torch.cat(blocks, dim=1)))
@@ -200,7 +204,7 @@ class MemoryEncoder(nn.Module):
             is_prompted: (1,) float32: 1 on prompted frames, whose masks are binarized, 0 on others.
 
         Returns:
-            (objects, h*w, memory_dim), which the reference rounds to bfloat16.
+            (objects, tokens, memory_dim), which SAM 2's reference rounds to bfloat16.
         """
         masks = F.interpolate(logits[:, None], size=self.input_hw, mode="bilinear", align_corners=False)
         probabilities = torch.where(is_prompted > 0, (masks > 0).to(masks.dtype), masks.sigmoid())
@@ -209,7 +213,7 @@ class MemoryEncoder(nn.Module):
         if self.model.config.is_v2_1:
             is_absent = (object_scores <= 0)[:, None].to(memory.dtype)
             memory = memory + is_absent * self.model.occlusion_spatial_embedding_parameter
-        return memory
+        return self.model.compress(memory, _map_hw(self.input_hw, STRIDE))
 
 
 class BoxDecoder(nn.Module):

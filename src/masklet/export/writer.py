@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from masklet.atomic import naming, replacing_all, sweep
 from masklet.checkpoints.preprocessor import PreprocessorConfig, preprocessor_to_json
 from masklet.checkpoints.transformers import config_to_json
-from masklet.config import SizeHW
+from masklet.config import STRIDE, SizeHW
 from masklet.errors import CheckpointError, ConfigError
 from masklet.export.boxes import with_boxes
 from masklet.export.graph_files import TOLERANCE, check_model, largest_difference, shapes_of, trace
@@ -75,7 +75,7 @@ def to_onnx(
         The graphs.
 
     Raises:
-        ConfigError: An argument is invalid, the layout does not fit the model, or it is an EdgeTAM.
+        ConfigError: An argument is invalid, or the layout does not fit the model.
         CheckpointError: The model cannot be read; the folder cannot be written; a graph differs from torch.
         ModuleNotFoundError: A package of ``pip install masklet[export]`` is missing.
     """
@@ -90,12 +90,12 @@ def to_onnx(
     if resolution is not None:
         check_input_size(resolution)
     sam = model if isinstance(model, Segmenter) else load(model, device="cpu", dtype="float32", engine="eager")
-    if sam.engine.config.is_edgetam:
-        raise ConfigError("the model is an EdgeTAM, which cannot be exported yet: expected a SAM 2")
     network = _plain_network(sam.model)
     processor = sam.image_processor if resolution is None else sam.image_processor.with_size(resolution)
     if layout == "transformersjs" and len(set(processor.input_hw)) > 1:
         raise ConfigError(f"resolution is {processor.input_hw}: the layout transformersjs takes squares only")
+    if layout == "masklet" and network.config.perceiver is not None:
+        network.config.perceiver.check_input(processor.input_hw)
     plans = graphs_of(layout, precision, has_memory=network.config.has_memory)
     with _writing(Path(folder), [plan.file for plan in plans] + _other_files(layout, network)) as files:
         done = [_export(plan, network, processor.input_hw, files[plan.file], precision, opset, check) for plan in plans]
@@ -184,6 +184,8 @@ def _contents(
         rescale_factor=processor.config.rescale_factor,
         hidden_size=config.hidden_size,
         memory_channels=config.memory_encoder.output_channels,
+        memory_tokens=config.tokens_per_memory((processor.input_hw[0] // STRIDE, processor.input_hw[1] // STRIDE)),
+        rounds_memory=not config.is_edgetam,
         num_maskmem=config.num_maskmem,
         has_memory=config.has_memory,
         replaces_unstable=config.mask_decoder.dynamic_multimask_via_stability,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, BinaryIO
@@ -108,6 +109,23 @@ def as_tuple(value: Any) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
+@contextmanager
+def opened_tiff(file: str | os.PathLike[str] | BinaryIO) -> Iterator[Any]:
+    """A ``TiffFile``, open.
+
+    Raises:
+        ModuleNotFoundError: tifffile is not installed.
+        ValueError: tifffile finds the file damaged. Its own error is a ValueError only in versions for Python 3.11 on.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            yield tiff
+    except tifffile.TiffFileError as error:
+        raise ValueError(str(error)) from error
+
+
 def read_tiff(file: str | os.PathLike[str] | BinaryIO, name: str, options: ImageOptions, *, any_size: bool) -> Any:
     """The first image of a TIFF, upright: (height, width[, channels]); None if Pillow has to convert its colours.
 
@@ -115,11 +133,9 @@ def read_tiff(file: str | os.PathLike[str] | BinaryIO, name: str, options: Image
         ModuleNotFoundError: tifffile is not installed.
         ImageError: It does not say which of its bands are red, green and blue, or has no such bands.
     """
-    import tifffile
-
     if not isinstance(file, str | os.PathLike):
         file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
+    with opened_tiff(file) as tiff:
         pixels = tiff_pixels(tiff, name, options)
         if pixels is None:
             return None

@@ -17,7 +17,7 @@ from masklet.errors import ImageError
 from masklet.images.options import DEFAULT, ImageOptions
 from masklet.images.ranges import needs_sample, resolved, sample_of
 from masklet.images.reading import ImageSource, beginning_of, explained, read_image, without_mask
-from masklet.images.tiff import is_tiff, orientation_of, pixel_opener, tiff_pixels
+from masklet.images.tiff import is_tiff, opened_tiff, orientation_of, pixel_opener, tiff_pixels
 from masklet.images.values import check_channels, chosen, to_rgb8
 
 
@@ -82,7 +82,7 @@ def open_tiff(path: Path, options: ImageOptions) -> Windows | None:
     Without tifffile, Pillow decodes the whole image, and one that is too large for that is refused.
     """
     try:
-        import tifffile
+        import tifffile  # noqa: F401
         import zarr  # noqa: F401
     except ModuleNotFoundError as error:
         try:
@@ -95,7 +95,7 @@ def open_tiff(path: Path, options: ImageOptions) -> Windows | None:
                 "installed: pip install masklet[tiff]"
             ) from error
     with ExitStack() as unless_read:
-        tiff = unless_read.enter_context(tifffile.TiffFile(path))
+        tiff = unless_read.enter_context(opened_tiff(path))
         pixels = tiff_pixels(tiff, str(path), options)
         if pixels is None or orientation_of(pixels.page) != 1:
             return None

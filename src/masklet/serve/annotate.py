@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from masklet.masks import encode_rle
 from masklet.results import Masks
-from masklet.serve.api.schemas import FramePromptBody, KeepBody, PreviewBody, Prompt
+from masklet.serve.api.schemas import KeepBody, ObjectPromptBody, PreviewBody, Prompt, Rle
 from masklet.serve.edits import Place, add_object, record, set_current, snapshot
 from masklet.serve.problems import Problem
 from masklet.serve.scheduler import Busy
@@ -23,17 +23,20 @@ from masklet.serve.workspace import OpenSession, Workspace, check_frame, mask_of
 from masklet.video.journal import StoredFrame, stored_frame
 
 
-def prompt_object(ws: Workspace, user: str, media_id: str, number: int, prompt: FramePromptBody) -> Result:
+def prompt_object(ws: Workspace, user: str, media_id: str, number: int, prompt: ObjectPromptBody) -> Result:
     """Adds a prompt to an object, and stores its mask.
 
     In an image this is ``EncodedImage.predict`` with all points so far, the last box, and as ``mask`` the logits of the
-    result before, or the new rough mask. In a video it is ``VideoSession.prompt``.
+    result before, or the new rough mask; a mask that is not to be refined is stored as it is. In a video it is
+    ``VideoSession.prompt``.
     """
     with ws.editing(user, media_id) as media:
         with ws.database.reading() as db:
             object_of(db, media, number)
         check_frame(media, prompt.frame)
         check_not_empty(prompt)
+        if not prompt.refine and (prompt.mask is None or prompt.points or prompt.box is not None):
+            raise Problem(422, "refine: false needs a mask, without points and box")
         predict = prompt_image if media.kind == "image" else prompt_video
         return predict(ws, media, number, prompt)
 
@@ -44,8 +47,13 @@ def check_not_empty(prompt: Prompt) -> None:
         raise Problem(422, "the prompt is empty: expected points, a box or a mask")
 
 
-def prompt_image(ws: Workspace, media: Media, number: int, prompt: FramePromptBody) -> Result:
+def prompt_image(ws: Workspace, media: Media, number: int, prompt: ObjectPromptBody) -> Result:
     """A prompt in an image."""
+    if prompt.mask is not None and not prompt.refine:
+        drawn = mask_of(prompt.mask, (media.height, media.width))
+        if not drawn.any():
+            raise Problem(422, "the mask is empty: expected at least one pixel")
+        return keep(ws, media, found_row(media, number, drawn, 1.0), "draw mask")
     with ws.database.reading() as db:
         before = current_result(db, media.id, number, 0)
     prompts, mask = joined(before, prompt), mask_to_refine(media, before, prompt)
@@ -75,13 +83,17 @@ def joined(before: Result | None, prompt: Prompt) -> dict[str, Any]:
 
 
 def mask_to_refine(media: Media, before: Result | None, prompt: Prompt) -> np.ndarray | None:
-    """What a prompt in an image refines: its own rough mask, or the logits from before."""
+    """What a prompt in an image refines: its own rough mask, or what was there before: logits, or a mask without."""
     if prompt.mask is not None:
         return mask_of(prompt.mask, (media.height, media.width))
-    return None if before is None else unpack_logits(before.state)
+    if before is None:
+        return None
+    if not before.state:  # no network predicted it
+        return mask_of(Rle(size=[media.height, media.width], counts=before.counts), (media.height, media.width))
+    return unpack_logits(before.state)
 
 
-def prompt_video(ws: Workspace, media: Media, number: int, prompt: FramePromptBody) -> Result:
+def prompt_video(ws: Workspace, media: Media, number: int, prompt: ObjectPromptBody) -> Result:
     """A prompt in a frame of a video."""
     mask = None if prompt.mask is None else mask_of(prompt.mask, (media.height, media.width))
     with ws.session(media) as opened:
@@ -214,15 +226,14 @@ def keep_masks(ws: Workspace, user: str, media_id: str, body: KeepBody) -> list[
 
 
 def found_row(media: Media, number: int, mask: np.ndarray, score: float) -> Result:
-    """The row of a mask that was found automatically in an image."""
-    masks = Masks.from_coco([{"segmentation": encode_rle(mask[None])[0], "score": score}])
+    """The row of a mask in an image that was found automatically or drawn, which has no logits."""
     return Result(
         media_id=media.id,
         object_number=number,
         prompts=json.dumps({"points": [], "box": None, "mask": True}),
-        counts=masks.to_rle()[0]["counts"],
+        counts=encode_rle(mask[None])[0]["counts"],
         iou_score=score,
-        state=pack_logits(masks.logits),
+        state=b"",
     )
 
 
@@ -234,5 +245,7 @@ def pack_logits(logits: np.ndarray) -> bytes:
 
 
 def unpack_logits(data: bytes) -> np.ndarray:
-    """What ``pack_logits`` was given."""
+    """What ``pack_logits`` was given; (1, 0, 0) for a mask without logits."""
+    if not data:
+        return np.zeros((1, 0, 0), np.float32)
     return np.load(io.BytesIO(zlib.decompress(data)), allow_pickle=False)

@@ -16,6 +16,8 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 CLICKS_IN_A_ROW = 4
 """After this many, a waiting job gets a step, so that users who keep clicking do not stop the tracking of others."""
+WAITING = object()
+"""What a job yields when it had nothing to do: the next job gets its turn, before another click."""
 
 
 class Busy(Exception):
@@ -38,6 +40,8 @@ class Job:
         self.cancelled = threading.Event()
         """Set by ``cancel``; the current step is the last one."""
         self.ended = threading.Event()
+        self.is_waiting = False
+        """Whether the last step had nothing to do."""
         self._on_end = on_end
 
     def cancel(self) -> None:
@@ -49,7 +53,7 @@ class Job:
         error: BaseException | None = None
         try:
             if not self.cancelled.is_set():
-                next(self.steps)
+                self.is_waiting = next(self.steps) is WAITING
                 return True
         except StopIteration:
             pass
@@ -185,7 +189,8 @@ class Scheduler:
 
         Args:
             user: Users take turns.
-            steps: Runs from one ``yield`` to the next in the device's thread. It is closed at the end.
+            steps: Runs from one ``yield`` to the next in the device's thread. It is closed at the end. It yields
+                ``WAITING`` after a step without work.
             on_end: Called in that thread with the error that ended the job; None when it is done or was cancelled.
 
         Raises:
@@ -238,7 +243,7 @@ class Scheduler:
             return self._clicks.take()
 
     def _work(self) -> None:
-        in_a_row = 0
+        in_a_row = waited = 0
         while True:
             with self._changed:
                 while self._is_open and not (len(self._clicks) or len(self._long) or len(self._jobs)):
@@ -247,16 +252,19 @@ class Scheduler:
                     return
                 is_due = in_a_row >= CLICKS_IN_A_ROW and len(self._jobs)
                 click = None if is_due else self._clicks.take() or self._long.take()
-                in_a_row = 0 if click is None else in_a_row + 1
+                in_a_row += click is not None
                 job = self._running = None if click is not None else self._jobs.take()
             if click is not None:
                 click.run()
             elif job is not None:
                 goes_on = job.step()
+                waited = waited + 1 if goes_on and job.is_waiting else 0
+                if not waited or waited > len(self._jobs):  # a turn is used up when all jobs wait, too
+                    in_a_row = waited = 0
                 with self._changed:
                     self._running = None
                     if goes_on:
                         self._jobs.add(job.user, job)
 
 
-__all__ = ["Busy", "CancelledError", "Job", "Scheduler"]
+__all__ = ["WAITING", "Busy", "CancelledError", "Job", "Scheduler"]

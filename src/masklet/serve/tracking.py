@@ -15,7 +15,7 @@ from masklet.serve.annotate import video_row
 from masklet.serve.api.schemas import TrackingBody
 from masklet.serve.edits import Place, set_current
 from masklet.serve.problems import Problem, public_text, unsaved
-from masklet.serve.scheduler import Busy
+from masklet.serve.scheduler import WAITING, Busy
 from masklet.serve.state.leases import is_gone, release_lease, take_lease
 from masklet.serve.state.rows import current_result, job_of, media_of
 from masklet.serve.state.tables import Edit, Media, Result, TrackingJob
@@ -24,8 +24,10 @@ from masklet.video.frame_result import FrameResult
 from masklet.video.journal import remaining_frames, stored_frame
 
 logger = logging.getLogger(__name__)
+TRACKED_TOGETHER = 8
+"""Videos that are tracked in turn. Their sessions grow meanwhile, and cannot leave the cache."""
 SHARE = 10
-"""Frames that are tracked before a video gives up its place in a full cache. Opening it again takes as long as some."""
+"""Frames after which a video gives up its place to one that waits. Opening it again takes as long as some frames."""
 
 
 def start_tracking(ws: Workspace, user: str, media_id: str, body: TrackingBody) -> TrackingJob:
@@ -80,11 +82,11 @@ def end_jobs(db: Session, media_id: str) -> None:
     db.exec(update(TrackingJob).where(*old).values(**values))
 
 
-def track(ws: Workspace, media: Media, job_id: str, body: TrackingBody | None) -> Generator[None]:
+def track(ws: Workspace, media: Media, job_id: str, body: TrackingBody | None) -> Generator[object]:
     """The steps of a job, a frame each.
 
-    While the cache is full, only as many videos as fit in it are tracked in turn. The others wait, and those give up
-    their place after ``SHARE`` frames. All that is needed to continue is in the database.
+    At most ``TRACKED_TOGETHER`` videos are tracked in turn, and only as many as fit in the cache. The others wait, and
+    those give up their place after ``SHARE`` frames. All that is needed to continue is in the database.
 
     Args:
         ws: The workspace.
@@ -94,8 +96,12 @@ def track(ws: Workspace, media: Media, job_id: str, body: TrackingBody | None) -
     """
     is_done = False
     while not is_done:
-        while ws.videos_tracked and ws.runtime.cache.is_full:
-            yield
+        ws.videos_waiting += 1
+        try:
+            while ws.videos_tracked and (ws.videos_tracked >= TRACKED_TOGETHER or ws.runtime.cache.is_full):
+                yield WAITING
+        finally:
+            ws.videos_waiting -= 1
         ws.videos_tracked += 1
         try:
             is_done = yield from track_share(ws, media, job_id, body)
@@ -122,7 +128,7 @@ def track_share(ws: Workspace, media: Media, job_id: str, body: TrackingBody | N
                 if is_cancelled:
                     ws.jobs[media.id].cancel()
                 yield
-                if count >= SHARE and ws.runtime.cache.is_full:
+                if count >= SHARE and (ws.videos_waiting or ws.runtime.cache.is_full):
                     return not remaining_frames(session)
         finally:
             results.close()

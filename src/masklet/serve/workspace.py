@@ -60,7 +60,9 @@ class Workspace:
     changed: dict[str, list[Any]] = field(default_factory=dict)
     """Functions to call when a job has progressed."""
     videos_tracked: int = 0
-    """Videos whose sessions stay in memory for a job. Only the device's thread changes it."""
+    """Videos whose sessions stay in memory for a job. Only the device's thread changes it, and the next one."""
+    videos_waiting: int = 0
+    """Videos whose jobs wait until others give up their place in memory."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property

@@ -30,7 +30,7 @@ def add_adapters(model: Sam2Model, lora: LoraConfig) -> None:
         if not any(fnmatchcase(name, pattern) for name in linear):
             raise ConfigError(
                 f"lora targets {pattern!r} match no linear layer of the model: expected a pattern such as "
-                f"vision_encoder.*.qkv or mask_decoder.*_proj; the model has {', '.join(linear[:3])} …"
+                f"mask_decoder.*_proj or, in SAM 2, vision_encoder.*.qkv; the model has {', '.join(linear[:3])} …"
             )
     targets = [name for name in linear if any(fnmatchcase(name, pattern) for pattern in lora.targets)]
     try:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.engine import Engine
+from masklet.engine.base import ABSENT_LOGIT, stored_maps
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
@@ -32,7 +33,7 @@ from masklet.training.prompts import (
     covered_cells,
 )
 from masklet.video.policy import PaperPolicy
-from masklet.video.tracker import ABSENT_LOGIT, CERTAIN_LOGIT, PREVIOUS_LIMIT
+from masklet.video.tracker import CERTAIN_LOGIT, PREVIOUS_LIMIT
 
 FIRST, LATER = 0, 1
 """The two occasions of corrections: in the first frame, and in a later one."""
@@ -135,7 +136,7 @@ class _Tracking:
         self.draws = plan.draws.to(targets.device).flatten(0, 1)  # (rows, occasions, rounds, 3)
         self.clip_of_row = torch.arange(self.clips, device=targets.device).repeat_interleave(self.objects)
         self.policy = PaperPolicy(num_maskmem=engine.config.num_maskmem)
-        self.maps: list[Tensor] = []  # of each frame: (rows, h*w, memory_dim)
+        self.maps: list[Tensor] = []  # of each frame: (rows, tokens, memory_dim)
         self.pointers: list[Tensor] = []  # of each frame: (rows, dim)
         self.prompted = {plan.numbers[0]}
         self.decodings: list[Tensor] = []  # (rows, 7) each: clip, losses, and what they count
@@ -285,7 +286,8 @@ class _Tracking:
 
     def _store(self, features: Features, results: _Results, *, is_prompted: bool) -> None:
         memory = self.engine.write_memory(features, results.logits, results.object_scores, binarize=is_prompted)
-        self.maps.append(rounded(memory))
+        # In the type in which inference stores it, since the rounding is part of the results.
+        self.maps.append(stored_maps(memory, self.engine.config))
         self.pointers.append(results.pointers)
 
     def _count(self, decoded: DecodedMasks, rows: _Rows, is_counted: Tensor | None = None) -> None:
@@ -297,11 +299,6 @@ class _Tracking:
         clip = self.clip_of_row if rows.index is None else self.clip_of_row[rows.index]
         columns = (each.focal * masks, each.dice * masks, each.iou * masks, each.object_score * counts, masks, counts)
         self.decodings.append(torch.cat([clip[:, None].to(masks.dtype), *columns], 1))
-
-
-def rounded(memory: Tensor) -> Tensor:
-    """The reference stores memories in bfloat16, and the rounding is part of its results."""
-    return memory.to(torch.bfloat16)
 
 
 def with_true_presence(model: Sam2Model, decoded: DecodedMasks, truth: Tensor) -> DecodedMasks:

@@ -233,11 +233,14 @@ class TrainingConfig:
         """The same settings, with the network's own input size in stages that set none.
 
         Raises:
-            ConfigError: A stage trains on clips, but the network has no memory.
+            ConfigError: A stage trains on clips, but the network has no memory, or not at its input size.
         """
         if not network.has_memory and any(stage.frames > 1 or stage.train == "memory" for stage in self.stages):
             raise ConfigError("a training stage is on clips, but the network has no memory to track objects with")
         stages = tuple(replace(stage, input_size=stage.input_size or network.image_size) for stage in self.stages)
+        for stage in stages:
+            if stage.frames > 1 and network.perceiver is not None:
+                network.perceiver.check_input((stage.input_size, stage.input_size))
         return replace(self, stages=stages) if stages != self.stages else self
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
@@ -27,7 +27,7 @@ from masklet.training.adapters import add_adapters, merge_adapters
 from masklet.training.batches import Batch, Examples
 from masklet.training.config import TrainingConfig
 from masklet.training.objective import Encoder, ExtraLossFactory, Objective
-from masklet.training.parameter_groups import OptimizerFactory, adamw, is_trained
+from masklet.training.parameter_groups import OptimizerFactory, adamw, encoder_blocks, is_trained
 from masklet.training.precision import precision_for, tf32
 from masklet.training.prefetching import prefetch
 from masklet.training.processes import fail_together, gather, make_accelerator, shared_among
@@ -107,6 +107,7 @@ class Trainer:
             if config.lora is not None:
                 add_adapters(self.model, config.lora)
         self.model.train()
+        _freeze_statistics(self.model)
         for name, weight in self.model.named_parameters():  # weights that are never trained are not synchronised
             weight.requires_grad_(any(is_trained(name, stage.train) for stage in config.stages))
         if config.checkpoint_activations:
@@ -250,7 +251,8 @@ class Trainer:
         decay = min(self.config.ema_decay, self.step / (self.step + 10))
         with torch.no_grad():
             for name, weight in self.model.state_dict().items():
-                self.ema[name].lerp_(weight, 1 - decay)
+                if weight.is_floating_point():  # batch norms of EdgeTAM count in whole numbers
+                    self.ema[name].lerp_(weight, 1 - decay)
 
     def free_memory(self) -> None:
         """Frees the gradients, after which the state can be saved though memory ran out."""
@@ -314,16 +316,9 @@ class Trainer:
 
 
 def initial_model(config: TrainingConfig, initialiser: Initialiser | None = None) -> Sam2Model:
-    """The network that a run starts with; ``initialiser`` is applied if it is trained from scratch.
-
-    Raises:
-        ConfigError: It is an EdgeTAM.
-    """
+    """The network that a run starts with; ``initialiser`` is applied if it is trained from scratch."""
     if not isinstance(config.model, Sam2Config):
-        model = Sam2Model.from_pretrained(config.model)
-        if model.config.is_edgetam:
-            raise ConfigError(f"{config.model} is an EdgeTAM, which cannot be trained yet: expected a SAM 2")
-        return model
+        return Sam2Model.from_pretrained(config.model)
     with torch.device("cpu"):  # whatever the default device, since initial weights are drawn there
         model = Sam2Model(config.model)
         if initialiser is not None:
@@ -339,9 +334,16 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (config.progress(step) - warm) / (1 - warm)))
 
 
+def _freeze_statistics(model: Sam2Model) -> None:
+    """Keeps the means and variances of batch norms: those of a few images would be too noisy."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 def _checkpoint_activations(model: Sam2Model) -> None:
     """Makes the blocks with the most activations recompute them in the backward pass."""
-    blocks = [*model.vision_encoder.backbone.blocks]
+    blocks = [*encoder_blocks(model).values()]
     if model.config.has_memory:
         blocks += [*model.memory_attention.layers]
     for block in blocks:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from masklet.model.edgetam.repvit import Downsample, RepVitBlock
+from masklet.model.hiera import HieraBlock
 from masklet.model.sam2 import Sam2Model
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ COMPONENTS = {
     "memory": (
         "memory_attention.",
         "memory_encoder.",
+        "spatial_perceiver.",
         "mask_downsample.",
         "object_pointer_proj.",
         "memory_temporal_positional_encoding",
@@ -68,12 +70,22 @@ def trains_encoder(model: Sam2Model) -> bool:
     )
 
 
-def rate_factor(name: str, num_blocks: int, rates: Mapping[str, float], layer_decay: float) -> float:
+def encoder_blocks(model: Sam2Model) -> dict[str, nn.Module]:
+    """The blocks of the image encoder in their order, by the prefix of their weights' names.
+
+    In EdgeTAM, the layers between two stages count as a block.
+    """
+    kinds = HieraBlock | RepVitBlock | Downsample
+    modules = model.vision_encoder.named_modules(prefix="vision_encoder")
+    return {f"{name}.": m for name, m in modules if isinstance(m, kinds) and not name.endswith(".pre_block")}
+
+
+def rate_factor(name: str, blocks: Collection[str], rates: Mapping[str, float], layer_decay: float) -> float:
     """Factor on the learning rate of a weight.
 
     Args:
         name: Name of the weight.
-        num_blocks: Number of blocks of the image encoder.
+        blocks: From ``encoder_blocks``.
         rates: Factors by component.
         layer_decay: Ratio of the rates of a block and the block after it. Layers before the first block count as one
             more block.
@@ -81,9 +93,8 @@ def rate_factor(name: str, num_blocks: int, rates: Mapping[str, float], layer_de
     rate = rates.get(component_of(name), 1.0)
     if not name.startswith("vision_encoder.backbone."):
         return rate
-    block = re.match(r"vision_encoder\.backbone\.blocks\.(\d+)\.", name)
-    depth = int(block[1]) if block else -1
-    return rate * layer_decay ** (num_blocks - 1 - depth)
+    depth = next((depth for depth, block in enumerate(blocks) if name.startswith(block)), -1)
+    return rate * layer_decay ** (len(blocks) - 1 - depth)
 
 
 def parameter_groups(model: Sam2Model, extra: nn.Module | None, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -98,11 +109,11 @@ def parameter_groups(model: Sam2Model, extra: nn.Module | None, config: Training
         Dictionaries with ``params``, ``weight_decay`` (zero for vectors and the extra module) and ``factor``, by which
         the trainer multiplies the learning rate.
     """
-    num_blocks = len(model.vision_encoder.backbone.blocks)
+    blocks = encoder_blocks(model)
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            factor = rate_factor(name, num_blocks, config.rates, config.layer_decay)
+            factor = rate_factor(name, blocks, config.rates, config.layer_decay)
             groups.setdefault((weight.ndim > 1, factor), []).append(weight)
     if extra is not None:
         groups.setdefault((False, 1.0), []).extend(extra.parameters())

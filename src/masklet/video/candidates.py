@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masklet.engine.base import ABSENT_LOGIT
 from masklet.masks.boxes import profile_boxes
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.neck import Features
 from masklet.video.object_frame import ObjectFrame
 from masklet.video.policy import Box, Candidates, Choice, FrameRecord, History
-from masklet.video.tracker import ABSENT_LOGIT
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from masklet.video.frame_result import FrameResult
 from masklet.video.frame_step import FeaturesOf
 from masklet.video.object_frame import ObjectFrame
 from masklet.video.readers import Frame
+from masklet.video.tracker import FramePrompt
 from masklet.video.tracks import Tracks
 
 Search: TypeAlias = Callable[[np.ndarray, Features], Masks]
@@ -132,13 +133,17 @@ class ObjectFinder:
         tracks, index = self.tracks, frame.index
         known = tracks.frame_result(index, frame.time, tracked, None, packed=True).masks
         found = self.discovery.search(frame.image, features_of(index))
-        results: dict[Hashable, ObjectFrame] = {}
+        prompts: dict[Hashable, FramePrompt] = {}
+        labels: dict[Hashable, str | None] = {}
         for mask, label in self.discovery.new_masks(found, known):
-            object_id = next(number for number in self._new_ids if number not in tracks.objects)
             with suppress(PromptError):  # the mask is too small at the network's input
-                results[object_id] = tracks.prompt(object_id, index, features_of, tracks.read(mask=mask))
-                tracks.objects[object_id].tracked_steps[index] = 1  # tracking has reached this frame
-                tracks.objects[object_id].label = label
+                tracks.check_prompt(prompt := tracks.read(mask=mask))
+                object_id = next(number for number in self._new_ids if number not in tracks.objects)
+                prompts[object_id], labels[object_id] = prompt, label
+        results = tracks.prompt_new(index, features_of, prompts)
+        for new_id, label in labels.items():
+            tracks.objects[new_id].tracked_steps[index] = 1  # tracking has reached this frame
+            tracks.objects[new_id].label = label
         return results
 
 
@@ -180,8 +185,9 @@ def prompt_detections(
 ) -> dict[Hashable, ObjectFrame]:
     """Prompt a new object with each box. Returns their results in the frame."""
     free = (number for number in count(1) if number not in tracks.objects)
-    results: dict[Hashable, ObjectFrame] = {}
-    for object_id, box, label in zip(free, found.boxes.tolist(), found.labels, strict=False):
-        results[object_id] = tracks.prompt(object_id, frame, features_of, tracks.read(box=box))
+    each = zip(free, found.boxes.tolist(), strict=False)
+    prompts: dict[Hashable, FramePrompt] = {object_id: tracks.read(box=box) for object_id, box in each}
+    results = tracks.prompt_new(frame, features_of, prompts)
+    for object_id, label in zip(results, found.labels, strict=True):
         tracks.objects[object_id].label = label
     return results

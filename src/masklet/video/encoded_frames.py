@@ -28,14 +28,13 @@ class EncodedFrame(NamedTuple):
 
 
 def encode_frame(
-    engine: Engine, processor: ImageProcessor, image: np.ndarray, resized: Tensor | None = None
+    engine: Engine, processor: ImageProcessor, image: np.ndarray, staged: Tensor | None = None
 ) -> Features:
-    """The features of one frame, (height, width, 3) uint8; of ``resized``, see ``Frame``, if there is one."""
+    """The features of one frame, (height, width, 3) uint8; of ``staged``, see ``Frame``, if there is one."""
     with torch.inference_mode():
         if not engine.is_asynchronous:
             return engine.encode(processor.frame_values(image))
-        resized = engine.stage(processor.resized_frame(image)) if resized is None else resized
-        return engine.encode_frame(resized, processor.config)
+        return engine.encode_frame(engine.stage(image) if staged is None else staged, processor.config)
 
 
 class EncodedFrames:
@@ -68,7 +67,7 @@ class EncodedFrames:
         """
         if index not in self._recent:
             frame = at_hand if at_hand is not None and at_hand.index == index else self.video[index]
-            features = encode_frame(self.engine, self.processor, frame.image, frame.resized)
+            features = encode_frame(self.engine, self.processor, frame.image, frame.staged)
             self._recent[index] = EncodedFrame(features, frame.image)
         self._recent.move_to_end(index)
         while len(self._recent) > MAX_ENCODED:
@@ -82,10 +81,7 @@ class EncodedFrames:
         start, stop, step = frames.start, frames.stop, frames.step
         if not (self.engine.is_asynchronous and self.video.reads_ahead):
             return ((frame, None) for frame in self.video.frames(start, stop, step))
-        return with_following(self.video.frames(start, stop, step, resize=self._resized))
-
-    def _resized(self, image: np.ndarray) -> Tensor:
-        return self.engine.stage(self.processor.resized_frame(image))
+        return with_following(self.video.frames(start, stop, step, stage=self.engine.stage))
 
     def start(self, frame: Frame) -> None:
         """Launch the encoding of the frame that comes next, on a device that works on while the caller does."""

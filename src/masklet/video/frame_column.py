@@ -31,7 +31,9 @@ class FrameColumn(MutableMapping[int, Number]):
         return iter(self._frames)
 
     def __contains__(self, frame: object) -> bool:
-        return isinstance(frame, int) and self._find(frame)[1]
+        # Asked many times in every frame of a video, so without a call of ``_find``.
+        frames = self._frames
+        return isinstance(frame, int) and (row := bisect_left(frames, frame)) < len(frames) and frames[row] == frame
 
     def __getitem__(self, frame: int) -> Number:
         row, is_there = self._find(frame)

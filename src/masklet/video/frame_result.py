@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,22 @@ def check_object_id(object_id: Any) -> None:
         )
 
 
+def check_known(object_id: Any, known: Collection[Hashable]) -> None:
+    """Raise a PromptError unless there is such an object."""
+    check_object_id(object_id)
+    if object_id not in known:
+        raise no_such_object(object_id, known)
+
+
+def check_can_unprompt(object_id: Hashable, frame: int, prompted: Collection[int]) -> None:
+    """Raise a PromptError unless an object was prompted in a frame, and in another one of ``prompted``."""
+    if frame not in prompted:
+        where = ", ".join(map(str, sorted(prompted))) or "nowhere"
+        raise PromptError(f"object {object_id!r} was not prompted in frame {frame}: it was in {where}")
+    if len(prompted) == 1:
+        raise PromptError(f"frame {frame} holds the only prompt of object {object_id!r}: remove the object instead")
+
+
 def make_frame_result(
     index: int,
     time: float,
@@ -110,19 +126,22 @@ def make_frame_result(
         packed: Return run lengths without logits, with one chunk of masks in memory at a time.
         fetch: The results on their way to the host, with masks unless they are ``packed``.
     """
-    host = None if fetch is None else fetch.result()
-    objects = list(results.values()) if host is None else host.objects
-    logits_hw = (input_hw[0] // STRIDES[0], input_hw[1] // STRIDES[0])
-    logits = _stack([one.logits for one in (results.values() if packed else objects)], logits_hw)
-    iou_scores = _stack([one.iou_score for one in objects]).cpu().numpy()
-    object_scores = _stack([one.object_score for one in objects]).cpu().numpy()
-    object_numbers = np.array(numbers, int)
-    inside: Any = None if host is None else host.masks
+    inside: Any = None
+    kept = np.zeros((len(results), 0, 0), np.float32)
+    if fetch is not None:
+        host = fetch.result()
+        inside, iou_scores, object_scores = host.masks, host.vectors[:, 0].copy(), host.vectors[:, 1].copy()
+        kept = kept if packed else host.logits
+    else:
+        iou_scores = _stack([one.iou_score for one in results.values()]).cpu().numpy()
+        object_scores = _stack([one.object_score for one in results.values()]).cpu().numpy()
     if inside is None:
-        inside = join_chunks(upscaled_masks(logits, size_hw), len(objects), size_hw, packed=packed)
-    kept = np.zeros((len(objects), 0, 0), np.float32) if packed else logits.cpu().numpy()
+        logits_hw = (input_hw[0] // STRIDES[0], input_hw[1] // STRIDES[0])
+        logits = _stack([one.logits for one in results.values()], logits_hw)
+        inside = join_chunks(upscaled_masks(logits, size_hw), len(results), size_hw, packed=packed)
+        kept = kept if packed else logits.cpu().numpy()
     names = np.array([label or DEFAULT_NAME for label in labels], np.str_) if any(labels) else None
-    masks = Masks(inside, kept, iou_scores, object_numbers, image, names)
+    masks = Masks(inside, kept, iou_scores, np.array(numbers, int), image, names)
     return FrameResult(index, time, tuple(results), masks, object_scores)
 
 

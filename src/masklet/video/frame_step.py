@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import compress
+from dataclasses import dataclass
 
 from masklet.engine import Engine
 from masklet.model.neck import Features
@@ -12,15 +11,8 @@ from masklet.video.candidates import RowOutput, record_of, row_outputs
 from masklet.video.memory import ObjectMemory
 from masklet.video.memory_slots import MemorySlots
 from masklet.video.object_frame import ObjectFrame
-from masklet.video.policy import (
-    Candidates,
-    Choice,
-    MemoryPolicy,
-    MemorySelection,
-    MemoryShape,
-    check_choices,
-    check_selection,
-)
+from masklet.video.policy import Candidates, Choice, MemoryPolicy, MemorySelection, check_choices
+from masklet.video.selection import batches_of, select_memory
 from masklet.video.track import Row, Track
 from masklet.video.tracker import decode_with_memory, memory_maps, track_objects
 
@@ -50,18 +42,7 @@ class FrameStep:
 
     def select(self, row: Row) -> MemorySelection:
         """The memories of a row that the frame reads, checked. All of them are held or can be computed again."""
-        selection = self.policy.select(self.frame, row, step=self.step)
-        check_selection(selection, self.frame, row, self.policy)
-        is_held = [entry[0] in row.maps for entry in selection.maps]
-        # What is neither held nor can be computed again is left out, unless nothing would be left.
-        if self.can_rewind or not any(is_held):
-            return selection
-        weights = selection.key_weights
-        return replace(
-            selection,
-            maps=tuple(compress(selection.maps, is_held)),
-            key_weights=None if weights is None else tuple(compress(weights, is_held)),
-        )
+        return select_memory(self.policy, self.frame, row, step=self.step, can_rewind=self.can_rewind)
 
     def restore_maps(self, selections: Iterable[tuple[Row, MemorySelection]]) -> None:
         """Recompute the selected maps that were dropped. A frame is encoded once for all objects."""
@@ -147,10 +128,4 @@ class FrameStep:
         return results
 
     def _batches(self, selections: Mapping[RowKey, MemorySelection]) -> Iterator[list[RowKey]]:
-        """Rows whose selections have one shape, at most ``max_objects`` in a batch."""
-        by_shape: dict[MemoryShape, list[RowKey]] = {}
-        for key, selection in selections.items():
-            by_shape.setdefault(selection.shape(fixed=self.fixed_shapes), []).append(key)
-        for keys in by_shape.values():
-            for start in range(0, len(keys), self.max_objects):
-                yield keys[start : start + self.max_objects]
+        return batches_of(selections, self.max_objects, fixed=self.fixed_shapes)

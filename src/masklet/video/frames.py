@@ -168,7 +168,7 @@ class Video:
         stop: int | None = None,
         step: int = 1,
         *,
-        resize: Callable[[np.ndarray], Tensor] | None = None,
+        stage: Callable[[np.ndarray], Tensor] | None = None,
     ) -> Generator[Frame]:
         """Read frames. Those of a file or folder are read in a thread, up to ``FRAMES_AHEAD`` in advance.
 
@@ -178,7 +178,7 @@ class Video:
                 beginning.
             step: From one frame to the next; negative reads backward. Skipped frames of a folder are not opened. Those
                 of a video file are decoded, since later frames depend on them, but not converted to pixels.
-            resize: Makes ``Frame.resized`` of a frame's image, in the thread that reads it.
+            stage: Makes ``Frame.staged`` of a frame's image, in the thread that reads it.
 
         Returns:
             A generator. Its thread ends after the last frame, on ``close()``, and when it is garbage-collected.
@@ -196,7 +196,7 @@ class Video:
         count = sys.maxsize if self.count is None else self.count
         first = self._existing(start if start is not None else 0 if step > 0 else count - 1)
         last = (count if step > 0 else -1) if stop is None else min(max(stop, -1), count)
-        return self._read(range(first, last, step), resize)
+        return self._read(range(first, last, step), stage)
 
     def checksum(self) -> str | None:
         """A checksum to recognise the same file or folder later; None for images in memory.
@@ -220,12 +220,12 @@ class Video:
         nearest = [next((str(other) for other in side if other not in lost), None) for side in sides]
         return f"frame {' or '.join(filter(None, nearest))}, the nearest that can be read"
 
-    def _read(self, wanted: range, resize: Callable[[np.ndarray], Tensor] | None) -> Generator[Frame]:
+    def _read(self, wanted: range, stage: Callable[[np.ndarray], Tensor] | None) -> Generator[Frame]:
         if not wanted:
             return
         frames = self._checked(wanted)
-        if resize is not None and self._reader.reads_ahead:
-            frames = (replace(frame, resized=resize(frame.image)) for frame in frames)
+        if stage is not None and self._reader.reads_ahead:
+            frames = (replace(frame, staged=stage(frame.image)) for frame in frames)
         done, missing = 0, list[range]()
         with closing(read_ahead(frames) if self._reader.reads_ahead else frames) as frames:
             for frame in frames:

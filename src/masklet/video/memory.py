@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,10 +19,9 @@ from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
 from masklet.video.history import RecordPacking
 from masklet.video.object_frame import ObjectFrame, ResultSpool
-from masklet.video.policy import HISTORY_STEPS, FrameRecord, MemorySelection, MemoryShape
+from masklet.video.policy import HISTORY_STEPS, FrameRecord, MemorySelection
+from masklet.video.selection import memory_columns
 from masklet.video.spool import FrameSpool
-
-T = TypeVar("T")
 
 HELD_POINTERS = 20
 """Pointers of one object that are not read from the spool again."""
@@ -183,40 +182,29 @@ def gather_memory(
         selections: One for each object, all of one shape.
         fixed_shapes: Pad to the fixed shape of the selections with empty slots.
     """
-    (shape,) = {selection.shape(fixed=fixed_shapes) for selection in selections}
+    columns = memory_columns(selections, fixed=fixed_shapes)
     like = features.stride16
     no_map = like.new_zeros(
         engine.config.tokens_per_memory(features.map_hw), engine.config.memory_encoder.output_channels
     )
     no_pointer = like.new_zeros(engine.config.hidden_size)
-    maps, pointers, slots, distances, is_empty, weights = [], [], [], [], [], []
-    is_weighted = any(selection.key_weights is not None for selection in selections)
+    maps, pointers = [], []
     for bank, selection in zip(banks, selections, strict=True):
-        longest = max(selection.max_pointers - 1, 1)
-        maps.append(_pad([bank.maps[frame].to(like.dtype) for frame, _ in selection.maps], shape.maps, no_map))
-        slots.append(_pad([slot for _, slot in selection.maps], shape.maps, 0))
-        pointers.append(_pad([bank.pointer(frame) for frame, _ in selection.pointers], shape.pointers, no_pointer))
-        distances.append(_pad([steps / longest for _, steps in selection.pointers], shape.pointers, 0.0))
-        is_empty.append(_empty_slots(selection, shape))
-        weights.append(_pad(list(selection.key_weights or (1.0,) * len(selection.maps)), shape.maps, 1.0))
+        maps.append(_pad([bank.maps[frame].to(like.dtype) for frame, _ in selection.maps], columns.shape.maps, no_map))
+        of_bank = [bank.pointer(frame) for frame, _ in selection.pointers]
+        pointers.append(_pad(of_bank, columns.shape.pointers, no_pointer))
+    weights = columns.map_weights
     return Memory(
         maps=torch.stack([torch.stack(row) for row in maps]),
-        map_slots=torch.tensor(slots, dtype=torch.int64, device=like.device),
+        map_slots=torch.from_numpy(columns.map_slots).to(like.device),
         pointers=torch.stack(
             [torch.stack(row) if row else no_pointer.new_zeros(0, len(no_pointer)) for row in pointers]
         ),
-        pointer_distances=torch.tensor(distances, dtype=torch.float32, device=like.device),
-        is_empty=torch.tensor(is_empty, device=like.device) if fixed_shapes else None,
-        map_weights=torch.tensor(weights, dtype=torch.float32, device=like.device) if is_weighted else None,
+        pointer_distances=torch.from_numpy(columns.pointer_distances).to(like.device),
+        is_empty=torch.from_numpy(columns.is_empty).to(like.device) if fixed_shapes else None,
+        map_weights=None if weights is None else torch.from_numpy(weights).to(like.device),
     )
 
 
-def _empty_slots(selection: MemorySelection, shape: MemoryShape) -> list[bool]:
-    """Whether each slot of the maps, then of the pointers, is padding."""
-    return _pad([False] * len(selection.maps), shape.maps, True) + _pad(
-        [False] * len(selection.pointers), shape.pointers, True
-    )
-
-
-def _pad(values: list[T], length: int, padding: T) -> list[T]:
+def _pad(values: list[Tensor], length: int, padding: Tensor) -> list[Tensor]:
     return values + [padding] * (length - len(values))

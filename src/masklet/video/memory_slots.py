@@ -6,12 +6,12 @@ places does not matter, since attention does not depend on the order of keys.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class Bank(Protocol):
 
     @property
     def maps(self) -> Mapping[int, Tensor]:
-        """(h*w, memory_dim) of each frame."""
+        """(tokens, memory_dim) of each frame."""
 
     def pointer(self, frame: int) -> Tensor:
         """(dim,): the same tensor each time."""
@@ -110,33 +110,27 @@ class MemorySlots:
         """
         shape, is_full = slots_of(selections)
         maps, pointers = self._places(engine, features, banks, shape)
-        longest = [max(selection.max_pointers - 1, 1) for selection in selections]
         map_writes, times = maps.assign(
             [[(bank.maps[f], slot) for f, slot in s.maps] for bank, s in zip(banks, selections, strict=True)]
         )
         pointer_writes, distances = pointers.assign(
             [
-                [(bank.pointer(f), steps / most) for f, steps in s.pointers]
-                for bank, s, most in zip(banks, selections, longest, strict=True)
+                [(bank.pointer(f), steps / s.longest_distance) for f, steps in s.pointers]
+                for bank, s in zip(banks, selections, strict=True)
             ]
         )
         parts = [map_writes.rows, map_writes.places, pointer_writes.rows, pointer_writes.places]
         parts.append([int(number or 0) for row in times for number in row])
         parts.append([number is None for row, other in zip(times, distances, strict=True) for number in (*row, *other)])
-        uploaded = upload(
-            engine, torch.tensor([number for part in parts for number in part], dtype=torch.int64, device="cpu")
-        )
-        *indices, map_slots, is_empty = uploaded.split([len(part) for part in parts])
+        filled = [number or 0.0 for row in distances for number in row]
+        *indices, map_slots, is_empty, pointer_distances = upload(engine, parts, filled)
         map_writes.write(maps.held, *indices[:2])
         pointer_writes.write(pointers.held, *indices[2:])
-        filled = [[number or 0.0 for number in row] for row in distances]
         return Memory(
             maps=maps.held,
             map_slots=map_slots.view(len(banks), shape.maps),
             pointers=pointers.held,
-            pointer_distances=upload(
-                engine, torch.tensor(filled, dtype=torch.float32, device="cpu").view(len(banks), -1)
-            ),
+            pointer_distances=pointer_distances.view(len(banks), -1),
             is_empty=None if is_full else is_empty.view(len(banks), -1) > 0,
         )
 
@@ -146,10 +140,11 @@ class MemorySlots:
         key = (tuple(map(id, banks)), shape, features.map_hw)
         if key not in self._batches:
             config, objects = engine.config, len(banks)
-            cells, memory_dim = math.prod(features.map_hw), config.memory_encoder.output_channels
+            tokens, memory_dim = config.tokens_per_memory(features.map_hw), config.memory_encoder.output_channels
             like = features.stride16
+            dtype = like.dtype if config.is_edgetam else torch.bfloat16  # see ``stored_maps``
             self._batches[key] = (
-                Places(like.new_zeros(objects, shape.maps, cells, memory_dim, dtype=torch.bfloat16)),
+                Places(like.new_zeros(objects, shape.maps, tokens, memory_dim, dtype=dtype)),
                 Places(like.new_zeros(objects, shape.pointers, config.hidden_size)),
             )
         self._batches.move_to_end(key)
@@ -179,6 +174,16 @@ def _is_filled(selection: MemorySelection) -> bool:
     return is_full and tracked_pointers == selection.max_pointers - 1
 
 
-def upload(engine: Engine, values: Tensor) -> Tensor:
-    """Copy host values to the engine's device, without waiting for it."""
-    return engine.stage(values).to(engine.device, non_blocking=True)
+def upload(engine: Engine, integers: Sequence[Sequence[int]], floats: Sequence[float]) -> list[Tensor]:
+    """Copy numbers to the engine's device, in one piece and without waiting for it.
+
+    Returns:
+        An int64 tensor for each sequence of integers, and a float32 one.
+    """
+    whole = np.array([number for part in integers for number in part], np.int64).view(np.uint8)
+    copied = engine.stage(np.concatenate([whole, np.array(floats, np.float32).view(np.uint8)]))
+    of_integers, of_floats = copied.to(engine.device, non_blocking=True).tensor_split((len(whole),))
+    return [
+        *of_integers.view(torch.int64).split([len(part) for part in integers]),
+        of_floats.view(torch.float32),
+    ]

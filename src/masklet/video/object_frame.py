@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,10 +12,9 @@ import torch
 from torch import Tensor
 
 from masklet.config import SizeHW
-from masklet.errors import SpoolError
+from masklet.video.logit_bytes import FLOAT_BYTES, pack_logits, unpack_logits
 from masklet.video.spool import FrameSpool, Spool
 
-FLOAT_BYTES = 4
 MAX_DEFERRED = 4
 """Results of one object that may wait to be packed; with more, the oldest is waited for."""
 
@@ -34,7 +31,7 @@ class ObjectFrame:
 
 @dataclass(frozen=True)
 class ResultPacking:
-    """``ObjectFrame`` as bytes, without loss, since a rewind must find exactly what was there.
+    """``ObjectFrame`` as bytes, without loss: see ``logit_bytes``.
 
     Logits are compressed. The scores and the pointer follow uncompressed, so that they can be read alone.
     """
@@ -50,26 +47,16 @@ class ResultPacking:
         return FLOAT_BYTES * (2 + self.dim)
 
     def pack(self, value: ObjectFrame) -> bytes:  # noqa: D102
-        logits = value.logits.float().cpu().numpy()
-        # Bytes of equal significance side by side: signs and exponents of neighbours are alike, fractions are not.
-        planes = logits.reshape(-1, 1).view(np.uint8).T
         vector = torch.cat([value.iou_score.view(1), value.object_score.view(1), value.pointer])
-        # There are only runs of equal bytes to find; the usual search for longer matches takes twice the time.
-        compressor = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-        compressed = compressor.compress(planes.tobytes()) + compressor.flush()
-        return compressed + vector.float().cpu().numpy().tobytes()
+        return self.pack_arrays(value.logits.float().cpu().numpy(), vector.float().cpu().numpy())
+
+    def pack_arrays(self, logits: np.ndarray, vector: np.ndarray) -> bytes:
+        """Pack logits (4h, 4w), and a vector of predicted IoU, object score and pointer; float32."""
+        return pack_logits(logits) + vector.tobytes()
 
     def unpack(self, data: bytes) -> ObjectFrame:  # noqa: D102
         split = len(data) - self.vector_bytes
-        logits_bytes = FLOAT_BYTES * math.prod(self.size_hw)
-        try:
-            unpacked = zlib.decompressobj().decompress(data[:split], logits_bytes + 1)
-        except zlib.error:
-            unpacked = b""
-        if len(unpacked) != logits_bytes:
-            raise SpoolError("a stored mask is damaged: track this frame again, or resume an older saved session")
-        planes = np.frombuffer(unpacked, np.uint8).reshape(FLOAT_BYTES, -1)
-        logits = np.ascontiguousarray(planes.T).view(np.float32).reshape(self.size_hw)
+        logits = unpack_logits(data[:split], self.size_hw)
         return ObjectFrame(torch.from_numpy(logits).to(self.device, self.dtype), *self.unpack_vector(data[split:]))
 
     def unpack_vector(self, data: bytes) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,19 +70,23 @@ class DeferredResult:
     """A result on the device that is packed in a worker, see ``result_fetch``."""
 
     value: ObjectFrame
-    pack: Callable[[ObjectFrame], bytes]
-    packed: Future[bytes] | None = None
+    packing: ResultPacking
+    packed: tuple[Future[list[bytes]], int] | None = None
+    """Results that are packed together, and the place of this one among them."""
     is_wanted: bool = True
     """False once it was replaced or deleted."""
 
     @property
     def is_packed(self) -> bool:
         """Whether its bytes are ready."""
-        return self.packed is not None and self.packed.done()
+        return self.packed is not None and self.packed[0].done()
 
     def wait(self) -> bytes:
         """Its bytes. If no worker was given it, it is packed now."""
-        return self.pack(self.value) if self.packed is None else self.packed.result()
+        if self.packed is None:
+            return self.packing.pack(self.value)
+        packed, place = self.packed
+        return packed.result()[place]
 
 
 class Deferring(Protocol):
@@ -139,7 +130,7 @@ class ResultSpool(FrameSpool[ObjectFrame]):
             super().__setitem__(frame, value)
             return
         self._withdraw(frame)
-        self._deferred[frame] = DeferredResult(value, self._result_packing.pack)
+        self._deferred[frame] = DeferredResult(value, self._result_packing)
         self._worker.defer(self._deferred[frame])
         for other, deferred in list(self._deferred.items()):
             if deferred.is_packed or len(self._deferred) > MAX_DEFERRED:

@@ -46,6 +46,11 @@ class MemorySelection:
     num_maskmem: int  # temporal slots
     key_weights: tuple[float, ...] | None = None  # one for each map: what its keys are multiplied by; None for 1
 
+    @property
+    def longest_distance(self) -> int:
+        """The distance of a pointer that counts as 1."""
+        return max(self.max_pointers - 1, 1)
+
     def shape(self, *, fixed: bool) -> MemoryShape:
         """Its shape, or the fixed shape that it is padded to.
 

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.config import SizeHW
-from masklet.errors import PromptError
 from masklet.mask_prompts import check_frame_mask
-from masklet.prompts import one_box, read_prompts
+from masklet.video.frame_prompts import check_clicks
 from masklet.video.tracker import FramePrompt
 
 
@@ -43,13 +42,9 @@ def read_frame_prompt(
     resized = None if mask is None else _resized_mask(mask, size_hw, input_hw).to(device)
     if resized is not None and points is None and labels is None and box is None:
         return FramePrompt(mask=resized)
-    boxes = None if box is None else one_box(box)
-    prompts = read_prompts(points, labels, boxes, size_hw=size_hw, input_hw=input_hw)
-    if len(prompts) != 1:
-        raise PromptError(f"points for {len(prompts)} objects: expected one list, since a prompt is for one object")
-    assert prompts.points is not None
-    assert prompts.labels is not None
-    return FramePrompt(prompts.points[0, 0].to(device), prompts.labels[0, 0].to(device), resized)
+    clicks = check_clicks(points, labels, box, size_hw=size_hw, input_hw=input_hw)
+    points, labels = (torch.from_numpy(values).to(device) for values in clicks)
+    return FramePrompt(points, labels, resized)
 
 
 def _resized_mask(mask: Any, size_hw: SizeHW, input_hw: SizeHW) -> Tensor:

@@ -37,8 +37,8 @@ class Frame:
     """Seconds since frame 0."""
     image: np.ndarray
     """(height, width, 3) uint8 RGB, upright."""
-    resized: Tensor | None = None
-    """The image at the size of the network's input, if the thread that read it was asked to resize it."""
+    staged: Tensor | None = None
+    """The image in pinned memory, if the thread that read it was asked to put it there."""
 
 
 class Reader(Protocol):

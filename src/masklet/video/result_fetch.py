@@ -18,14 +18,21 @@ from torch import Tensor
 
 from masklet.config import SizeHW
 from masklet.masks import upscaled_chunks
-from masklet.video.object_frame import FLOAT_BYTES, DeferredResult, ObjectFrame
+from masklet.video.logit_bytes import FLOAT_BYTES
+from masklet.video.object_frame import DeferredResult, ObjectFrame
+
+THREADS = 4
+"""Threads that pack results, at most. Compression runs without Python's lock."""
 
 
 @dataclass(frozen=True)
 class HostResults:
     """The results of a frame in host memory."""
 
-    objects: list[ObjectFrame]
+    logits: np.ndarray
+    """(objects, 4h, 4w) float32."""
+    vectors: np.ndarray
+    """(objects, 2 + dim) float32: predicted IoU, object score and pointer."""
     masks: np.ndarray | None
     """(objects, height, width) bool at the video's size."""
 
@@ -40,14 +47,8 @@ class Fetch:
 
     def __init__(self, results: Sequence[ObjectFrame], size_hw: SizeHW | None) -> None:
         logits = torch.stack([one.logits for one in results]).float()
-        vectors = torch.cat(
-            [
-                torch.stack([one.iou_score for one in results])[:, None],
-                torch.stack([one.object_score for one in results])[:, None],
-                torch.stack([one.pointer for one in results]),
-            ],
-            1,
-        ).float()
+        scores = torch.stack([score for one in results for score in (one.iou_score, one.object_score)]).view(-1, 2)
+        vectors = torch.cat([scores, torch.stack([one.pointer for one in results])], 1).float()
         parts = [vectors.view(torch.uint8).flatten(), logits.view(torch.uint8).flatten()]
         self._vectors_shape, self._logits_shape = tuple(vectors.shape), tuple(logits.shape)
         self._mask_shape = None if size_hw is None else (len(results), *size_hw)
@@ -66,13 +67,13 @@ class Fetch:
 
     def _unpack(self, copied: Tensor) -> HostResults:
         lengths = [FLOAT_BYTES * math.prod(shape) for shape in (self._vectors_shape, self._logits_shape)]
-        *floats, inside = copied.split([*lengths, len(copied) - sum(lengths)])
-        # Copies, since pinned memory is scarce, and results may be kept.
-        vectors, logits = (part.clone().view(torch.float32) for part in floats)
-        vectors, logits = vectors.view(self._vectors_shape), logits.view(self._logits_shape)
-        masks = None if self._mask_shape is None else inside.numpy().copy().view(bool).reshape(self._mask_shape)
-        rows = zip(logits, vectors[:, 0], vectors[:, 1], vectors[:, 2:], strict=True)
-        return HostResults([ObjectFrame(*row) for row in rows], masks)
+        # Copies, since pinned memory is scarce, and results may be kept. NumPy's stay in this thread.
+        vectors, logits, inside = (part.copy() for part in np.split(copied.numpy(), np.cumsum(lengths)))
+        return HostResults(
+            logits.view(np.float32).reshape(self._logits_shape),
+            vectors.view(np.float32).reshape(self._vectors_shape),
+            None if self._mask_shape is None else inside.view(bool).reshape(self._mask_shape),
+        )
 
 
 def start_copy(values: Tensor) -> Callable[[], Tensor]:
@@ -92,10 +93,10 @@ def start_copy(values: Tensor) -> Callable[[], Tensor]:
 
 
 class PackingWorker:
-    """Packs the results of a video in a thread."""
+    """Packs the results of a video in threads."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="masklet-packing")
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="masklet-packing")
         self._deferred: list[DeferredResult] = []
 
     def defer(self, deferred: DeferredResult) -> None:
@@ -108,8 +109,12 @@ class PackingWorker:
         rows = {id(result): row for row, result in enumerate(results)}
         packing = [one for one in self._deferred if id(one.value) in rows]
         self._deferred = [one for one in self._deferred if id(one.value) not in rows and one.is_wanted]
-        for one in packing:
-            one.packed = self._pool.submit(_pack_row, one, fetch, rows[id(one.value)])
+        # Few tasks: each one that is handed over may wait for Python's lock.
+        for number in range(min(THREADS, len(packing))):
+            share = packing[number::THREADS]
+            packed = self._pool.submit(_pack_rows, share, fetch, [rows[id(one.value)] for one in share])
+            for place, one in enumerate(share):
+                one.packed = packed, place
         return fetch
 
     def flush(self) -> None:
@@ -119,5 +124,8 @@ class PackingWorker:
         self._deferred = []
 
 
-def _pack_row(deferred: DeferredResult, fetch: Fetch, row: int) -> bytes:
-    return deferred.pack(fetch.result().objects[row])
+def _pack_rows(deferred: Sequence[DeferredResult], fetch: Fetch, rows: Sequence[int]) -> list[bytes]:
+    host = fetch.result()
+    return [
+        one.packing.pack_arrays(host.logits[row], host.vectors[row]) for one, row in zip(deferred, rows, strict=True)
+    ]

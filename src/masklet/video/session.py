@@ -23,13 +23,13 @@ from masklet.video.discovery import Discovery, ObjectFinder, prompt_detections, 
 from masklet.video.encoded_frames import EncodedFrames
 from masklet.video.frame_column import FrameColumn
 from masklet.video.frame_result import FrameResult
-from masklet.video.frames import Video, VideoSource, width_by_height
+from masklet.video.frames import Video, VideoSource
 from masklet.video.notebooks import frames_png, rows_of_objects
 from masklet.video.plan import Direction, plan_frames
 from masklet.video.policy import MemoryPolicy
 from masklet.video.readers import Frame
 from masklet.video.saved import check_can_save, read_saved, save_session
-from masklet.video.session_exports import SessionExports
+from masklet.video.session_objects import SessionObjects
 from masklet.video.spool import Spool
 from masklet.video.tracking_lock import TrackingLock
 from masklet.video.tracks import Tracks
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class VideoSession(SessionExports):
+class VideoSession(SessionObjects):
     """A video, and the objects that are tracked through it. Made by ``Segmenter.video``.
 
     Prompts and corrections may come before, between and during the steps of one ``track``; a second ``track``,
@@ -47,6 +47,8 @@ class VideoSession(SessionExports):
     A session is not thread-safe: use it, and the generators it returns, from one thread at a time. Sessions in several
     threads may share a ``Segmenter``.
     """
+
+    _tracks: Tracks
 
     def __init__(
         self, engine: Engine, processor: ImageProcessor, video: Video, policy: MemoryPolicy, *, max_objects: int
@@ -88,21 +90,11 @@ class VideoSession(SessionExports):
     def __reduce__(self) -> NoReturn:
         raise TypeError("a session has open files and cannot be copied or pickled: save(path), then sam.resume(path)")
 
-    def __repr__(self) -> str:
-        frames = "frames" if self.video.count is None else f"{self.video.count} frame{'s' * (self.video.count != 1)}"
-        objects = f"{len(self.object_ids) or 'no'} object{'s' * (len(self.object_ids) != 1)}"
-        return f"VideoSession({self.video.name}, {frames} of {width_by_height(self.video.size_hw)}, {objects})"
-
     def _repr_png_(self) -> bytes | None:
         return frames_png(self.video, self._tracks)
 
     def _repr_html_(self) -> str:
         return notebook_html(self._repr_png_(), repr(self), rows_of_objects(self._tracks))
-
-    @property
-    def object_ids(self) -> tuple[Hashable, ...]:
-        """The ids that the objects were prompted with."""
-        return tuple(self._tracks.objects)
 
     def prompt(
         self,
@@ -159,7 +151,7 @@ class VideoSession(SessionExports):
 
     def memory_bytes(self) -> int:
         """What the session takes in memory: features and pixels of frames, memory maps, and results in its spool."""
-        banks = [track.bank for track in self._tracks.objects.values()]
+        banks = [bank for track in self._tracks.objects.values() for bank in track.banks]
         spool = 0 if self._tracks.spool is None else self._tracks.spool.memory_bytes
         return self._encoded.memory_bytes() + sum(bank.tensor_bytes() for bank in banks) + spool
 
@@ -170,24 +162,6 @@ class VideoSession(SessionExports):
             VideoError: The video has no such frame.
         """
         self._features_of(frame)
-
-    def remove(self, object: Hashable, frame: int | None = None) -> None:
-        """Remove an object, or undo its prompts in one frame. Other objects do not change.
-
-        A frame whose prompts are undone has no result until it is tracked again.
-
-        Raises:
-            PromptError: No such object or prompt, or the only prompt of the object.
-        """
-        if frame is None:
-            self._tracks.remove(object)
-        else:
-            self._tracks.remove_prompt(object, whole_number("frame", frame, PromptError))
-
-    def reset(self) -> None:
-        """Remove all objects."""
-        for object_id in self.object_ids:
-            self._tracks.remove(object_id)
 
     def track(
         self,

@@ -4,47 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from masklet.config import SizeHW
 from masklet.engine import Engine
-from masklet.errors import ConfigError, PromptError
+from masklet.errors import PromptError
 from masklet.image import EncodedImage
 from masklet.images.options import DEFAULT, ImageOptions
 from masklet.images.reading import pixels_of, resolved_for
 from masklet.images.values import to_rgb8
 from masklet.model.neck import Features
-from masklet.numbers import real_number
 from masklet.processing import ImageProcessor
 from masklet.video.encoded_frames import encode_frame
 from masklet.video.frame_prompts import checked_prompts
 from masklet.video.frame_result import FrameResult
-from masklet.video.policy import MemoryPolicy, PaperPolicy
+from masklet.video.policy import MemoryPolicy
+from masklet.video.stream_frames import LatestFrame, check_stream, time_of_frame
 from masklet.video.track import check_can_track
 from masklet.video.tracks import Tracks
-
-MIN_FPS, MAX_FPS = 1e-6, 1e6
-"""Two frames a month, and a million in a second."""
-
-
-@dataclass(frozen=True)
-class LatestFrame:
-    """Gives the features of the latest frame. A stream cannot encode an earlier one again."""
-
-    index: int
-    features: Features
-
-    def __call__(self, frame: int) -> Features:
-        """See ``tracks.FeaturesOf``."""
-        if frame != self.index:
-            raise ConfigError(
-                f"the memory policy reads frame {frame} in frame {self.index} of a stream, which no longer has its "
-                "memory map: expected only frames that its keeps() returned"
-            )
-        return self.features
 
 
 class VideoStream:
@@ -64,14 +43,11 @@ class VideoStream:
         image_options: ImageOptions = DEFAULT,
     ) -> None:
         max_objects = check_can_track(engine, max_objects, processor.input_hw)
-        fps = real_number("fps", fps, PromptError, least=MIN_FPS, most=MAX_FPS)
-        if isinstance(policy, PaperPolicy) and policy.max_prompted is None:
-            raise PromptError("max_prompted is None: a stream has no end, so expected a number of prompted frames")
         self.engine = engine
         self.processor = processor
         self.policy = policy
         self.max_objects = max_objects
-        self.fps = fps
+        self.fps = check_stream(policy, fps)
         self.image_options = image_options
         """How frames are read; ``value_range="auto"`` becomes the range of the first frame."""
         self.count = 0
@@ -130,7 +106,7 @@ class VideoStream:
         encoded, options = (frame, self.image_options) if isinstance(frame, EncodedImage) else self._encode(frame)
         size_hw, features, image = encoded.size_hw, encoded.features, encoded.image
         index = self.count
-        time = self._time_of(index, time)
+        time = time_of_frame(index, time, fps=self.fps, previous=self._time)
         # A copy, so that an error leaves the stream as it was.
         tracks = self._first_tracks(size_hw) if self._tracks is None else self._tracks.copy()
         tracks.check_size(size_hw, index)
@@ -167,7 +143,7 @@ class VideoStream:
         tracks = () if self._tracks is None else self._tracks.objects.values()
         features = sum(tensor.untyped_storage().nbytes() for tensor in self._features or ())
         pixels = 0 if self._image is None else self._image.nbytes
-        return features + pixels + sum(track.bank.tensor_bytes() for track in tracks)
+        return features + pixels + sum(bank.tensor_bytes() for track in tracks for bank in track.banks)
 
     def _encode(self, frame: Any) -> tuple[EncodedImage, ImageOptions]:
         """The encoded frame, and the options that it was read with."""
@@ -176,15 +152,6 @@ class VideoStream:
         image = to_rgb8(pixels, options)
         features = encode_frame(self.engine, self.processor, image)
         return EncodedImage(self.engine, features, (image.shape[0], image.shape[1]), image), options
-
-    def _time_of(self, index: int, time: float | None) -> float:
-        time = index / self.fps if time is None else real_number("time", time, PromptError)
-        if index and time <= self._time:
-            raise PromptError(
-                f"frame {index} is at {time:g} s, and the frame before it at {self._time:g} s: expected increasing "
-                "times in seconds, given for every frame or for none"
-            )
-        return time
 
     def correct(self, object: Hashable, **prompt: Any) -> FrameResult:
         """Prompt an object in the last frame, again or for the first time.

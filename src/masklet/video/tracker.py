@@ -14,16 +14,17 @@ from torch import Tensor
 
 from masklet.config import STRIDES
 from masklet.engine import Engine
+from masklet.engine.base import TrackedObjects, stored_maps
 from masklet.model.mask_decoder import DecodedMasks
+from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
-from masklet.model.prompt_encoder import BOX_TOP_LEFT, Prompts
+from masklet.model.prompt_encoder import Prompts
+from masklet.video.frame_prompts import joined_clicks
 from masklet.video.memory import ReadableMemory, gather_memory
 from masklet.video.memory_slots import MemorySlots
 from masklet.video.object_frame import ObjectFrame
 from masklet.video.policy import MemorySelection
 
-ABSENT_LOGIT = -1024.0
-"""Mask logits of an object that is not in the frame."""
 CERTAIN_LOGIT = 10.0
 """Logits of a mask that is a prompt."""
 PREVIOUS_LIMIT = 32.0
@@ -47,12 +48,11 @@ class FramePrompt:
             return self
         assert earlier.labels is not None
         assert self.labels is not None
-        has_box = bool((self.labels == BOX_TOP_LEFT).any())
-        kept = earlier.labels < BOX_TOP_LEFT if has_box else torch.ones_like(earlier.labels, dtype=torch.bool)
-        points = torch.cat([earlier.points[kept], self.points])
-        labels = torch.cat([earlier.labels[kept], self.labels])
-        corners_first = (labels < BOX_TOP_LEFT).long().argsort(stable=True)
-        return FramePrompt(points[corners_first], labels[corners_first])
+        kept = torch.from_numpy(joined_clicks(earlier.labels.cpu().numpy(), self.labels.cpu().numpy()))
+        kept = kept.to(self.points.device)
+        return FramePrompt(
+            torch.cat([earlier.points, self.points])[kept], torch.cat([earlier.labels, self.labels])[kept]
+        )
 
 
 def track_objects(
@@ -77,10 +77,12 @@ def track_objects(
     Returns:
         The result of each object, and its memory map, (h*w, memory_dim).
     """
-    decoded = decode_with_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes, slots=slots)
-    results = choose(decoded, shares=engine.batches_memory)
+    memory = readable_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes, slots=slots)
     if engine.batches_memory:
-        return list(zip(results, memory_maps(engine, features, results, is_prompted=False), strict=True))
+        tracked, maps = engine.track(features, memory)
+        return list(zip(_each_object(tracked), maps.unbind(), strict=True))
+    decoded = engine.decode(features, multimask=True, conditioned=engine.read_memory(features, memory))
+    results = choose(decoded)
     # One by one: a map that is computed again later is computed alone, and has to be the same to the bit.
     return [(result, memory_maps(engine, features, [result], is_prompted=False)[0]) for result in results]
 
@@ -105,12 +107,50 @@ def track_object(
         As ``track_objects``, for this object.
     """
     if prompt.mask is not None and prompt.points is None:
-        result = _take_mask(engine, features, prompt.mask)
+        (result,) = _take_masks(engine, features, [prompt.mask])
     else:
         previous = previous if prompt.mask is None else mask_logits(engine, prompt.mask)
         (result,) = choose(decode_prompt(engine, features, prompt, conditioned, previous))
     (memory,) = memory_maps(engine, features, [result], is_prompted=True)
     return result, memory
+
+
+def prompt_objects(
+    engine: Engine, features: Features, prompts: Sequence[FramePrompt]
+) -> list[tuple[ObjectFrame, Tensor]]:
+    """Segment new objects in the frame in which they are prompted, in one batch.
+
+    Args:
+        engine: Engine of a model with memory.
+        features: Features of the frame.
+        prompts: One for each object: each a mask alone, or each as many points, such as a box.
+
+    Returns:
+        As ``track_objects``.
+    """
+    if all(prompt.points is None for prompt in prompts):
+        results = _take_masks(engine, features, [prompt.mask for prompt in prompts if prompt.mask is not None])
+    else:
+        points = torch.stack([prompt.points for prompt in prompts if prompt.points is not None])
+        labels = torch.stack([prompt.labels for prompt in prompts if prompt.labels is not None])
+        decoded = engine.decode(features, Prompts(points[None], labels[None]), multimask=labels.shape[1] <= 1)
+        results = choose(_one_per_row(decoded))
+    # One by one where an engine asks for it, see ``track_objects``.
+    batches = [results] if engine.batches_memory else [[result] for result in results]
+    maps = [one for batch in batches for one in memory_maps(engine, features, batch, is_prompted=True)]
+    return list(zip(results, maps, strict=True))
+
+
+def _one_per_row(decoded: DecodedMasks) -> DecodedMasks:
+    """Outputs (1, objects, ...) of one frame as (objects, 1, ...)."""
+    assert decoded.object_pointers is not None
+    return DecodedMasks(
+        decoded.logits.transpose(0, 1),
+        decoded.iou_scores.transpose(0, 1),
+        decoded.object_scores.transpose(0, 1),
+        decoded.mask_tokens.transpose(0, 1),
+        decoded.object_pointers.transpose(0, 1),
+    )
 
 
 def decode_prompt(
@@ -145,29 +185,21 @@ def decode_with_memory(
     slots: MemorySlots | None = None,
 ) -> DecodedMasks:
     """Decode objects that are not prompted in this frame: (objects, 1, ...), three candidates."""
-    conditioned = read_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes, slots=slots)
-    return engine.decode(features, multimask=True, conditioned=conditioned)
+    memory = readable_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes, slots=slots)
+    return engine.decode(features, multimask=True, conditioned=engine.read_memory(features, memory))
 
 
-def choose(decoded: DecodedMasks, *, shares: bool = False) -> list[ObjectFrame]:
-    """The candidate of the best predicted IoU for each object of (objects, 1, candidates, ...).
-
-    Args:
-        decoded: Outputs of a batch.
-        shares: Whether the results may share the memory of the batch, which then lives as long as any of them.
-    """
-    assert decoded.object_pointers is not None
-    best = decoded.iou_scores[:, 0].argmax(-1)  # (objects,)
-    each = torch.arange(len(best), device=best.device)
-    scores = decoded.object_scores[:, 0]  # (objects, 1)
-    logits = torch.where(scores[..., None] > 0, decoded.logits[each, 0, best], ABSENT_LOGIT)
-    pointers = decoded.object_pointers[each, 0, best]
-    columns = (logits, decoded.iou_scores[each, 0, best], scores[:, 0], pointers)
-    rows = zip(*(column.unbind() for column in columns), strict=True)
-    if shares:
-        return [ObjectFrame(*row) for row in rows]
+def choose(decoded: DecodedMasks) -> list[ObjectFrame]:
+    """The candidate of the best predicted IoU for each object of (objects, 1, candidates, ...)."""
     # Cloned, since views would keep the tensors of the whole batch alive.
-    return [ObjectFrame(*(tensor.clone() for tensor in row)) for row in rows]
+    return [
+        ObjectFrame(one.logits.clone(), one.iou_score.clone(), one.object_score.clone(), one.pointer.clone())
+        for one in _each_object(TrackedObjects.best_of(decoded))
+    ]
+
+
+def _each_object(tracked: TrackedObjects) -> list[ObjectFrame]:
+    return [ObjectFrame(*row) for row in zip(*(column.unbind() for column in tracked), strict=True)]
 
 
 def memory_maps(
@@ -176,16 +208,12 @@ def memory_maps(
     """The memory map of each result, (h*w, memory_dim): a function of the frame and the results alone."""
     logits = torch.stack([result.logits for result in results])
     scores = torch.stack([result.object_score for result in results])
-    memories = engine.write_memory(features, logits, scores[:, None], binarize=is_prompted)
-    # Meta's reference stores memories in bfloat16, and the rounding is part of its results. transformers' EdgeTAM
-    # stores its few tokens as they are.
-    stored = memories.dtype if engine.config.is_edgetam else torch.bfloat16
-    if engine.batches_memory:
-        return list(memories.to(stored, copy=True).unbind())
-    return [memory.to(stored, copy=True) for memory in memories]
+    maps = stored_maps(engine.write_memory(features, logits, scores[:, None], binarize=is_prompted), engine.config)
+    # Cloned, since views would keep the maps of the whole batch alive.
+    return list(maps.unbind()) if len(maps) == 1 or engine.batches_memory else [one.clone() for one in maps]
 
 
-def read_memory(
+def readable_memory(
     engine: Engine,
     features: Features,
     banks: Sequence[ReadableMemory],
@@ -193,28 +221,27 @@ def read_memory(
     *,
     fixed_shapes: bool = False,
     slots: MemorySlots | None = None,
-) -> Tensor:
-    """The frame conditioned on the memory of each object, (objects, dim, h, w)."""
+) -> Memory:
+    """What a frame reads of each object."""
     has_weights = any(selection.key_weights is not None for selection in selections)
     if slots is not None and not has_weights:
-        return engine.read_memory(features, slots.read(engine, features, banks, selections))
-    return engine.read_memory(features, gather_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes))
+        return slots.read(engine, features, banks, selections)
+    return gather_memory(engine, features, banks, selections, fixed_shapes=fixed_shapes)
 
 
-def _take_mask(engine: Engine, features: Features, mask: Tensor) -> ObjectFrame:
-    """The mask of a prompt is the result. The network only makes a pointer of it."""
-    inside = mask.to(engine.dtype)[None, None]  # (1, 1, height, width)
+def _take_masks(engine: Engine, features: Features, masks: Sequence[Tensor]) -> list[ObjectFrame]:
+    """The masks of prompts are the results. The network only makes pointers of them."""
+    inside = torch.stack([mask.to(engine.dtype) for mask in masks])[:, None]  # (objects, 1, height, width)
     # Without the embedding that says "no memory", as the reference does it.
-    prompts = Prompts(masks=engine.downsample_mask(inside))
+    prompts = Prompts(masks=engine.downsample_mask(inside).transpose(0, 1))
     decoded = engine.decode(features, prompts, multimask=False, conditioned=features.stride16)
     assert decoded.object_pointers is not None
     one = torch.ones((), device=engine.device, dtype=engine.dtype)
-    return ObjectFrame(
-        logits=mask_logits(engine, mask),
-        iou_score=one,
-        object_score=CERTAIN_LOGIT * one,
-        pointer=decoded.object_pointers[0, 0, 0],
-    )
+    pointers = decoded.object_pointers[0, :, 0].unbind()
+    return [
+        ObjectFrame(mask_logits(engine, mask), iou_score=one, object_score=CERTAIN_LOGIT * one, pointer=pointer.clone())
+        for mask, pointer in zip(masks, pointers, strict=True)
+    ]
 
 
 def mask_logits(engine: Engine, mask: Tensor) -> Tensor:

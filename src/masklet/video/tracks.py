@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,15 @@ from torch import Tensor
 
 from masklet.config import STRIDE, STRIDES, SizeHW
 from masklet.engine import Engine
-from masklet.errors import ImageError, PromptError
+from masklet.errors import PromptError
 from masklet.video.candidates import candidates_of_result, record_of
-from masklet.video.frame_result import FrameResult, check_object_id, make_frame_result, no_such_object
+from masklet.video.frame_result import (
+    FrameResult,
+    check_can_unprompt,
+    check_known,
+    check_object_id,
+    make_frame_result,
+)
 from masklet.video.frame_step import FeaturesOf, FrameStep
 from masklet.video.frames import width_by_height
 from masklet.video.memory import ObjectMemory
@@ -27,8 +34,9 @@ from masklet.video.policy import MAX_POINTERS, FrameRecord, MemoryPolicy
 from masklet.video.prompts import read_frame_prompt
 from masklet.video.result_fetch import PackingWorker
 from masklet.video.spool import FrameSpool, Spool, TensorPacking
+from masklet.video.stream_frames import check_frame_size
 from masklet.video.track import Row, Track, check_can_track
-from masklet.video.tracker import FramePrompt, mask_logits, read_memory, track_object
+from masklet.video.tracker import FramePrompt, mask_logits, prompt_objects, readable_memory, track_object
 
 
 class Tracks:
@@ -107,22 +115,53 @@ class Tracks:
         """
         check_object_id(object_id)
         track = self.objects.get(object_id) or self.new_track()
-        if prompt.mask is not None and not (mask_logits(self.engine, prompt.mask) > 0).any():
-            raise PromptError(
-                f"mask of {int(prompt.mask.sum())} pixels at the network's input of {width_by_height(self.input_hw)} "
-                "is too small: prompt a larger part, or open the video with a larger resolution="
-            )
+        self.check_prompt(prompt)
         if frame in track.clicks and not replaces:
             prompt = prompt.after(track.clicks[frame])
         previous = track.result(frame).logits if frame in track.bank else None
         conditioned = self.condition(track, frame, features_of)  # also for a mask, which clicks may correct later
         result, memory = track_object(self.engine, features_of(frame), prompt, conditioned, previous)
+        self._take_prompt(object_id, track, frame, features_of, prompt, result, memory)
+        return result
+
+    @torch.inference_mode()
+    def prompt_new(
+        self, frame: int, features_of: FeaturesOf, prompts: Mapping[Hashable, FramePrompt]
+    ) -> dict[Hashable, ObjectFrame]:
+        """Prompt objects that do not exist yet, in batches of ``max_objects``: see ``prompt_objects``."""
+        each = iter(prompts.items())
+        results: dict[Hashable, ObjectFrame] = {}
+        while batch := list(islice(each, self.max_objects)):
+            found = prompt_objects(self.engine, features_of(frame), [prompt for _, prompt in batch])
+            for (object_id, prompt), (result, memory) in zip(batch, found, strict=True):
+                self._take_prompt(object_id, self.new_track(), frame, features_of, prompt, result, memory)
+                results[object_id] = result
+        return results
+
+    def check_prompt(self, prompt: FramePrompt) -> None:
+        """Raise a PromptError if nothing of a mask is left at the size of the network's output."""
+        if prompt.mask is not None and not (mask_logits(self.engine, prompt.mask) > 0).any():
+            raise PromptError(
+                f"mask of {int(prompt.mask.sum())} pixels at the network's input of {width_by_height(self.input_hw)} "
+                "is too small: prompt a larger part, or open the video with a larger resolution="
+            )
+
+    def _take_prompt(
+        self,
+        object_id: Hashable,
+        track: Track,
+        frame: int,
+        features_of: FeaturesOf,
+        prompt: FramePrompt,
+        result: ObjectFrame,
+        memory: Tensor,
+    ) -> None:
+        """Keep what a prompt gave, and its points for later ones."""
         record = self._record_of_prompt(track, frame, result, features_of)
         self.take(object_id, track, frame, result, memory, record)
         track.clicks.pop(frame, None)
         if prompt.points is not None:
             track.clicks[frame] = replace(prompt, mask=None)
-        return result
 
     def take(
         self,
@@ -179,7 +218,8 @@ class Tracks:
         into = self._step_into(frame, features_of, track.tracked_steps[frame])
         selection = into.select(row)
         into.restore_maps([(row, selection)])
-        conditioned = read_memory(self.engine, features_of(frame), [row], [selection])
+        features = features_of(frame)
+        conditioned = self.engine.read_memory(features, readable_memory(self.engine, features, [row], [selection]))
         track.conditioned[frame] = conditioned
         return conditioned
 
@@ -218,20 +258,15 @@ class Tracks:
 
     def remove(self, object_id: Hashable) -> None:
         """Forget an object."""
-        check_object_id(object_id)
-        if object_id not in self.objects:
-            raise no_such_object(object_id, self.objects)
+        check_known(object_id, self.objects)
         self.objects.pop(object_id).clear()
 
     def remove_prompt(self, object_id: Hashable, frame: int) -> None:
         """Undo all prompts for an object in one frame, which is then tracked as any other."""
         check_object_id(object_id)
         track = self.objects.get(object_id)
-        if track is None or frame not in track.bank.prompted:
-            where = "nowhere" if track is None else ", ".join(map(str, sorted(track.bank.prompted)))
-            raise PromptError(f"object {object_id!r} was not prompted in frame {frame}: it was in {where}")
-        if len(track.bank.prompted) == 1:
-            raise PromptError(f"frame {frame} holds the only prompt of object {object_id!r}: remove the object instead")
+        check_can_unprompt(object_id, frame, () if track is None else track.bank.prompted)
+        assert track is not None
         track.discard(frame)
         track.clicks.pop(frame, None)
         track.tracked_steps.pop(frame, None)
@@ -250,11 +285,7 @@ class Tracks:
 
     def check_size(self, size_hw: SizeHW, frame: int) -> None:
         """Raise an ImageError if a frame has another size than the video."""
-        if size_hw != self.size_hw:
-            raise ImageError(
-                f"frame {frame} is {width_by_height(size_hw)}, the frames before it {width_by_height(self.size_hw)}: "
-                "expected one size throughout. Resize the frames, or start a new video where the size changes"
-            )
+        check_frame_size(size_hw, self.size_hw, frame)
 
     def results_in(self, frame: int) -> dict[Hashable, ObjectFrame]:
         """The results of a frame, by object."""

@@ -12,6 +12,7 @@ from masklet.compat.live_mapping import LiveMapping
 from masklet.compat.sam2.prompts import check_labels, read_corners, read_numbers
 from masklet.compat.sam2.utils.transforms import clean_logits
 from masklet.config import STRIDE, SizeHW
+from masklet.engine.base import ABSENT_LOGIT
 from masklet.errors import PromptError
 from masklet.masks import upscale_logits
 from masklet.model.prompt_encoder import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
@@ -19,7 +20,7 @@ from masklet.video.frame_result import check_object_id
 from masklet.video.frame_step import FeaturesOf
 from masklet.video.object_frame import ObjectFrame
 from masklet.video.track import Track
-from masklet.video.tracker import ABSENT_LOGIT, FramePrompt
+from masklet.video.tracker import FramePrompt
 from masklet.video.tracks import Tracks
 
 HOLE_MARGIN = 0.1

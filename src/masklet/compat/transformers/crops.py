@@ -43,7 +43,7 @@ def generate_crop_boxes(
         )
     crops = make_crops(size_hw, options)
     target_xy = torch.tensor(target_hw[::-1], device="cpu")  # every crop is stretched to the same input
-    grid = make_grid(points_per_crop) * target_xy
+    grid = torch.from_numpy(make_grid(points_per_crop)) * target_xy
     points = grid[None, :, None].repeat(1, 1, len(crops), 1)
     boxes = torch.tensor([[c.x0, c.y0, c.x1, c.y1] for c in crops], dtype=torch.float32, device="cpu")
     cropped = [pixels[:, crop.place[0], crop.place[1]] for crop in crops]

@@ -136,9 +136,9 @@ class Sam2VideoProcessor(Sam2Processor):
             inference_session: The session.
             frame_idx: The frame's number.
             obj_ids: The id of an object, or a list of ids; new ones add objects.
-            input_points: [1][object][point] (x, y) in pixels of the video.
-            input_labels: [1][object][point]: 1 on the object, 0 beside it.
-            input_boxes: [1][object] (x0, y0, x1, y1).
+            input_points: ``[1][object][point]`` (x, y) in pixels of the video.
+            input_labels: ``[1][object][point]``: 1 on the object, 0 beside it.
+            input_boxes: ``[1][object]`` (x0, y0, x1, y1).
             input_masks: One mask, or a list of one for each object: see ``process_new_mask_for_video_frame``.
             original_size: (height, width) of the frames of a stream, with its first prompt.
             clear_old_inputs: Whether earlier points of the objects in this frame are forgotten. A mask replaces points,

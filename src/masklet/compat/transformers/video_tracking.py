@@ -14,12 +14,12 @@ from masklet.compat.transformers.video_outputs import result_of
 from masklet.compat.transformers.video_session import Sam2VideoInferenceSession
 from masklet.config import STRIDES, SizeHW
 from masklet.engine import Engine
+from masklet.engine.base import ABSENT_LOGIT
 from masklet.model.neck import Features
 from masklet.model.prompt_encoder import NOT_A_POINT, PADDING, Prompts
 from masklet.video.object_frame import ObjectFrame
 from masklet.video.track import Track
 from masklet.video.tracker import (
-    ABSENT_LOGIT,
     CERTAIN_LOGIT,
     FramePrompt,
     choose,

@@ -71,7 +71,8 @@ class CpuEngine(Engine):
     def encode(self, pixel_values: Tensor) -> Features:  # noqa: D102
         check_pixel_values(pixel_values)
         pixel_values = pixel_values.to(self.device, self.dtype)
-        positions, encoder = self._position_table(pixel_values), self._image_encoder.get()
+        encoder = self._image_encoder.get()
+        positions = self._position_table((pixel_values.shape[-2], pixel_values.shape[-1]))
         if encoder is None:
             return self.model.encode(pixel_values, positions)
         return in_pool(partial(encoder, pixel_values, positions))

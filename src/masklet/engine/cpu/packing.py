@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter, is_
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from masklet.engine.base import version_of
 from masklet.model import (
     hiera,
     layers,
@@ -21,7 +21,7 @@ from masklet.model import (
     prompt_encoder,
 )
 from masklet.model.edgetam import memory_attention as latent_attention
-from masklet.model.edgetam import repvit
+from masklet.model.edgetam import repvit, spatial_perceiver
 
 PLAIN = {
     nn.Conv2d,
@@ -71,6 +71,10 @@ PLAIN = {
     repvit.Stage,
     repvit.Stem,
     repvit.TokenMixer,
+    spatial_perceiver.LatentAttention,
+    spatial_perceiver.LatentMlp,
+    spatial_perceiver.PerceiverLayer,
+    spatial_perceiver.SpatialPerceiver,
 }
 """Modules whose weights and buffers determine what they compute. Adapters and quantised layers have other classes."""
 
@@ -109,22 +113,21 @@ class Snapshot:
 
     roots: Sequence[nn.Module]
     modules: Sequence[nn.Module]  # submodules included
-    # Place, name, weight and its version.
-    weights: Sequence[tuple[dict[str, Any], str, Tensor, tuple[int, torch.dtype]]]
-    buffers: Sequence[tuple[dict[str, Any], str, Tensor, tuple[int, torch.dtype]]]
-    children: Sequence[tuple[dict[str, nn.Module | None], str, nn.Module]]  # place, name, module
+    weights: Sequence[Tensor]
+    # Of weights and buffers, and of submodules: the dictionary that each is in, its name there, and what it is.
+    tensors: tuple[Sequence[dict[str, Any]], Sequence[str], Sequence[Tensor]]
+    versions: tuple[list[int], list[torch.dtype]]  # of the tensors, see ``version_of``
+    children: tuple[Sequence[dict[str, Any]], Sequence[str], Sequence[nn.Module]]
     is_altered: bool
 
     @classmethod
     def take(cls, roots: Sequence[nn.Module]) -> Snapshot:
         """Take a snapshot of these modules."""
         modules = [module for root in roots for module in root.modules()]
-        weights, buffers = (
-            [(place, name, t, version_of(t)) for place in places for name, t in place.items() if t is not None]
-            for places in ([m._parameters for m in modules], [m._buffers for m in modules])
-        )
-        children = [(m._modules, name, c) for m in modules for name, c in m._modules.items() if c is not None]
-        return cls(roots, modules, weights, buffers, children, _is_altered(modules))
+        weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
+        tensors = _contents([place for module in modules for place in (module._parameters, module._buffers)])
+        children = _contents([module._modules for module in modules])
+        return cls(roots, modules, weights, tensors, _versions(tensors[2]), children, _is_altered(modules))
 
     @property
     def is_plain(self) -> bool:
@@ -132,22 +135,35 @@ class Snapshot:
         return (
             all(type(module) in PLAIN for module in self.modules)
             and not self.is_altered
-            and all(type(w) is nn.Parameter and w.dtype == torch.float32 for _, _, w, _ in self.weights)
+            and all(type(weight) is nn.Parameter and weight.dtype == torch.float32 for weight in self.weights)
         )
 
     def is_current(self, roots: Sequence[nn.Module]) -> bool:
-        """Whether nothing has changed."""
+        """Whether nothing has changed. It is asked in every frame, of hundreds of weights: so the loops are in C."""
         return (
-            all(before is now for before, now in zip(self.roots, roots, strict=True))
-            and all(place.get(name) is module for place, name, module in self.children)
-            and all(place.get(name) is t and version_of(t) == v for place, name, t, v in (*self.weights, *self.buffers))
+            all(map(is_, self.roots, roots))
+            and all(map(is_, map(dict.get, *self.children[:2]), self.children[2]))
+            and all(map(is_, map(dict.get, *self.tensors[:2]), self.tensors[2]))
+            and _versions(self.tensors[2]) == self.versions
             and _is_altered(self.modules) == self.is_altered
         )
 
 
+def _contents(places: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str], list[Any]]:
+    """The dictionary, the name and the value of everything in these dictionaries."""
+    entries = [(place, name, value) for place in places for name, value in place.items() if value is not None]
+    return [place for place, _, _ in entries], [name for _, name, _ in entries], [value for _, _, value in entries]
+
+
+def _versions(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype]]:
+    """``version_of`` of many tensors."""
+    return [0 if t.is_inference() else t._version for t in tensors], list(map(attrgetter("dtype"), tensors))
+
+
 def _is_altered(modules: Sequence[nn.Module]) -> bool:
     """Whether a module has a hook, or a batch norm is in training mode: its result then depends on the batch."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or (module.training and type(module) is repvit.BatchNorm2d)
-        for module in modules
+    return (
+        any(map(attrgetter("_forward_hooks"), modules))
+        or any(map(attrgetter("_forward_pre_hooks"), modules))
+        or any(module.training for module in modules if type(module) is repvit.BatchNorm2d)
     )

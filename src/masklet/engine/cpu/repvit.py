@@ -17,7 +17,16 @@ from masklet.engine.cpu.blocks import row_blocks
 from masklet.engine.cpu.image_encoder import decoder_features, joined, pack_levels
 from masklet.engine.cpu.products import Linear
 from masklet.engine.cpu.threads import for_each, num_threads
-from masklet.model.edgetam.repvit import ChannelMixer, ConvNorm, Downsample, RepVit, RepVitBlock, SqueezeExcite, Stage
+from masklet.model.edgetam.repvit import (
+    ChannelMixer,
+    ConvNorm,
+    Downsample,
+    RepVit,
+    RepVitBlock,
+    SqueezeExcite,
+    Stage,
+    TokenMixer,
+)
 from masklet.model.neck import Features
 from masklet.model.sam2 import Sam2Model
 
@@ -47,11 +56,9 @@ class Convolution:
     @classmethod
     def merge(cls, block: RepVitBlock) -> Convolution:
         """Merges the three branches of a token mixer into one convolution."""
-        mixer = block.token_mixer
-        (wide, wide_bias), (narrow, narrow_bias) = folded(mixer.conv), folded(mixer.conv1)
-        weight = wide + F.pad(narrow + 1, (MARGIN,) * 4)  # the 1 is the identity branch
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        return cls(weight, wide_bias + narrow_bias, 1, mixer.conv.c.groups)
+        weight, bias = merged_branches(block.token_mixer)
+        groups = block.token_mixer.conv.c.groups
+        return cls(weight.contiguous(memory_format=torch.channels_last), bias, 1, groups)
 
     def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
         """(h, w, channels in) to (h / stride, w / stride, channels out), band by band."""
@@ -162,6 +169,12 @@ def folded(layer: ConvNorm) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     scale = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()
     return layer.c.weight.detach() * scale[:, None, None, None], norm.bias.detach() - norm.running_mean * scale
+
+
+def merged_branches(mixer: TokenMixer) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one 3x3 convolution that does the work of all three branches."""
+    (wide, wide_bias), (narrow, narrow_bias) = folded(mixer.conv), folded(mixer.conv1)
+    return wide + F.pad(narrow + 1, (MARGIN,) * 4), wide_bias + narrow_bias  # the 1 is the identity branch
 
 
 def pointwise(layer: ConvNorm, dtype: torch.dtype) -> Linear:

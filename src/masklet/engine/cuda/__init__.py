@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from masklet.checkpoints.preprocessor import PreprocessorConfig
-from masklet.engine.base import PATCH_STRIDE, Engine, version_of
+from masklet.config import SizeHW
+from masklet.engine.base import PATCH_STRIDE, Engine, TrackedObjects, version_of
 from masklet.engine.cpu.packing import Packed
 from masklet.engine.cuda.constants import BySize
 from masklet.engine.cuda.graphs import CudaGraphs, GraphBackend, GraphRunner
@@ -21,7 +23,9 @@ from masklet.engine.cuda.image_encoder import CudaFrameEncoder, CudaImageEncoder
 from masklet.engine.cuda.mask_decoder import CudaMaskDecoder
 from masklet.engine.cuda.memory_attention import CudaMemoryAttention
 from masklet.engine.cuda.memory_encoder import CudaMemoryEncoder
-from masklet.model.hiera import window_positions
+from masklet.engine.cuda.repvit import CudaRepVitEncoder
+from masklet.engine.cuda.tracking import CudaTracker
+from masklet.model.hiera import Hiera, window_positions
 from masklet.model.mask_decoder import DecodedMasks
 from masklet.model.memory_attention import Memory
 from masklet.model.neck import Features
@@ -50,11 +54,12 @@ class CudaEngine(Engine):
         super().__init__(model)
         device = model.device
         self._products = precision or default_precision(device)
-        self._runner = GraphRunner(CudaGraphs(device) if graphs is None and device.type == "cuda" else graphs)
+        graphs = CudaGraphs(device) if graphs is None and device.type == "cuda" else graphs
+        self._runner = GraphRunner(graphs, device)
         neck, decoder = model.vision_encoder.neck, model.mask_decoder
         self._image_encoder = Packed(
             lambda: [model.vision_encoder.backbone, neck, decoder.conv_s0, decoder.conv_s1],
-            lambda: CudaImageEncoder(model, self._products),
+            lambda: pack_image_encoder(model, self._products),
         )
         self._mask_decoder = Packed(
             lambda: [model.mask_decoder, *([model.object_pointer_proj] if model.config.has_memory else [])],
@@ -67,10 +72,14 @@ class CudaEngine(Engine):
             ],
             lambda: CudaMemoryAttention(model, self._products),
         )
-        self._memory_encoder = Packed(lambda: [model.memory_encoder], lambda: CudaMemoryEncoder(model, self._products))
+        self._memory_encoder = Packed(
+            lambda: [model.memory_encoder, *([model.spatial_perceiver] if model.config.is_edgetam else [])],
+            lambda: CudaMemoryEncoder(model, self._products),
+        )
         self._no_prompt = Packed(lambda: [model.prompt_encoder], self._embed_no_prompt)
         self._tables: BySize[Tensor] = BySize()
         self._frame_encoders: BySize[CudaFrameEncoder] = BySize()
+        self._trackers: BySize[CudaTracker] = BySize()
 
     def __reduce__(self) -> tuple[type[Engine], tuple[object, ...]]:
         return type(self), (self.model, self._products)
@@ -85,26 +94,34 @@ class CudaEngine(Engine):
         """Memory is padded on every device."""
         return True
 
-    def stage(self, values: Tensor) -> Tensor:  # noqa: D102
-        return values.pin_memory() if self.device.type == "cuda" else values
+    def stage(self, values: np.ndarray) -> Tensor:  # noqa: D102
+        if self.device.type != "cuda":
+            return super().stage(values)
+        dtype = torch.from_numpy(np.empty(0, values.dtype)).dtype
+        pinned = torch.empty(values.shape, dtype=dtype, device="cpu", pin_memory=True)
+        # NumPy's copy stays in this thread. PyTorch's would start threads, which several threads at once must not.
+        np.copyto(pinned.numpy(), values)
+        return pinned
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Features:  # noqa: D102
         check_pixel_values(pixel_values)
         pixel_values = pixel_values.to(self.device, torch.float32)
-        encoder, positions = self._image_encoder.get(), self._position_table(pixel_values)
+        encoder = self._image_encoder.get()
+        positions = self._position_table((pixel_values.shape[-2], pixel_values.shape[-1]))
         if encoder is None:
             return self.model.encode(pixel_values, positions)
         return Features(*self._runner.run(encoder, (positions,), [pixel_values], count=len(pixel_values)))
 
     @torch.no_grad()
-    def encode_frame(self, frame: Tensor, normalisation: PreprocessorConfig) -> Features:  # noqa: D102
-        encoder, frame = self._image_encoder.get(), frame.to(self.device, non_blocking=True)
+    def encode_frame(self, frame: Tensor, preprocessor: PreprocessorConfig) -> Features:  # noqa: D102
+        encoder, frame_hw = self._image_encoder.get(), (frame.shape[0], frame.shape[1])
         if encoder is None:
-            return super().encode_frame(frame, normalisation)
-        positions = self._position_table(frame.permute(2, 0, 1))
+            return super().encode_frame(frame, preprocessor)
+        positions = self._position_table(preprocessor.input_hw)
         function = self._frame_encoders.get(
-            (id(encoder), normalisation), lambda: CudaFrameEncoder(encoder, normalisation, self.device)
+            (id(encoder), preprocessor, frame_hw),
+            lambda: CudaFrameEncoder(encoder, preprocessor, frame_hw, self.device),
         )
         return Features(*self._runner.run(function, (positions,), [frame[None]]))
 
@@ -139,16 +156,17 @@ class CudaEngine(Engine):
         """All four masks of many objects of one image, or of one object of each image."""
         image, axis = features.stride16, 0 if len(features.stride16) == 1 else 1
         rows = [None if t is None else t.select(axis, 0) for t in (prompts.dense, prompts.tokens, prompts.is_padding)]
-        matrix = self.model.shared_image_embedding.positional_embedding
-        positions = decoder.positions.get(
-            (features.map_hw, id(matrix)),
-            lambda: self.model.shared_image_embedding.grid(features.map_hw).to(decoder.dtype),
-        )
         count = max(len(image), prompts.tokens.shape[1])
-        outputs = self._runner.run(
-            decoder, (positions,), [image, features.stride4, features.stride8, *rows], count=count, recurs=recurs
-        )
+        inputs = [image, features.stride4, features.stride8, *rows]
+        bound = (self._decoder_positions(decoder, features.map_hw),)
+        outputs = self._runner.run(decoder, bound, inputs, count=count, recurs=recurs)
         return DecodedMasks(*(output.unsqueeze(axis) for output in outputs))
+
+    def _decoder_positions(self, decoder: CudaMaskDecoder, map_hw: SizeHW) -> Tensor:
+        embedding = self.model.shared_image_embedding
+        return decoder.positions.get(
+            (map_hw, id(embedding.positional_embedding)), lambda: embedding.grid(map_hw).to(decoder.dtype)
+        )
 
     def _embed(self, prompts: Prompts | None, image: Tensor) -> PromptEmbeddings:
         no_prompt = self._no_prompt.get() if prompts is None else None
@@ -182,14 +200,35 @@ class CudaEngine(Engine):
         inputs = [features.stride16, logits, object_scores]
         return self._runner.run(encoder, (binarize,), inputs, count=len(logits))[0]
 
-    def _position_table(self, pixel_values: Tensor) -> Tensor:
+    @torch.no_grad()
+    def track(self, features: Features, memory: Memory) -> tuple[TrackedObjects, Tensor]:  # noqa: D102
+        attention, decoder, encoder = self._memory_attention.get(), self._mask_decoder.get(), self._memory_encoder.get()
+        prompt = self._no_prompt.get()
+        if attention is None or decoder is None or encoder is None or prompt is None or memory.map_weights is not None:
+            return super().track(features, memory)
+        parts = (attention, decoder, encoder, prompt)
+        tracker = self._trackers.get(tuple(map(id, parts)), lambda: CudaTracker(self.config, *parts))
+        constants = attention.constants(features.map_hw, memory.maps.shape[1], memory.pointers.shape[1])
+        bound = (constants, self._decoder_positions(decoder, features.map_hw))
+        fields = [memory.maps, memory.map_slots, memory.pointers, memory.pointer_distances, memory.is_empty]
+        outputs = self._runner.run(tracker, bound, [*features, *fields], count=len(memory.maps))
+        return TrackedObjects(*outputs[:-1]), outputs[-1]
+
+    def _position_table(self, input_hw: SizeHW) -> Tensor | None:
         # The base class keeps the last one. A graph was captured with its table, which must be found again.
         trunk = self.model.vision_encoder.backbone
-        size_hw = (pixel_values.shape[-2] // PATCH_STRIDE, pixel_values.shape[-1] // PATCH_STRIDE)
+        if not isinstance(trunk, Hiera):
+            return None
+        size_hw = (input_hw[0] // PATCH_STRIDE, input_hw[1] // PATCH_STRIDE)
         weights = (trunk.pos_embed, trunk.pos_embed_window)
         key = (size_hw, *((id(weight), version_of(weight)) for weight in weights))
         grid, window = (weight.detach() for weight in weights)
         return self._tables.get(key, lambda: window_positions(grid, window, size_hw))
+
+
+def pack_image_encoder(model: Sam2Model, products: torch.dtype) -> CudaImageEncoder | CudaRepVitEncoder:
+    """The packed image encoder of a SAM 2 or an EdgeTAM."""
+    return CudaRepVitEncoder(model, products) if model.config.is_edgetam else CudaImageEncoder(model, products)
 
 
 def default_precision(device: torch.device) -> torch.dtype:

@@ -1,12 +1,14 @@
-"""Fused operations on the mask decoder's maps. Each object has large maps, and moving them takes most of the time.
+"""Fused operations on large maps: moving those of many objects takes most of the time.
 
 Each function reads its inputs once and writes its result once, in Triton, which comes with PyTorch for CUDA on Linux.
 Elsewhere, PyTorch's own operators compute the same. The kernels compute in float32; without them, ``draw_masks``
-computes in the type of its inputs.
+computes in the type of its inputs. Triton's interpreter runs them on a CPU (``TRITON_INTERPRET=1``), for tests.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from types import ModuleType
 
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masklet.engine.cuda.products import Norm
+from masklet.engine.resizing import WEIGHT_BITS, AxisWeights
 
 kernels: ModuleType | None
 try:
@@ -36,17 +39,81 @@ def add_norm(x: Tensor, shared: Tensor, norm: Norm, *, gelu: bool = False) -> Te
     Returns:
         (maps, cells, dim) in the type of ``x``.
     """
-    if kernels is None or not x.is_cuda:
+    if not _has_kernels(x):
         y = norm(x.float() + shared)
         return (F.gelu(y) if gelu else y).to(x.dtype)
-    y = torch.empty_like(x)
+    return _launch_norm(x, shared, norm, x.dtype, gelu=gelu)
+
+
+def layer_norm(x: Tensor, norm: Norm, dtype: torch.dtype, *, gelu: bool = False) -> Tensor:
+    """Normalises, and optionally applies the GELU.
+
+    Args:
+        x: (..., dim).
+        norm: Over the last axis.
+        dtype: Of the result.
+        gelu: Whether GELU follows.
+
+    Returns:
+        (..., dim), contiguous.
+    """
+    if not _has_kernels(x):
+        y = norm(x)
+        return (F.gelu(y) if gelu else y).to(dtype)
+    return _launch_norm(x.contiguous(), None, norm, dtype, gelu=gelu)
+
+
+def _launch_norm(x: Tensor, shared: Tensor | None, norm: Norm, dtype: torch.dtype, *, gelu: bool) -> Tensor:
+    assert kernels is not None
+    y = torch.empty_like(x, dtype=dtype)
     dim, rows = x.shape[-1], x.numel() // x.shape[-1]
     columns = triton.next_power_of_2(dim)
     block = max(1, 4096 // columns)
+    shared, shared_rows, is_sum = (x, rows, False) if shared is None else (shared, shared.numel() // dim, True)
     kernels.add_norm[(triton.cdiv(rows, block),)](
-        x, shared, norm.weight, norm.bias, y, rows, shared.numel() // dim, dim, norm.eps, gelu, block, columns
+        x, shared, norm.weight, norm.bias, y, rows, shared_rows, dim, norm.eps, is_sum, gelu, block, columns
     )
     return y
+
+
+def rotate(y: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:
+    """Rotates channels: ``x * cos + turned(x) * sin``.
+
+    Args:
+        y: (objects, tokens, channels), contiguous: the first ``width`` channels, then the same turned.
+        cos: (tokens, dim) float32; ``width`` is a multiple of ``dim``.
+        sin: (tokens, dim) float32.
+        width: Channels of the result.
+
+    Returns:
+        (objects, tokens, width) in the type of ``y``.
+    """
+    (objects, tokens, stride), dim = y.shape, cos.shape[-1]
+    if not _has_kernels(y):
+        plain, turned = (part.unflatten(-1, (-1, dim)) for part in y[..., : 2 * width].chunk(2, -1))
+        return torch.addcmul(plain * cos[:, None], turned, sin[:, None]).to(y.dtype).flatten(-2)
+    assert kernels is not None
+    rotated = torch.empty(objects, tokens, width, dtype=y.dtype, device=y.device)
+    columns = triton.next_power_of_2(width)
+    block, rows = max(1, 4096 // columns), objects * tokens
+    kernels.rotate[(triton.cdiv(rows, block),)](y, cos, sin, rotated, rows, tokens, stride, width, dim, block, columns)
+    return rotated
+
+
+def resize_axis(weights: AxisWeights, pixels: Tensor, axis: int) -> Tensor:
+    """As ``AxisWeights.resize``, to the same pixels."""
+    if not _has_kernels(pixels):
+        return weights.resize(pixels, axis)
+    assert kernels is not None
+    pixels, (taps, size) = pixels.contiguous(), weights.weights.shape
+    shape = list(pixels.shape)
+    length, shape[axis] = shape[axis], size
+    resized = torch.empty(shape, dtype=torch.uint8, device=pixels.device)
+    inner, total, block = math.prod(shape[axis + 1 :]), resized.numel(), 1024
+    kernels.resize_axis[(triton.cdiv(total, block),)](
+        pixels, weights.sources, weights.weights, resized, total, length, size, inner, taps, WEIGHT_BITS, block
+    )
+    return resized
 
 
 def draw_masks(x: Tensor, shared: Tensor, weights: Tensor, width: int) -> Tensor:
@@ -63,10 +130,11 @@ def draw_masks(x: Tensor, shared: Tensor, weights: Tensor, width: int) -> Tensor
     """
     objects, cells, channels = len(x), x.shape[1], x.shape[-1]
     masks, height = weights.shape[1], cells // width
-    if kernels is None or not x.is_cuda:
+    if not _has_kernels(x):
         pixels = F.gelu(x + shared).flatten(1, -2)  # (objects, cells * 16, channels)
         parts = (weights.to(x.dtype) @ pixels.transpose(1, 2)).unflatten(-1, (height, width, 2, 2, 2, 2))
         return parts.permute(0, 1, 2, 4, 6, 3, 5, 7).float().reshape(objects, masks, 4 * height, 4 * width)
+    assert kernels is not None
     logits = torch.empty(objects, masks, 4 * height, 4 * width, dtype=torch.float32, device=x.device)
     block = 128
     kernels.draw_masks[(triton.cdiv(cells * 16, block), objects)](
@@ -83,3 +151,7 @@ def draw_masks(x: Tensor, shared: Tensor, weights: Tensor, width: int) -> Tensor
         triton.next_power_of_2(channels),
     )
     return logits
+
+
+def _has_kernels(x: Tensor) -> bool:
+    return kernels is not None and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")

@@ -116,15 +116,21 @@ class CapturedFunction:
         """Run for ``count`` objects; places of further objects keep what they held, and their results are left out."""
         for fixed, given in zip(self.inputs, inputs, strict=True):
             if fixed is not None and given is not None:
-                fixed[: len(given)].copy_(given)
+                (fixed if len(fixed) == len(given) else fixed[: len(given)]).copy_(given, non_blocking=True)
         return tuple(output[:count].clone() for output in self.replay())
 
 
 class GraphRunner:
-    """Runs functions through graphs, or plainly without a backend. Thread-safe."""
+    """Runs functions through graphs, or plainly without a backend. Thread-safe.
 
-    def __init__(self, backend: GraphBackend | None) -> None:
+    Args:
+        backend: What captures.
+        device: Where the fixed inputs lie. What comes from the host is copied there; that of the inputs if None.
+    """
+
+    def __init__(self, backend: GraphBackend | None, device: torch.device | None = None) -> None:
         self.backend = backend
+        self.device = device
         self._captured: OrderedDict[Hashable, CapturedFunction | None] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
         self._lock = Lock()
@@ -191,7 +197,7 @@ class GraphRunner:
         try:
             # Ordinary tensors, which can be written in every mode of torch.
             with torch.inference_mode(False), torch.no_grad():
-                fixed = tuple(None if t is None else _place(t, bucket_of(count)) for t in inputs)
+                fixed = tuple(None if t is None else _place(t, bucket_of(count), self.device) for t in inputs)
                 for place, given in zip(fixed, inputs, strict=True):
                     if place is not None and given is not None:
                         place[: len(given)].copy_(given)
@@ -211,7 +217,7 @@ def bucket_of(objects: int) -> int:
     return -(-objects // BUCKETS[-1]) * BUCKETS[-1]
 
 
-def _place(like: Tensor, bucket: int) -> Tensor:
+def _place(like: Tensor, bucket: int, device: torch.device | None) -> Tensor:
     """A fixed input: one row where all objects share it."""
     rows = bucket if len(like) > 1 else 1
-    return torch.zeros((rows, *like.shape[1:]), dtype=like.dtype, device=like.device)
+    return torch.zeros((rows, *like.shape[1:]), dtype=like.dtype, device=device or like.device)

@@ -1,12 +1,10 @@
-"""The image encoder with few operators: one product for queries, keys, values and shortcut of a block.
-
-Windows are cut by the same copy that converts the normed map to the engine's precision.
-"""
+"""The image encoder with few operators: one product for queries, keys, values and shortcut of a block."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,9 @@ from torch import Tensor
 
 from masklet.checkpoints.preprocessor import PreprocessorConfig
 from masklet.config import SizeHW
+from masklet.engine.cuda.fused import layer_norm, resize_axis
 from masklet.engine.cuda.products import Norm, Product, affine, merged
+from masklet.engine.resizing import FrameResizer
 from masklet.model.hiera import POOL, HieraBlock
 from masklet.model.sam2 import Sam2Model
 
@@ -49,13 +49,13 @@ class Windows:
         (down, across), (height, width) = self.grid_hw, self.window_hw
         return x.view(x.shape[0], down, height, across, width, -1).transpose(2, 3)
 
-    def split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """(batch, h, w, dim) to windows (windows, cells, dim) in another type, padded with zeros."""
+    def split(self, x: Tensor) -> Tensor:
+        """(batch, h, w, dim) to windows (windows, cells, dim), padded with zeros."""
         padding = (self.padded_hw[0] - self.map_hw[0], self.padded_hw[1] - self.map_hw[1])
         if any(padding):
             x = F.pad(x, (0, 0, 0, padding[1], 0, padding[0]))
         cells = self.window_hw[0] * self.window_hw[1]
-        return self.by_window(x).to(dtype, memory_format=torch.contiguous_format).reshape(-1, cells, x.shape[-1])
+        return self.by_window(x).reshape(-1, cells, x.shape[-1])
 
     def add(self, x: Tensor, windows: Tensor) -> Tensor:
         """(batch, h, w, dim) plus windows (windows, cells, dim), in the type of ``x``."""
@@ -93,17 +93,17 @@ class Block:
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim_in) to (batch, height', width', dim), float32."""
         x = self._attend_pooled(x) if self.pools else self._attend(x)
-        return x + self.mlp_out(self.activation(self.mlp_in(self.norm2(x))))
+        return x + self.mlp_out(self.activation(self.mlp_in(layer_norm(x, self.norm2, self.dtype))))
 
     def _attend(self, x: Tensor) -> Tensor:
         windows = Windows.of(self.window, (x.shape[1], x.shape[2]))
-        y = self.inputs(windows.split(self.norm1(x), self.dtype))
+        y = self.inputs(windows.split(layer_norm(x, self.norm1, self.dtype)))
         q, k, v = y.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         return windows.add(x, self._attention(q, k, v))
 
     def _attend_pooled(self, x: Tensor) -> Tensor:
         windows = Windows.of(self.window, (x.shape[1], x.shape[2]))
-        y = self.inputs(windows.split(self.norm1(x), self.dtype))  # (windows, cells, 4 * dim)
+        y = self.inputs(windows.split(layer_norm(x, self.norm1, self.dtype)))  # (windows, cells, 4 * dim)
         dim = y.shape[-1] // 4
         maps = y[..., : 2 * dim].unflatten(1, windows.window_hw).permute(0, 3, 1, 2)
         pooled = F.max_pool2d(maps, POOL).permute(0, 2, 3, 1).reshape(len(y), -1, 2 * dim)
@@ -119,7 +119,7 @@ class Block:
 
 
 class CudaImageEncoder:
-    """The packed weights of an image encoder of plain layers, with the decoder's skip convolutions merged in."""
+    """The packed weights of Hiera and the neck, all of them plain layers."""
 
     def __init__(self, model: Sam2Model, dtype: torch.dtype) -> None:
         trunk = model.vision_encoder.backbone
@@ -131,6 +131,26 @@ class CudaImageEncoder:
         self.stride, self.padding = projection.stride, projection.padding
         self.blocks = [Block(cast(HieraBlock, block), dtype) for block in trunk.blocks]
         self.stage_ends = list(trunk.stage_ends)
+        self.neck = Neck(model, dtype)
+
+    def __call__(self, positions: Tensor | None, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The trunk's table of positions and normalised (batch, 3, height, width) to the three maps of ``Features``."""
+        assert positions is not None
+        pixels = pixel_values.to(self.dtype, memory_format=torch.channels_last)
+        patches = F.conv2d(pixels, self.patches, self.patch_bias, self.stride, self.padding)
+        x = (patches.permute(0, 2, 3, 1) + positions).contiguous()
+        maps = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.stage_ends:
+                maps.append(x)
+        return self.neck(maps)
+
+
+class Neck:
+    """The packed weights of a neck of plain layers, with the decoder's skip convolutions merged in."""
+
+    def __init__(self, model: Sam2Model, dtype: torch.dtype) -> None:
         stride32, stride16, stride8, stride4 = (affine(conv) for conv in model.vision_encoder.neck.convs)
         decoder = model.mask_decoder
         levels = [
@@ -141,16 +161,8 @@ class CudaImageEncoder:
         ]
         self.levels = [Product.pack([level], dtype) for level in levels]
 
-    def __call__(self, positions: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The trunk's table of positions and normalised (batch, 3, height, width) to the three maps of ``Features``."""
-        pixels = pixel_values.to(self.dtype, memory_format=torch.channels_last)
-        patches = F.conv2d(pixels, self.patches, self.patch_bias, self.stride, self.padding)
-        x = (patches.permute(0, 2, 3, 1) + positions).contiguous()
-        maps = []
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index in self.stage_ends:
-                maps.append(x)
+    def __call__(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The map after each stage, (batch, h, w, dim), finest first, to the three maps of ``Features``."""
         stride4, stride8, stride16, stride32 = (level(stage) for level, stage in zip(self.levels, maps, strict=True))
         height, width = stride32.shape[1:3]
         # Every cell of the coarsest map is added to the four that it covers.
@@ -160,17 +172,25 @@ class CudaImageEncoder:
         return fine4, fine8, embedding
 
 
-class CudaFrameEncoder:
-    """Normalises a frame on the device and encodes it."""
+ImageEncoder: TypeAlias = Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""``CudaImageEncoder``, or EdgeTAM's."""
 
-    def __init__(self, encoder: CudaImageEncoder, normalisation: PreprocessorConfig, device: torch.device) -> None:
+
+class CudaFrameEncoder:
+    """Resizes and normalises a frame on the device, and encodes it."""
+
+    def __init__(
+        self, encoder: ImageEncoder, preprocessor: PreprocessorConfig, frame_hw: SizeHW, device: torch.device
+    ) -> None:
         self.encoder = encoder
+        self.resize = FrameResizer.make(frame_hw, preprocessor.input_hw, device)
         self.mean, self.std = (
             torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1).to(device)
-            for values in (normalisation.image_mean, normalisation.image_std)
+            for values in (preprocessor.image_mean, preprocessor.image_std)
         )
-        self.divisor = 1 / normalisation.rescale_factor
+        self.divisor = 1 / preprocessor.rescale_factor
 
-    def __call__(self, positions: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, positions: Tensor | None, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The table of positions and a frame (1, height, width, 3) uint8 to the three maps of ``Features``."""
-        return self.encoder(positions, (frame.permute(0, 3, 1, 2) / self.divisor - self.mean) / self.std)
+        resized = self.resize(frame[0].to(self.mean.device, non_blocking=True), resize_axis)
+        return self.encoder(positions, ((resized.permute(2, 0, 1) / self.divisor - self.mean) / self.std)[None])

@@ -21,17 +21,19 @@ def add_norm(
     shared_rows,
     dim,
     eps,
+    IS_SUM: tl.constexpr,
     GELU: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Each program norms ROWS rows. Row n of ``x`` belongs to row n modulo ``shared_rows`` of ``shared``."""
+    """Each program norms ROWS rows. To row n of ``x``, row n modulo ``shared_rows`` of ``shared`` is added first."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row[:, None] < rows) & (column[None, :] < dim)
     value = tl.load(x + row[:, None] * dim + column[None, :], inside, 0.0).to(tl.float32)
-    other = shared + (row % shared_rows)[:, None] * dim + column[None, :]
-    value += tl.load(other, inside, 0.0).to(tl.float32)
+    if IS_SUM:
+        other = shared + (row % shared_rows)[:, None] * dim + column[None, :]
+        value += tl.load(other, inside, 0.0).to(tl.float32)
     centred = tl.where(inside, value - (tl.sum(value, 1) / dim)[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, 1) / dim + eps)
     gamma = tl.load(weight + column, column < dim, 0.0).to(tl.float32)
@@ -40,6 +42,37 @@ def add_norm(
     if GELU:
         value = gelu_of(value)
     tl.store(y + row[:, None] * dim + column[None, :], value.to(y.dtype.element_ty), inside)
+
+
+@triton.jit
+def rotate(y, cos, sin, rotated, rows, tokens, stride, width, dim, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Each program rotates ROWS rows of ``width`` channels, which lie ``stride`` apart with turned ones behind them."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = (row[:, None] < rows) & (column[None, :] < width)
+    place = y + row[:, None] * stride + column[None, :]
+    angle = (row % tokens)[:, None] * dim + (column % dim)[None, :]
+    value = tl.load(place, inside, 0.0).to(tl.float32) * tl.load(cos + angle, inside, 0.0)
+    value += tl.load(place + width, inside, 0.0).to(tl.float32) * tl.load(sin + angle, inside, 0.0)
+    tl.store(rotated + row[:, None] * width + column[None, :], value.to(rotated.dtype.element_ty), inside)
+
+
+@triton.jit
+def resize_axis(
+    pixels, sources, weights, resized, total, length, size, inner, taps, BITS: tl.constexpr, PLACES: tl.constexpr
+):
+    """Each program makes PLACES pixels of (rows, size, inner) from (rows, length, inner), in whole numbers."""
+    place = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
+    inside = place < total
+    spot = place // inner % size
+    row = pixels + place // inner // size * length * inner + place % inner
+    value = tl.full((PLACES,), 1 << (BITS - 1), tl.int32)
+    for tap in range(taps):
+        source = tl.load(sources + tap * size + spot, inside, 0)
+        weight = tl.load(weights + tap * size + spot, inside, 0)
+        value += tl.load(row + source * inner, inside, 0).to(tl.int32) * weight
+    value = tl.minimum(tl.maximum(value >> BITS, 0), 255)
+    tl.store(resized + place, value.to(tl.uint8), inside)
 
 
 @triton.jit

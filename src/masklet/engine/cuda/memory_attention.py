@@ -6,6 +6,7 @@ projects x projects ``turned(x)`` too, so a rotation is two operators instead of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from masklet.config import SizeHW
 from masklet.engine.cuda.constants import BySize
+from masklet.engine.cuda.fused import layer_norm, rotate
 from masklet.engine.cuda.products import Norm, Product, affine, quarter_turn
+from masklet.model.edgetam.memory_attention import LatentMemoryAttentionLayer
 from masklet.model.memory_attention import POSITION_WEIGHT, MemoryAttentionLayer
 from masklet.model.positions import TEMPERATURE, axial_rotations, sine_positions_2d
 from masklet.model.sam2 import Sam2Model
@@ -26,7 +29,7 @@ class MemoryConstants:
     """What depends on the size of the map and the number of memory slots, in float32."""
 
     positions: Tensor  # (h*w, dim), added to the frame
-    space: Tensor  # (h*w, memory_dim), added to the keys of maps
+    space: Tensor  # (tokens of a map, memory_dim), added to the keys of maps
     cos: Tensor  # (h*w, dim)
     sin: Tensor
     key_cos: Tensor  # (tokens, dim): of every map, then 1 and 0 for pointers, which are not rotated
@@ -38,23 +41,27 @@ class MemoryConstants:
         """Constants for ``maps`` slots of maps, and pointers that are cut into ``pointer_tokens`` tokens."""
         dim, device = model.config.hidden_size, model.device
         cos, sin = (table.repeat_interleave(2, -1) for table in axial_rotations(map_hw, dim, device))
-        memory_dim = model.config.memory_encoder.output_channels
+        key_cos, key_sin = cos, sin
+        if model.config.is_edgetam:
+            layer = cast(LatentMemoryAttentionLayer, model.memory_attention.layers[0])
+            latents = layer.cross_attn_image.key_rotations(dim, device)
+            key_cos, key_sin = (table.repeat_interleave(2, -1) for table in latents)
         exponents = torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4)
         return cls(
             positions=POSITION_WEIGHT * sine_positions_2d(map_hw, dim, device),
-            space=sine_positions_2d(map_hw, memory_dim, device),
+            space=model.spatial_positions(map_hw, device),
             cos=cos,
             sin=sin,
-            key_cos=torch.cat([cos.repeat(maps, 1), cos.new_ones(pointer_tokens, dim)]),
-            key_sin=torch.cat([sin.repeat(maps, 1), sin.new_zeros(pointer_tokens, dim)]),
+            key_cos=torch.cat([key_cos.repeat(maps, 1), cos.new_ones(pointer_tokens, dim)]),
+            key_sin=torch.cat([key_sin.repeat(maps, 1), sin.new_zeros(pointer_tokens, dim)]),
             speeds=1 / (TEMPERATURE**exponents).repeat_interleave(2),
         )
 
 
 class Layer:
-    """The packed weights of a ``MemoryAttentionLayer``."""
+    """The packed weights of a ``MemoryAttentionLayer``, or of EdgeTAM's."""
 
-    def __init__(self, layer: MemoryAttentionLayer, dtype: torch.dtype) -> None:
+    def __init__(self, layer: MemoryAttentionLayer | LatentMemoryAttentionLayer, dtype: torch.dtype) -> None:
         self.dtype = dtype
         own, cross = layer.self_attn, layer.cross_attn_image
         q, k = affine(own.q_proj), affine(own.k_proj)
@@ -65,36 +72,36 @@ class Layer:
         self.key = Product.pack([k, quarter_turn(k)], dtype)
         self.value = Product.pack([affine(cross.v_proj)], dtype)
         self.output = Product.pack([affine(cross.o_proj)], dtype)
-        self.mlp_in, self.mlp_out = (Product.pack([affine(part)], dtype) for part in (layer.linear1, layer.linear2))
+        if isinstance(layer, LatentMemoryAttentionLayer):
+            mlp = layer.mlp.up_proj, layer.mlp.down_proj
+        else:
+            mlp = layer.linear1, layer.linear2
+        self.mlp_in, self.mlp_out = (Product.pack([affine(part)], dtype) for part in mlp)
         self.norms = [Norm.pack(norm) for norm in (layer.layer_norm1, layer.layer_norm2, layer.layer_norm3)]
 
     def __call__(
         self, x: Tensor, keys: Tensor, values: Tensor, constants: MemoryConstants, mask: Tensor | None
     ) -> Tensor:
         """(objects or 1, h*w, dim) to (objects, h*w, dim), float32."""
-        x = x + self._attend_to_frame(self.norms[0](x), constants)
-        q = self._rotated(self.query(self.norms[1](x)), constants.cos, constants.sin)
-        k = self._rotated(self.key(keys), constants.key_cos, constants.key_sin)
+        x = x + self._attend_to_frame(self._normed(0, x), constants)
+        dim = x.shape[-1]
+        q = rotate(self.query(self._normed(1, x)), constants.cos, constants.sin, dim)
+        k = rotate(self.key(keys), constants.key_cos, constants.key_sin, dim)
         v = self.value(values)
         q = q.expand(len(k), -1, -1)
         attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], attn_mask=mask)
         x = x + self.output(attended[:, 0])
-        return x + self.mlp_out(F.relu(self.mlp_in(self.norms[2](x))))
+        return x + self.mlp_out(F.relu(self.mlp_in(self._normed(2, x))))
 
     def _attend_to_frame(self, x: Tensor, constants: MemoryConstants) -> Tensor:
         y = self.own_inputs(x)  # (objects or 1, h*w, 5 * dim)
         dim = y.shape[-1] // 5
-        both = y[..., : 4 * dim].unflatten(-1, (2, 2, dim))  # as they are and turned, queries and keys
-        cos, sin = constants.cos[:, None], constants.sin[:, None]
-        rotated = torch.addcmul(both[..., 0, :, :] * cos, both[..., 1, :, :], sin).to(self.dtype)
-        q, k = rotated.unbind(-2)
+        q, k = rotate(y, constants.cos, constants.sin, 2 * dim).chunk(2, -1)
         attended = F.scaled_dot_product_attention(q[:, None], k[:, None], y[:, None, :, 4 * dim :])
         return self.own_output(attended[:, 0])
 
-    def _rotated(self, y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(objects, tokens, 2 * dim), as they are and turned, to (objects, tokens, dim)."""
-        plain, turned = y.chunk(2, -1)
-        return torch.addcmul(plain * cos, turned, sin).to(self.dtype)
+    def _normed(self, number: int, x: Tensor) -> Tensor:
+        return layer_norm(x, self.norms[number], self.dtype)
 
 
 class CudaMemoryAttention:
@@ -103,7 +110,8 @@ class CudaMemoryAttention:
     def __init__(self, model: Sam2Model, dtype: torch.dtype) -> None:
         attention = model.memory_attention
         self.dtype = dtype
-        self.layers = [Layer(cast(MemoryAttentionLayer, layer), dtype) for layer in attention.layers]
+        layers = cast(Iterable[MemoryAttentionLayer | LatentMemoryAttentionLayer], attention.layers)
+        self.layers = [Layer(layer, dtype) for layer in layers]
         self.norm = Norm.pack(attention.layer_norm)
         self.times = model.memory_temporal_positional_encoding.detach().float()[:, 0, 0]  # (slots, memory_dim)
         self.pointer_times = None
@@ -136,7 +144,11 @@ class CudaMemoryAttention:
         x = (stride16.flatten(2).transpose(1, 2) + constants.positions).contiguous()
         for layer in self.layers:
             x = layer(x, keys, values, constants, mask)
-        return (self.norm(x).transpose(1, 2).unflatten(2, (stride16.shape[-2], stride16.shape[-1])),)
+        return (
+            layer_norm(x, self.norm, torch.float32)
+            .transpose(1, 2)
+            .unflatten(2, (stride16.shape[-2], stride16.shape[-1])),
+        )
 
     def _tokens(
         self, constants: MemoryConstants, maps: Tensor, map_slots: Tensor, pointers: Tensor, distances: Tensor

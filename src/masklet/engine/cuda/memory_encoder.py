@@ -10,19 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masklet.config import STRIDE
+from masklet.engine.cuda.fused import layer_norm
 from masklet.engine.cuda.products import Norm, Product, affine
 from masklet.model.memory_encoder import MaskDownsamplerLayer, MemoryFuserBlock
 from masklet.model.sam2 import MEMORY_BIAS, MEMORY_SCALE, Sam2Model
 
 
 class Convolution:
-    """The packed weights of a convolution."""
+    """The packed weights of a convolution, which may be given in the place of the layer's own."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Module, dtype: torch.dtype, weights: tuple[Tensor, Tensor] | None = None) -> None:
         assert isinstance(layer, nn.Conv2d)
-        assert layer.bias is not None
-        self.weight = layer.weight.detach().to(dtype, memory_format=torch.channels_last)
-        self.bias = layer.bias.detach().to(dtype)
+        if weights is None:
+            assert layer.bias is not None
+            weights = layer.weight.detach(), layer.bias.detach()
+        self.weight = weights[0].to(dtype, memory_format=torch.channels_last)
+        self.bias = weights[1].to(dtype)
         self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
 
     def __call__(self, x_bhwc: Tensor) -> Tensor:
@@ -36,6 +39,7 @@ class FuserBlock:
     """The packed weights of a ``MemoryFuserBlock``."""
 
     def __init__(self, block: MemoryFuserBlock, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.depthwise, self.norm = Convolution(block.depthwise_conv, dtype), Norm.pack(block.layer_norm)
         self.widen = Product.pack([affine(block.pointwise_conv1)], dtype)
         # The layer scale is a factor of the channels of the last product.
@@ -44,7 +48,7 @@ class FuserBlock:
 
     def __call__(self, x_bhwc: Tensor) -> Tensor:
         """(maps, h, w, dim) to the same, float32."""
-        return x_bhwc + self.narrow(F.gelu(self.widen(self.norm(self.depthwise(x_bhwc)))))
+        return x_bhwc + self.narrow(F.gelu(self.widen(layer_norm(self.depthwise(x_bhwc), self.norm, self.dtype))))
 
 
 class CudaMemoryEncoder:
@@ -52,6 +56,7 @@ class CudaMemoryEncoder:
 
     def __init__(self, model: Sam2Model, dtype: torch.dtype) -> None:
         encoder = model.memory_encoder
+        self.dtype = dtype
         downsampler = cast(Iterable[MaskDownsamplerLayer], encoder.mask_downsampler.layers)
         self.downsampler = [(Convolution(layer.conv, dtype), Norm.pack(layer.layer_norm)) for layer in downsampler]
         self.mask_projection = Product.pack([affine(encoder.mask_downsampler.final_conv)], dtype)
@@ -61,6 +66,7 @@ class CudaMemoryEncoder:
         ]
         self.projection = Product.pack([affine(encoder.projection)], dtype)
         self.bias = torch.full((1,), MEMORY_BIAS, device=model.device)
+        self.compress = model.compress  # EdgeTAM's perceiver has few channels: it runs as it is, in float32
         self.absent = None
         if model.config.is_v2_1:
             self.absent = model.occlusion_spatial_embedding_parameter.detach().float()
@@ -75,11 +81,11 @@ class CudaMemoryEncoder:
             masks = torch.add(self.bias, masks.sigmoid(), alpha=MEMORY_SCALE)
         x = masks.permute(0, 2, 3, 1)
         for conv, norm in self.downsampler:
-            x = F.gelu(norm(conv(x)))
+            x = layer_norm(conv(x), norm, self.dtype, gelu=True)
         x = self.feature_projection(stride16.permute(0, 2, 3, 1)).float() + self.mask_projection(x)
         for block in self.fuser:
             x = block(x)
         memory = self.projection(x).flatten(1, 2)  # (objects, h*w, memory_dim)
         if self.absent is None:
-            return (memory.float(),)
+            return (self.compress(memory.float(), (stride16.shape[-2], stride16.shape[-1])),)
         return (torch.where(object_scores[:, None] > 0, 0.0, self.absent) + memory,)

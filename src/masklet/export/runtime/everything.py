@@ -5,28 +5,20 @@ Source: SAM (arXiv 2304.02643), appendix B.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from masklet.config import FOREGROUND, SizeHW
-from masklet.everything.filters import (
-    Candidates,
-    distinct_after_cleaning,
-    distinct_between_crops,
-    distinct_in_crop,
-    is_cut,
-    without_small_regions,
-)
-from masklet.everything.grid import Crop, make_crops
+from masklet.everything.assembly import assemble
+from masklet.everything.filters import Candidates, distinct_in_crop, is_cut, joined
+from masklet.everything.grid import Crop, make_crops, points_in_layer
 from masklet.everything.options import EverythingOptions
 from masklet.export.runtime.network import ImageFeatures, OnnxNetwork
 from masklet.export.runtime.processing import ArrayProcessor
 from masklet.mask_prompts import MASK_PROMPT_LOGIT
-from masklet.masks import join_chunks, mask_boxes, profile_boxes
-from masklet.masks.resizing import upscaled
+from masklet.masks import profile_boxes
+from masklet.masks.resizing import interpolated, upscaled
 from masklet.results import Masks
 
 POINT_BATCH = 64
@@ -43,34 +35,20 @@ def everything(network: OnnxNetwork, image: np.ndarray, options: EverythingOptio
     for index, crop in enumerate(crops):
         features = network.encode(processor.pixel_values(image[crop.place]))
         parts.append(_find_in_crop(network, features, crop, index, size_hw, options))
-    found = Candidates.concatenate(parts)
-    if len(crops) > 1:
-        found = distinct_between_crops(found, crops, options)
-    found = found[np.argsort(-found.iou_scores, kind="stable")]
-    is_unchanged = np.ones(len(found), bool)
-    stack: Any = join_chunks(
-        _full_size(found, crops, size_hw, options, is_unchanged), len(found), size_hw, packed=packed
-    )
-    logits = np.zeros((len(found), 0, 0), np.float32) if packed else _image_logits(found, crops, size_hw)
-    masks = Masks(stack, logits, found.iou_scores, np.arange(len(found)), image)
-    if is_unchanged.all():
-        return masks
-    kept = distinct_after_cleaning(mask_boxes(stack), is_unchanged, options)
-    return replace(masks[kept], object_ids=np.arange(len(kept)))
+    found = joined(parts, crops, options)
+    logits = None if packed else _image_logits(found, crops, size_hw)
+    return assemble(found, crops, image, options, inside=lambda one, size: upscaled(one, size) > 0, logits=logits)[0]
 
 
 def _find_in_crop(
     network: OnnxNetwork, features: ImageFeatures, crop: Crop, index: int, size_hw: SizeHW, options: EverythingOptions
 ) -> Candidates:
     """The masks of one crop that are confident, stable, not cut by the crop, and distinct."""
-    per_side = options.points_in_layer(crop.layer)
-    centres = (np.arange(per_side, dtype=np.float32) + np.float32(0.5)) / np.float32(per_side)
-    grid = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
-    grid_xy = grid * np.array(crop.size_hw[::-1], np.float32)
+    grid_xy = points_in_layer(options, crop.layer) * np.array(crop.size_hw[::-1], np.float32)
     input_hw = network.manifest.input_hw
     scale = np.array([input_hw[1] / crop.size_hw[1], input_hw[0] / crop.size_hw[0]], np.float32)
     parts = [_candidates(features.stride4[0, :0], np.zeros(0, np.float32), np.zeros((0, 2), np.float32), crop, index)]
-    for start in range(0, len(grid), POINT_BATCH):
+    for start in range(0, len(grid_xy), POINT_BATCH):
         batch = grid_xy[start : start + POINT_BATCH]
         logits, scores, objects = _decode_points(network, features, batch * scale, options)
         candidates = _candidates(logits, scores, np.float32(crop.offset_xyxy[:2]) + batch[objects], crop, index)
@@ -92,12 +70,12 @@ def _decode_points(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits, predicted IoU and indices of points, of the candidates whose predicted IoU is high."""
     labels = np.full((1, len(points), 1), FOREGROUND, np.int64)
-    rough = network.decode(features, points[None, :, None], labels, multimask=True)
+    rough = network.decode(features, points[None, :, None], labels, multimask=options.candidates)
     logits, scores = rough.logits[0], rough.iou_scores[0]
     if options.refine:
         logits, scores = _refined(network, features, points, logits)
     objects, candidates = (scores > options.iou_threshold).nonzero()
-    return logits[objects, candidates], scores[objects, candidates], objects
+    return logits[objects, candidates] - np.float32(options.mask_threshold), scores[objects, candidates], objects
 
 
 def _refined(
@@ -133,28 +111,21 @@ def _measured(candidates: Candidates, crop: Crop, options: EverythingOptions) ->
     return replace(kept, boxes=kept.boxes + crop.offset_xyxy)
 
 
-def _full_size(
-    candidates: Candidates, crops: list[Crop], size_hw: SizeHW, options: EverythingOptions, is_unchanged: np.ndarray
-) -> Iterator[np.ndarray]:
-    """Masks at the image's size, one after the other, without small regions; notes which these have changed."""
-    for i, (logits, index) in enumerate(zip(candidates.logits, candidates.crops, strict=True)):
-        crop, mask = crops[index], np.zeros(size_hw, bool)
-        mask[crop.place] = upscaled(logits, crop.size_hw) > 0
-        if options.min_area:
-            cleaned = without_small_regions(mask, options)
-            is_unchanged[i], mask = np.array_equal(cleaned, mask), cleaned
-        yield mask[None]
-
-
 def _image_logits(candidates: Candidates, crops: list[Crop], size_hw: SizeHW) -> np.ndarray:
-    """(masks, h, w) float32: logits over the whole image, certainly outside beyond each mask's crop."""
+    """(masks, h, w) float32: logits on a grid over the whole image, certainly outside beyond each mask's crop."""
     placed = np.empty_like(candidates.logits)
     for i, (logits, index) in enumerate(zip(candidates.logits, candidates.crops, strict=True)):
-        crop = crops[index]
-        if crop.layer:
-            canvas = np.full(size_hw, -MASK_PROMPT_LOGIT, np.float32)
-            canvas[crop.place] = upscaled(logits, crop.size_hw)
-            placed[i] = upscaled(canvas, (logits.shape[0], logits.shape[1]))
-        else:
-            placed[i] = logits
+        placed[i] = _spread(logits, crops[index], size_hw) if crops[index].layer else logits
     return placed
+
+
+def _spread(logits: np.ndarray, crop: Crop, size_hw: SizeHW) -> np.ndarray:
+    """(h, w) logits of a crop, resampled on a grid of the same shape over the whole image."""
+    values, is_inside = logits, np.ones((1, 1), bool)
+    for axis, (start, length) in enumerate(zip((crop.y0, crop.x0), crop.size_hw, strict=True)):
+        cells = logits.shape[axis]
+        # The image's cells in the crop: 0 is its first edge and 1 the other.
+        share = ((np.arange(cells) + 0.5) / cells * size_hw[axis] - start) / length
+        is_inside = is_inside & np.expand_dims((share >= 0) & (share <= 1), 1 - axis)
+        values = interpolated(values, share * cells - 0.5, axis)
+    return np.where(is_inside, values, np.float32(-MASK_PROMPT_LOGIT))

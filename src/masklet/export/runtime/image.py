@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from masklet.config import NUM_MULTIMASK_OUTPUTS, STRIDES, SizeHW
-from masklet.errors import PromptError
+from masklet.config import STRIDES, SizeHW
 from masklet.export.runtime.network import ImageFeatures, OnnxNetwork
 from masklet.mask_prompts import MASK_PROMPT_LOGIT, CheckedMasks
-from masklet.masks import clean_masks, join_chunks, masks_per_chunk
+from masklet.masks import masks_per_chunk
 from masklet.masks.resizing import reduced, upscaled
-from masklet.numbers import whole_number
-from masklet.prompts import CheckedPrompts, check_prompts, one_box
-from masklet.results import CandidateMasks, Masks
+from masklet.prompts import CheckedPrompts, check_prompts, one_or_more_boxes
+from masklet.results.predictions import PredictedBatch, PredictionOptions
 from masklet.results.visualisation import notebook_png
 
 OBJECTS_PER_BATCH = 32
@@ -64,51 +61,48 @@ class OnnxImage:
         remove_islands: int = 0,
     ) -> Any:
         """Predicts one mask for each prompted object: arguments, results and errors of ``EncodedImage.predict``."""
-        fill_holes = whole_number("fill_holes", fill_holes, PromptError, least=0)
-        remove_islands = whole_number("remove_islands", remove_islands, PromptError, least=0)
-        if candidates and (packed or multimask is False):
-            raise PromptError("candidates=True returns three masks for each object: not with multimask=False or packed")
-        if box is not None and boxes is not None:
-            raise PromptError("box and boxes were both given: expected box for one object, or boxes for several")
-        boxes = boxes if box is None else one_box(box)
-        prompts = check_prompts(points, labels, boxes, mask, size_hw=self.size_hw, input_hw=self.input_hw)
-        if multimask is None:
-            multimask = candidates or (prompts.labels.shape[1] == 1 and prompts.masks is None)
-        logits, scores = self._decode(prompts, multimask)
-        if not candidates:
-            best = np.arange(len(scores)), scores.argmax(1)
-            logits, scores = logits[best], scores[best]
-        flat = logits.reshape(-1, *logits.shape[-2:])
-        clean = partial(clean_masks, fill_holes=fill_holes, remove_islands=remove_islands)
-        chunks = masks_of(flat, self.size_hw)
-        masks: Any = join_chunks(
-            map(clean, chunks) if fill_holes or remove_islands else chunks, len(flat), self.size_hw, packed=packed
+        options = PredictionOptions(
+            multimask=multimask,
+            candidates=candidates,
+            packed=packed,
+            fill_holes=fill_holes,
+            remove_islands=remove_islands,
         )
-        if candidates:
-            return CandidateMasks(masks.reshape(*scores.shape, *self.size_hw), logits, scores, self.image)
-        kept = np.zeros((len(flat), 0, 0), np.float32) if packed else logits
-        return Masks(masks, kept, scores, np.arange(len(scores)), self.image)
+        boxes = one_or_more_boxes(box, boxes)
+        prompts = check_prompts(points, labels, boxes, mask, size_hw=self.size_hw, input_hw=self.input_hw)
+        return options.collect(
+            self._decode(prompts, options),
+            len(prompts),
+            size_hw=self.size_hw,
+            logits_hw=self._logits_hw,
+            image=self.image,
+        )
 
-    def _decode(self, prompts: CheckedPrompts, multimask: bool) -> tuple[np.ndarray, np.ndarray]:
-        """(objects, masks, h, w) logits and (objects, masks) predicted IoU."""
-        count = NUM_MULTIMASK_OUTPUTS if multimask else 1
-        logits_hw = (self.input_hw[0] // STRIDES[0], self.input_hw[1] // STRIDES[0])
-        parts = [(np.zeros((0, count, *logits_hw), np.float32), np.zeros((0, count), np.float32))]
+    @property
+    def _logits_hw(self) -> SizeHW:
+        return self.input_hw[0] // STRIDES[0], self.input_hw[1] // STRIDES[0]
+
+    def _decode(self, prompts: CheckedPrompts, options: PredictionOptions) -> Iterator[PredictedBatch]:
+        """The best candidate of each object, or all candidates, object by object, in batches of objects."""
+        multimask = options.proposes_three(is_single_click=prompts.labels.shape[1] == 1 and prompts.masks is None)
         # The graph takes one mask prompt at a time.
         length = 1 if prompts.masks is not None else OBJECTS_PER_BATCH
         for start in range(0, len(prompts), length):
             place = slice(start, start + length)
-            masks = None if prompts.masks is None else mask_logits(prompts.masks, start, logits_hw)
             decoded = self.network.decode(
                 self.features,
                 prompts.points[None, place],
                 prompts.labels[None, place],
                 multimask=multimask,
-                mask_input=masks,
+                mask_input=None if prompts.masks is None else mask_logits(prompts.masks, start, self._logits_hw),
             )
-            parts.append((decoded.logits[0], decoded.iou_scores[0]))
-        logits, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return logits, scores
+            logits, iou_scores = decoded.logits[0], decoded.iou_scores[0]
+            if options.candidates:
+                logits, iou_scores = logits.reshape(-1, *self._logits_hw), iou_scores.reshape(-1)
+            else:
+                best = np.arange(len(iou_scores)), iou_scores.argmax(1)
+                logits, iou_scores = logits[best], iou_scores[best]
+            yield PredictedBatch(None if options.packed else logits, iou_scores, masks_of(logits, self.size_hw))
 
 
 def mask_logits(masks: CheckedMasks, index: int, logits_hw: SizeHW) -> np.ndarray:

@@ -158,7 +158,7 @@ class OnnxNetwork:
     def write_memory(
         self, features: ImageFeatures, logits: np.ndarray, object_scores: np.ndarray, *, is_prompted: bool
     ) -> np.ndarray:
-        """Encode masks (objects, 4h, 4w) and scores (objects, 1) as memory maps, (objects, h*w, memory_dim)."""
+        """Encode masks (objects, 4h, 4w) and scores (objects, 1) as memory maps, (objects, tokens, memory_dim)."""
         (memory,) = self._run(
             "memory_encoder",
             stride16=features.stride16,

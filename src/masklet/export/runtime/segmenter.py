@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from masklet.config import Sam2Config, Sam2EverythingConfig
-from masklet.errors import ConfigError, PromptError
+from masklet.errors import ConfigError
 from masklet.everything.options import EverythingKeywords, EverythingOptions
 from masklet.export.runtime.everything import everything
 from masklet.export.runtime.image import OnnxImage
@@ -17,7 +17,7 @@ from masklet.export.runtime.tracking import check_can_track
 from masklet.export.runtime.video import OnnxStream, OnnxVideo
 from masklet.images.options import Bands, ImageOptions, ValueRange
 from masklet.images.reading import read_image
-from masklet.numbers import shown
+from masklet.numbers import shown, whole_number
 from masklet.results import Masks
 from masklet.video.frames import open_video
 from masklet.video.policy import MAX_PROMPTED, PaperPolicy
@@ -37,6 +37,10 @@ class OnnxSegmenter:
     """
 
     network: OnnxNetwork
+
+    def __repr__(self) -> str:
+        height, width = self.network.manifest.input_hw
+        return f"OnnxSegmenter({self.network.folder}, {width}×{height}, {self.network.providers[0][0]})"
 
     def image(
         self,
@@ -99,8 +103,6 @@ class OnnxSegmenter:
     ) -> OnnxStream:
         """Tracks objects through frames that arrive one at a time: see ``Segmenter.stream``."""
         max_objects = check_can_track(self.network, max_objects)
-        if max_prompted is None:
-            raise PromptError("max_prompted is None: a stream has no end, so expected a number of prompted frames")
         num_maskmem = self.network.manifest.num_maskmem
         chosen = paper_policy(policy, PaperPolicy(num_maskmem, max_prompted))
         options = ImageOptions(value_range=value_range, bands=bands, nodata=nodata)
@@ -132,4 +134,6 @@ def load_onnx(
         raise ConfigError("engine 'onnx' needs an exported folder: masklet export nano --out FOLDER, then load(FOLDER)")
     if not isinstance(folder, str | os.PathLike):
         raise ConfigError(f"the folder is {shown(folder)}: expected a path")
+    if threads is not None:
+        threads = whole_number("threads", threads, ConfigError, least=1)
     return OnnxSegmenter(OnnxNetwork(folder, provider=provider, provider_options=provider_options, threads=threads))

@@ -6,135 +6,33 @@ Source: SAM 2 (arXiv 2408.00714), section 4.
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from masklet.config import BOX_TOP_LEFT, STRIDES, SizeHW
+from masklet.config import STRIDES, SizeHW
 from masklet.errors import CheckpointError, PromptError
+from masklet.export.runtime.image import masks_of
 from masklet.export.runtime.network import Decoded, ImageFeatures, OnnxNetwork
+from masklet.export.runtime.track import FramePrompt, ObjectResult, ResultBytes, Track
 from masklet.mask_prompts import check_frame_mask
+from masklet.masks import join_chunks
 from masklet.masks.resizing import reduced
 from masklet.numbers import whole_number
-from masklet.prompts import check_prompts, one_box
-from masklet.video.frame_result import check_object_id, no_such_object
+from masklet.results import Masks
+from masklet.video.frame_prompts import check_clicks
+from masklet.video.frame_result import FrameResult, check_can_unprompt, check_known, check_object_id
 from masklet.video.frames import width_by_height
-from masklet.video.policy import MAX_POINTERS, MemorySelection, PaperPolicy, check_selection
+from masklet.video.policy import MAX_POINTERS, MemorySelection, PaperPolicy
+from masklet.video.selection import batches_of, memory_columns, select_memory
 from masklet.video.spool import FrameSpool, Spool
 
 ABSENT_LOGIT, CERTAIN_LOGIT, PREVIOUS_LIMIT = -1024.0, 10.0, 32.0
 """As in ``masklet.video.tracker``."""
 
 FeaturesOf = Callable[[int], ImageFeatures]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ObjectResult:
-    """One object in one frame."""
-
-    logits: np.ndarray  # (4h, 4w) float32
-    iou_score: float
-    object_score: float
-    pointer: np.ndarray  # (dim,) float32
-
-
-@dataclass(frozen=True)
-class ResultBytes:
-    """``ObjectResult`` as bytes, without loss; scores and pointer at the end, so that they can be read alone."""
-
-    logits_hw: SizeHW
-    dim: int
-
-    @property
-    def vector_bytes(self) -> int:
-        """The length of the end."""
-        return 4 * (2 + self.dim)
-
-    def pack(self, value: ObjectResult) -> bytes:  # noqa: D102
-        planes = np.ascontiguousarray(value.logits, np.float32).reshape(-1, 1).view(np.uint8).T
-        vector = np.concatenate([[value.iou_score, value.object_score], value.pointer]).astype(np.float32).tobytes()
-        return zlib.compress(planes.tobytes(), level=1) + vector
-
-    def unpack(self, data: bytes) -> ObjectResult:  # noqa: D102
-        vector = np.frombuffer(data[-self.vector_bytes :], np.float32)
-        planes = np.frombuffer(zlib.decompress(data[: -self.vector_bytes]), np.uint8).reshape(4, -1)
-        logits = np.ascontiguousarray(planes.T).view(np.float32).reshape(self.logits_hw)
-        return ObjectResult(logits, float(vector[0]), float(vector[1]), vector[2:])
-
-
-@dataclass(frozen=True)
-class FramePrompt:
-    """A prompt for one object in one frame, in pixels of the network's input."""
-
-    points: np.ndarray | None = None  # (points, 2), box corners first
-    labels: np.ndarray | None = None  # (points,)
-    mask: np.ndarray | None = None  # (height, width) bool, of the network's input
-
-    def after(self, earlier: FramePrompt) -> FramePrompt:
-        """Both prompts: points add up, a new box replaces an earlier one, a new mask replaces everything."""
-        if self.mask is not None or earlier.points is None or self.points is None:
-            return self
-        assert earlier.labels is not None
-        assert self.labels is not None
-        has_box = (self.labels == BOX_TOP_LEFT).any()
-        kept = earlier.labels < BOX_TOP_LEFT if has_box else np.ones(len(earlier.labels), bool)
-        points = np.concatenate([earlier.points[kept], self.points])
-        labels = np.concatenate([earlier.labels[kept], self.labels])
-        corners_first = np.argsort(labels < BOX_TOP_LEFT, kind="stable")
-        return FramePrompt(points[corners_first], labels[corners_first])
-
-
-@dataclass
-class Track:
-    """One object: its prompts, its results, and the memory maps that nearby frames read."""
-
-    number: int
-    dim: int
-    """Width of pointers."""
-    results: MutableMapping[int, ObjectResult]
-    prompted: set[int] = field(default_factory=set)
-    maps: dict[int, np.ndarray] = field(default_factory=dict)  # (h*w, memory_dim)
-    clicks: dict[int, FramePrompt] = field(default_factory=dict)
-    tracked_steps: dict[int, int] = field(default_factory=dict)
-    """Frames that tracking has reached, with its step."""
-    conditioned: dict[int, np.ndarray] = field(default_factory=dict)
-    """Frames that were corrected since tracking last advanced, conditioned on the memory from before."""
-
-    def __contains__(self, frame: object) -> bool:
-        """Whether a frame has a result, as policies ask."""
-        return frame in self.results
-
-    def pointer(self, frame: int) -> np.ndarray:
-        """The object pointer of one frame, (dim,), without its mask."""
-        if not isinstance(self.results, FrameSpool):
-            return self.results[frame].pointer
-        return np.frombuffer(self.results.read(frame, last=4 * self.dim), np.float32)
-
-    def copy(self) -> Track:
-        """An independent copy of a track whose results are in memory."""
-        return Track(
-            self.number,
-            self.dim,
-            dict(self.results),
-            set(self.prompted),
-            dict(self.maps),
-            dict(self.clicks),
-            dict(self.tracked_steps),
-            dict(self.conditioned),
-        )
-
-    def put(self, frame: int, result: ObjectResult, memory: np.ndarray, *, is_prompted: bool) -> None:
-        """Keep a result and its memory map, in the place of an earlier one."""
-        self.results[frame], self.maps[frame] = result, memory
-        (self.prompted.add if is_prompted else self.prompted.discard)(frame)
-
-    def keep_maps(self, frames: Container[int]) -> None:
-        """Drop the maps of all other frames."""
-        self.maps = {frame: memory for frame, memory in self.maps.items() if frame in frames}
 
 
 class ArrayTracks:
@@ -198,11 +96,8 @@ class ArrayTracks:
                 )
             if points is None and labels is None and box is None:
                 return FramePrompt(mask=inside)
-        boxes = None if box is None else one_box(box)
-        prompts = check_prompts(points, labels, boxes, size_hw=self.size_hw, input_hw=input_hw)
-        if len(prompts) != 1:
-            raise PromptError(f"points for {len(prompts)} objects: expected one list, since a prompt is for one object")
-        return FramePrompt(prompts.points[0], prompts.labels[0], inside)
+        points, labels = check_clicks(points, labels, box, size_hw=self.size_hw, input_hw=input_hw)
+        return FramePrompt(points, labels, inside)
 
     def prompt(self, object_id: Hashable, frame: int, features_of: FeaturesOf, prompt: FramePrompt) -> ObjectResult:
         """Prompt or correct an object: see ``VideoSession.prompt``. A refused prompt changes nothing."""
@@ -232,7 +127,7 @@ class ArrayTracks:
         to_track = {name: track for name, track in self.objects.items() if frame not in track.prompted}
         selections = {name: self._select(track, frame, step) for name, track in to_track.items()}
         self._restore_maps([(to_track[name], selection) for name, selection in selections.items()], features_of)
-        for batch in self._batches(selections):
+        for batch in batches_of(selections, self.max_objects, fixed=self.network.pads_memory):
             tracks = [to_track[name] for name in batch]
             features = features_of(frame)
             conditioned = self._read_memory(features, tracks, [selections[name] for name in batch])
@@ -248,20 +143,15 @@ class ArrayTracks:
 
     def remove(self, object_id: Hashable) -> None:
         """Forget an object."""
-        check_object_id(object_id)
-        if object_id not in self.objects:
-            raise no_such_object(object_id, self.objects)
+        check_known(object_id, self.objects)
         self.objects.pop(object_id).results.clear()
 
     def remove_prompt(self, object_id: Hashable, frame: int) -> None:
         """Undo all prompts for an object in one frame, which is then tracked as any other."""
         check_object_id(object_id)
         track = self.objects.get(object_id)
-        if track is None or frame not in track.prompted:
-            where = "nowhere" if track is None else ", ".join(map(str, sorted(track.prompted)))
-            raise PromptError(f"object {object_id!r} was not prompted in frame {frame}: it was in {where}")
-        if len(track.prompted) == 1:
-            raise PromptError(f"frame {frame} holds the only prompt of object {object_id!r}: remove the object instead")
+        check_can_unprompt(object_id, frame, () if track is None else track.prompted)
+        assert track is not None
         del track.results[frame]
         track.prompted.discard(frame)
         for kept in (track.maps, track.clicks, track.tracked_steps):
@@ -281,6 +171,29 @@ class ArrayTracks:
             for other, result in track.results.items():
                 if other != frame and len(result.logits):
                     track.results[other] = replace(result, logits=result.logits[:0].copy())
+
+    def results_in(self, frame: int) -> dict[Hashable, ObjectResult]:
+        """The results of a frame, by object."""
+        return {name: track.results[frame] for name, track in self.objects.items() if frame in track}
+
+    def frame_result(
+        self,
+        frame: int,
+        time: float,
+        results: Mapping[Hashable, ObjectResult],
+        image: np.ndarray | None,
+        *,
+        packed: bool = False,
+    ) -> FrameResult:
+        """What callers get of a frame: the masks of its objects at the video's size."""
+        found = list(results.values())
+        logits = np.stack([one.logits for one in found]) if found else np.zeros((0, *self.logits_hw), np.float32)
+        masks: Any = join_chunks(masks_of(logits, self.size_hw), len(found), self.size_hw, packed=packed)
+        numbers = np.array([self.objects[name].number for name in results], int)
+        scores = np.array([one.iou_score for one in found], np.float32)
+        kept = np.zeros((len(found), 0, 0), np.float32) if packed else logits
+        object_scores = np.array([one.object_score for one in found], np.float32)
+        return FrameResult(frame, time, tuple(results), Masks(masks, kept, scores, numbers, image), object_scores)
 
     def _new_track(self) -> Track:
         dim = self.network.manifest.hidden_size
@@ -320,7 +233,7 @@ class ArrayTracks:
     def _memory_map(self, features: ImageFeatures, result: ObjectResult, *, is_prompted: bool) -> np.ndarray:
         score = np.array([[result.object_score]], np.float32)
         memory = self.network.write_memory(features, result.logits[None], score, is_prompted=is_prompted)[0]
-        return rounded_to_bfloat16(memory)
+        return rounded_to_bfloat16(memory) if self.network.manifest.rounds_memory else memory
 
     def _condition(self, track: Track, frame: int, features_of: FeaturesOf) -> np.ndarray | None:
         """The conditioned map of a frame that tracking has reached: see ``Tracks.condition``."""
@@ -333,10 +246,7 @@ class ArrayTracks:
         return track.conditioned[frame]
 
     def _select(self, track: Track, frame: int, step: int) -> MemorySelection:
-        selection = self.policy.select(frame, track, step=step)
-        check_selection(selection, frame, track.results, self.policy)
-        held = tuple(entry for entry in selection.maps if entry[0] in track.maps)
-        return selection if self.can_rewind or not held else replace(selection, maps=held)
+        return select_memory(self.policy, frame, track, step=step, can_rewind=self.can_rewind)
 
     def _restore_maps(self, selections: Sequence[tuple[Track, MemorySelection]], features_of: FeaturesOf) -> None:
         """Compute again the selected maps that were dropped, frame by frame."""
@@ -347,37 +257,23 @@ class ArrayTracks:
                 features_of(frame), track.results[frame], is_prompted=frame in track.prompted
             )
 
-    def _batches(self, selections: Mapping[Hashable, MemorySelection]) -> Iterator[list[Hashable]]:
-        """Objects whose selections have one shape, at most ``max_objects`` in a batch."""
-        by_shape: dict[Any, list[Hashable]] = {}
-        for object_id, selection in selections.items():
-            by_shape.setdefault(selection.shape(fixed=self.network.pads_memory), []).append(object_id)
-        for names in by_shape.values():
-            for start in range(0, len(names), self.max_objects):
-                yield names[start : start + self.max_objects]
-
     def _read_memory(
         self, features: ImageFeatures, tracks: Sequence[Track], selections: Sequence[MemorySelection]
     ) -> np.ndarray:
         """The frame conditioned on the memory of each object. All selections have one shape."""
-        (shape,) = {selection.shape(fixed=self.network.pads_memory) for selection in selections}
-        cells, manifest = math.prod(features.stride16.shape[-2:]), self.network.manifest
-        count = len(tracks)
-        maps = np.zeros((count, shape.maps, cells, manifest.memory_channels), np.float32)
-        slots = np.zeros((count, shape.maps), np.int64)
+        columns = memory_columns(selections, fixed=self.network.pads_memory)
+        shape, count, manifest = columns.shape, len(tracks), self.network.manifest
+        tokens = manifest.memory_tokens or math.prod(features.stride16.shape[-2:])
+        maps = np.zeros((count, shape.maps, tokens, manifest.memory_channels), np.float32)
         pointers = np.zeros((count, shape.pointers, manifest.hidden_size), np.float32)
-        distances = np.zeros((count, shape.pointers), np.float32)
-        is_empty = np.ones((count, shape.maps + shape.pointers), bool)
         for row, (track, selection) in enumerate(zip(tracks, selections, strict=True)):
-            longest = max(selection.max_pointers - 1, 1)
-            for column, (frame, slot) in enumerate(selection.maps):
-                maps[row, column], slots[row, column] = track.maps[frame], slot
-                is_empty[row, column] = False
-            for column, (frame, steps) in enumerate(selection.pointers):
+            for column, (frame, _) in enumerate(selection.maps):
+                maps[row, column] = track.maps[frame]
+            for column, (frame, _) in enumerate(selection.pointers):
                 pointers[row, column] = track.pointer(frame)
-                distances[row, column] = steps / longest
-                is_empty[row, shape.maps + column] = False
-        return self.network.read_memory(features, maps, slots, pointers, distances, is_empty)
+        return self.network.read_memory(
+            features, maps, columns.map_slots, pointers, columns.pointer_distances, columns.is_empty
+        )
 
 
 def check_can_track(network: OnnxNetwork, max_objects: Any) -> int:

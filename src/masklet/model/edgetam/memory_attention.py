@@ -62,12 +62,16 @@ class LatentMemoryAttentionLayer(nn.Module):
 
     def forward(self, x: Tensor, memory: MemoryTokens, rotations: Rotations) -> Tensor:
         """(objects or 1, h*w, dim) to (objects, h*w, dim)."""
-        y = self.layer_norm1(x)
-        x = x + self.self_attn(y, y, y, rotations)
+        x = self.attend_to_frame(x, rotations)
         x = x + self.cross_attn_image(
             self.layer_norm2(x), memory.keys, memory.values, rotations, memory.num_pointers, is_empty=memory.is_empty
         )
         return x + self.mlp(self.layer_norm3(x))
+
+    def attend_to_frame(self, x: Tensor, rotations: Rotations) -> Tensor:
+        """Self-attention of (objects or 1, h*w, dim)."""
+        y = self.layer_norm1(x)
+        return x + self.self_attn(y, y, y, rotations)
 
 
 class LatentMemoryAttention(MemoryAttention):

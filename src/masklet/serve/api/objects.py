@@ -13,7 +13,6 @@ from masklet.serve.annotate import clear_prompts, keep_masks, preview, prompt_ob
 from masklet.serve.api.common import AskedFormat, Tolerance, Work, mask_reply, mask_values, on_device, packed
 from masklet.serve.api.schemas import (
     FrameNumber,
-    FramePromptBody,
     HistoryReply,
     KeepBody,
     LaneReply,
@@ -21,6 +20,7 @@ from masklet.serve.api.schemas import (
     ObjectBody,
     ObjectChange,
     ObjectNumber,
+    ObjectPromptBody,
     ObjectReply,
     OneShotMask,
     PreviewBody,
@@ -106,7 +106,7 @@ async def prompt(
     user: User,
     media_id: str,
     number: ObjectNumber,
-    body: FramePromptBody,
+    body: ObjectPromptBody,
     format: AskedFormat = "rle",
     tolerance: Tolerance = 0.0,
 ) -> MaskReply:

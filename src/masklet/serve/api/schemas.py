@@ -50,6 +50,15 @@ class FramePromptBody(Prompt):
     frame: FrameNumber = 0
 
 
+class ObjectPromptBody(FramePromptBody):
+    """A prompt for an object of the API."""
+
+    refine: Annotated[
+        bool,
+        Field(description="false: keep the mask as it is. In a video, a mask without points and box is always kept"),
+    ] = True
+
+
 class PreviewBody(FramePromptBody):
     """A prompt that changes nothing."""
 

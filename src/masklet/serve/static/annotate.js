@@ -1,7 +1,7 @@
 // Objects, prompts and masks of the open image or video.
 
 import { get, patch, post, remove } from "./api.js";
-import { askDelete, byId, changed, doing, element, object, say, state } from "./state.js";
+import { askDelete, byId, changed, doing, element, masksHere, object, say, state } from "./state.js";
 
 const path = (rest) => `/v1/media/${state.open.id}/${rest}`;
 let last = Promise.resolve(); // prompts are sent one after another, in the order in which they were made
@@ -52,8 +52,23 @@ export const prompt = (body, text) => inTurn(() => doing(text, async () => {
   state.masks.set(frame, [...others, mask].sort((a, b) => a.object - b.object));
   changed("masks");
   await Promise.all([loadHistory(), loadLanes()]);
-  const isLow = mask.iou_score < 0.5 ? " The model is not sure: add points, or draw a box." : "";
-  return `${object(number)?.name}: ${mask.area.toLocaleString()} pixels, predicted IoU ${mask.iou_score.toFixed(2)}.${isLow}`;
+  return `${object(number)?.name}: ${mask.area.toLocaleString()} pixels, ${body.refine === false ? "as drawn" : `predicted IoU ${mask.iou_score.toFixed(2)}`}.${advice(number, mask)}`;
+}));
+
+function advice(number, mask) {
+  if (object(number)?.visible === false) return " It is hidden: H shows it.";
+  if (mask.iou_score < 0.5) return " The model is not sure: add points, or draw a box.";
+  const isTracked = state.lanes.some((lane) => lane.number === number && lane.tracked.length);
+  return isTracked ? " Track from here to correct other frames, too." : "";
+}
+
+export const promptedHere = () => masksHere().some((one) => one.object === state.selected && one.prompts);
+
+export const clearPrompts = () => inTurn(() => doing("Clearing", async () => {
+  if (!promptedHere()) return "The object has no prompts here.";
+  await remove(path(`objects/${state.selected}/prompts?frame=${state.frame}`));
+  await Promise.all([loadMasks(), loadHistory(), loadLanes()]);
+  return `The prompts and the mask of ${object(state.selected)?.name} were removed here. You can undo this.`;
 }));
 
 export const goBack = (redo) => inTurn(() => doing(redo ? "Redo" : "Undo", async () => {
@@ -98,22 +113,24 @@ function eyeIcon(isOpen) {
   return icon;
 }
 
+export function choose(number) {
+  if (state.selected === number) return;
+  state.selected = number;
+  for (const item of byId("objects").children) item.setAttribute("aria-current", String(item.dataset.number === String(number)));
+  changed("masks");
+  say(`${object(number).name} is chosen: clicks change its mask.`);
+}
+
 export function showObjects() {
   const list = byId("objects");
   byId("objects-hint").hidden = state.objects.length > 0 || !state.open;
   byId("new-object").disabled = !state.open;
   list.replaceChildren(...state.objects.map((one) => {
-    const select = () => {
-      if (state.selected === one.number) return;
-      state.selected = one.number;
-      for (const item of list.children) item.setAttribute("aria-current", String(item.dataset.number === String(one.number)));
-      changed("masks");
-      say(`${one.name} is chosen: clicks change its mask.`);
-    };
+    const select = () => choose(one.number);
     const colour = element("input", { type: "color", value: one.colour, "aria-label": `Colour of ${one.name}`,
       onchange: (event) => change(one.number, { colour: event.target.value }) });
     const name = element("input", { type: "text", value: one.name, maxlength: "200", "aria-label": `Name of object ${one.number}`,
-      onfocus: select,
+      onfocus: select, onkeydown: (event) => { if (event.key === "Enter") byId("canvas").focus(); },
       onchange: (event) => (event.target.value.trim() ? change(one.number, { name: event.target.value.trim() })
         : (event.target.value = one.name)) });
     const eye = element("button", { type: "button", class: "plain", "aria-pressed": String(one.visible),

@@ -1,10 +1,10 @@
 // The page: projects, the list of images and videos, everything mode, exports and keys.
 
 import * as api from "./api.js";
-import { addObject, change, deleteObject, goBack, loadHistory, loadLanes, loadMasks, loadObjects, showHistory, showObjects } from "./annotate.js";
-import { draw, fit, setTool, showFrame, shownFound, zoom } from "./canvas.js";
+import { addObject, change, choose, clearPrompts, deleteObject, goBack, loadHistory, loadLanes, loadMasks, loadObjects, promptedHere, showHistory, showObjects } from "./annotate.js";
+import { chosenFound, draw, fit, setTool, showFrame, zoom } from "./canvas.js";
 import { ask, askDelete, askName, byId, changed, doing, element, fail, object, on, say, state } from "./state.js";
-import { cancel, goTo, play, resumeShown, showLanes, showStrip, track } from "./video.js";
+import { cancel, goTo, goToPointer, play, resumeShown, showLanes, showStrip, track } from "./video.js";
 
 const FORMATS = {
   image: { coco: "COCO (run lengths)", "coco-polygons": "COCO (polygons)", png: "PNG of labels", overlay: "PNG with masks painted", cutout: "Cutout (PNG)",
@@ -32,7 +32,7 @@ function showMedia() {
   byId("media").replaceChildren(...state.media.map((one) => {
     const picture = element("img", { alt: "" });
     api.blob(`/v1/media/${one.id}/frames/0.jpg?side=120`).then((loaded) => { picture.src = URL.createObjectURL(loaded); }, () => {});
-    const about = one.kind === "video" ? `video, ${one.frames} frames` : `${one.width} × ${one.height}`;
+    const about = one.kind === "video" ? `${one.frames} frames` : `${one.width} × ${one.height}`;
     return element("li", {},
       element("button", { type: "button", class: "open", title: one.name, "aria-current": String(one.id === state.open?.id), onclick: () => openMedia(one) },
         picture, element("span", { class: "name" }, one.name, element("small", {}, about))),
@@ -61,8 +61,9 @@ async function deleteMedia(one) {
 }
 
 async function upload(files) {
+  const failed = [];
   for (const file of files) {
-    await doing(`Uploading ${file.name}`, async () => {
+    const isDone = await doing(`Uploading ${file.name}`, async () => {
       const limit = state.me.limits.upload_bytes;
       if (file.size > limit) throw new Error(`${file.name} is too large: expected at most ${Math.floor(limit / 2 ** 20)} MB.`);
       const form = new FormData();
@@ -72,7 +73,9 @@ async function upload(files) {
       await openMedia(made);
       return `${made.name} was added.`;
     });
+    if (!isDone) failed.push(`${file.name}: ${byId("alert-text").textContent}`);
   }
+  if (failed.length && files.length > 1) fail(new Error(failed.join(" ")));
 }
 
 async function loadFolder() {
@@ -90,22 +93,31 @@ async function loadFolder() {
 
 // Everything
 
+let search = null; // what is running of everything mode
+
 async function findAll() {
-  if (!state.open) return;
+  if (!state.open || search) return;
   const { open, frame } = state, points = Number(byId("points").value);
-  byId("find").disabled = true;
+  search = new AbortController();
+  showSearch();
   await doing("Finding everything. This takes some seconds; you can go on working", async () => {
-    const masks = await api.post(`/v1/media/${open.id}/everything`, { frame, points_per_side: points, iou_threshold: 0.3, stability_threshold: 0.5 });
+    const masks = await api.post(`/v1/media/${open.id}/everything`, { frame, points_per_side: points, iou_threshold: 0.3, stability_threshold: 0.5 }, { signal: search.signal });
     if (state.open?.id !== open.id) return "";
     state.found = { frame, threshold: Number(byId("threshold").value), masks: masks.map((one, i) => ({ ...one, colour: COLOURS[i % COLOURS.length] })) };
     changed("found");
-    return `Found ${masks.length} masks. The slider chooses the confident ones.`;
+    return `Found ${masks.length} masks. The slider chooses the confident ones; click on a mask to leave it out.`;
   });
-  byId("find").disabled = false;
+  search = null;
+  showSearch();
+}
+
+function showSearch() {
+  byId("find").disabled = !state.open || search !== null;
+  byId("find-cancel").hidden = search === null;
 }
 
 function showFound() {
-  const count = state.found ? shownFound().length : 0;
+  const count = state.found ? chosenFound().length : 0;
   byId("found").hidden = !state.found;
   byId("threshold-text").textContent = Number(byId("threshold").value).toFixed(2);
   byId("found-text").textContent = state.found ? `${count} of ${state.found.masks.length} masks` : "";
@@ -114,7 +126,7 @@ function showFound() {
 }
 
 async function keepFound() {
-  const { frame } = state.found, chosen = shownFound().reverse();
+  const { frame } = state.found, chosen = chosenFound().reverse();
   const masks = chosen.map(({ segmentation, iou_score }) => ({ segmentation, iou_score }));
   await doing("Keeping masks", async () => {
     const made = await api.post(`/v1/media/${state.open.id}/objects-from-masks`, { frame, masks });
@@ -130,7 +142,7 @@ async function keepFound() {
 function showFormats() {
   const formats = FORMATS[state.open?.kind] || {};
   byId("format").replaceChildren(...Object.entries(formats).map(([value, text]) => element("option", { value }, text)));
-  byId("export").disabled = !state.open;
+  byId("export").disabled = byId("format").disabled = !state.open;
 }
 
 const exportOpen = () => doing("Exporting", async () =>
@@ -152,12 +164,14 @@ on("frame", () => {
   if (state.open && !state.masks.has(state.frame)) loadMasks().catch(fail);
   draw();
 });
-on("open", () => { showStrip(); remember(); });
-on("objects", () => { showObjects(); showLanes(); draw(); });
-on("masks", draw);
+on("open", () => { showStrip(); remember(); showSearch(); });
+on("objects", () => { showObjects(); showLanes(); showClear(); draw(); });
+on("masks", () => { showClear(); draw(); });
 on("lanes", showLanes);
 on("history", showHistory);
 on("found", showFound);
+
+const showClear = () => { byId("clear").disabled = !state.open || !promptedHere(); };
 
 const click = (id, call) => byId(id).addEventListener("click", call);
 click("new-project", async () => {
@@ -181,10 +195,12 @@ byId("upload").addEventListener("change", (event) => { upload([...event.target.f
 click("new-object", () => doing("Adding an object", async () => `${(await addObject()).name} was added. Click on it.`));
 click("undo", () => goBack(false));
 click("redo", () => goBack(true));
+click("clear", clearPrompts);
 click("zoom-in", () => zoom(1.3));
 click("zoom-out", () => zoom(1 / 1.3));
 click("zoom-fit", fit);
 click("find", findAll);
+click("find-cancel", () => search?.abort());
 click("keep", keepFound);
 click("discard", () => { state.found = null; changed("found"); say("Discarded."); });
 click("export", exportOpen);
@@ -192,6 +208,7 @@ click("export-project", exportProject);
 click("first", () => goTo(0));
 click("back", () => goTo(state.frame - 1));
 click("forward", () => goTo(state.frame + 1));
+click("last", () => goTo(state.open.frames - 1));
 click("play", play);
 click("track-forward", () => track("forward"));
 click("track-backward", () => track("backward"));
@@ -206,6 +223,7 @@ click("theme", () => {
   localStorage.setItem("masklet-theme", root.dataset.theme);
   showLanes();
 });
+byId("thumbs").addEventListener("click", goToPointer);
 byId("frame").addEventListener("input", (event) => goTo(Number(event.target.value)));
 byId("threshold").addEventListener("input", (event) => { if (state.found) state.found.threshold = Number(event.target.value); showFound(); });
 for (const button of byId("tools").children) button.addEventListener("click", () => setTool(button.dataset.tool));
@@ -217,11 +235,12 @@ box.addEventListener("drop", (event) => { event.preventDefault(); box.classList.
 const KEYS = {
   a: () => setTool("add"), r: () => setTool("remove"), b: () => setTool("box"), p: () => setTool("brush"), v: () => setTool("pan"),
   n: () => byId("new-object").click(), "+": () => zoom(1.3), "=": () => zoom(1.3), "-": () => zoom(1 / 1.3), 0: fit,
-  ",": () => goTo(state.frame - 1), ".": () => goTo(state.frame + 1), e: findAll, "?": () => byId("help-dialog").showModal(),
+  ",": () => goTo(state.frame - 1), ".": () => goTo(state.frame + 1), "<": () => goTo(state.frame - 10), ">": () => goTo(state.frame + 10),
+  c: clearPrompts, e: findAll, "?": () => byId("help-dialog").showModal(),
   h: () => object(state.selected) && change(state.selected, { visible: !object(state.selected).visible }),
   t: () => state.open?.kind === "video" && !state.job && track("forward"),
   T: () => state.open?.kind === "video" && !state.job && track("backward"),
-  Escape: cancel, Delete: () => state.selected !== null && deleteObject(state.selected),
+  Escape: () => { search?.abort(); cancel(); }, Delete: () => state.selected !== null && deleteObject(state.selected),
 };
 addEventListener("keydown", (event) => {
   const isTyping = event.target.matches("input:not([type=range], [type=checkbox]), select, textarea") || document.querySelector("dialog[open]");
@@ -231,7 +250,7 @@ addEventListener("keydown", (event) => {
   } else if (!isTyping && !event.ctrlKey && !event.metaKey && !event.altKey) {
     if (/^[1-9]$/.test(event.key)) {
       const one = state.objects[Number(event.key) - 1];
-      if (one) { state.selected = one.number; changed("objects", "masks"); say(`${one.name} is chosen.`); }
+      if (one) choose(one.number);
     } else if (KEYS[event.key]) { event.preventDefault(); KEYS[event.key](); }
   }
 });
@@ -243,6 +262,7 @@ async function start() {
   for (;;) {
     try { state.me = await api.get("/v1/me"); break; } catch (error) {
       if (error.status !== 401) throw error;
+      byId("token-wrong").hidden = !byId("token").value;
       await ask("token-dialog");
       api.setToken(byId("token").value.trim());
     }

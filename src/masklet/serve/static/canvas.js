@@ -2,13 +2,14 @@
 
 import { blob, post } from "./api.js";
 import { prompt } from "./annotate.js";
-import { encode, paint } from "./masks.js";
+import { drawRing, drawStroke, forget, paintStroke, takePrompt } from "./brush.js";
+import { contains, paint } from "./masks.js";
 import { byId, changed, masksHere, object, say, state } from "./state.js";
 
 const canvas = byId("canvas"), context = canvas.getContext("2d");
 const view = { scale: 1, x: 0, y: 0, isFitted: true };
-const HOVER_MS = 140, DRAG_PX = 5, FOUND_COLOUR = "#f0a000";
-let image = null, imageKey = "", box = null, stroke = null, hover = null, cross = null, corner = null;
+const HOVER_MS = 140, DRAG_PX = 5;
+let image = null, imageKey = "", box = null, pointer = null, hover = null, cross = null, corner = null;
 let drag = null, hoverTimer = 0, hoverRequest = null, hasSpace = false, scheduled = false;
 const pointers = new Map();
 
@@ -37,7 +38,7 @@ function drawNow() {
 
 function drawMasks(w, h) {
   if (state.found) {
-    for (const one of shownFound()) context.drawImage(paint(one.segmentation, one.colour, 0.4), 0, 0, w, h);
+    for (const one of confident()) context.drawImage(paint(one.segmentation, one.colour, one.isLeftOut ? 0 : 0.4), 0, 0, w, h);
     return;
   }
   const masks = masksHere();
@@ -46,13 +47,13 @@ function drawMasks(w, h) {
     if (one?.visible) context.drawImage(paint(mask.segmentation, one.colour, mask.object === state.selected ? 0.5 : 0.32), 0, 0, w, h);
   }
   if (hover && hover.frame === state.frame) {
-    context.globalAlpha = 0.75;
-    context.drawImage(paint(hover.segmentation, hover.colour, 0.25), 0, 0, w, h);
-    context.globalAlpha = 1;
+    context.drawImage(paint(hover.segmentation, hover.colour, 0.3), 0, 0, w, h);
   }
 }
 
-export const shownFound = () => state.found.masks.filter((one) => one.iou_score >= state.found.threshold).reverse();
+// What everything mode has found: above the threshold, the best on top; and without what was left out by a click.
+const confident = () => state.found.masks.filter((one) => one.iou_score >= state.found.threshold).reverse();
+export const chosenFound = () => confident().filter((one) => !one.isLeftOut);
 
 function drawPrompts() {
   const unit = 1 / view.scale;
@@ -64,7 +65,8 @@ function drawPrompts() {
     }
   }
   if (box) drawBox(box, "#ffffff", unit);
-  if (stroke) context.drawImage(stroke.canvas, 0, 0);
+  drawStroke(context);
+  if (pointer && state.tool === "brush") drawRing(context, pointer, view.scale);
   if (cross) {
     context.strokeStyle = "#ffffff"; context.lineWidth = 3 * unit; drawCross(unit);
     context.strokeStyle = "#000000"; context.lineWidth = unit; drawCross(unit);
@@ -113,7 +115,7 @@ export async function showFrame() {
   const loaded = await createImageBitmap(await blob(`/v1/media/${open.id}/frames/${frame}.jpg`));
   if (imageKey !== key) return; // another frame was asked for meanwhile
   image = loaded;
-  if (isNew) { cross = corner = box = stroke = null; fit(); }
+  if (isNew) { cross = corner = box = null; forget(); fit(); }
   canvas.setAttribute("aria-label", `${open.name}, frame ${frame}. Arrow keys move the cross, Enter adds a point.`);
   draw();
 }
@@ -128,13 +130,14 @@ export function fit() {
   draw();
 }
 
-export function zoom(factor, x = canvas.clientWidth / 2, y = canvas.clientHeight / 2) {
+export function zoom(factor, x = cross ? toScreen(cross)[0] : canvas.clientWidth / 2, y = cross ? toScreen(cross)[1] : canvas.clientHeight / 2) {
   const scale = Math.min(40, Math.max(0.02, view.scale * factor)), by = scale / view.scale;
   view.x = x - (x - view.x) * by; view.y = y - (y - view.y) * by;
   view.scale = scale; view.isFitted = false;
   draw();
 }
 
+const toScreen = ([x, y]) => [x * view.scale + view.x, y * view.scale + view.y];
 function pan(dx, dy) { view.x += dx; view.y += dy; view.isFitted = false; draw(); }
 
 function toImage(event) {
@@ -150,36 +153,36 @@ const rounded = (values) => values.map((value) => Math.round(value * 100) / 100)
 function click(point, label) {
   if (!isInside(point)) { say("That is outside the image."); return; }
   stopHover();
+  if (state.found) { leaveOut(point); return; }
   prompt({ points: [[...rounded(point), label]] }, label ? "Adding a point" : "Adding a background point");
 }
 
 function promptBox([x0, y0, x1, y1]) {
   const values = rounded([Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)]);
-  if (values[2] - values[0] < 1 || values[3] - values[1] < 1) return;
+  if (values[2] - values[0] < 1 || values[3] - values[1] < 1) { say("The box is empty. Drag over the object."); return; }
   stopHover();
+  if (isBlocked()) return;
   prompt({ box: values }, "Adding a box");
 }
 
 function promptStroke() {
-  const { width, height } = state.open;
-  const { data } = stroke.context.getImageData(0, 0, width, height), inside = new Uint8Array(width * height);
-  for (let i = 0; i < inside.length; i++) inside[i] = data[4 * i + 3] > 127 ? 1 : 0;
-  stroke = null;
-  if (inside.includes(1)) prompt({ mask: encode(inside, width, height) }, "Adding a rough mask");
+  const body = takePrompt();
+  if (body) prompt(body, body.refine ? "Adding a rough mask" : "Correcting the mask");
 }
 
-function paintStroke(from, to) {
-  if (!stroke) {
-    const made = document.createElement("canvas");
-    made.width = state.open.width; made.height = state.open.height;
-    stroke = { canvas: made, context: made.getContext("2d", { willReadFrequently: true }) };
-    stroke.context.strokeStyle = object(state.selected)?.colour || "#46c8f0";
-    stroke.context.lineCap = stroke.context.lineJoin = "round";
-    stroke.context.lineWidth = Number(byId("brush").value) / view.scale;
-  }
-  stroke.context.beginPath();
-  stroke.context.moveTo(...from); stroke.context.lineTo(...to);
-  stroke.context.stroke();
+// Masks that were found are kept or discarded before the next prompt, whose mask they would hide.
+function isBlocked() {
+  if (state.found) say("Keep or discard the masks that were found, then go on.");
+  return Boolean(state.found);
+}
+
+function leaveOut([x, y]) {
+  const under = confident().filter((one) => contains(one.segmentation, Math.floor(x), Math.floor(y)));
+  if (!under.length) { say("No mask was found here."); return; }
+  const one = under.reduce((best, other) => (other.area < best.area ? other : best));
+  one.isLeftOut = !one.isLeftOut;
+  say(one.isLeftOut ? "The mask is left out. Click again to keep it." : "The mask is kept.");
+  changed("found");
 }
 
 // Hover preview
@@ -203,7 +206,7 @@ function startHover(point, label) {
     try {
       const body = { frame, points: [[...rounded(point), label]], object: known ? selected : null };
       const found = await post(`/v1/media/${open.id}/preview`, body, { signal: hoverRequest.signal, once: true });
-      if (state.open?.id === open.id) hover = { ...found, frame, colour: label ? "#ffffff" : "#ff8f85" };
+      if (state.open?.id === open.id) hover = { ...found, frame, colour: label ? object(selected)?.colour || "#46c8f0" : "#ff8f85" };
       draw();
     } catch { /* the pointer has moved on, or the server is busy: a preview is not needed */ }
   }, HOVER_MS);
@@ -218,22 +221,25 @@ canvas.addEventListener("pointerdown", (event) => {
   canvas.setPointerCapture(event.pointerId);
   pointers.set(event.pointerId, [event.clientX, event.clientY]);
   cross = corner = null;
-  if (pointers.size === 2) { drag = { kind: "pinch" }; box = stroke = null; return; }
+  if (pointers.size === 2) { drag = { kind: "pinch" }; box = null; forget(); return; }
   const point = toImage(event);
   const isPan = event.button === 1 || hasSpace || state.tool === "pan";
   const label = event.button === 2 || event.altKey || state.tool === "remove" ? 0 : 1;
   drag = { kind: isPan ? "pan" : state.tool === "brush" ? "brush" : "click", from: point, label, x: event.clientX, y: event.clientY };
-  if (drag.kind === "brush") { stopHover(); paintStroke(clamp(point), clamp(point)); draw(); }
+  if (drag.kind === "brush" && isBlocked()) drag.kind = "none";
+  if (drag.kind === "brush") { stopHover(); paintStroke(clamp(point), clamp(point), view.scale, !label); draw(); }
 });
 
 canvas.addEventListener("pointermove", (event) => {
   if (!state.open) return;
   const before = pointers.get(event.pointerId), point = toImage(event);
+  pointer = point;
+  if (state.tool === "brush") draw();
   byId("where").textContent = isInside(point) ? `x ${Math.floor(point[0])}, y ${Math.floor(point[1])}` : "";
   if (!drag || !before) { startHover(point, state.tool === "remove" || event.altKey ? 0 : 1); return; }
   if (drag.kind === "pinch") pinch(event);
   else if (drag.kind === "pan") pan(event.clientX - before[0], event.clientY - before[1]);
-  else if (drag.kind === "brush") { paintStroke(clamp(drag.last || drag.from), clamp(point)); drag.last = point; draw(); }
+  else if (drag.kind === "brush") { paintStroke(clamp(drag.last || drag.from), clamp(point), view.scale, !drag.label); drag.last = point; draw(); }
   else if (Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > DRAG_PX) {
     stopHover();
     drag.kind = "box";
@@ -256,15 +262,16 @@ function release(event) {
   if (!drag) return;
   const ended = drag;
   drag = pointers.size ? { kind: "none" } : null;
-  if (event.type === "pointercancel" || !state.open) { box = stroke = null; draw(); return; }
-  if (ended.kind === "click" && state.tool !== "box") click(ended.from, ended.label);
+  if (event.type === "pointercancel" || !state.open) { box = null; forget(); draw(); return; }
+  if (ended.kind === "click" && state.tool === "box") say("Drag a box around the object.");
+  else if (ended.kind === "click") click(ended.from, ended.label);
   else if (ended.kind === "box" && box) { promptBox(box); box = null; }
-  else if (ended.kind === "brush" && stroke) promptStroke();
+  else if (ended.kind === "brush") promptStroke();
   draw();
 }
 canvas.addEventListener("pointerup", release);
 canvas.addEventListener("pointercancel", release);
-canvas.addEventListener("pointerleave", () => { if (!drag) { stopHover(); byId("where").textContent = ""; } });
+canvas.addEventListener("pointerleave", () => { if (!drag) { stopHover(); pointer = null; draw(); byId("where").textContent = ""; } });
 canvas.addEventListener("contextmenu", (event) => event.preventDefault());
 canvas.addEventListener("wheel", (event) => {
   event.preventDefault();
@@ -282,6 +289,7 @@ canvas.addEventListener("keydown", (event) => {
     const [x, y] = cross || [state.open.width / 2, state.open.height / 2];
     cross = clamp([x + ARROWS[event.key][0] * step, y + ARROWS[event.key][1] * step]).map(
       (value, axis) => Math.min(value, (axis ? state.open.height : state.open.width) - 1));
+    keepInView(cross);
     say(`Cross at x ${Math.round(cross[0])}, y ${Math.round(cross[1])}.`);
     draw();
   } else if (event.key === "Enter" && cross) {
@@ -289,10 +297,21 @@ canvas.addEventListener("keydown", (event) => {
   } else if (event.key.toLowerCase() === "x" && cross) {
     if (corner) { promptBox([...corner, ...cross]); corner = null; } else { corner = cross; say("First corner of the box is set. Move the cross and press X again."); }
     draw();
+  } else if (event.key === "Escape" && (cross || corner)) {
+    if (corner) corner = null; else cross = null;
+    draw();
+    return; // Escape also cancels what is running
   } else return;
   event.preventDefault();
   event.stopPropagation();
 });
+function keepInView(point) {
+  const shifts = toScreen(point).map((at, axis) => {
+    const room = (axis ? canvas.clientHeight : canvas.clientWidth) - 20;
+    return Math.min(Math.max(at, 20), room) - at;
+  });
+  if (shifts.some(Boolean)) pan(...shifts);
+}
 addEventListener("keydown", (event) => { if (event.key === " " && document.activeElement === canvas) { hasSpace = true; event.preventDefault(); } });
 addEventListener("keyup", (event) => { if (event.key === " ") hasSpace = false; });
 
@@ -301,7 +320,9 @@ export function setTool(tool) {
   stopHover();
   canvas.classList.toggle("pan", tool === "pan");
   byId("brush-field").hidden = tool !== "brush";
-  for (const button of byId("tools").children) button.setAttribute("aria-checked", String(button.dataset.tool === tool));
+  byId("hover-field").hidden = tool === "brush"; // in its place, so that the canvas does not move
+  draw();
+  for (const button of byId("tools").children) button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
   changed("tool");
 }
 

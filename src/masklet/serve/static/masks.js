@@ -52,6 +52,16 @@ export function decode(rle) {
   return inside;
 }
 
+export function contains(rle, x, y) {
+  let left = x * rle.size[0] + y, value = false;
+  for (const run of counts(rle.counts)) {
+    if (left < run) return value;
+    left -= run;
+    value = !value;
+  }
+  return false;
+}
+
 const drawn = new Map(); // the last masks that were drawn
 const KEPT = 60;
 

@@ -22,7 +22,7 @@ export function element(tag, values = {}, ...children) {
 
 export const say = (text) => { byId("status").textContent = text; };
 export function fail(error) {
-  if (error.name === "AbortError") return;
+  if (error.name === "AbortError") { say("Cancelled."); return; }
   byId("alert-text").textContent = error.message;
   byId("alert").hidden = false;
   say("That did not work.");

@@ -1,7 +1,7 @@
 // The frames of a video: the strip, the lanes, playing and tracking.
 
 import { blob, events, get, post, remove } from "./api.js";
-import { loadHistory, loadLanes, loadMasks } from "./annotate.js";
+import { choose, loadHistory, loadLanes, loadMasks } from "./annotate.js";
 import { byId, changed, doing, element, fail, object, say, state } from "./state.js";
 
 const THUMBS = 12;
@@ -40,12 +40,16 @@ async function showThumbs(id, frames) {
   }
 }
 
+export function goToPointer(event) { // the frame where a lane or the thumbnails are clicked
+  const { left, width } = event.currentTarget.getBoundingClientRect();
+  goTo(Math.floor(((event.clientX - left) / width) * state.open.frames));
+}
+
 export function showLanes() {
   if (state.open?.kind !== "video") return;
   byId("lanes").replaceChildren(...state.lanes.map((lane) => {
     const one = object(lane.number), frames = state.open.frames;
-    const canvas = element("canvas", { width: "1600", height: "16", "aria-hidden": "true",
-      onclick: (event) => goTo(Math.floor((event.offsetX / canvas.clientWidth) * frames)) });
+    const canvas = element("canvas", { width: "1600", height: "16", "aria-hidden": "true", onclick: goToPointer });
     const context = canvas.getContext("2d"), unit = canvas.width / frames;
     context.fillStyle = one?.colour || "#888888";
     for (const [from, to] of lane.tracked) context.fillRect(from * unit, 4, (to - from + 1) * unit, 8);
@@ -55,7 +59,8 @@ export function showLanes() {
     context.fillRect((state.frame + 0.5) * unit - 2, 0, 4, 16);
     const tracked = lane.tracked.reduce((sum, [from, to]) => sum + to - from + 1, 0);
     const text = `${one?.name}: prompted in ${lane.prompted.length} frames, tracked in ${tracked}`;
-    return element("div", { class: "lane", role: "listitem", "aria-label": text, title: text }, element("span", {}, one?.name || ""), canvas);
+    return element("div", { class: "lane", role: "listitem", "aria-label": text, title: text }, 
+      element("button", { type: "button", class: "plain", title: `Choose ${one?.name}`, onclick: () => choose(lane.number) }, one?.name || ""), canvas);
   }));
 }
 
@@ -84,6 +89,7 @@ export async function watch(job) { // live results of a job, until it has ended
   const media = job.media;
   follow?.abort();
   const control = (follow = new AbortController());
+  let shown = state.frame;
   state.job = job;
   showJob();
   try {
@@ -91,7 +97,7 @@ export async function watch(job) { // live results of a job, until it has ended
       if (state.open?.id !== media) return;
       if (event === "frame") {
         state.masks.set(data.frame, data.masks);
-        goTo(data.frame);
+        if (state.frame === shown) { goTo(data.frame); shown = state.frame; } // not once another frame was chosen
         changed("masks");
       } else {
         state.job = data;

@@ -13,7 +13,16 @@ from masklet.video.policies.sam3 import Sam3Policy
 from masklet.video.policies.samurai import SamuraiPolicy
 from masklet.video.policy import MAX_PROMPTED, MemoryPolicy, PaperPolicy
 
-__all__ = ["POLICIES", "Dam4SamPolicy", "PolicyInfo", "Sam2LongPolicy", "Sam3Policy", "SamuraiPolicy", "make_policy"]
+__all__ = [
+    "POLICIES",
+    "Dam4SamPolicy",
+    "PolicyInfo",
+    "Sam2LongPolicy",
+    "Sam3Policy",
+    "SamuraiPolicy",
+    "check_policy",
+    "make_policy",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,15 @@ POLICIES = {
 """By name."""
 
 
+EXPECTED = f"expected {', '.join(map(repr, POLICIES))}"
+
+
+def check_policy(name: str) -> None:
+    """Raises a ConfigError unless there is a policy of this name."""
+    if name not in POLICIES:
+        raise ConfigError(f"policy is {name!r}: {EXPECTED}")
+
+
 def make_policy(
     policy: str | MemoryPolicy, *, num_maskmem: int, max_prompted: int | None, length: int | None = None
 ) -> MemoryPolicy:
@@ -52,7 +70,7 @@ def make_policy(
             object, or is None for another policy than the paper's.
         PromptError: ``max_prompted`` is not a whole number from 1.
     """
-    expected = f"expected {', '.join(map(repr, POLICIES))}, or a memory policy (masklet.video.policy)"
+    expected = f"{EXPECTED}, or a memory policy (masklet.video.policy)"
     if isinstance(policy, str):
         if policy not in POLICIES:
             raise ConfigError(f"policy is {policy!r}: {expected}")

@@ -70,7 +70,7 @@ def box_xyxy_to_xywh(box_xyxy: Tensor) -> Tensor:
 
 def build_point_grid(n_per_side: int) -> np.ndarray:
     """(n * n, 2) x and y, 0 to 1: the centres of equal cells."""
-    return make_grid(n_per_side).numpy().astype(np.float64)
+    return make_grid(n_per_side).astype(np.float64)
 
 
 def build_all_layer_point_grids(n_per_side: int, n_layers: int, scale_per_layer: int) -> list[np.ndarray]:

@@ -1,25 +1,91 @@
-"""The results of a session again, and as files."""
+"""The objects of a session, and their results again and as files. Runs without torch."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator, Hashable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
 
 from masklet.errors import PromptError
+from masklet.numbers import whole_number
 from masklet.video.exporters import TrackFormat, write_tracks
 from masklet.video.frame_column import FrameColumn
 from masklet.video.frame_result import FrameResult
-from masklet.video.frames import Video
+from masklet.video.frames import Video, width_by_height
 from masklet.video.outputs import open_writers, output_kind, refuse_to_overwrite, step_between
-from masklet.video.tracks import Tracks
 
 
-class SessionExports:
-    """What is done with the results of a session. Only ``VideoSession`` derives from it."""
+class SessionTrack(Protocol):
+    """One object, as far as it matters here."""
+
+    @property
+    def tracked_steps(self) -> Mapping[int, int]:
+        """Frames that tracking has reached."""
+
+
+class SessionTracks(Protocol):
+    """The objects of a session: ``Tracks``, or ``ArrayTracks`` without torch."""
+
+    @property
+    def objects(self) -> Mapping[Hashable, SessionTrack]:
+        """The objects by id."""
+
+    @property
+    def policy(self) -> Any:
+        """The memory policy."""
+
+    def remove(self, object_id: Hashable) -> None:
+        """Forget an object."""
+
+    def remove_prompt(self, object_id: Hashable, frame: int) -> None:
+        """Undo the prompts for an object in one frame."""
+
+    def results_in(self, frame: int) -> Mapping[Hashable, Any]:
+        """The results of a frame, by object."""
+
+    def frame_result(
+        self, frame: int, time: float, results: Any, image: np.ndarray | None, *, packed: bool = False
+    ) -> FrameResult:
+        """What callers get of a frame."""
+
+
+class SessionObjects:
+    """What sessions with torch and without have in common. ``VideoSession`` and ``OnnxVideo`` derive from it."""
 
     video: Video
-    _tracks: Tracks
+    _tracks: SessionTracks
     _times: FrameColumn[float]
+
+    def __repr__(self) -> str:
+        frames = "frames" if self.video.count is None else f"{self.video.count} frame{'s' * (self.video.count != 1)}"
+        objects = f"{len(self.object_ids) or 'no'} object{'s' * (len(self.object_ids) != 1)}"
+        name = type(self).__name__
+        return f"{name}({self.video.name}, {frames} of {width_by_height(self.video.size_hw)}, {objects})"
+
+    @property
+    def object_ids(self) -> tuple[Hashable, ...]:
+        """The ids that the objects were prompted with."""
+        return tuple(self._tracks.objects)
+
+    def remove(self, object: Hashable, frame: int | None = None) -> None:
+        """Remove an object, or undo its prompts in one frame. Other objects do not change.
+
+        A frame whose prompts are undone has no result until it is tracked again.
+
+        Raises:
+            PromptError: No such object or prompt, or the only prompt of the object.
+        """
+        if frame is None:
+            self._tracks.remove(object)
+        else:
+            self._tracks.remove_prompt(object, whole_number("frame", frame, PromptError))
+
+    def reset(self) -> None:
+        """Remove all objects."""
+        for object_id in self.object_ids:
+            self._tracks.remove(object_id)
 
     @property
     def tracked_frames(self) -> tuple[int, ...]:
