@@ -8,6 +8,7 @@ import torch
 from engine.conftest import assert_close, random_memory
 
 from masklet.engine import CudaEngine, EagerEngine, make_engine
+from masklet.engine.cuda import fused
 from masklet.engine.cuda.fused import add_norm, draw_masks, layer_norm, resize_axis, rotate
 from masklet.engine.cuda.graphs import NotCaptured
 from masklet.engine.cuda.products import Norm
@@ -17,6 +18,13 @@ from masklet.processing import ImageProcessor
 from masklet.segmenter import Segmenter
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def no_kernel_fails():
+    kernels = fused.kernels
+    yield
+    assert fused.kernels is kernels
 
 
 @pytest.fixture(scope="module")

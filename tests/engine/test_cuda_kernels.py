@@ -3,8 +3,13 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from masklet.engine.cuda import fused
+from masklet.engine.cuda.products import Norm
 
 SCRIPT = """
 import torch
@@ -17,7 +22,9 @@ torch.manual_seed(0)
 def assert_agrees(function, tolerance):
     kernels = fused.kernels
     assert kernels is not None
-    found, fused.kernels = function(), None
+    found = function()
+    assert fused.kernels is kernels  # none failed
+    fused.kernels = None
     expected, fused.kernels = function(), kernels
     assert found.shape == expected.shape and found.dtype == expected.dtype
     assert (found.float() - expected.float()).abs().max() <= tolerance * expected.float().abs().max()
@@ -46,3 +53,23 @@ def test_kernels_agree_in_the_interpreter():
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, env=environment, timeout=300)
+
+
+class Broken:
+    """A kernel that cannot be compiled."""
+
+    def __getitem__(self, grid):
+        raise RuntimeError("Failed to find C compiler")
+
+
+def test_operators_take_the_place_of_kernels_that_fail(monkeypatch, caplog):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    sizes = SimpleNamespace(cdiv=lambda a, b: -(-a // b), next_power_of_2=lambda n: 1 << (n - 1).bit_length())
+    monkeypatch.setattr(fused, "triton", sizes, raising=False)
+    monkeypatch.setattr(fused, "kernels", SimpleNamespace(add_norm=Broken()))
+    x, norm = torch.randn(2, 3, 8), Norm(torch.rand(8), torch.randn(8), 1e-6)
+    for _ in range(2):
+        assert torch.equal(fused.layer_norm(x, norm, torch.float32), norm(x))
+    assert fused.kernels is None
+    (record,) = caplog.records
+    assert "Failed to find C compiler" in record.message

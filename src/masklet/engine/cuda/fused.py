@@ -1,14 +1,17 @@
 """Fused operations on large maps: moving those of many objects takes most of the time.
 
 Each function reads its inputs once and writes its result once, in Triton, which comes with PyTorch for CUDA on Linux.
-Elsewhere, PyTorch's own operators compute the same. The kernels compute in float32; without them, ``draw_masks``
-computes in the type of its inputs. Triton's interpreter runs them on a CPU (``TRITON_INTERPRET=1``), for tests.
+Elsewhere, and where Triton cannot compile, PyTorch's own operators compute the same. The kernels compute in float32;
+without them, ``draw_masks`` computes in the type of its inputs. Triton's interpreter runs them on a CPU
+(``TRITON_INTERPRET=1``), for tests.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -19,12 +22,15 @@ from masklet.engine.cuda.products import Norm
 from masklet.engine.resizing import WEIGHT_BITS, AxisWeights
 
 kernels: ModuleType | None
+"""None where there is no Triton, and after it has failed."""
 try:
     import triton
 
     from masklet.engine.cuda import kernels
 except ImportError:
     kernels = None
+
+_log = logging.getLogger(__name__)
 
 
 def add_norm(x: Tensor, shared: Tensor, norm: Norm, *, gelu: bool = False) -> Tensor:
@@ -39,10 +45,11 @@ def add_norm(x: Tensor, shared: Tensor, norm: Norm, *, gelu: bool = False) -> Te
     Returns:
         (maps, cells, dim) in the type of ``x``.
     """
-    if not _has_kernels(x):
-        y = norm(x.float() + shared)
-        return (F.gelu(y) if gelu else y).to(x.dtype)
-    return _launch_norm(x, shared, norm, x.dtype, gelu=gelu)
+    fused = _launched(x, lambda own: _launch_norm(own, x, shared, norm, x.dtype, gelu=gelu))
+    if fused is not None:
+        return fused
+    y = norm(x.float() + shared)
+    return (F.gelu(y) if gelu else y).to(x.dtype)
 
 
 def layer_norm(x: Tensor, norm: Norm, dtype: torch.dtype, *, gelu: bool = False) -> Tensor:
@@ -57,14 +64,16 @@ def layer_norm(x: Tensor, norm: Norm, dtype: torch.dtype, *, gelu: bool = False)
     Returns:
         (..., dim), contiguous.
     """
-    if not _has_kernels(x):
-        y = norm(x)
-        return (F.gelu(y) if gelu else y).to(dtype)
-    return _launch_norm(x.contiguous(), None, norm, dtype, gelu=gelu)
+    fused = _launched(x, lambda own: _launch_norm(own, x.contiguous(), None, norm, dtype, gelu=gelu))
+    if fused is not None:
+        return fused
+    y = norm(x)
+    return (F.gelu(y) if gelu else y).to(dtype)
 
 
-def _launch_norm(x: Tensor, shared: Tensor | None, norm: Norm, dtype: torch.dtype, *, gelu: bool) -> Tensor:
-    assert kernels is not None
+def _launch_norm(
+    kernels: ModuleType, x: Tensor, shared: Tensor | None, norm: Norm, dtype: torch.dtype, *, gelu: bool
+) -> Tensor:
     y = torch.empty_like(x, dtype=dtype)
     dim, rows = x.shape[-1], x.numel() // x.shape[-1]
     columns = triton.next_power_of_2(dim)
@@ -88,11 +97,15 @@ def rotate(y: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:
     Returns:
         (objects, tokens, width) in the type of ``y``.
     """
+    fused = _launched(y, lambda own: _launch_rotate(own, y, cos, sin, width))
+    if fused is not None:
+        return fused
+    plain, turned = (part.unflatten(-1, (-1, cos.shape[-1])) for part in y[..., : 2 * width].chunk(2, -1))
+    return torch.addcmul(plain * cos[:, None], turned, sin[:, None]).to(y.dtype).flatten(-2)
+
+
+def _launch_rotate(kernels: ModuleType, y: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:
     (objects, tokens, stride), dim = y.shape, cos.shape[-1]
-    if not _has_kernels(y):
-        plain, turned = (part.unflatten(-1, (-1, dim)) for part in y[..., : 2 * width].chunk(2, -1))
-        return torch.addcmul(plain * cos[:, None], turned, sin[:, None]).to(y.dtype).flatten(-2)
-    assert kernels is not None
     rotated = torch.empty(objects, tokens, width, dtype=y.dtype, device=y.device)
     columns = triton.next_power_of_2(width)
     block, rows = max(1, 4096 // columns), objects * tokens
@@ -102,9 +115,11 @@ def rotate(y: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:
 
 def resize_axis(weights: AxisWeights, pixels: Tensor, axis: int) -> Tensor:
     """As ``AxisWeights.resize``, to the same pixels."""
-    if not _has_kernels(pixels):
-        return weights.resize(pixels, axis)
-    assert kernels is not None
+    fused = _launched(pixels, lambda own: _launch_resize(own, weights, pixels, axis))
+    return weights.resize(pixels, axis) if fused is None else fused
+
+
+def _launch_resize(kernels: ModuleType, weights: AxisWeights, pixels: Tensor, axis: int) -> Tensor:
     pixels, (taps, size) = pixels.contiguous(), weights.weights.shape
     shape = list(pixels.shape)
     length, shape[axis] = shape[axis], size
@@ -128,13 +143,18 @@ def draw_masks(x: Tensor, shared: Tensor, weights: Tensor, width: int) -> Tensor
     Returns:
         Logits (objects, masks, height, 4 * width), float32.
     """
+    fused = _launched(x, lambda own: _launch_masks(own, x, shared, weights, width))
+    if fused is not None:
+        return fused
+    height = x.shape[1] // width
+    pixels = F.gelu(x + shared).flatten(1, -2)  # (objects, cells * 16, channels)
+    parts = (weights.to(x.dtype) @ pixels.transpose(1, 2)).unflatten(-1, (height, width, 2, 2, 2, 2))
+    return parts.permute(0, 1, 2, 4, 6, 3, 5, 7).float().reshape(*weights.shape[:2], 4 * height, 4 * width)
+
+
+def _launch_masks(kernels: ModuleType, x: Tensor, shared: Tensor, weights: Tensor, width: int) -> Tensor:
     objects, cells, channels = len(x), x.shape[1], x.shape[-1]
     masks, height = weights.shape[1], cells // width
-    if not _has_kernels(x):
-        pixels = F.gelu(x + shared).flatten(1, -2)  # (objects, cells * 16, channels)
-        parts = (weights.to(x.dtype) @ pixels.transpose(1, 2)).unflatten(-1, (height, width, 2, 2, 2, 2))
-        return parts.permute(0, 1, 2, 4, 6, 3, 5, 7).float().reshape(objects, masks, 4 * height, 4 * width)
-    assert kernels is not None
     logits = torch.empty(objects, masks, 4 * height, 4 * width, dtype=torch.float32, device=x.device)
     block = 128
     kernels.draw_masks[(triton.cdiv(cells * 16, block), objects)](
@@ -153,5 +173,19 @@ def draw_masks(x: Tensor, shared: Tensor, weights: Tensor, width: int) -> Tensor
     return logits
 
 
-def _has_kernels(x: Tensor) -> bool:
-    return kernels is not None and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+def _launched(x: Tensor, launch: Callable[[ModuleType], Tensor]) -> Tensor | None:
+    """What the kernels return; None where there are none, and from when one of them failed.
+
+    Triton compiles at the first launch, which takes a C compiler, and not every image of a container has one.
+    """
+    global kernels
+    if kernels is None or not (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    try:
+        return launch(kernels)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _log.warning("Triton failed, so PyTorch's own operators are used, which are slower: %r", error)
+        kernels = None
+        return None
