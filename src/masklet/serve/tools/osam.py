@@ -75,11 +75,10 @@ async def generate(request: Request, user: User, body: Generate) -> dict[str, An
 
     try:
         content = image_bytes(body.image)
-        if body.prompt is None:
+        if (prompt := body.prompt) is None:
             masks = await runtime.everything(user, content, request)
         else:
-            objects = body.prompt.objects()
-            masks = await runtime.on_image(user, content, lambda image: predict(image, objects), request)
+            masks = await runtime.on_image(user, content, lambda image: predict(image, prompt.objects()), request)
     except (ImageError, PromptError) as error:
         raise HTTPException(400, str(error)) from error
     return {"model": body.model, "image_embedding": None, "annotations": annotations_of(masks)}

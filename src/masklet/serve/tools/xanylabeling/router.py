@@ -13,6 +13,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from masklet.errors import PromptError
+from masklet.image import EncodedImage
 from masklet.results import Masks
 from masklet.serve.auth import User
 from masklet.serve.runtime import Runtime
@@ -111,13 +112,16 @@ async def predict(request: Request, user: User, body: Predict) -> dict[str, Any]
     runtime: Runtime = request.app.state.runtime
     known(body.model)
     params, content = body.params, image_bytes(body.image)
+
+    def segment(image: EncodedImage) -> Masks:
+        if not params.marks:
+            raise PromptError("there are no marks: add a point or a rectangle on the object")
+        return predict_objects(image, objects_of_marks(params.marks))
+
     if body.model == EVERYTHING:
         masks = await runtime.everything(user, content, request)
-    elif not params.marks:
-        raise PromptError("there are no marks: add a point or a rectangle on the object")
     else:
-        objects = objects_of_marks(params.marks)
-        masks = await runtime.on_image(user, content, lambda image: predict_objects(image, objects), request)
+        masks = await runtime.on_image(user, content, segment, request)
     shapes = shapes_of(masks[masks.iou_scores >= params.conf_threshold], params.epsilon_factor)
     return success({"shapes": shapes, "description": "", "replace": False if body.model == CLICKS else None})
 
