@@ -181,3 +181,9 @@ def test_the_papers_policy_reads_the_last_frames_and_keeps_what_may_be_read_next
 def test_the_papers_policy_reads_no_frame_between_steps():
     history = made_up({0}, [0, 3, 4, 6])
     assert [f for f, _ in PaperPolicy().select(9, history, step=3).maps] == [0, 6, 3]
+
+
+def test_pointers_reach_as_far_as_a_short_video_is_long():
+    selection = PaperPolicy(num_maskmem=7, length=4).select(20, made_up({0}, range(30)), step=1)
+    assert [f for f, _ in selection.pointers] == [0, 19, 18, 17]
+    assert len(selection.maps) == 7
