@@ -116,7 +116,7 @@ def test_the_layout_of_the_cuda_engine_gives_the_same_masks(sam, video):
     for one, other in zip(session_of(cuda, frames).track(), session_of(sam, frames).track(), strict=True):
         scale = np.abs(other.masks.logits).max()
         np.testing.assert_allclose(one.masks.logits, other.masks.logits, atol=2e-3 * scale)
-    assert graphs.replays >= 4 * (len(frames) - 1)
+    assert graphs.replays >= 2 * (len(frames) - 1)  # the encoder, and a step of tracking
 
 
 @pytest.mark.gpu
