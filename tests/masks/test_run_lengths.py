@@ -105,3 +105,7 @@ def test_masks_of_more_pixels_than_run_lengths_count_are_refused():
     assert encode_rle(np.zeros((0, 1, MAX_PIXELS), bool)) == []
     with pytest.raises(ValueError, match=f"expected {MAX_PIXELS} pixels at most"):
         encode_rle(np.zeros((0, 2**16, 2**15), bool))
+
+
+def test_packed_masks_say_how_many_and_how_large_they_are():
+    assert repr(PackedMasks(encode_rle(np.ones((3, 5, 4), bool)), (5, 4))) == "PackedMasks(3 of 4×5)"

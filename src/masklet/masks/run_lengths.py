@@ -51,6 +51,10 @@ class PackedMasks:
     def __len__(self) -> int:
         return len(self.runs)
 
+    def __repr__(self) -> str:
+        height, width = self.size_hw
+        return f"PackedMasks({len(self)} of {width}×{height})"
+
     def __getitem__(self, index: Any) -> Any:
         chosen = np.arange(len(self))[index]
         if chosen.ndim:

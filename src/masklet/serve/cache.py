@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from masklet.serve.heap import HeapTrimmer
+
 Value = TypeVar("Value")
 
 
@@ -32,6 +34,7 @@ class Cache:
         self.budget = budget
         self._entries: OrderedDict[Hashable, Entry[Any]] = OrderedDict()
         self._lock = threading.RLock()
+        self._trim_heap = HeapTrimmer()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -84,6 +87,7 @@ class Cache:
                 entry.users -= 1
                 entry.bytes = entry.size(entry.value)
             self._shrink()
+            self._trim_heap()
 
     def drop(self, key: Hashable, *, save: bool = False) -> None:
         """Forgets a value; with ``save``, saves it first, as when it is evicted."""
