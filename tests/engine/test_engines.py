@@ -464,13 +464,10 @@ def model_to_export(request, tiny_model):
     return tiny_model if request.param == "smallest" else random_model(Sam2Config())
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("export")
 @pytest.mark.parametrize("function", [Encode, Decode, ReadMemory, WriteMemory])
-@pytest.mark.parametrize(
-    "model_to_export",
-    ["smallest", *(pytest.param(size, marks=pytest.mark.slow) for size in ("SAM 2.1 tiny", "embedded"))],
-    indirect=True,
-)
+@pytest.mark.parametrize("model_to_export", ["smallest", "SAM 2.1 tiny", "embedded"], indirect=True)
 def test_the_four_functions_can_be_exported(model_to_export, function):
     model = model_to_export
     module, inputs = function(model).eval(), inputs_of(model)[function]
