@@ -1,7 +1,7 @@
 """J&F and time of every memory policy, on annotated videos and on hard made ones.
 
-    python benchmarks/policies.py [--data FOLDER] [--seeds 3] [--kind KIND …] [--model nano] [--every 1]
-        [--json FILE] [--picture PNG]
+    PYTHONPATH=. python benchmarks/policies.py [--data FOLDER] [--seeds 3] [--kind KIND …] [--model nano] [--every 1]
+        [--json FILE] [--figure PNG]
 
 All policies track the same frames beside each other, in turn, and share the encoding of each frame, so that changes in
 the machine's speed affect all of them. The time is that of the processor for each frame and object, without encoding.
@@ -36,7 +36,7 @@ from masklet.video.policies import POLICIES
 from masklet.video.policy import PaperPolicy
 
 SETS = ("annotated videos", *KINDS)
-PICTURED = "full occlusion 0"
+SHOWN_IN_FIGURE = "full occlusion 0"
 
 
 class SharedEncoding:
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="of the annotated videos, every n-th frame")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path, help="write four frames of a made video for each policy")
+    parser.add_argument("--figure", type=Path, help="write four frames of a made video for each policy")
     options = parser.parse_args()
     setting = {"model": options.model, "device": device_name(), "every": options.every, "seeds": options.seeds}
     rows = finished(options.json, setting)
@@ -129,8 +129,8 @@ def main() -> None:
         if name in done:
             continue
         found, spent, maps = measure(sam, shared, images, labels)
-        if options.picture and name == PICTURED:
-            picture(images, maps).save(options.picture)
+        if options.figure and name == SHOWN_IN_FIGURE:
+            figure(images, maps).save(options.figure)
         rows.append({"set": group, "video": name, "j_and_f": found, "seconds": spent})
         print(group, name, {policy: round(float(np.mean(values)), 3) for policy, values in found.items()}, flush=True)
         if options.json:
@@ -160,7 +160,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return result
 
 
-def picture(images: Any, maps: dict[str, list[np.ndarray]]) -> Image.Image:
+def figure(images: Any, maps: dict[str, list[np.ndarray]]) -> Image.Image:
     """A row for each policy: the prompted frame, two in which the object goes and comes, and the last."""
     shown = ("paper", "sam3", "samurai", "dam4sam", "sam2long")
     times = [0, len(images) // 3, 3 * len(images) // 4, len(images) - 1]

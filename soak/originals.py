@@ -64,7 +64,7 @@ def _read_windows(path: Path) -> None:
 
 
 def videos(folder: Path) -> list[Original]:
-    """Files of several containers and codecs, and pictures that move."""
+    """Files of several containers and codecs, and animated images."""
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {"mp4": "libx264", "mkv": "mpeg4", "avi": "mjpeg", "webm": "libvpx", "ts": "mpeg2video", "mov": "libx264"}
     paths = [folder / f"clip.{suffix}" for suffix in kinds]

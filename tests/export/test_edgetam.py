@@ -25,7 +25,7 @@ def edgetam():
 
 
 @pytest.fixture(scope="module")
-def film():
+def frames():
     """Two squares that move over noise."""
     frames = np.random.default_rng(0).integers(0, 60, (14, 48, 80, 3), dtype=np.uint8)
     for index, frame in enumerate(frames):
@@ -35,12 +35,12 @@ def film():
 
 
 @pytest.mark.slow
-def test_images_and_videos_are_segmented_as_by_eager(edgetam, film, tmp_path):
+def test_images_and_videos_are_segmented_as_by_eager(edgetam, frames, tmp_path):
     to_onnx(edgetam, tmp_path)
     onnx = masklet.load(tmp_path, engine="onnx", threads=1)
-    ours, theirs = (sam.image(film[0]).predict(points=[(12, 16)], candidates=True) for sam in (onnx, edgetam))
+    ours, theirs = (sam.image(frames[0]).predict(points=[(12, 16)], candidates=True) for sam in (onnx, edgetam))
     np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4 * np.abs(theirs.logits).max())
-    ours, theirs = track_and_correct(onnx, film), track_and_correct(edgetam, film)
+    ours, theirs = track_and_correct(onnx, frames), track_and_correct(edgetam, frames)
     assert [(r.index, r.object_ids) for r in ours] == [(r.index, r.object_ids) for r in theirs]
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one.object_scores, other.object_scores, atol=1e-2)

@@ -74,7 +74,7 @@ def open_database(data: Path, address: str | None) -> Database:
         except OperationalError as error:
             database.engine.dispose()
             raise ConfigError(
-                f"cannot use the database {file}: {error.orig}. The folder must be writable, and have room"
+                f"cannot use the database {file}: {error.orig}. The folder must be writable, and its disk not full"
             ) from error
         return database
     try:
